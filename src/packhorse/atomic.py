@@ -1,0 +1,122 @@
+"""Files that are whole or not there, JSON documents among them.
+
+Each is written to a temporary file in its folder, brought to the disk, and moved to its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from secrets import token_hex
+from typing import IO, Any
+
+from packhorse.errors import OutputError
+
+_BUFFER_BYTES = 2**20
+# Characters JSON allows as they are, at which many readers of lines would split.
+_LINE_ENDS_IN_TEXT = ("\x85", "\u2028", "\u2029")
+_HINTS = {
+    errno.ENOENT: "make the folder first",
+    errno.ENOTDIR: "a part of the path is a file; choose another",
+    errno.EISDIR: "it is a folder; name a file inside it",
+    errno.EACCES: "choose a folder you may write to",
+    errno.EPERM: "choose a folder you may write to",
+    errno.EROFS: "choose a folder you may write to",
+    errno.ENOSPC: "free some space and repeat the command; finished rows are kept",
+    errno.EDQUOT: "free some space and repeat the command; finished rows are kept",
+    errno.EFBIG: "the file system or a limit allows no larger file; choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is whole and on the disk."""
+    target = _target(path)
+    with _writing(path):
+        _remove_abandoned(target)
+        temporary = _temporary(target)
+        try:
+            with temporary.open("xb", buffering=_BUFFER_BYTES) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(target.parent)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes one JSON document, indented, atomically. Raises OutputError; ValueError for NaN."""
+    with atomic_file(path) as file:
+        file.write(json_bytes(document, indent=2))
+
+
+def json_bytes(document: Any, indent: int | None = None) -> bytes:
+    """`document` as JSON and a newline; without `indent` on one line, however lines are split.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
+    for character in _LINE_ENDS_IN_TEXT:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # For half a surrogate pair, backslashreplace writes just what JSON's own escape is.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _target(path: Path) -> Path:
+    """Where `path` leads: a link stays, and what it points to is replaced."""
+    return Path(os.path.realpath(path))
+
+
+def _temporary(target: Path) -> Path:
+    """A name in the folder of `target` that says which process writes."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return target.with_name(f"{_prefix(target)}{os.getpid()}-{token_hex(4)}.tmp")
+
+
+def _prefix(target: Path) -> str:
+    """Of fixed length, since the name of the target may be as long as names can be."""
+    name = blake2b(os.fsencode(target.name), digest_size=6).hexdigest()
+    return f".packhorse-{name}-"
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what killed processes left behind while they wrote the same target."""
+    import psutil
+
+    prefix = _prefix(target)
+    for abandoned in target.parent.glob(f"{prefix}*.tmp"):
+        process_id = abandoned.name.removeprefix(prefix).partition("-")[0]
+        if process_id.isdecimal() and not psutil.pid_exists(int(process_id)):
+            with suppress(OSError):
+                abandoned.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    # Some file systems and Windows cannot; the file itself is already whole and in its place.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hint = _HINTS.get(error.errno or 0, "check the folder and its disk")
+        raise OutputError(f"{path} cannot be written: {reason}", hint) from error

@@ -1,0 +1,105 @@
+"""What a job is: frozen, composed, inert. Defaults live here only; the command line reads them.
+
+"auto" (None for numbers) is resolved later by pure functions, and what it became is printed and
+saved with the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from packhorse.data import Decoding
+
+OnTooLong = Literal["error", "truncate-left", "truncate-right"]
+ENGINES = ("auto", "transformers", "ctranslate2", "fake")
+DEVICES = ("auto", "cpu", "cuda")
+QUANTIZATIONS = (
+    "auto",
+    "float32",
+    "bfloat16",
+    "float16",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+    "int16",
+)
+ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
+OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Which engine runs the model, and on what.
+
+    engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
+    quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
+    workers, threads: None is measured practice: one single-threaded worker a core for
+        ctranslate2, one worker with all cores for transformers.
+    """
+
+    engine: str = "auto"
+    device: str = "auto"
+    quantization: str = "auto"
+    workers: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingConfig:
+    """How rows are put into batches.
+
+    policy: a name of `packhorse.batching.POLICIES`.
+    batch_size: rows a batch, for the policies that count rows.
+    max_batch_tokens: tokens a batch, padding and tokens still to be generated included, for the
+        policies that count tokens; None is derived from free memory and the engine.
+    window_rows: rows read, tokenized and planned together; memory for prompts is bounded by it.
+    """
+
+    policy: str = "sorted-dynamic"
+    batch_size: int = 8
+    max_batch_tokens: int | None = None
+    window_rows: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """How the input becomes prompts.
+
+    prompt_column: column (CSV, Parquet) or field (JSONL) that holds the prompt.
+    template: builds the prompt from a row's fields, e.g. "Summarise: {text}".
+    system: system message put before rows that have none (chat models only).
+    limit: rows read at most.
+    """
+
+    prompt_column: str | None = None
+    template: str | None = None
+    system: str | None = None
+    limit: int | None = None
+    on_too_long: OnTooLong = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """One run: a model over an input into an output.
+
+    model: a catalog name, a hub id, or a folder or GGUF file on this machine.
+    input: a .jsonl, .csv, .parquet or .txt file, or "-" for standard input (JSONL or text).
+    output: a .jsonl, .csv or .parquet file; its journal lies beside it in OUTPUT.packhorse/.
+    warmup_rows: rows run once, unrecorded, before timing starts (for measurements).
+    allow_pickle: accept PyTorch .bin weights (read with weights_only) where there is no
+        safetensors file.
+    """
+
+    model: str
+    input: str
+    output: Path
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    decoding: Decoding = field(default_factory=Decoding)
+    reading: InputConfig = field(default_factory=InputConfig)
+    retry_failed: bool = False
+    allow_pickle: bool = False
+    warmup_rows: int = 0

@@ -1,0 +1,78 @@
+"""The contract of an engine.
+
+An engine *pulls* batches as it has room and *yields* each row as it finishes. One contract for one
+batch at a time, for several workers and for continuous batching; back-pressure comes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from packhorse.data import Batch, Completion, Failure
+
+CostRule = Literal["padded", "forced-prefix", "packed"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTraits:
+    """What planners, memory budgets and reports may know of an engine; nobody asks its name.
+
+    name: for people and reports only.
+    cost_rule: "padded": every row of a batch costs as much as the longest; "forced-prefix": the
+        shortest prompt's length is computed at once for all, what is longer token by token;
+        "packed": a row costs its own tokens.
+    device, compute_type: what really runs, not what was asked for.
+    workers, threads: batches in flight at once, and threads of each.
+    max_context: prompt and generated tokens of one row at most (tokens).
+    model_bytes: weights in memory (bytes).
+    cache_bytes_per_token: key and value cache of one token (bytes).
+    step_bytes_per_row: working memory a row needs besides, logits for the most part (bytes).
+    cache_copies: how many times the cache may exist at its peak (2 where it grows by copying).
+    preferred_batch_tokens: batch tokens past which this engine was measured to gain no more.
+    mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
+    """
+
+    name: str
+    cost_rule: CostRule
+    device: str
+    compute_type: str
+    workers: int
+    threads: int
+    max_context: int
+    model_bytes: int
+    cache_bytes_per_token: int
+    step_bytes_per_row: int = 0
+    cache_copies: int = 1
+    preferred_batch_tokens: int = 4096
+    mixed_decoding: bool = True
+
+
+class TokenWatch(Protocol):
+    """Called for every generated token of a row, from any thread, in order.
+
+    `row` is the prompt's index. Returning True ends that row after this token: a stop string was
+    completed, a client left, or the run is being stopped.
+    """
+
+    def __call__(self, row: int, token_id: int) -> bool: ...
+
+
+class Engine(Protocol):
+    """Runs batches of token ids. See `tests/engines/test_conformance.py` for what it must keep.
+
+    `run` answers every prompt of every batch exactly once, in any order. A row ended by `watch`
+    has finish reason "stop". A row that fails, or whose batch fails and cannot be split further,
+    is a Failure; nothing else is lost. Closing the iterator cancels what is in flight. Both
+    methods may be called once the engine is loaded; `close` releases memory and may be repeated.
+    """
+
+    @property
+    def traits(self) -> EngineTraits: ...
+
+    def run(
+        self, batches: Iterator[Batch], watch: TokenWatch | None = None
+    ) -> Iterator[Completion | Failure]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,151 @@
+"""The vocabulary: what a row is called at each station of its way.
+
+    Request --tokenize--> Prompt --plan--> Batch --run--> Completion
+       \\__________________ any station may answer ______ Failure
+
+All are frozen: a row is never changed in place, the next station makes the next value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RowId = str | int
+Message = Mapping[str, Any]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How one row is decoded.
+
+    max_new_tokens: tokens generated at most, >= 1 (tokens).
+    temperature: 0 is greedy, the default; otherwise logits are divided by it before the softmax.
+    top_p: nucleus sampling, the smallest set of tokens whose probability reaches it, in (0, 1].
+    top_k: sample among the k most probable tokens; 0 is no limit.
+    seed: makes sampling repeatable; None draws differently each time.
+    stop: generation ends before the first of these strings, which is not part of the text.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One input row as it was read.
+
+    index: position in the input, from 0, bad rows counted.
+    id: the row's own id, or `line-N` when it has none.
+    line: 1-based line (JSONL, text) or record number (CSV, Parquet), for messages.
+    content: text, or chat messages.
+    bare: the text is continued as it stands, a chat model's template is not put around it
+        (OpenAI's /v1/completions).
+    options: the row's own decoding options, already checked for type; names are Decoding's.
+    key: identity across runs: a digest of id, content and options; equal rows without ids are
+        told apart by their occurrence number.
+    """
+
+    index: int
+    id: RowId
+    line: int
+    content: str | tuple[Message, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A row as an engine sees it: token ids and how to decode them.
+
+    token_ids: the whole prompt, template included, unpadded (token ids of the model's vocabulary).
+    decoding: max_new_tokens is final here; seed is the row's own, derived from the run's.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    decoding: Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that go to the engine together, longest first, in the order they were planned."""
+
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Moments of one row, in seconds of `time.monotonic`.
+
+    submitted: the engine took the row's batch.
+    first_token: its first token was known; None where the engine cannot tell.
+    finished: its last token was known.
+    """
+
+    submitted: float
+    finished: float
+    first_token: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine generated for one row: ids without the end-of-sequence token.
+
+    finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A completion as text: what the row's owner gets.
+
+    text: without special tokens, cut before the first stop string.
+    prompt_tokens, completion_tokens: as computed by the engine (tokens).
+    """
+
+    index: int
+    id: RowId
+    key: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    timing: Timing
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row that got no completion: data, not an exception.
+
+    code: a short stable word (`malformed_json`, `prompt_too_long`, `engine_error`, ...).
+    message: what is wrong and what to do, for a person.
+    line: where the row stands in the input, when it is known.
+    """
+
+    index: int
+    code: str
+    message: str
+    id: RowId = ""
+    line: int | None = None
+    key: str = ""
