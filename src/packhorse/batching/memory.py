@@ -1,0 +1,107 @@
+"""How many tokens a batch may hold: from memory that is really free.
+
+available = min(MemAvailable, cgroup limit - cgroup use) on a CPU, free device memory on a GPU.
+tokens    = share x available / workers / bytes a token needs
+bytes a token needs = cache bytes x copies at the peak + step bytes a row / tokens a row at least
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from packhorse.contract import EngineTraits
+
+SHARE_OF_FREE_MEMORY = 0.5
+SMALLEST_BUDGET = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBudget:
+    """tokens: `max_batch_tokens`. memory_tokens: what memory alone would allow.
+
+    decided_by: "asked", "memory" or "engine" (past its preferred size an engine gains nothing).
+    available_bytes: free memory the figure was made from. bytes_per_token: see the module.
+    """
+
+    tokens: int
+    memory_tokens: int
+    decided_by: str
+    available_bytes: int
+    bytes_per_token: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def token_budget(
+    traits: EngineTraits, available: int, max_new_tokens: int, asked: int | None
+) -> TokenBudget:
+    """The token budget of a batch. `available` in bytes, measured once the model is loaded.
+
+    A budget that was asked for is taken as it is: the user may know better.
+    """
+    per_row = traits.step_bytes_per_row / (1 + max_new_tokens)
+    per_token = max(1, round(traits.cache_bytes_per_token * traits.cache_copies + per_row))
+    by_memory = int(available * SHARE_OF_FREE_MEMORY / traits.workers / per_token)
+    if asked is not None:
+        return TokenBudget(asked, by_memory, "asked", available, per_token)
+    tokens = max(SMALLEST_BUDGET, min(by_memory, traits.preferred_batch_tokens))
+    decided_by = "engine" if by_memory >= traits.preferred_batch_tokens else "memory"
+    return TokenBudget(tokens, by_memory, decided_by, available, per_token)
+
+
+def available_bytes(device: str = "cpu") -> int:
+    """Bytes a process may still take on `device` before it is swapped or killed."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(free)
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return min([free, *_cgroup_headrooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _cgroup_headrooms(membership: Path, root: Path) -> list[int]:
+    """Bytes left under every memory limit on the way from this process's cgroup to the root."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    headrooms = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            headroom = _headroom(place, limit, used)
+            if headroom is not None:
+                headrooms.append(headroom)
+            if place == base:
+                break
+    return headrooms
+
+
+def _headroom(folder: Path, limit_name: str, used_name: str) -> int | None:
+    try:
+        limit = (folder / limit_name).read_text().strip()
+        used = int((folder / used_name).read_text())
+        statistics = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    if not limit.isdigit():
+        return None
+    reclaimable = sum(
+        int(line.split()[1])
+        for line in statistics
+        if line.split()[0] in ("inactive_file", "total_inactive_file")
+    )
+    return max(0, int(limit) - used + reclaimable)

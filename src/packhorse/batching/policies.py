@@ -1,0 +1,112 @@
+"""Batching policies: pure functions from row sizes to index batches.
+
+Every policy puts every row into exactly one batch, is stable (rows of equal size keep their
+order), and follows one rule for a row that is larger than the token budget by itself: it runs
+alone. A batch's tokens are rows x (longest prompt + most new tokens): padding and the tokens still
+to be generated are counted, because they take memory and time like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from packhorse.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """prompt: tokens of the prompt. new: tokens that may be generated at most."""
+
+    prompt: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """batch_size: rows a batch. max_batch_tokens: tokens a batch, see `batch_tokens`."""
+
+    batch_size: int
+    max_batch_tokens: int
+
+
+Policy = Callable[[Sequence[RowSize], Limits], list[list[int]]]
+
+
+def batch_tokens(rows: Iterable[RowSize]) -> int:
+    """Tokens a padded batch occupies: rows x (longest prompt + most new tokens)."""
+    sizes = list(rows)
+    if not sizes:
+        return 0
+    return len(sizes) * (max(row.prompt for row in sizes) + max(row.new for row in sizes))
+
+
+def longest_first(sizes: Sequence[RowSize]) -> list[int]:
+    """Row indices by prompt length, then by new tokens, both descending; ties keep their order."""
+    return sorted(range(len(sizes)), key=lambda index: (-sizes[index].prompt, -sizes[index].new))
+
+
+def single(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """One row a batch, in arrival order: the reference for latency and accuracy."""
+    return [[index] for index in range(len(sizes))]
+
+
+def fixed(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """`batch_size` rows a batch in arrival order."""
+    return _cut_by_rows(range(len(sizes)), limits.batch_size)
+
+
+def dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """Arrival order; a batch is closed before it would exceed `max_batch_tokens`."""
+    return _cut_by_tokens(sizes, range(len(sizes)), limits.max_batch_tokens)
+
+
+def sorted_by_length(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """Longest first, `batch_size` rows a batch: batch-mates have near-equal length."""
+    return _cut_by_rows(longest_first(sizes), limits.batch_size)
+
+
+def sorted_dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """Longest first, closed before a batch would exceed `max_batch_tokens`."""
+    return _cut_by_tokens(sizes, longest_first(sizes), limits.max_batch_tokens)
+
+
+POLICIES: dict[str, Policy] = {
+    "single": single,
+    "fixed": fixed,
+    "dynamic": dynamic,
+    "sorted": sorted_by_length,
+    "sorted-dynamic": sorted_dynamic,
+}
+
+
+def policy_named(name: str) -> Policy:
+    """Raises ConfigError, listing the known names."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        known = ", ".join(POLICIES)
+        raise ConfigError(f"unknown batching policy {name!r}", f"known: {known}") from None
+
+
+def _cut_by_rows(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    return [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+
+
+def _cut_by_tokens(
+    sizes: Sequence[RowSize], order: Sequence[int], max_batch_tokens: int
+) -> list[list[int]]:
+    batches: list[list[int]] = []
+    longest_prompt = most_new = 0
+    for index in order:
+        longest_prompt = max(longest_prompt, sizes[index].prompt)
+        most_new = max(most_new, sizes[index].new)
+        fits = bool(batches) and (
+            (len(batches[-1]) + 1) * (longest_prompt + most_new) <= max_batch_tokens
+        )
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+            longest_prompt, most_new = sizes[index].prompt, sizes[index].new
+    return batches

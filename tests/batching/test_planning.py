@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from packhorse.batching.planning import plan
+from packhorse.batching.policies import Limits
+from packhorse.data import Decoding, Prompt
+
+GREEDY = Decoding(max_new_tokens=8)
+WARM = Decoding(max_new_tokens=8, temperature=0.7, seed=1)
+
+
+def prompts(*decodings: Decoding) -> list[Prompt]:
+    return [Prompt(i, (7,) * (i + 1), decoding) for i, decoding in enumerate(decodings)]
+
+
+def indices(rows: list[Prompt], *, mixed: bool) -> list[list[int]]:
+    batches = plan(rows, "fixed", Limits(8, 10_000), mixed_decoding=mixed)
+    return [[prompt.index for prompt in batch.prompts] for batch in batches]
+
+
+def test_an_engine_that_mixes_gets_all_rows_together() -> None:
+    assert indices(prompts(GREEDY, WARM, GREEDY), mixed=True) == [[0, 1, 2]]
+
+
+def test_rows_of_different_decoding_are_kept_apart_where_they_must_be() -> None:
+    assert indices(prompts(GREEDY, WARM, GREEDY), mixed=False) == [[0, 2], [1]]
+
+
+def test_what_changes_no_token_keeps_no_rows_apart() -> None:
+    stopped = Decoding(max_new_tokens=8, stop=("\n",))
+    seeded = Decoding(max_new_tokens=8, seed=3)
+    short = Decoding(max_new_tokens=2)
+    assert indices(prompts(GREEDY, stopped, seeded, short), mixed=False) == [[0, 1, 2, 3]]
