@@ -1,0 +1,241 @@
+"""Writes what a job made: rows as JSONL, CSV, Parquet or OpenAI batch output, and the manifest.
+
+Everything is written to a temporary file beside its place, brought to the disk, and only then moved
+there: an output is whole or not there. Equal rows make equal bytes. Rows stream through.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from packhorse.atomic import atomic_file, json_bytes, write_json
+from packhorse.config import OUTPUT_SUFFIXES
+from packhorse.data import FinishReason, RowId
+from packhorse.errors import ConfigError
+
+__all__ = [
+    "OpenAIShape",
+    "OutputFormat",
+    "OutputRow",
+    "output_format",
+    "write_json",
+    "write_output",
+]
+
+OutputFormat = Literal["jsonl", "csv", "parquet"]
+
+PARQUET_ROW_GROUP_ROWS = 10_000
+_COLUMNS = (
+    "id",
+    "text",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "error_code",
+    "error_message",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    """One row of the output: a completion, or an error. Never both, never neither.
+
+    prompt_tokens, completion_tokens: None where they are not known (tokens).
+    line: where the row stands in the input, for errors.
+    chat: the row was messages, which gives it the shape of a chat completion in OpenAI's format.
+    """
+
+    id: RowId
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    line: int | None = None
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIShape:
+    """What OpenAI batch output says besides the rows.
+
+    model: the name the answers carry.
+    created: seconds since 1970, the same in every export of one job, so that equal rows make
+        equal bytes.
+    """
+
+    model: str
+    created: int = 0
+
+
+def output_format(path: Path) -> OutputFormat:
+    """By the ending of `path`. Raises ConfigError for one that is not known."""
+    match path.suffix.lower():
+        case ".jsonl":
+            return "jsonl"
+        case ".csv":
+            return "csv"
+        case ".parquet":
+            return "parquet"
+        case other:
+            raise ConfigError(
+                f"the output {path} ends in {other or 'nothing'}, which says no known format",
+                f"end it in one of {', '.join(OUTPUT_SUFFIXES)}",
+            )
+
+
+def write_output(
+    path: Path, rows: Iterable[OutputRow], *, openai: OpenAIShape | None = None
+) -> int:
+    """Writes `rows` in the format `path` ends in, atomically; gives the number of rows.
+
+    openai: write OpenAI batch output lines; `path` then ends in .jsonl.
+
+    Text goes into CSV as it is: what a spreadsheet would take for a formula (=, +, -, @) is not
+    changed, for data is data. What is no Unicode (half a surrogate pair) is written as its escape.
+
+    Raises ConfigError for the ending, OutputError when the file cannot be written; what stood at
+    `path` before is then still there, and nothing else is left behind.
+    """
+    kind = output_format(path)
+    if openai is not None and kind != "jsonl":
+        raise ConfigError(
+            f"OpenAI batch output is JSONL, but the output is {path}", "end it in .jsonl"
+        )
+    with atomic_file(path) as file:
+        if openai is not None:
+            return _write_lines(file, (_openai_line(row, openai) for row in rows))
+        return _WRITERS[kind](file, rows)
+
+
+def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
+    return _write_lines(file, (_jsonl_line(row) for row in rows))
+
+
+def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    for document in documents:
+        file.write(json_bytes(document))
+        count += 1
+    return count
+
+
+def _jsonl_line(row: OutputRow) -> dict[str, Any]:
+    if row.error_code is not None:
+        error = {"code": row.error_code, "message": row.error_message, "line": row.line}
+        return {"id": row.id, "error": error}
+    return {
+        "id": row.id,
+        "text": row.text,
+        "finish_reason": row.finish_reason,
+        "prompt_tokens": row.prompt_tokens,
+        "completion_tokens": row.completion_tokens,
+    }
+
+
+def _openai_line(row: OutputRow, shape: OpenAIShape) -> dict[str, Any]:
+    name = blake2b(json.dumps(row.id).encode(), digest_size=16).hexdigest()
+    response = error = None
+    if row.error_code is not None:
+        error = {"code": row.error_code, "message": row.error_message}
+    else:
+        body = _openai_body(row, shape, name)
+        response = {"status_code": 200, "request_id": f"req_{name}", "body": body}
+    return {
+        "id": f"batch_req_{name}",
+        "custom_id": row.id,
+        "response": response,
+        "error": error,
+    }
+
+
+def _openai_body(row: OutputRow, shape: OpenAIShape, name: str) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": 0}
+    if row.chat:
+        choice["message"] = {"role": "assistant", "content": row.text, "refusal": None}
+    else:
+        choice["text"] = row.text
+    usage = None
+    if row.prompt_tokens is not None and row.completion_tokens is not None:
+        usage = {
+            "prompt_tokens": row.prompt_tokens,
+            "completion_tokens": row.completion_tokens,
+            "total_tokens": row.prompt_tokens + row.completion_tokens,
+        }
+    return {
+        "id": f"chatcmpl-{name}" if row.chat else f"cmpl-{name}",
+        "object": "chat.completion" if row.chat else "text_completion",
+        "created": shape.created,
+        "model": shape.model,
+        "choices": [choice | {"logprobs": None, "finish_reason": row.finish_reason}],
+        "usage": usage,
+    }
+
+
+def _write_csv(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
+    text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+    # csv's own line end, "\r\n": with it every Python version puts both characters in quotes.
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
+    count = 0
+    for row in rows:
+        writer.writerow(_cells(row))
+        count += 1
+    text.detach()  # flushes
+    return count
+
+
+def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = ("prompt_tokens", "completion_tokens")
+    types = {name: pa.int64() if name in whole else pa.string() for name in _COLUMNS}
+    schema = pa.schema(list(types.items()))
+    remaining = iter(rows)
+    count = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        while group := list(islice(remaining, PARQUET_ROW_GROUP_ROWS)):
+            columns = zip(*(map(_utf8, _cells(row)) for row in group), strict=True)
+            arrays = map(pa.array, columns, types.values())
+            writer.write_table(pa.Table.from_arrays(list(arrays), schema=schema), len(group))
+            count += len(group)
+    return count
+
+
+def _cells(row: OutputRow) -> tuple[str | int | None, ...]:
+    """The values of _COLUMNS."""
+    return (
+        str(row.id),
+        row.text,
+        row.finish_reason,
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.error_code,
+        row.error_message,
+    )
+
+
+def _utf8(value: str | int | None) -> str | int | None:
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow]], int]] = {
+    "jsonl": _write_jsonl,
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+}

@@ -1,0 +1,51 @@
+"""How the column of the prompt is found among the columns of a table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from packhorse.errors import InputError
+from packhorse.sources.rows import Layout
+from packhorse.sources.template import Template
+
+_COLUMNS_SHOWN = 20
+
+
+def find_prompt(
+    path: Path, columns: Sequence[str], template: Template | None, prompt_column: str | None
+) -> Layout:
+    """Which of `columns` make the prompt: the template's, the one named, or "prompt" or "text".
+
+    Raises InputError naming the columns there are, and the one that was probably meant.
+    """
+    if template is not None:
+        layout = Layout(template)
+    elif prompt_column is not None:
+        layout = Layout(prompt_field=prompt_column)
+    elif "prompt" in columns or "text" in columns:
+        layout = Layout(prompt_field="prompt" if "prompt" in columns else "text")
+    else:
+        raise _no_column(path, columns, "prompt", "say which one to use with --prompt-column")
+    for name in layout.prompt_names:
+        if name not in columns:
+            raise _no_column(path, columns, name, "choose one of these")
+    for name in layout.names:
+        if columns.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}", "rename all but one")
+    return layout
+
+
+def _no_column(path: Path, columns: Sequence[str], name: str, advice: str) -> InputError:
+    shown = ", ".join(repr(column) for column in columns[:_COLUMNS_SHOWN])
+    more = ", ..." if len(columns) > _COLUMNS_SHOWN else ""
+    original = {column.lower(): column for column in columns}
+    close = difflib.get_close_matches(name.lower(), original, n=1)
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+        advice = "the columns seem to be parted otherwise: .csv is read with commas, .tsv with tabs"
+    elif close:
+        advice = f"did you mean {original[close[0]]!r}? {advice[0].upper()}{advice[1:]}"
+    else:
+        advice += "; if they are data, the file has no header, which it needs"
+    return InputError(f"{path} has no column {name!r}; it has {shown}{more}", advice)

@@ -1,0 +1,98 @@
+"""Lines of an OpenAI batch file: the request is the `body` of an envelope with a `custom_id`.
+
+What would change the answer and cannot be honoured is refused row by row, never dropped: a field
+of the body is honoured, known to change nothing, at its neutral value, or the row is a Failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from packhorse.sources.faults import RowError, shown
+from packhorse.sources.options import OPTION_FIELDS
+from packhorse.sources.rows import Layout
+
+_CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+_CHANGE_NOTHING = frozenset(
+    {
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "stream_options",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+    }
+)
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+}
+
+
+def is_batch_line(fields: Mapping[str, Any]) -> bool:
+    return "custom_id" in fields and ("url" in fields or "body" in fields)
+
+
+def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The content and options of one line's request, under the names JSONL rows have.
+
+    Raises RowError: bad_body, missing_prompt, unsupported_url, unsupported_option.
+    """
+    if line.get("method") not in (None, "POST"):
+        raise RowError("unsupported_option", f"method is {shown(line['method'])}; it is POST")
+    body = line.get("body")
+    if not isinstance(body, dict):
+        raise RowError("bad_body", f"body is {shown(body)}; it is an object, the request")
+    content_field = _content_field(line.get("url"), body)
+    if body.get(content_field) is None:
+        raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
+    for name, value in body.items():
+        if name != content_field and name not in OPTION_FIELDS and not _is_harmless(name, value):
+            raise RowError(
+                "unsupported_option",
+                f"{shown(name)} is {shown(value)}, which cannot be honoured; leave it out",
+            )
+    return {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
+
+
+def _content_field(url: Any, body: Mapping[str, Any]) -> str:
+    if url is None:
+        return "prompt" if "prompt" in body else "messages"
+    if not isinstance(url, str) or url not in _CONTENT_FIELD:
+        raise RowError(
+            "unsupported_url", f"url is {shown(url)}; it is {' or '.join(_CONTENT_FIELD)}"
+        )
+    return _CONTENT_FIELD[url]
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    if value is None or name in _CHANGE_NOTHING:
+        return True
+    # Booleans equal 0 and 1 in Python, but not in JSON.
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in _NEUTRAL_VALUES.get(name, ())
+    )
+
+
+LAYOUT = Layout(has_options=True, id_field="custom_id", unwrap=unwrap, bare=True)

@@ -1,0 +1,203 @@
+"""The one place where the fields of a row become a Request, or the Failure that says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from packhorse.data import Failure, Message, Request, RowId
+from packhorse.sources.faults import RowError, shown
+from packhorse.sources.messages import read_messages
+from packhorse.sources.options import read_options
+from packhorse.sources.template import Template
+
+Fields = Mapping[str, Any]
+Content = str | tuple[Message, ...]
+_MAX_ID = 2**63
+# Made once: json.dumps would make one for every row.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as its file holds it.
+
+    line: 1-based line (JSONL, text) or record number (CSV, Parquet).
+    fallback_id: the row's id when it brings none.
+    read: gives the row's fields by name, or raises the RowError that keeps them from being read.
+        A field that alone cannot be read is a RowError itself.
+    raw: the row's bytes or a digest of them: what a Failure is recognised by in the next run.
+        None where the fields stand for them.
+    """
+
+    line: int
+    fallback_id: str
+    read: Callable[[], Fields]
+    raw: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where in its fields a row keeps what.
+
+    template: builds the prompt from fields; when None, it is
+    prompt_field: the field that holds the prompt; when None too, "prompt" or "messages" does.
+    has_options: fields named like decoding options are that (JSONL), not data (tables).
+    id_field: the field of the row's own id.
+    unwrap: finds the fields in an envelope; the id stands outside of it.
+    bare: prompts that are text are for the model as they stand (see Request).
+    """
+
+    template: Template | None = None
+    prompt_field: str | None = None
+    has_options: bool = False
+    id_field: str = "id"
+    unwrap: Callable[[Fields], Fields] | None = None
+    bare: bool = False
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """The fields of which the prompt is made."""
+        if self.template is not None:
+            return self.template.names
+        return ("prompt", "messages") if self.prompt_field is None else (self.prompt_field,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields of which the row is made, its own options aside, each once."""
+        return tuple(dict.fromkeys((self.id_field, *self.prompt_names)))
+
+
+class Keys:
+    """Names rows across runs, so that a finished row is known again wherever it stands.
+
+    A key is the 128-bit BLAKE2b digest of what the row is, in hex. Rows without an id of their own
+    can be equal: the second of them has "-2" after it, and so on. Counting them takes about 90
+    bytes a row; should two of those 56-bit counters ever meet, a row only gets a needless "-2".
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def of_request(
+        self, row_id: RowId | None, content: Content, options: Fields, bare: bool
+    ) -> str:
+        """Raises UnicodeEncodeError for text that is not Unicode (lone surrogates)."""
+        identity = canonical_json([row_id, content, options]).encode("utf-8")
+        return self._key(identity, b"bare request" if bare else b"request", row_id)
+
+    def of_failure(self, row_id: RowId | None, raw: bytes) -> str:
+        return self._key(raw, b"failure", row_id)
+
+    def _key(self, identity: bytes, kind: bytes, row_id: RowId | None) -> str:
+        digest = blake2b(identity, digest_size=16, person=kind).digest()
+        if row_id is not None:
+            return digest.hex()
+        counter = int.from_bytes(digest[:7], "big")
+        occurrence = self._counts.get(counter, 0) + 1
+        self._counts[counter] = occurrence
+        return digest.hex() if occurrence == 1 else f"{digest.hex()}-{occurrence}"
+
+
+def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | Failure:
+    """`record`, the row at `index` of the input, as a row of the job. Raises nothing for a row."""
+    row_id: RowId | None = None
+    try:
+        fields = record.read()
+        row_id = _read_id(fields.get(layout.id_field))
+        for value in fields.values():
+            if isinstance(value, RowError):
+                raise value
+        if layout.unwrap is not None:
+            fields = layout.unwrap(fields)
+        content = _read_content(fields, layout)
+        options = read_options(fields) if layout.has_options else {}
+        bare = layout.bare and isinstance(content, str)
+        key = keys.of_request(row_id, content, options, bare)
+    except RowError as error:
+        code, message = error.code, str(error)
+    except UnicodeEncodeError:
+        code = "invalid_unicode"
+        message = (
+            "the row holds half a surrogate pair (such as \\ud800), which is no character; "
+            "remove it, or write both halves"
+        )
+    except RecursionError:
+        code, message = "malformed_json", "the JSON is nested too deeply; flatten the row"
+    else:
+        own_or_fallback = record.fallback_id if row_id is None else row_id
+        return Request(index, own_or_fallback, record.line, content, options, key, bare)
+    return Failure(
+        index,
+        code,
+        message,
+        id=record.fallback_id if row_id is None else row_id,
+        line=record.line,
+        key=keys.of_failure(row_id, _raw(record)),
+    )
+
+
+def canonical_json(value: Any) -> str:
+    """The same text for equal values; values JSON does not know are taken by their str()."""
+    return _ENCODER.encode(value)
+
+
+def _raw(record: Record) -> bytes:
+    if record.raw is not None:
+        return record.raw
+    return canonical_json(record.read()).encode("utf-8", "surrogatepass")
+
+
+def _read_id(value: Any) -> RowId | None:
+    if isinstance(value, RowError):
+        raise value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if not value:
+            raise RowError("bad_id", "the id is empty; give it a value or leave it out")
+        value.encode("utf-8")  # UnicodeEncodeError: half a surrogate pair
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not -_MAX_ID <= value < _MAX_ID:
+            raise RowError("bad_id", "the id has more than 64 bits; write it as text")
+        return value
+    raise RowError("bad_id", f"the id is {shown(value)}; an id is text or a whole number")
+
+
+def _read_content(fields: Fields, layout: Layout) -> Content:
+    if layout.template is not None:
+        return layout.template.render(fields)
+    if layout.prompt_field is not None:
+        return _read_prompt(fields, layout.prompt_field)
+    if fields.get("messages") is None:
+        only_messages = "messages" in fields and "prompt" not in fields
+        return _read_prompt(fields, "messages" if only_messages else "prompt")
+    if fields.get("prompt") is not None:
+        raise RowError("bad_prompt", "the row has both prompt and messages; keep one of them")
+    return read_messages(fields["messages"])
+
+
+def _read_prompt(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if value is None and name in fields:
+        raise RowError("missing_prompt", f"{shown(name)} is null; give the row a prompt")
+    if value is None:
+        raise RowError(
+            "missing_prompt",
+            f"the row has no {shown(name)}, only {_names(fields)}; "
+            "give it a prompt or messages, or say which field to use with --prompt-column",
+        )
+    if not isinstance(value, str):
+        raise RowError("bad_prompt", f"{shown(name)} is {shown(value)}; a prompt is text")
+    if not value.strip():
+        raise RowError("empty_prompt", f"{shown(name)} is blank; give the row a prompt")
+    return value
+
+
+def _names(fields: Fields, most: int = 8) -> str:
+    names = [shown(name) for name in list(fields)[:most]]
+    return (", ".join(names) or "nothing") + (", ..." if len(fields) > most else "")

@@ -1,0 +1,244 @@
+"""What one row may hold: content, options, templates, OpenAI requests; and its key."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from input_files import Row, batch_line, chat, jsonl, read_content, summary
+from packhorse.data import Request
+from packhorse.errors import ConfigError
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    return partial(read_content, tmp_path)
+
+
+# --- content and options ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_messages", "expected"),
+    [
+        ([{"role": "user", "content": "x"}], None),
+        ([{"role": "system", "content": "only this"}], None),
+        ([{"role": "user", "content": "x", "name": "eve", "extra": [{"deep": 1}]}], None),
+        ([{"role": "user", "content": "x", "name": None}], [{"role": "user", "content": "x"}]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": t} for t in ("a ", "b")]}],
+            [{"role": "user", "content": "a b"}],
+        ),
+        (
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                {"role": "tool", "content": "", "tool_call_id": "1"},
+            ],
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+                {"role": "tool", "content": "", "tool_call_id": "1"},
+            ],
+        ),
+    ],
+)
+def test_messages(read: Any, given_messages: Any, expected: Any) -> None:
+    (row,) = read("a.jsonl", jsonl({"messages": given_messages}))
+    assert row.content == tuple(expected or given_messages)
+    assert not row.bare
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"max_new_tokens": None, "stop": None}, {}),
+        ({"max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_completion_tokens": 5, "max_tokens": 5}, {"max_new_tokens": 5}),
+        ({"temperature": 1}, {"temperature": 1.0}),
+        ({"top_p": 1, "top_k": 0, "seed": 0}, {"top_p": 1.0, "top_k": 0, "seed": 0}),
+        ({"seed": 2**63 - 1}, {"seed": 2**63 - 1}),
+        ({"stop": "\n"}, {"stop": ("\n",)}),
+        ({"stop": ["a", "b"]}, {"stop": ("a", "b")}),
+        ({"stop": []}, {"stop": ()}),
+        ({"n": 2, "label": "ignored"}, {}),
+    ],
+)
+def test_options(read: Any, options: Any, expected: Any) -> None:
+    (row,) = read("a.jsonl", jsonl({"prompt": "x"} | options))
+    assert row.options == expected
+    assert {name: type(value) for name, value in row.options.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "expected"),
+    [
+        ("Sum: {text}", {"text": "x", "prompt": "unused"}, "Sum: x"),
+        ("{{{a b}}} {a b}", {"a b": "x"}, "{x} x"),
+        ("{a}{b}", {"a": "", "b": "{a}"}, "{a}"),
+        ("{n} {f} {t}", {"n": 3, "f": 0.1, "t": True}, "3 0.1 true"),
+        ("{a}", {"b": "x"}, "missing_field"),
+        ("{a}", {"a": None}, "missing_field"),
+        ("{a}", {"a": ["x"]}, "bad_field"),
+        ("{a}", {"a": float("nan")}, "bad_field"),
+        ("Sum: {a}", {"a": " "}, "empty_prompt"),
+    ],
+)
+def test_template(read: Any, template: str, fields: Any, expected: str) -> None:
+    (row,) = read("a.jsonl", jsonl(fields), template=template)
+    assert summary(row)[2] == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{a.__class__}", "{a[0]}", "{a!r}", "{a:>10}", "{a:{b}}", "{}", "{ }", "{a", "a}", "none", ""],
+)
+def test_template_that_is_refused(read: Any, template: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read("a.jsonl", '{"a": "x"}', template=template)
+    assert "template" in str(raised.value)
+    assert raised.value.hint
+
+
+def test_template_and_prompt_column_of_text_and_jsonl(read: Any) -> None:
+    assert read("a.txt", "x", template="Why {text}?")[0].content == "Why x?"
+    assert read("a.txt", "x", template="Why {prompt}?")[0].content == "Why x?"
+    assert read("a.jsonl", '{"q": "x", "prompt": "y"}', prompt_column="q")[0].content == "x"
+    assert read("a.jsonl", '{"prompt": "y"}', prompt_column="q")[0].code == "missing_prompt"
+
+
+# --- OpenAI batch lines ----------------------------------------------------------------------
+
+
+def test_openai_requests(read: Any) -> None:
+    rows = read(
+        "a.jsonl",
+        jsonl(
+            batch_line(chat("hi", model="m", max_tokens=3, n=1, stream=False, tools=[], user="u")),
+            batch_line({"prompt": "once", "temperature": 0}, "/v1/completions", custom_id="b"),
+            batch_line({"prompt": "upon"}, None, custom_id=3, method=None),
+            batch_line(chat([{"type": "text", "text": "x"}]), custom_id=None),
+        ),
+    )
+    assert [(row.id, row.content, row.options, row.bare) for row in rows] == [
+        ("a", ({"role": "user", "content": "hi"},), {"max_new_tokens": 3}, False),
+        ("b", "once", {"temperature": 0.0}, True),
+        (3, "upon", {}, True),
+        ("line-4", ({"role": "user", "content": "x"},), {}, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (batch_line(chat(n=2)), "unsupported_option", "'n' is 2"),
+        (batch_line(chat(n=True)), "unsupported_option", "'n' is true"),
+        (batch_line(chat(logprobs=True)), "unsupported_option", "logprobs"),
+        (batch_line(chat(logprobs=0)), "unsupported_option", "logprobs"),
+        (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
+        (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),
+        (batch_line(chat(stream=True)), "unsupported_option", "stream"),
+        (batch_line(chat(presence_penalty=0.5)), "unsupported_option", "0.5"),
+        (batch_line(chat(frequency_penalty=-1)), "unsupported_option", "-1"),
+        (batch_line(chat(logit_bias={"5": 1})), "unsupported_option", "logit_bias"),
+        (batch_line(chat(reasoning_effort="low")), "unsupported_option", "'low'"),
+        (batch_line(chat(never_heard_of=1)), "unsupported_option", "never_heard_of"),
+        (batch_line(chat(prompt="x")), "unsupported_option", "prompt"),
+        (batch_line(chat(), method="GET"), "unsupported_option", "'GET'"),
+        (batch_line(chat(), "/v1/embeddings"), "unsupported_url", "'/v1/embeddings'"),
+        (batch_line(chat(), 5), "unsupported_url", "5"),
+        (batch_line(None), "bad_body", "null"),
+        (batch_line("x"), "bad_body", "'x'"),
+        (batch_line({}), "missing_prompt", "no messages"),
+        (batch_line({}, "/v1/completions"), "missing_prompt", "no prompt"),
+        (batch_line({"prompt": ["x"]}, "/v1/completions"), "bad_prompt", "a list"),
+        (batch_line(chat([{"type": "input_audio"}])), "unsupported_content", "'input_audio'"),
+        (batch_line(chat(temperature=-1)), "bad_option", "temperature"),
+        (batch_line(chat(), custom_id=1.5), "bad_id", "1.5"),
+    ],
+)
+def test_openai_faults(read: Any, line: Any, code: str, words: str) -> None:
+    failure, after = read("a.jsonl", jsonl(line, batch_line(chat(), custom_id="after")))
+    assert (failure.id, failure.code) == ("line-1" if code == "bad_id" else "a", code)
+    assert words in failure.message
+    assert after.id == "after"
+
+
+def test_null_and_neutral_options_of_openai_are_no_fault(read: Any) -> None:
+    neutral = {
+        "n": 1,
+        "logprobs": None,
+        "top_logprobs": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "tool_choice": "auto",
+        "whatever": None,
+    }
+    assert isinstance(read("a.jsonl", jsonl(batch_line(chat(**neutral))))[0], Request)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "prompt": "x"},
+    {"id": 1, "prompt": "x"},
+    {"id": "1", "prompt": "x"},
+    {"prompt": "x"},
+    {"prompt": "x", "temperature": 1},
+    {"messages": [{"role": "user", "content": "x"}]},
+    {"prompt": ""},
+    {"id": "b"},
+    {"prompt": "y"},
+]
+
+
+def keys(rows: list[Row]) -> list[str]:
+    return [row.key for row in rows]
+
+
+def test_keys_differ(read: Any) -> None:
+    assert len(set(keys(read("a.jsonl", jsonl(*ROWS))))) == len(ROWS)
+
+
+def test_keys_follow_their_rows(read: Any) -> None:
+    before = keys(read("a.jsonl", jsonl(*ROWS)))
+    assert keys(read("b.jsonl", jsonl(*reversed(ROWS)))) == before[::-1]
+    assert keys(read("c.jsonl", jsonl({"prompt": "new"}, *ROWS)))[1:] == before
+    for place in range(len(ROWS)):
+        edited = [*ROWS[:place], ROWS[place] | {"prompt": "other"}, *ROWS[place + 1 :]]
+        edited[place].pop("messages", None)
+        after = keys(read("d.jsonl", jsonl(*edited)))
+        assert [n for n in range(len(ROWS)) if after[n] != before[n]] == [place]
+
+
+def test_keys_do_not_depend_on_how_a_row_is_written(read: Any) -> None:
+    written = ['{"prompt":"\\u00e9","temperature":1,"n":2}', ' {"temperature": 1.0, "prompt": "é"}']
+    assert keys(read("a.jsonl", written[0])) == keys(read("b.jsonl", written[1]))
+    assert keys(read("a.jsonl", '{"prompt": "x"}')) == keys(read("a.txt", "x"))
+
+
+def test_a_key_holds_what_the_template_made(read: Any) -> None:
+    row = '{"text": "x"}'
+    one, two = (read("a.jsonl", row, template=template)[0] for template in ("A {text}", "B {text}"))
+    assert one.key != two.key
+    assert one.key == read("a.jsonl", row, template="A {text}", system="s")[0].key
+
+
+def test_bare_prompts_have_keys_of_their_own(read: Any) -> None:
+    (bare,) = read("a.jsonl", jsonl(batch_line({"prompt": "x"}, "/v1/completions")))
+    (templated,) = read("b.jsonl", '{"id": "a", "prompt": "x"}')
+    assert (bare.id, bare.content) == (templated.id, templated.content)
+    assert bare.key != templated.key
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "x"}', '{"prompt": ""}', "{"])
+def test_equal_rows_without_ids_are_counted(read: Any, line: str) -> None:
+    first, second, third = keys(read("a.jsonl", f"{line}\n{line}\n{line}\n"))
+    assert [second, third] == [f"{first}-2", f"{first}-3"]

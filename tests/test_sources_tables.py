@@ -1,0 +1,287 @@
+"""CSV and Parquet inputs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_files import Row, read_content, summary
+from packhorse.config import InputConfig
+from packhorse.data import Request
+from packhorse.errors import InputError
+from packhorse.sources import lines, read_rows
+
+
+@pytest.fixture
+def read_csv(tmp_path: Path) -> Any:
+    def read(content: bytes | str, name: str = "a.csv", **config: Any) -> list[Row]:
+        return read_content(tmp_path, name, content, **config)
+
+    return read
+
+
+@pytest.fixture
+def read_parquet(tmp_path: Path) -> Any:
+    def read(columns: dict[str, Any] | pa.Table, **config: Any) -> list[Row]:
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        pq.write_table(table, tmp_path / "a.parquet")
+        return list(read_rows(tmp_path / "a.parquet", InputConfig(**config)))
+
+    return read
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "expected"),
+    [
+        ("prompt\nx\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
+        ("\ufeffid,prompt\r\na,x\r\n", {}, [("a", 1, "x")]),
+        ("id,text\n,x\n7,y", {}, [("row-1", 1, "x"), ("7", 2, "y")]),
+        ("text,prompt\nx,y\n", {}, [("row-1", 1, "y")]),
+        ("prompt, q \nx,y\n", {"prompt_column": "q"}, [("row-1", 1, "y")]),
+        (
+            'prompt\n"a\nb\r\nc, ""d"""\nx\n',
+            {},
+            [("row-1", 1, 'a\nb\r\nc, "d"'), ("row-2", 2, "x")],
+        ),
+        ("prompt,z\na\u2028\x85\x0bb\0,1\n", {}, [("row-1", 1, "a\u2028\x85\x0bb\0")]),
+        ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
+        ("prompt\rx\ry\r", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
+        ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 1, "yx"), ("row-2", 2, "z")]),
+        ("prompt,temperature\nx,mild\n", {}, [("row-1", 1, "x")]),
+        ("id,prompt,id\na,x,b\n", {"limit": 1}, InputError),
+    ],
+)
+def test_csv(read_csv: Any, content: str, config: Any, expected: Any) -> None:
+    if expected is InputError:
+        with pytest.raises(InputError, match="more than one column 'id'"):
+            read_csv(content, **config)
+        return
+    assert [summary(row) for row in read_csv(content, **config)] == expected
+
+
+def test_tsv(read_csv: Any) -> None:
+    rows = read_csv('id\tprompt\na\tx, y\nb\t"x\ty"\n', "a.tsv")
+    assert [row.content for row in rows] == ["x, y", "x\ty"]
+
+
+@pytest.mark.parametrize(
+    ("record", "row_id", "code", "words"),
+    [
+        ("b,x,y", "row-2", "ragged_row", "line 3 has 3 cells, the header has 2"),
+        ("b", "row-2", "ragged_row", "1 cells"),
+        ('"b\n",x,y', "row-2", "ragged_row", "lines 3 to 4"),
+        ('b,"x" y', "row-2", "malformed_csv", "line 3"),
+        ("b,", "b", "empty_prompt", "blank"),
+        ("b,  ", "b", "empty_prompt", "blank"),
+        (b"b,caf\xe9", "b", "invalid_utf8", "character 4 of a cell (0xe9)"),
+        (b"\xe9,x", "row-2", "invalid_utf8", "character 1 of a cell (0xe9)"),
+        (b"b,\xed\xa0\x80", "b", "invalid_utf8", "0xed"),
+    ],
+)
+def test_a_bad_record_is_one_failure(
+    read_csv: Any, record: str | bytes, row_id: str, code: str, words: str
+) -> None:
+    raw = record if isinstance(record, bytes) else record.encode()
+    rows = read_csv(b"id,prompt\na,before\n" + raw + b"\nc,after\n")
+    assert [summary(row) for row in rows] == [
+        ("a", 1, "before"),
+        (row_id, 2, code),
+        ("c", 3, "after"),
+    ]
+    assert words in rows[1].message
+    assert len(rows[1].key) == 32
+
+
+def test_bytes_that_are_not_utf8_in_an_unused_column_cost_nothing(read_csv: Any) -> None:
+    assert isinstance(read_csv(b"prompt,author\nx,Andr\xe9\n")[0], Request)
+
+
+def test_a_quote_that_is_never_closed_says_which_lines_it_took(read_csv: Any) -> None:
+    before, failure = read_csv('prompt\nx\n"y\nz\nz\n')
+    assert (before.content, failure.code) == ("x", "malformed_csv")
+    assert "lines 3 to 5" in failure.message
+
+
+def test_a_line_that_is_too_long_costs_that_record(
+    read_csv: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 8)
+    rows = read_csv("prompt\n12345678\n" + "x" * 100 + "\nab\n" + "y" * 9)
+    assert [summary(row)[2] for row in rows] == ["12345678", "line_too_long", "ab", "line_too_long"]
+    assert "line 3: the line has more than 8 bytes" in rows[1].message
+
+
+def test_cells_may_be_larger_than_what_the_csv_module_allows_at_first(read_csv: Any) -> None:
+    assert len(read_csv('prompt\n"' + "x\n" * 200_000 + '"\n')[0].content) == 400_000
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "message", "hint"),
+    [
+        ("question,label\nx,y\n", {}, "no column 'prompt'; it has 'question', 'label'", "--prompt"),
+        ("Prompt\nx\n", {}, "no column 'prompt'; it has 'Prompt'", "did you mean 'Prompt'?"),
+        ("promt\nx\n", {"prompt_column": "prompt"}, "no column", "did you mean 'promt'?"),
+        ("text\nx\n", {"template": "{txet}"}, "no column 'txet'", "did you mean 'text'?"),
+        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "parted otherwise"),
+        ("Why?,1\nHow?,2\n", {}, "no column 'prompt'", "no header"),
+        (",\nx,y\n", {}, "no header", "names its columns"),
+        ('"id\nx\n', {}, "no readable header", "names its columns"),
+        (b"caf\xe9,prompt\nx,y\n", {}, "not UTF-8", "convert"),
+        ("prompt\n", {}, "no rows", "right file"),
+        ("\n\n", {}, "no rows", "names its columns"),
+        ("prompt,prompt\nx,y\n", {}, "more than one column 'prompt'", "rename"),
+    ],
+)
+def test_unusable_csv(read_csv: Any, content: Any, config: Any, message: str, hint: str) -> None:
+    with pytest.raises(InputError, match=message.replace("?", r"\?")) as raised:
+        read_csv(content, **config)
+    assert hint in raised.value.hint
+
+
+def test_csv_keys_follow_their_rows(read_csv: Any) -> None:
+    records = ["a,x", "b,", ",x", ",x", "c", '"d']
+    before = [row.key for row in read_csv("id,prompt\n" + "\n".join(records))]
+    after = [row.key for row in read_csv("id,prompt\nnew,y\n" + "\n".join(records))]
+    assert len(set(before)) == len(records)
+    assert after[1:] == before
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1))
+def test_any_prompt_survives_csv(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("law") / "a.csv"
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([["id", "prompt"], *enumerate(prompts)])
+    path.write_bytes(text.getvalue().encode())
+    expected = [(str(number), prompt) for number, prompt in enumerate(prompts)]
+    assert [summary(row)[::2] for row in read_rows(path, InputConfig())] == expected
+
+
+@given(st.binary(min_size=1))
+def test_any_bytes_after_a_csv_header_are_rows(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("law") / "a.csv"
+    path.write_bytes(b"prompt\nx\n" + content)
+    rows = list(read_rows(path, InputConfig()))
+    assert [row.index for row in rows] == list(range(len(rows)))
+    assert len({row.key for row in rows}) == len(rows)
+
+
+# --- Parquet ---------------------------------------------------------------------------------
+
+MESSAGES = [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["x", "y"]),
+        pa.array(["x", "y"], pa.large_string()),
+        pa.array(["x", "y"], pa.string_view()),
+        pa.array(["x", "y"]).dictionary_encode(),
+    ],
+    ids=str,
+)
+def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
+    rows = read_parquet({"text": column})
+    assert [summary(row) for row in rows] == [("row-1", 1, "x"), ("row-2", 2, "y")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "config", "expected"),
+    [
+        ({"id": [5, None], "prompt": ["x", "y"]}, {}, [(5, 1, "x"), ("row-2", 2, "y")]),
+        ({"id": ["a", ""], "prompt": ["x", "y"]}, {}, [("a", 1, "x"), ("row-2", 2, "bad_id")]),
+        ({"id": [1.5], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
+        ({"prompt": ["x", None, " "]}, {}, ["x", "missing_prompt", "empty_prompt"]),
+        ({"prompt": pa.nulls(1)}, {}, ["missing_prompt"]),
+        (
+            {"messages": [MESSAGES, None, []]},
+            {},
+            [tuple(MESSAGES), "missing_prompt", "bad_messages"],
+        ),
+        ({"messages": [MESSAGES], "text": ["t"]}, {}, [tuple(MESSAGES)]),
+        ({"messages": [MESSAGES], "prompt": ["p"]}, {}, ["p"]),
+        ({"messages": ["x"]}, {}, ["bad_messages"]),
+        ({"q": ["x"], "prompt": ["y"]}, {"prompt_column": "q"}, ["x"]),
+        ({"n": [1], "d": [date(2024, 1, 2)]}, {"template": "{n} {d}"}, ["1 2024-01-02"]),
+        ({"a.b": ["x"], "a": ["y"]}, {"prompt_column": "a.b"}, ["x"]),
+        ({"n": [b"x"]}, {"template": "{n}"}, ["bad_field"]),
+        ({"n": [None], "m": ["x"]}, {"template": "{n}{m}"}, ["missing_field"]),
+        ({"prompt": ["x"], "temperature": ["mild"]}, {}, ["x"]),
+    ],
+)
+def test_parquet(read_parquet: Any, columns: Any, config: Any, expected: Any) -> None:
+    rows = [summary(row) for row in read_parquet(columns, **config)]
+    assert rows == [
+        row if isinstance(row, tuple) and len(row) == 3 else (f"row-{n}", n, row)
+        for n, row in enumerate(expected, start=1)
+    ]
+
+
+@pytest.mark.parametrize("encode", [False, True], ids=["plain", "dictionary"])
+def test_parquet_text_that_is_not_utf8_costs_its_row(read_parquet: Any, encode: bool) -> None:
+    prompts = pa.array([b"x", b"caf\xe9", b"caf\xe8", b"y"]).cast(pa.binary())
+    prompts = pa.Array.from_buffers(pa.string(), 4, prompts.buffers())
+    rows = read_parquet(
+        {"id": ["a", "b", "c", "d"], "prompt": prompts.dictionary_encode() if encode else prompts}
+    )
+    assert [summary(row)[::2] for row in rows] == [
+        ("a", "x"),
+        ("b", "invalid_utf8"),
+        ("c", "invalid_utf8"),
+        ("d", "y"),
+    ]
+    assert "byte 4 of column 'prompt' (0xe9)" in rows[1].message
+    assert len({row.key for row in rows}) == 4
+
+
+def test_parquet_reads_in_batches(read_parquet: Any) -> None:
+    rows = read_parquet({"prompt": [str(n) for n in range(2500)]}, limit=2400)
+    assert [row.content for row in rows] == [str(n) for n in range(2400)]
+    assert rows[-1].index == 2399
+
+
+def test_parquet_keys_equal_those_of_other_formats(read_parquet: Any, read_csv: Any) -> None:
+    from_parquet = read_parquet({"id": ["a", None], "prompt": ["x", "x"]})
+    from_csv = read_csv("id,prompt\na,x\n,x\n")
+    assert [row.key for row in from_parquet] == [row.key for row in from_csv]
+
+
+def test_unusable_parquet(read_parquet: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    twice = pa.table([["x"], ["y"]], names=["prompt", "prompt"])
+    for columns, config, words in [
+        ({"q": ["x"]}, {}, "no column 'prompt'; it has 'q'"),
+        ({"q": ["x"]}, {"template": "{qq}"}, "no column 'qq'"),
+        ({"prompt": [1]}, {}, "holds int64, not text"),
+        ({"prompt": [b"x"]}, {}, "holds binary, not text"),
+        ({"prompt": pa.array([], pa.string())}, {}, "has no rows"),
+        (twice, {}, "more than one column 'prompt'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            read_parquet(columns, **config)
+    read_parquet({"prompt": [str(n) for n in range(5000)]})
+    whole = path.read_bytes()
+    middle = len(whole) // 3
+    for content in [b"PAR1", whole[:-20], whole[:100], b"x" * 5000, b"PAR1" + bytes(100) + b"PAR1"]:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as Parquet"):
+            read_rows(path, InputConfig())
+    path.write_bytes(whole[:middle] + bytes(500) + whole[middle + 500 :])
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        list(read_rows(path, InputConfig()))
