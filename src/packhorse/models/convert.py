@@ -1,0 +1,92 @@
+"""Hugging Face folders to CTranslate2 folders that need nothing beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import (
+    Checkpoint,
+    require_all_weights,
+    require_own_class,
+    tokenizer_files,
+)
+from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
+from packhorse.models.quiet import quiet_transformers
+from packhorse.models.storage import require_free_bytes
+
+CONVERSION = "ctranslate2-1"
+"""Changes whenever the same checkpoint would give another folder."""
+
+_BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_USE_TRANSFORMERS = "use --engine transformers"
+
+
+def converter_version() -> str:
+    """What besides the checkpoint and the quantization decides a conversion."""
+    from importlib.metadata import version
+
+    return f"{CONVERSION} {version('ctranslate2')}"
+
+
+def convert_checkpoint(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
+    """Write `checkpoint` as a CTranslate2 folder with weights in `quantization` into `folder`.
+
+    The tokenizer goes into `tokenizer/` together with the Hugging Face config: a config.json of
+    that model type beside tokenizer.json is what makes AutoTokenizer choose the same class as
+    for the checkpoint, and CTranslate2 has a config.json of its own.
+
+    Raises ModelError for a model family that CTranslate2 has no converter for.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise ModelError(
+            f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
+            f"give the unquantized model, or {_USE_TRANSFORMERS}",
+        )
+    require_own_class(checkpoint)
+    _require_space(checkpoint, quantization, folder)
+    _convert(checkpoint, quantization, folder)
+    read_variables(folder)
+    tokenizer = folder / TOKENIZER
+    for name in [*tokenizer_files(checkpoint.folder), "config.json", "generation_config.json"]:
+        if (checkpoint.folder / name).is_file():
+            (tokenizer / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint.folder / name, tokenizer / name)
+
+
+def _convert(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
+        """Converts no random numbers in place of missing weights, and never offers to run code."""
+
+        def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
+            model, loading = model_class.from_pretrained(path, output_loading_info=True, **options)
+            require_all_weights(loading)
+            return model
+
+        def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
+            return tokenizer_class.from_pretrained(path, trust_remote_code=False, **options)
+
+    try:
+        with quiet_transformers():
+            converter = WholeModelConverter(str(checkpoint.folder))
+            converter.convert(str(folder), quantization=quantization, force=True)
+    except ModelError:
+        raise
+    except Exception as error:  # converters raise many kinds for what they do not know
+        family = checkpoint.config["model_type"]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if reason.startswith("No conversion is registered"):
+            reason = "it has no converter for this family"
+        raise ModelError(
+            f"CTranslate2 cannot convert this {family} model: {reason}", _USE_TRANSFORMERS
+        ) from error
+
+
+def _require_space(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
+    stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
+    weights = stored // _BYTES_PER_WEIGHT.get(checkpoint.quantization, 4)
+    require_free_bytes(folder, weights * _BYTES_PER_WEIGHT.get(quantization, 1))

@@ -1,0 +1,150 @@
+"""A CTranslate2 folder: what its model.bin says of itself, read without loading it.
+
+model.bin (versions 5 and 6), little-endian: u32 version, text name, u32 revision, u32 count, then
+variables: text name, u8 rank, u32 dimensions, u8 type, u32 bytes, data. A text is u16 length and
+bytes ending in NUL. (ctranslate2/specs/model_spec.py, ModelSpec._serialize)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
+
+TOKENIZER = "tokenizer"
+DECODER = "TransformerDecoderSpec"
+_TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
+_TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i"}
+_VERSIONS = (5, 6)
+_SMALL_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A weight or setting. value: of a scalar, None for everything larger."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    value: int | None
+
+
+def read_variables(folder: Path) -> Mapping[str, Variable]:
+    """Variables of a decoder's model.bin, data left out.
+
+    Raises ModelError when the file is truncated, of another format or no decoder.
+    """
+    path = folder / "model.bin"
+    with path.open("rb") as file:
+        try:
+            (version,) = _read(file, "<I")
+            name = _text(file) if version in _VERSIONS else ""
+            if version not in _VERSIONS:
+                raise ModelError(
+                    f"{path} has format {version}, and packhorse reads {_VERSIONS[-1]}",
+                    "convert the model again, or give its Hugging Face folder",
+                )
+            if name != DECODER:
+                raise ModelError(
+                    f"{folder} holds a {name}, not a language model that continues text",
+                    "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+                )
+            _revision, count = _read(file, "<II")
+            variables = dict(_variable(file) for _ in range(count))
+            (aliases,) = _read(file, "<I")
+            for _ in range(aliases):
+                alias, original = _text(file), _text(file)
+                variables[alias] = variables[original]
+        except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"{path} is truncated or damaged", "copy, fetch or convert it again"
+            ) from error
+    return variables
+
+
+def stored_quantization(variables: Mapping[str, Variable]) -> str:
+    """The quantization it was converted with, by CTranslate2's names."""
+    matrices = {v.dtype for name, v in variables.items() if name.endswith("/weight")}
+    rest = {v.dtype for name, v in variables.items() if name.endswith(("/gamma", "/bias"))}
+    if "int8" in matrices:
+        others = (rest & {"float16", "bfloat16"}) or {"float32"}
+        return f"int8_{others.pop()}"
+    for dtype in ("int16", "float16", "bfloat16", "float32"):
+        if dtype in matrices:
+            return dtype
+    return "as stored"
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer lies: the folder itself, or `tokenizer/` in it; ModelError if nowhere."""
+    for candidate in (folder / TOKENIZER, folder):
+        if VOCABULARIES & set(tokenizer_files(candidate)):
+            return candidate
+    raise ModelError(
+        f"{folder} has no tokenizer, only CTranslate2's weights and vocabulary",
+        "from the model it was made from copy tokenizer.json, tokenizer_config.json, "
+        "generation_config.json and chat_template.jinja into it, and config.json as hf_config.json",
+    )
+
+
+def deciding_files(folder: Path) -> list[str]:
+    """Names of all files that decide a result, relative to the folder, sorted."""
+    own = ["model.bin", "config.json", "hf_config.json", "generation_config.json"]
+    own += [path.name for path in folder.glob("vocabulary.*")]
+    where = tokenizer_folder(folder)
+    names = {folder / name for name in own} | {where / name for name in tokenizer_files(where)}
+    if where != folder:
+        names |= {where / "config.json", where / "generation_config.json"}
+    return sorted(path.relative_to(folder).as_posix() for path in names if path.is_file())
+
+
+def vocabulary(folder: Path) -> list[str]:
+    """Tokens by id, from vocabulary.json or vocabulary.txt."""
+    listed = folder / "vocabulary.json"
+    if listed.is_file():
+        return [str(token) for token in json.loads(listed.read_bytes())]
+    return (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+
+
+def layer_count(variables: Mapping[str, Variable]) -> int:
+    numbers = {match[1] for name in variables if (match := re.match(r"decoder/layer_(\d+)/", name))}
+    return len(numbers)
+
+
+def _variable(file: BinaryIO) -> tuple[str, Variable]:
+    name = _text(file)
+    (rank,) = _read(file, "B")
+    shape = _read(file, f"<{rank}I")
+    kind, size = _read(file, "<BI")
+    dtype = _TYPES[kind]
+    data = file.read(size) if size <= _SMALL_BYTES else _skip(file, size)
+    value = None
+    if not shape and dtype in _TYPE_CODES:
+        (value,) = struct.unpack(_TYPE_CODES[dtype], data)
+    return name, Variable(shape, dtype, value)
+
+
+def _skip(file: BinaryIO, size: int) -> bytes:
+    """Passes over data; reads its last byte, so that a missing one is noticed."""
+    file.seek(size - 1, 1)
+    if not file.read(1):
+        raise struct.error("the file ends in a variable")
+    return b""
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = _read(file, "<H")
+    data = file.read(length)
+    if len(data) != length or not data.endswith(b"\0"):
+        raise struct.error("the file ends in a text")
+    return data[:-1].decode()
+
+
+def _read(file: BinaryIO, form: str) -> tuple[int, ...]:
+    return struct.unpack(form, file.read(struct.calcsize(form)))

@@ -1,0 +1,196 @@
+"""GGUF files to Hugging Face folders: weights unpacked to float32, tokenizer and template kept.
+
+transformers does the work. What it leaves out is added here: end-of-turn tokens, and how text is
+split before byte pairs are merged, which for some vocabularies moves token borders.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import require_all_weights
+from packhorse.models.prepared import Report
+from packhorse.models.quiet import quiet_transformers
+from packhorse.models.storage import require_free_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONVERSION = "gguf-1"
+"""Changes whenever the same GGUF file would give another folder."""
+
+END_OF_TURN = frozenset(
+    {"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eom_id|>"}
+)
+_BYTE_LEVEL_BPE = "gpt2"
+_SPLIT_EACH_DIGIT = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
+_PLAIN_SPLIT = frozenset({"gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "dolly"})
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFacts:
+    """What a GGUF file says of itself. parameters: weights (count)."""
+
+    architecture: str
+    parameters: int
+    context_length: int | None
+    vocabulary_kind: str
+    split_kind: str
+    tokens: Sequence[str]
+    end_ids: tuple[int, ...]
+    chat_template: str
+
+
+def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> None:
+    """Write `file` as a float32 Hugging Face folder into the empty `folder`.
+
+    transformers would also read a config or tokenizer that happens to lie beside the file, so it
+    is shown the file alone, in `scratch`.
+
+    Raises ModelError for a truncated file or an architecture transformers cannot read.
+    """
+    facts = read_facts(file)
+    report(f"unpacking {file.name} ({facts.parameters / 1e6:,.0f} M weights) to float32")
+    require_free_bytes(folder, 4 * facts.parameters)
+    _report_unknown_split(facts, report)
+    alone = _alone(file, scratch)
+    try:
+        with quiet_transformers():
+            tokenizer = _tokenizer(alone, facts)
+            model = _model(alone)
+            _complete(model, tokenizer, facts)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds for files it cannot use
+        raise ModelError(
+            f"transformers cannot use {file.name} ({facts.architecture}): {_first_line(error)}",
+            "give the model's Hugging Face folder instead",
+        ) from error
+
+
+def read_facts(file: Path) -> GgufFacts:
+    """Metadata of a GGUF file; ModelError when it is truncated or damaged."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+        fields = dict(reader.fields)
+        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        architecture = str(fields["general.architecture"].contents())
+        tokens = fields["tokenizer.ggml.tokens"].contents()
+    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError, OSError) as error:
+        raise ModelError(
+            f"{file} is truncated or no language model in GGUF: {_first_line(error)}",
+            "copy or fetch it again",
+        ) from error
+
+    def value(name: str, otherwise: Any = None) -> Any:
+        return fields[name].contents() if name in fields else otherwise
+
+    ends = [value(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    return GgufFacts(
+        architecture=architecture,
+        parameters=parameters,
+        context_length=value(f"{architecture}.context_length"),
+        vocabulary_kind=value("tokenizer.ggml.model", ""),
+        split_kind=value("tokenizer.ggml.pre", "default"),
+        tokens=tokens,
+        end_ids=tuple(dict.fromkeys(int(end) for end in ends if end is not None)),
+        chat_template=value("tokenizer.chat_template", ""),
+    )
+
+
+def end_token_ids(facts: GgufFacts) -> list[int]:
+    """Ids that end a text: those the file names, and end-of-turn tokens its template writes."""
+    ends = END_OF_TURN
+    if "<|return|>" in facts.chat_template:
+        ends -= {"<|end|>"}  # there it ends a thought, and the answer follows
+    written = [
+        index
+        for index, token in enumerate(facts.tokens)
+        if token in ends and token in facts.chat_template
+    ]
+    return list(dict.fromkeys([*facts.end_ids, *written]))
+
+
+def _alone(file: Path, scratch: Path) -> Path:
+    folder = scratch / "gguf"
+    folder.mkdir()
+    link = folder / "model.gguf"
+    try:
+        link.symlink_to(file.resolve())
+    except OSError:  # not every file system has links
+        shutil.copyfile(file, link)
+    return link
+
+
+def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if facts.vocabulary_kind == _BYTE_LEVEL_BPE and facts.split_kind in _SPLIT_EACH_DIGIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    if facts.context_length:
+        tokenizer.model_max_length = int(facts.context_length)
+    return tokenizer
+
+
+def _model(file: Path) -> Any:
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # 5.2x keeps weights packed where it has kernels
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, output_loading_info=True, **options
+    )
+    model, loading = loaded
+    require_all_weights(loading)
+    # save_pretrained refuses what it takes for a quantized model; these weights are unpacked.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    return model
+
+
+def _complete(model: Any, tokenizer: PreTrainedTokenizerBase, facts: GgufFacts) -> None:
+    ends = end_token_ids(facts)
+    generation = model.generation_config
+    if ends:
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.pad_token_id
+
+
+def _report_unknown_split(facts: GgufFacts, report: Report) -> None:
+    if facts.vocabulary_kind != _BYTE_LEVEL_BPE:
+        return
+    try:
+        from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
+
+        known = set(mapping.GGUF_PRE_TOKENIZER_SPLITS)
+    except (ImportError, AttributeError):  # older and newer transformers keep it elsewhere
+        known = set()
+    if facts.split_kind not in known | _SPLIT_EACH_DIGIT | _PLAIN_SPLIT:
+        report(
+            f"the text splitting {facts.split_kind!r} of this GGUF file is not known: "
+            "some texts may be cut into other tokens than the model was trained with"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

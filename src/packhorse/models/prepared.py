@@ -1,0 +1,53 @@
+"""What preparing a model comes to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["huggingface", "ctranslate2", "fake"]
+Report = Callable[[str], None]
+"""Is told in one line what takes long or went differently than expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A verified folder that an engine can load.
+
+    name: what the person said.
+    folder, tokenizer_folder: weights, and what transformers' AutoTokenizer loads.
+    quantization: number format of the stored weights ("float32", "bfloat16", "int8", ...), or
+        "as stored" where a file does not tell.
+    fingerprint: sha256 (hex) over the names and digests of all files that decide a result.
+    bytes_on_disk: size of those files (bytes).
+    """
+
+    name: str
+    kind: Kind
+    folder: Path
+    tokenizer_folder: Path
+    quantization: str
+    fingerprint: str
+    bytes_on_disk: int
+
+    @property
+    def engine(self) -> str:
+        """The engine that loads this kind."""
+        return "transformers" if self.kind == "huggingface" else self.kind
+
+
+def fake_model(name: str) -> PreparedModel:
+    """What the fake engine runs: no files, the same whatever its name is."""
+    nothing = Path()
+    return PreparedModel(
+        name=name,
+        kind="fake",
+        folder=nothing,
+        tokenizer_folder=nothing,
+        quantization="float32",
+        fingerprint=hashlib.sha256(b"fake").hexdigest(),
+        bytes_on_disk=0,
+    )

@@ -1,0 +1,175 @@
+"""What a person means by MODEL: looks at names and folders, fetches and loads nothing."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from packhorse.errors import ConfigError, ModelError
+from packhorse.models.catalog import CATALOG, CatalogEntry, names
+
+HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class CTranslate2Folder:
+    """A folder with model.bin, config.json and a vocabulary."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceFolder:
+    """A folder with a config.json that names a model type."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    entry: CatalogEntry
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A repository of the model hub, `revision` None for its newest state."""
+
+    repository: str
+    revision: str | None
+
+
+Source = CTranslate2Folder | HuggingFaceFolder | GgufFile | CatalogModel | HubModel
+
+
+def resolve(model: str) -> Source:
+    """The source that `model` names; an existing path comes before a name.
+
+    Raises ModelError for what is nothing of this, with what was tried and the closest name.
+    """
+    if not model.strip():
+        raise ModelError("no model was given", _catalog_hint())
+    path = _expanded(model)
+    if path.is_dir():
+        return classify_folder(path)
+    if path.is_file():
+        return _classify_file(path)
+    if _looks_like_path(model):
+        raise ModelError(
+            f"there is no model at {path}",
+            f"a relative path is looked up from {Path.cwd()}; {_catalog_hint()}",
+        )
+    entry = CATALOG.get(model.lower())
+    if entry is not None:
+        return _generation_entry(entry)
+    match = HUB_ID.fullmatch(model)
+    if match:
+        return HubModel(match["repository"], match["revision"])
+    raise _unknown(model)
+
+
+def resolve_engine(model: str, engine: str = "auto") -> str:
+    """The engine that will run `model`: "auto" is ctranslate2 for a CTranslate2 folder and
+    transformers for everything else. A hub repository is judged once it is fetched: see
+    `PreparedModel.engine`."""
+    if engine != "auto":
+        return engine
+    return engine_for(resolve(model), engine)
+
+
+def engine_for(source: Source, engine: str) -> str:
+    """`engine` with "auto" decided for `source`; raises ConfigError if they do not fit."""
+    ready = isinstance(source, CTranslate2Folder)
+    if engine == "auto":
+        return "ctranslate2" if ready else "transformers"
+    if engine not in ("transformers", "ctranslate2"):
+        raise ConfigError(
+            f"the engine {engine!r} takes no model", "use transformers or ctranslate2"
+        )
+    if ready and engine == "transformers":
+        raise ConfigError(
+            "a CTranslate2 folder cannot run on transformers",
+            "use --engine ctranslate2, or give the Hugging Face folder it was made from",
+        )
+    return engine
+
+
+def classify_folder(path: Path) -> CTranslate2Folder | HuggingFaceFolder:
+    """What lies in an existing folder; ModelError for what no engine can use."""
+    held = {item.name for item in path.iterdir()}
+    vocabulary = any(name.startswith("vocabulary.") for name in held)
+    if {"model.bin", "config.json"} <= held and vocabulary:
+        return CTranslate2Folder(path)
+    if any("_vocabulary." in name for name in held) and "model.bin" in held:
+        raise ModelError(
+            f"{path} is a CTranslate2 translation model, not a language model",
+            "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+        )
+    if "adapter_config.json" in held:
+        raise ModelError(
+            f"{path} holds an adapter, which changes another model, not a model of its own",
+            "merge it into its base model (peft: merge_and_unload) and give the folder saved then",
+        )
+    if "config.json" in held:
+        return HuggingFaceFolder(path)
+    raise ModelError(f"{path} is not a model folder: it has no config.json", _inside_hint(path))
+
+
+def _classify_file(path: Path) -> GgufFile:
+    with path.open("rb") as file:
+        if file.read(len(GGUF_MAGIC)) == GGUF_MAGIC:
+            return GgufFile(path)
+    if path.suffix == ".gguf":
+        raise ModelError(
+            f"{path} is not a GGUF file (its first bytes are not GGUF)", "fetch it again"
+        )
+    raise ModelError(
+        f"{path} is a file, but not a GGUF file", f"give the folder that holds it: {path.parent}"
+    )
+
+
+def _generation_entry(entry: CatalogEntry) -> CatalogModel:
+    if entry.purpose != "generation":
+        raise ModelError(f"{entry.name} makes embeddings, it generates no text", _catalog_hint())
+    return CatalogModel(entry)
+
+
+def _expanded(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # ~somebody who is not known here
+        return Path(model)
+
+
+def _looks_like_path(model: str) -> bool:
+    starts = model.startswith((".", "~", os.sep))
+    return starts or model.partition("@")[0].count("/") > 1 or model.endswith(".gguf")
+
+
+def _inside_hint(path: Path) -> str:
+    inner = [*sorted(path.glob("*.gguf")), *(p.parent for p in sorted(path.glob("*/config.json")))]
+    snapshots = [config.parent for config in sorted(path.glob("snapshots/*/config.json"))]
+    if inner or snapshots:
+        return f"did you mean {(inner + snapshots)[0]}?"
+    return "give the folder that holds config.json and the weights"
+
+
+def _catalog_hint() -> str:
+    return f"names that need no files: {', '.join(names('generation'))}"
+
+
+def _unknown(model: str) -> ModelError:
+    closest = difflib.get_close_matches(model.lower(), names("generation"), n=1, cutoff=0.4)
+    meant = f"did you mean {closest[0]}? " if closest else ""
+    return ModelError(
+        f"no model {model!r}: it is no folder or GGUF file here, no catalog name and no hub id",
+        f"{meant}{_catalog_hint()}; a hub id looks like organisation/name",
+    )

@@ -1,0 +1,60 @@
+"""Fixtures that many tests share: the real demonstration model, and small random ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import tiny_models
+
+# A busy machine is no failure: laws are about results, not about milliseconds.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session")
+def demo_model_folder() -> Path:
+    """The Hugging Face folder of smollm2-135m-instruct, prepared in the cache."""
+    from packhorse.models import prepare
+
+    return prepare("smollm2-135m-instruct", engine="transformers").folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty model cache."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("PACKHORSE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def messages() -> list[str]:
+    """What was reported: give `messages.append` as report."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return {
+        "llama": tiny_models.tiny_llama(root / "llama"),
+        "tied": tiny_models.tiny_llama(root / "tied", tied=True),
+        "gpt2": tiny_models.tiny_gpt2(root / "gpt2"),
+    }
+
+
+@pytest.fixture
+def tiny(built: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a small model, to be changed at will: tiny("llama"), tiny("gpt2")."""
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(built[name], tmp_path / name))
+
+    return copied

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packhorse.errors import ModelError
+from packhorse.models import prepare
+from packhorse.models.checkpoint import open_checkpoint
+
+Tiny = Callable[[str], Path]
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    """Change config.json; None removes a field."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    kept = {name: value for name, value in config.items() if value is not None}
+    path.write_text(json.dumps(kept))
+
+
+def save_as(folder: Path, dtype: str = "float32", **options: Any) -> None:
+    """Save the model of `folder` again."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, **options)
+
+
+def pickle_weights(folder: Path) -> None:
+    """Replace the safetensors file by a PyTorch .bin file."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_whole_checkpoint(tiny: Tiny) -> None:
+    checkpoint = open_checkpoint(tiny("llama"))
+    assert checkpoint.weights == ("model.safetensors",)
+    assert checkpoint.quantization == "float32"
+    assert not checkpoint.pickled
+    assert checkpoint.files == (
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
+
+
+def test_the_number_format_is_that_of_the_weights(tiny: Tiny) -> None:
+    folder = tiny("llama")
+    save_as(folder, "bfloat16")
+    assert prepare(str(folder)).quantization == "bfloat16"
+
+
+def test_shards(tiny: Tiny) -> None:
+    folder = tiny("llama")
+    save_as(folder, max_shard_size="200KB")
+    checkpoint = open_checkpoint(folder)
+    assert len(checkpoint.weights) > 1
+    assert "model.safetensors.index.json" in checkpoint.files
+    (folder / checkpoint.weights[-1]).unlink()
+    with pytest.raises(ModelError, match=f"lacks 1 of .* {checkpoint.weights[-1]}"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["BertModel"], "model_type": "bert"}, "is a BertModel, not a language"),
+        ({"architectures": None, "model_type": "bert"}, "is a bert, not a language"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is a LlamaForSequenceClass"),
+        ({"architectures": ["LlamaModel"]}, "is a LlamaModel"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "is an encoder-decoder model"),
+        ({"model_type": None}, "names no model_type"),
+    ],
+)
+def test_the_wrong_kind(tiny: Tiny, changes: dict[str, Any], message: str) -> None:
+    folder = tiny("llama")
+    configure(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        prepare(str(folder))
+
+
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "homemade", "auto_map": {"AutoConfig": "x.Y"}}, "runs no code that comes"),
+        ({"model_type": "homemade"}, "does not know models of type 'homemade'"),
+    ],
+)
+def test_code_that_comes_with_a_model_is_not_run(
+    tiny: Tiny, home: Path, engine: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = tiny("llama")
+    configure(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        prepare(str(folder), engine=engine)
+
+
+def test_a_class_of_transformers_own_is_used_in_spite_of_auto_map(tiny: Tiny) -> None:
+    folder = tiny("llama")
+    configure(folder, auto_map={"AutoConfig": "modeling.Config"})
+    assert prepare(str(folder)).kind == "huggingface"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, 5000, -1])
+def test_truncated_weights(tiny: Tiny, kept: int) -> None:
+    folder = tiny("llama")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(ModelError, match="truncated"):
+        prepare(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
+        (b"\x10\0\0\0\0\0\0\0not json at all.....", "is no safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0[]", "is no safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "holds no weights"),
+    ],
+)
+def test_files_that_are_no_weights(tiny: Tiny, content: bytes, message: str) -> None:
+    folder = tiny("llama")
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        prepare(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"{", "is no JSON"),
+        ("config.json", b"[1]", "holds no JSON object"),
+        ("config.json", b"\xff\xfe\x00", "is no JSON"),
+        ("model.safetensors", None, "has no weights"),
+        ("tokenizer.json", None, "has no tokenizer"),
+    ],
+)
+def test_damaged_folders(tiny: Tiny, name: str, content: bytes | None, message: str) -> None:
+    folder = tiny("llama")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        prepare(str(folder))
+
+
+def test_pickles_only_if_they_are_allowed(tiny: Tiny, home: Path) -> None:
+    folder = tiny("llama")
+    safe = prepare(str(folder), engine="ctranslate2")
+    pickle_weights(folder)
+    with pytest.raises(ModelError, match="only PyTorch pickles") as caught:
+        prepare(str(folder))
+    assert "--allow-pickle" in caught.value.hint
+    assert prepare(str(folder), allow_pickle=True).quantization == "float32"
+    converted = prepare(str(folder), engine="ctranslate2", allow_pickle=True)
+    assert converted.fingerprint == safe.fingerprint
+
+
+def test_a_pickle_that_runs_code_is_refused_even_if_pickles_are_allowed(
+    tiny: Tiny, home: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    folder, trace = tiny("llama"), tmp_path / "trace"
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (trace,)
+
+    pickle_weights(folder)
+    torch.save({"lm_head.weight": Attack()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="CTranslate2 cannot convert"):
+        prepare(str(folder), engine="ctranslate2", allow_pickle=True)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("named", ["Homemade", "PreTrainedTokenizerFast", None])
+def test_code_that_comes_with_a_tokenizer_is_not_run(
+    tiny: Tiny, home: Path, tmp_path: Path, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trace = tiny("llama"), tmp_path / "trace"
+    (folder / "homemade.py").write_text(f"open({str(trace)!r}, 'w')\nclass Homemade: pass\n")
+    path = folder / "tokenizer_config.json"
+    config = {
+        **json.loads(path.read_text()),
+        "auto_map": {"AutoTokenizer": [None, "homemade.Homemade"]},
+    }
+    config["tokenizer_class"] = named
+    path.write_text(json.dumps({name: value for name, value in config.items() if value}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with contextlib.suppress(ModelError):
+        prepare(str(folder), engine="ctranslate2")
+    assert not trace.exists()
+
+
+def test_safetensors_come_before_pickles(tiny: Tiny) -> None:
+    folder = tiny("llama")
+    (folder / "pytorch_model.bin").write_bytes(b"anything")
+    assert open_checkpoint(folder, allow_pickle=True).weights == ("model.safetensors",)
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "tokenizer.json"])
+def test_the_fingerprint_changes_with_every_file_that_decides(tiny: Tiny, name: str) -> None:
+    folder = tiny("llama")
+    before = prepare(str(folder)).fingerprint
+    (folder / "README.md").write_text("no part of the model")
+    assert prepare(str(folder)).fingerprint == before
+    path = folder / name
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert prepare(str(folder)).fingerprint != before
