@@ -1,0 +1,46 @@
+"""Engines run batches of token ids; `packhorse.contract` says what every one of them keeps.
+
+A loader is a function (PreparedModel, ModelFacts, EngineConfig) -> Engine. Its module, and with it
+the library it wraps, is imported when that engine is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from packhorse.config import EngineConfig
+from packhorse.contract import Engine
+from packhorse.errors import EngineError
+
+if TYPE_CHECKING:
+    from packhorse.models import ModelFacts, PreparedModel
+
+LOADERS = {
+    "transformers": "packhorse.engines.hf:load",
+    "ctranslate2": "packhorse.engines.ct2:load",
+    "fake": "packhorse.engines.fake:load",
+}
+
+
+class Loader(Protocol):
+    def __call__(
+        self, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
+    ) -> Engine: ...
+
+
+def loader_named(name: str) -> Loader:
+    """The loader of an engine; EngineError lists the known names."""
+    if name not in LOADERS:
+        raise EngineError(f"there is no engine {name!r}", f"one of {', '.join(LOADERS)}")
+    module, function = LOADERS[name].split(":")
+    return cast(Loader, getattr(import_module(module), function))
+
+
+def load_engine(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Engine:
+    """Loads a prepared model into the engine that its kind belongs to.
+
+    Raises ModelError for damaged files and EngineError for what the engine or this machine cannot
+    do, e.g. a number format or a device.
+    """
+    return loader_named(prepared.engine)(prepared, facts, config)

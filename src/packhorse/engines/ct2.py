@@ -1,0 +1,287 @@
+"""The engine `ctranslate2`: CTranslate2's decoder-only models, several batches at once.
+
+What is known of the library (version 4.8) and gives this engine its shape:
+- Of a batch, only as many prompt tokens as its shortest prompt has are computed at once; the rest
+  is forced through the decoder step by step. Hence the cost rule.
+- Two OpenMP threads inside one decode step are several times slower than one; workers of one
+  thread scale. Hence one single-threaded worker a core.
+- A callback for every token costs nothing that can be measured (below 1 % of CPU time), so it is
+  always there: it yields rows the moment they finish, keeps each row's own limit, and stops.
+- A batch that holds a prompt of one token gives back the other rows' prompts as if generated, in
+  spite of include_prompt_in_result=False. So such rows get a batch of their own.
+- The cache holds keys and values of all query heads, not only of the key/value heads: three times
+  as much for SmolLM2. With what a prefill needs, 1.2 to 1.8 times that was measured at the peak.
+- A job's callback is destroyed in a worker after its results are there. An interpreter that ends
+  in that moment aborts ("terminate called without an active exception"). So `run` and `close` wait
+  until no job is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from packhorse.config import EngineConfig
+from packhorse.contract import EngineTraits, TokenWatch
+from packhorse.data import Batch, Decoding
+from packhorse.engines.cores import usable_cores
+from packhorse.engines.ct2_loading import (
+    GeneratorSource,
+    available_device,
+    await_idle,
+    checked_vocabulary,
+    memory_sizes,
+    supported_compute_type,
+    try_out,
+)
+from packhorse.engines.ct2_seeded import SeededWorkers
+from packhorse.engines.rows import Result, Row, WatchError, answer, refuse
+from packhorse.errors import EngineError
+
+if TYPE_CHECKING:
+    from packhorse.models import ModelFacts, PreparedModel
+
+PREFERRED_BATCH_TOKENS = 1024
+GREEDY_BELOW_TEMPERATURE = 1e-4
+CUDA_TOP_P_CANDIDATES = 8192
+_STEP_BYTES_PER_LOGIT = 16
+
+
+def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CTranslate2Engine:
+    """Loads a CTranslate2 folder. Raises ModelError and EngineError as `CTranslate2Engine`."""
+    return CTranslate2Engine(
+        prepared.folder,
+        end_ids=facts.eos_token_ids,
+        max_context=facts.max_context,
+        quantization=config.quantization,
+        device=config.device,
+        workers=config.workers,
+        threads=config.threads,
+    )
+
+
+class Cancelled(BaseException):
+    """Ends a worker's batch whose results nobody waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchEnded:
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the workers of one `run` share. results: rows, and a _BatchEnded after each batch."""
+
+    generator: Any
+    watch: TokenWatch | None
+    seeded: SeededWorkers
+    results: SimpleQueue[Result | _BatchEnded] = field(default_factory=SimpleQueue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class CTranslate2Engine:
+    """Several batches at once, each on a worker of its own; rows are yielded as they finish.
+
+    folder: model.bin, config.json and vocabulary. end_ids: token ids that end a row. max_context:
+    prompt and generated tokens of a row (tokens). quantization: "auto" is what is stored where the
+    device can run it, otherwise a name of CTranslate2's. device: "auto", "cpu" or "cuda".
+    workers, threads: None is one worker a core (one on a GPU), of one thread.
+
+    Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. A temperature
+    below 1e-4 is greedy. On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
+
+    Raises EngineError for a compute type or device that is not there, ModelError for a folder that
+    cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        end_ids: tuple[int, ...],
+        max_context: int,
+        quantization: str = "auto",
+        device: str = "auto",
+        workers: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        device = available_device(device)
+        compute_type = supported_compute_type(quantization, device)
+        self._source = GeneratorSource(folder, device, compute_type, threads or 1)
+        workers = workers or (1 if device == "cuda" else usable_cores())
+        self._generator: Any = self._source.load(workers)
+        self._at_exit = weakref.finalize(self, await_idle, self._generator)
+        self._closed = threading.Event()
+        self._vocab_size = try_out(self._generator, folder)
+        self._tokens = checked_vocabulary(folder, self._vocab_size)
+        self._end_ids = frozenset(end_ids)
+        sizes = memory_sizes(folder, self._generator.compute_type)
+        self._traits = EngineTraits(
+            name="ctranslate2",
+            cost_rule="forced-prefix",
+            device=device,
+            compute_type=self._generator.compute_type,
+            workers=workers,
+            threads=threads or 1,
+            max_context=max_context,
+            model_bytes=sizes.model_bytes,
+            cache_bytes_per_token=sizes.cache_bytes_per_token,
+            step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
+            cache_copies=2,
+            preferred_batch_tokens=PREFERRED_BATCH_TOKENS,
+            mixed_decoding=False,
+        )
+
+    @property
+    def traits(self) -> EngineTraits:
+        return self._traits
+
+    def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
+        """See `packhorse.contract.Engine`. One batch more than there are workers is pulled, so that
+        none waits; rows that are ready go before pulling."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        run = _Run(self._generator, watch, SeededWorkers(self._source))
+        executor = ThreadPoolExecutor(self._traits.workers, thread_name_prefix="ctranslate2")
+        underway, is_more = 0, True
+        try:
+            while is_more or underway:
+                if is_more and underway <= self._traits.workers and run.results.empty():
+                    batch = next(batches, None)
+                    is_more = batch is not None
+                    if batch is not None:
+                        executor.submit(self._work, batch, run)
+                        underway += 1
+                    continue
+                result = run.results.get()
+                if not isinstance(result, _BatchEnded):
+                    yield result
+                    continue
+                underway -= 1
+                if result.error is not None:
+                    raise result.error
+        finally:
+            run.cancelled.set()
+            executor.shutdown(cancel_futures=True)
+            run.seeded.close()
+            await_idle(run.generator)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._at_exit()
+        self._generator = None
+
+    def _work(self, batch: Batch, run: _Run) -> None:
+        """Answers a batch, in a thread of its own."""
+        error: BaseException | None = None
+        try:
+            for result in self._answer(batch, run):
+                run.results.put(result)
+        except Cancelled:
+            pass
+        except BaseException as raised:  # noqa: BLE001 - `run` raises it in the caller's thread
+            error = raised
+        run.results.put(_BatchEnded(error))
+
+    def _answer(self, batch: Batch, run: _Run) -> Iterator[Result]:
+        rows = [Row(prompt) for prompt in batch.prompts]
+        refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
+        yield from filter(None, refused)
+        accepted = [row for row in rows if not row.answered]
+        seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
+        others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
+        yield from answer(others, lambda rows: self._generate_alike(rows, run))
+        for row in seeded:
+            yield from answer([row], lambda rows: self._generate(rows, run))
+
+    def _generate_alike(self, rows: list[Row], run: _Run) -> tuple[()]:
+        """Generates in groups of rows that CTranslate2 can take together."""
+        groups: dict[object, list[Row]] = {}
+        for row in rows:
+            is_one_token = len(row.sequence) == 1
+            sampling = sorted(self._sampling(row.prompt.decoding).items())
+            groups.setdefault((is_one_token, *sampling), []).append(row)
+        for group in groups.values():
+            self._generate(group, run)
+        return ()
+
+    def _generate(self, rows: list[Row], run: _Run) -> tuple[()]:
+        """Runs rows of equal sampling to their end; their results go to `run.results`."""
+        if self._is_stopping(run):
+            raise Cancelled
+        listener = _Listener(rows, self._end_ids, run, lambda: self._is_stopping(run))
+        decoding = rows[0].prompt.decoding
+        prompts = [[self._tokens[token_id] for token_id in row.sequence] for row in rows]
+        options = {
+            "max_length": max(row.tokens_left for row in rows),
+            "end_token": sorted(self._end_ids),
+            "include_prompt_in_result": False,
+            **self._sampling(decoding),
+        }
+        if _has_seed(decoding):
+            run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
+        else:
+            run.generator.generate_batch(prompts, callback=listener, **options)
+        if listener.error is not None:
+            raise listener.error
+        if self._is_stopping(run):
+            raise Cancelled
+        return ()
+
+    def _is_stopping(self, run: _Run) -> bool:
+        return run.cancelled.is_set() or self._closed.is_set()
+
+    def _sampling(self, decoding: Decoding) -> dict[str, float]:
+        """CTranslate2's names; greedy is sampling from the one most probable token."""
+        if _is_greedy(decoding):
+            return {"sampling_topk": 1}
+        top_k = decoding.top_k if decoding.top_k < self._vocab_size else 0
+        if decoding.top_p < 1 and self._traits.device == "cuda":
+            top_k = min(top_k or CUDA_TOP_P_CANDIDATES, CUDA_TOP_P_CANDIDATES, self._vocab_size)
+        return {
+            "sampling_topk": top_k,
+            "sampling_topp": decoding.top_p,
+            "sampling_temperature": decoding.temperature,
+        }
+
+
+@dataclass(slots=True)
+class _Listener:
+    """Called by CTranslate2 in its worker for every token; True ends the row.
+
+    error: what the caller's watch raised; the other rows then end with it.
+    """
+
+    rows: list[Row]
+    end_ids: frozenset[int]
+    run: _Run
+    is_stopping: Callable[[], bool]
+    error: WatchError | None = None
+
+    def __call__(self, step: Any) -> bool:
+        if self.error is not None or self.is_stopping():
+            return True
+        try:
+            result = self.rows[step.batch_id].take(step.token_id, self.end_ids, self.run.watch)
+        except WatchError as error:
+            self.error = error
+            return True
+        if result is None:
+            return False
+        self.run.results.put(result)
+        return True
+
+
+def _is_greedy(decoding: Decoding) -> bool:
+    return decoding.top_k == 1 or decoding.temperature < GREEDY_BELOW_TEMPERATURE
+
+
+def _has_seed(decoding: Decoding) -> bool:
+    return decoding.seed is not None and not _is_greedy(decoding)

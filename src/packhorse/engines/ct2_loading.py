@@ -1,0 +1,138 @@
+"""Makes CTranslate2 generators, and turns what can go wrong with that into clear errors."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+
+from packhorse.engines.rows import first_line
+from packhorse.errors import EngineError, ModelError
+from packhorse.models.ctranslate2_folder import (
+    layer_count,
+    read_variables,
+    stored_quantization,
+    vocabulary,
+)
+
+_POLL_SECONDS = 0.001
+_WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_DAMAGED = "the files are damaged, incomplete or of another kind: convert or fetch them again"
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSource:
+    """What a `ctranslate2.Generator` is made from; every call of `load` makes a new one.
+
+    compute_type: one of CTranslate2's names; "default" keeps what is stored where the device can
+    run it. threads: OpenMP threads of each worker.
+    """
+
+    folder: Path
+    device: str
+    compute_type: str
+    threads: int
+
+    def load(self, workers: int) -> Any:
+        """A generator with `workers` workers that share its weights; ModelError if it fails."""
+        try:
+            return ctranslate2.Generator(
+                os.fspath(self.folder),
+                device=self.device,
+                compute_type=self.compute_type,
+                inter_threads=workers,
+                intra_threads=self.threads,
+            )
+        except MemoryError as error:
+            raise EngineError(
+                f"{self.folder} does not fit into memory",
+                "use a smaller model or --quantization int8",
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            message = f"{self.folder} cannot be loaded: {first_line(error)}"
+            raise ModelError(message, _DAMAGED) from error
+
+
+def try_out(generator: Any, folder: Path) -> int:
+    """Computes one token; returns the size of the vocabulary. ModelError if there is no number."""
+    try:
+        output = generator.forward_batch([[0]])
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{folder} cannot be run: {first_line(error)}", _DAMAGED) from error
+    logits = np.array(output.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32))
+    if not np.isfinite(logits.max()):
+        raise ModelError(f"{folder} computes no numbers, only NaN or infinity", _DAMAGED)
+    return int(logits.shape[-1])
+
+
+def checked_vocabulary(folder: Path, size: int) -> list[str]:
+    """Tokens by id: CTranslate2 takes prompts as tokens. ModelError if there are fewer than ids."""
+    tokens = vocabulary(folder)
+    if len(tokens) < size:
+        raise ModelError(
+            f"the vocabulary in {folder} has {len(tokens)} tokens, the model {size}", _DAMAGED
+        )
+    return tokens
+
+
+def available_device(asked: str) -> str:
+    """`asked` with "auto" decided; EngineError for a GPU that is not there."""
+    count = ctranslate2.get_cuda_device_count()
+    if asked == "cuda" and not count:
+        raise EngineError("no CUDA device is available to CTranslate2", "use --device cpu")
+    return asked if asked != "auto" else "cuda" if count else "cpu"
+
+
+def supported_compute_type(quantization: str, device: str) -> str:
+    """CTranslate2's name for a quantization; EngineError for one that the device cannot run."""
+    if quantization == "auto":
+        return "default"
+    supported = ctranslate2.get_supported_compute_types(device)
+    if quantization not in supported:
+        raise EngineError(
+            f"CTranslate2 does not run {quantization} on this {device}",
+            f"--quantization is one of {', '.join(sorted(supported))} here",
+        )
+    return quantization
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySizes:
+    """model_bytes: weights. cache_bytes_per_token: keys and values of one token in all layers."""
+
+    model_bytes: int
+    cache_bytes_per_token: int
+
+
+def memory_sizes(folder: Path, compute_type: str) -> MemorySizes:
+    """Sizes of a model in memory. The cache holds keys and values of every query head, unless all
+    queries share one key/value head (src/layers/attention.cc, replicate_heads)."""
+    variables = read_variables(folder)
+    attention = "decoder/layer_0/self_attention"
+    heads = variables["decoder/num_heads"].value or 1
+    shared = variables.get(f"{attention}/num_heads_kv")
+    kv_heads = (shared.value if shared else None) or heads
+    head_size = variables[f"{attention}/linear_0/weight"].shape[0] // (heads + 2 * kv_heads)
+    cached_heads = 1 if kv_heads == 1 else heads
+    number_bytes = 2 if compute_type.endswith("float16") else 4
+    stored = _WEIGHT_BYTES.get(stored_quantization(variables), 1)
+    weights = (folder / "model.bin").stat().st_size
+    return MemorySizes(
+        model_bytes=weights * _WEIGHT_BYTES.get(compute_type, 1) // stored,
+        cache_bytes_per_token=layer_count(variables) * 2 * cached_heads * head_size * number_bytes,
+    )
+
+
+def await_idle(generator: Any) -> None:
+    """Returns once no job is left in a generator, its callback destroyed included.
+
+    A job's results are there before its callback is destroyed, and an interpreter that ends in
+    between aborts.
+    """
+    while generator.num_active_batches:
+        time.sleep(_POLL_SECONDS)

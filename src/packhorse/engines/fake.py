@@ -1,0 +1,204 @@
+"""The engine `fake`: no model, no libraries, the same words for the same prompt every time.
+
+It carries tests and dry runs. Token ids are bytes (see `packhorse.tokenization.ByteCodec`); what
+it writes are English words, chosen by a digest of the prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from packhorse.config import EngineConfig
+from packhorse.contract import CostRule, EngineTraits, TokenWatch
+from packhorse.data import Batch, Decoding, Prompt
+from packhorse.engines.rows import Result, Row, answer, refuse
+from packhorse.errors import EngineError
+
+if TYPE_CHECKING:
+    from packhorse.models import ModelFacts, PreparedModel
+
+SLOW_SECONDS_PER_TOKEN = 0.01
+DELAY_VARIABLE = "PACKHORSE_FAKE_SECONDS_PER_TOKEN"
+BYTES = 256
+END = 256
+_WORDS = (
+    "a,the,load,road,hill,mule,rope,bell,dawn,dusk,stone,river,bridge,carries,crosses,rests,"
+    "climbs,follows,counts,slowly,steadily,again,over,under,beyond,small,grey,old,patient,many,one"
+)
+_SHORTEST, _LONGEST = 8, 160
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong, for tests.
+
+    fail_rows: indexes of rows that fail in every batch. fail_batches_larger_than: rows of a batch
+    above which it fails. oom_over_tokens: padded tokens of a batch, those to be generated
+    included, above which memory is out. crash_after_rows: results after which the engine dies.
+    """
+
+    fail_rows: frozenset[int] = frozenset()
+    fail_batches_larger_than: int | None = None
+    oom_over_tokens: int | None = None
+    crash_after_rows: int | None = None
+
+
+def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> FakeEngine:
+    """A fake engine for any prepared model; the environment variable
+    PACKHORSE_FAKE_SECONDS_PER_TOKEN slows every step down, for tests that interrupt a run.
+
+    Two formats are planted for comparisons to find: "int8" answers every third prompt otherwise, as
+    a lossy format would, and "int16" takes SLOW_SECONDS_PER_TOKEN longer.
+    """
+    slow = SLOW_SECONDS_PER_TOKEN if config.quantization == "int16" else 0.0
+    return FakeEngine(
+        compute_type="float32" if config.quantization == "auto" else config.quantization,
+        lossy=config.quantization == "int8",
+        max_context=facts.max_context,
+        workers=config.workers or 1,
+        threads=config.threads or 1,
+        seconds_per_token=slow + float(os.environ.get(DELAY_VARIABLE) or 0),
+    )
+
+
+class FakeEngine:
+    """`workers` batches at once, a step of each in turn; rows are yielded as they finish.
+
+    seconds_per_token: wait of every step, whatever the number of rows. seconds_per_batch: wait
+    before a batch begins. lossy: every third prompt is answered otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        compute_type: str = "float32",
+        lossy: bool = False,
+        max_context: int = 4096,
+        cost_rule: CostRule = "padded",
+        workers: int = 1,
+        threads: int = 1,
+        mixed_decoding: bool = True,
+        seconds_per_token: float = 0.0,
+        seconds_per_batch: float = 0.0,
+        faults: Faults | None = None,
+    ) -> None:
+        self._seconds_per_token = seconds_per_token
+        self._seconds_per_batch = seconds_per_batch
+        self._faults = faults or Faults()
+        self._lossy = lossy
+        self._is_closed = False
+        self._traits = EngineTraits(
+            name="fake",
+            cost_rule=cost_rule,
+            device="cpu",
+            compute_type=compute_type,
+            workers=workers,
+            threads=threads,
+            max_context=max_context,
+            model_bytes=0,
+            cache_bytes_per_token=1,
+            mixed_decoding=mixed_decoding,
+        )
+
+    @property
+    def traits(self) -> EngineTraits:
+        return self._traits
+
+    def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
+        """See `packhorse.contract.Engine`. Raises EngineError after `crash_after_rows` results."""
+        if self._is_closed:
+            raise EngineError("the engine is closed", "load the model again")
+        results = 0
+        underway: list[Iterator[Result | None]] = []
+        is_more = True
+        while is_more or underway:
+            while is_more and len(underway) < self._traits.workers:
+                batch = next(batches, None)
+                is_more = batch is not None
+                if batch is not None:
+                    underway.append(self._answer(batch, watch))
+            for steps in list(underway):
+                for result in steps:
+                    if result is None:
+                        break
+                    yield result
+                    results += 1
+                    if results == self._faults.crash_after_rows:
+                        raise EngineError(f"the fake engine died after {results} rows")
+                else:
+                    underway.remove(steps)
+
+    def close(self) -> None:
+        self._is_closed = True
+
+    def _answer(self, batch: Batch, watch: TokenWatch | None) -> Iterator[Result | None]:
+        """Results of a batch, and None after every step."""
+        rows = [Row(prompt) for prompt in batch.prompts]
+        refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
+        yield from filter(None, refused)
+        accepted = [row for row in rows if not row.answered]
+        words = {row.prompt.index: written(row.prompt, lossy=self._lossy) for row in accepted}
+        _wait(self._seconds_per_batch)
+
+        def decode(rows: list[Row]) -> Iterator[Result | None]:
+            self._break_down(rows)
+            while rows:
+                _wait(self._seconds_per_token)
+                for row in rows:
+                    if result := row.take(next(words[row.prompt.index], END), (END,), watch):
+                        yield result
+                rows = [row for row in rows if not row.answered]
+                yield None
+
+        yield from answer(accepted, decode)
+
+    def _break_down(self, rows: list[Row]) -> None:
+        """Raises what a real engine would for rows that are to fail."""
+        faults = self._faults
+        if any(row.prompt.index in faults.fail_rows for row in rows):
+            raise RuntimeError("a row of this batch was chosen to fail")
+        if len(rows) > (faults.fail_batches_larger_than or len(rows)):
+            raise RuntimeError(f"a batch of {len(rows)} rows was chosen to fail")
+        tokens = len(rows) * max(len(row.sequence) + row.tokens_left for row in rows)
+        if tokens > (faults.oom_over_tokens or tokens):
+            raise MemoryError(f"{tokens} tokens were chosen not to fit")
+
+
+def written(prompt: Prompt, *, lossy: bool = False) -> Iterator[int]:
+    """Bytes of what follows a prompt, without an end token: a pure function of its token ids and
+    how it samples; without a seed a sampled text is a new one each time. A larger limit does not
+    change what comes before it."""
+    words = _WORDS.split(",")
+    state = blake2b(",".join(map(str, prompt.token_ids)).encode()).digest()
+    if lossy and state[0] % 3 == 0:
+        state = blake2b(state).digest()
+    if not _is_greedy(prompt.decoding):
+        state = blake2b(state + _chance(prompt.decoding)).digest()
+    length = _SHORTEST + int.from_bytes(state[:4], "big") % (_LONGEST - _SHORTEST)
+    while length > 0:
+        word = words[state[-1] % len(words)].encode()[:length]
+        yield from word
+        length -= len(word)
+        if length > 0:
+            yield ord(" ")
+            length -= 1
+        state = blake2b(state).digest()
+
+
+def _is_greedy(decoding: Decoding) -> bool:
+    return decoding.top_k == 1 or decoding.temperature < 1e-4
+
+
+def _chance(decoding: Decoding) -> bytes:
+    seed = os.urandom(8).hex() if decoding.seed is None else decoding.seed
+    return f"{decoding.temperature} {decoding.top_k} {decoding.top_p} {seed}".encode()
+
+
+def _wait(seconds: float) -> None:
+    if seconds > 0:
+        time.sleep(seconds)

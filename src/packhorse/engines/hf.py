@@ -1,0 +1,199 @@
+"""The engine `transformers`: any causal language model of the transformers library, on torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from packhorse.config import EngineConfig
+from packhorse.contract import EngineTraits, TokenWatch
+from packhorse.data import Batch
+from packhorse.engines.cores import usable_cores
+from packhorse.engines.padded import PaddedBatch
+from packhorse.engines.rows import Result, Row, answer, first_line, refuse
+from packhorse.engines.sampling import choose_tokens, row_generator
+from packhorse.errors import EngineError, ModelError
+from packhorse.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from packhorse.models import ModelFacts, PreparedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STEP_BYTES_PER_LOGIT = 32
+
+
+def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> TransformersEngine:
+    """Loads a Hugging Face folder. Raises ModelError and EngineError as `TransformersEngine`."""
+    if config.workers not in (None, 1):
+        raise EngineError(
+            f"the transformers engine runs one batch at a time, not {config.workers}",
+            "leave --workers out and give it more --threads, or use --engine ctranslate2",
+        )
+    return TransformersEngine(
+        prepared.folder,
+        end_ids=facts.eos_token_ids,
+        max_context=facts.max_context,
+        quantization=config.quantization,
+        device=config.device,
+        threads=config.threads,
+    )
+
+
+class TransformersEngine:
+    """One batch at a time, padded on the left; rows that are finished leave it at once.
+
+    folder: config.json and weights of a causal language model; no remote code is run.
+    end_ids: token ids that end a row. max_context: prompt and generated tokens of a row (tokens).
+    quantization: "auto" (float32 on a CPU, float16 on a GPU), "float32", "bfloat16", "float16".
+    device: "auto", "cpu" or "cuda". threads: None is all cores this process may use; it is torch's
+    own setting and so holds for the whole process.
+
+    Raises EngineError for a format or device that it or the machine does not have, ModelError for
+    a folder that cannot be loaded whole.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        end_ids: tuple[int, ...],
+        max_context: int,
+        quantization: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        device = _device(device)
+        dtype = _dtype(quantization, device)
+        torch.set_num_threads(threads or usable_cores())
+        self._model: PreTrainedModel | None = _load_model(folder, DTYPES[dtype], device)
+        self._end_ids = frozenset(end_ids)
+        self._vocab_size, cache_bytes = _try_out(self._model, folder)
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        self._traits = EngineTraits(
+            name="transformers",
+            cost_rule="padded",
+            device=device,
+            compute_type=dtype,
+            workers=1,
+            threads=torch.get_num_threads(),
+            max_context=max_context,
+            model_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            cache_bytes_per_token=cache_bytes,
+            step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
+            cache_copies=2,
+        )
+
+    @property
+    def traits(self) -> EngineTraits:
+        return self._traits
+
+    def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
+        """See `packhorse.contract.Engine`. A batch is pulled when the one before is answered."""
+        model = self._model
+        if model is None:
+            raise EngineError("the engine is closed", "load the model again")
+        for batch in batches:
+            rows = [Row(prompt) for prompt in batch.prompts]
+            refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
+            yield from filter(None, refused)
+            accepted = [row for row in rows if not row.answered]
+            if accepted:
+                yield from self._answer(model, accepted, watch)
+
+    def close(self) -> None:
+        self._model = None
+        if self._traits.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _answer(
+        self, model: PreTrainedModel, rows: list[Row], watch: TokenWatch | None
+    ) -> Iterator[Result]:
+        draws = {row.prompt.index: row_generator(row.prompt.decoding) for row in rows}
+
+        def decode(rows: list[Row]) -> Iterator[Result]:
+            batch = PaddedBatch(model, [row.sequence for row in rows], pad_id=0)
+            logits = batch.prefill()
+            while True:
+                chosen = choose_tokens(
+                    logits,
+                    [row.prompt.decoding for row in rows],
+                    [draws[row.prompt.index] for row in rows],
+                )
+                going_on = []
+                for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
+                    if token_id is None:
+                        yield row.fail("engine_error", _NOT_NUMBERS)
+                    elif result := row.take(token_id, self._end_ids, watch):
+                        yield result
+                    else:
+                        going_on.append(place)
+                if not going_on:
+                    return
+                if len(going_on) < len(rows):
+                    rows = [rows[place] for place in batch.keep(going_on)]
+                logits = batch.step([row.token_ids[-1] for row in rows])
+
+        return answer(rows, decode)
+
+
+def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            model: PreTrainedModel = loaded[0].eval().to(device)
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", _DAMAGED) from error
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", _DAMAGED
+        )
+    return model
+
+
+def _try_out(model: PreTrainedModel, folder: Path) -> tuple[int, int]:
+    """Computes one token; returns the size of the vocabulary and the bytes of cache it took."""
+    batch = PaddedBatch(model, [[0]], pad_id=0)
+    try:
+        logits = batch.prefill()
+    except Exception as error:
+        raise ModelError(f"{folder} cannot be run: {first_line(error)}", _DAMAGED) from error
+    if not logits.max().isfinite():
+        raise ModelError(f"{folder} computes no numbers, only NaN or infinity", _DAMAGED)
+    return logits.shape[-1], batch.position_bytes
+
+
+def _device(asked: str) -> str:
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise EngineError(
+            "no CUDA device is available to torch", "use --device cpu, or install torch with CUDA"
+        )
+    return asked if asked != "auto" else "cuda" if available else "cpu"
+
+
+def _dtype(asked: str, device: str) -> str:
+    if asked == "auto":
+        return "float16" if device == "cuda" else "float32"
+    if asked not in DTYPES:
+        raise EngineError(
+            f"the transformers engine does not run {asked}, only {', '.join(DTYPES)}",
+            "for int8 use --engine ctranslate2",
+        )
+    return asked
+
+
+_NOT_NUMBERS = (
+    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
+    "overflow in this number format; try float32"
+)
+_DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"

@@ -1,0 +1,80 @@
+"""Rows of one batch inside a transformers model: left padding, positions and the cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from packhorse.engines.rowcache import keep_rows, position_bytes, row_cache, trim_positions
+
+
+class PaddedBatch:
+    """Computes the logits of every row's next token, step by step.
+
+    Rows are padded on the left to the longest. Positions count a row's own tokens from 0, for
+    rotary and for learned absolute positions alike; padding is masked from attention, so a row's
+    logits are those it has alone, up to the rounding of sums.
+
+    model: in evaluation mode. sequences: token ids of each row, at least one. pad_id: any id of
+    the vocabulary.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: int
+    ) -> None:
+        self._model = model
+        self._accepted = inspect.signature(model.forward).parameters
+        self._cache = row_cache(model.config)
+        width = max(map(len, sequences))
+        padding = torch.tensor([[width - len(ids)] for ids in sequences])
+        ids = [[pad_id] * (width - len(ids)) + list(ids) for ids in sequences]
+        places = torch.arange(width)[None, :]
+        self._token_ids = torch.tensor(ids).to(model.device)
+        self._mask = (places >= padding).long().to(model.device)
+        self._positions = (places - padding).clamp(min=0).to(model.device)
+
+    @torch.inference_mode()
+    def prefill(self) -> Tensor:
+        """Logits [rows, vocabulary] of each row's first new token."""
+        return self._logits(self._token_ids, self._positions)
+
+    @torch.inference_mode()
+    def step(self, token_ids: Sequence[int]) -> Tensor:
+        """Appends one token to each row; logits [rows, vocabulary] of the one after it."""
+        ids = torch.tensor(token_ids, device=self._mask.device)[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        self._positions = self._positions[:, -1:] + 1
+        return self._logits(ids, self._positions)
+
+    @torch.inference_mode()
+    def keep(self, rows: list[int]) -> list[int]:
+        """Lets all rows but these leave (ascending numbers); returns the order they now have."""
+        order = keep_rows(self._cache, rows)
+        self._mask = self._mask[order]
+        self._positions = self._positions[order]
+        padding = int(self._mask.argmax(dim=1).min())
+        if padding and "position_ids" in self._accepted and trim_positions(self._cache, padding):
+            self._mask = self._mask[:, padding:]
+        return order
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of cache that one position of one row takes, once there is one."""
+        return position_bytes(self._cache)
+
+    def _logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
+        output = self._model(
+            input_ids=token_ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in self._accepted},
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits

@@ -1,0 +1,135 @@
+"""A key/value cache that rows can leave and that does not copy itself at every step.
+
+transformers' DynamicCache grows by concatenation. Here layers have room to grow into, a row that
+leaves is replaced by the last one, and left padding that no row needs any more is left out of what
+attention reads. Measured on SmolLM2-135M, 2 cores, milliseconds a step, against DynamicCache:
+16 rows x 1,000 tokens 111 and 176, 32 x 500 134 and 189, 16 x 200 84 and 88, 1 x 200 no difference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+SHARE_OF_GROWTH = 8
+SMALLEST_GROWTH = 32
+
+
+class RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, [rows, heads, positions, head size].
+
+    `keys` and `values` are views of the part of two larger buffers that is in use: their first
+    rows, and positions from `_start` to `_end`. Buffers grow by an eighth of their length.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._start = 0
+        self._end = 0
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Appends positions; returns all keys and values in use."""
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        keys, values = self._room_for(key_states, value_states)
+        rows, end = key_states.shape[0], self._end + key_states.shape[-2]
+        keys[:rows, :, self._end : end] = key_states
+        values[:rows, :, self._end : end] = value_states
+        self._end = end
+        return self._use(rows)
+
+    def keep(self, moves: list[tuple[int, int]], rows: int) -> None:
+        """Copies rows (from, to), then forgets all but the first `rows`."""
+        if self._buffers is None:
+            return
+        used = slice(self._start, self._end)
+        for buffer in self._buffers:
+            for source, target in moves:
+                buffer[target, :, used] = buffer[source, :, used]
+        self._use(rows)
+
+    def trim(self, positions: int) -> None:
+        """Leaves out the first `positions` of those in use."""
+        if self.keys is not None:
+            self._start += positions
+            self._use(self.keys.shape[0])
+
+    def _use(self, rows: int) -> tuple[Tensor, Tensor]:
+        assert self._buffers is not None
+        used = slice(self._start, self._end)
+        keys, values = (buffer[:rows, :, used] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def _room_for(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The buffers, larger ones if the new positions do not fit; what is unused stays behind."""
+        if self._buffers is not None and self._end + keys.shape[-2] <= self._buffers[0].shape[-2]:
+            return self._buffers
+        in_use = self._end - self._start
+        positions = in_use + keys.shape[-2]
+        capacity = positions + max(positions // SHARE_OF_GROWTH, SMALLEST_GROWTH)
+        larger = (_empty(keys, capacity), _empty(values, capacity))
+        if self.keys is not None and self.values is not None:
+            larger[0][:, :, :in_use] = self.keys
+            larger[1][:, :, :in_use] = self.values
+        self._buffers, self._start, self._end = larger, 0, in_use
+        return larger
+
+
+def row_cache(config: PreTrainedConfig) -> DynamicCache:
+    """An empty cache for a model; layers that are not plain attention stay transformers' own."""
+    cache = DynamicCache(config=config)
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        cache.layers = [RowLayer() for _ in cache.layers]
+        if not cache.layers:
+            cache.layer_class_to_replicate = RowLayer
+    return cache
+
+
+def keep_rows(cache: DynamicCache, kept: list[int]) -> list[int]:
+    """Forgets all rows but `kept` (ascending); returns them in the order they have from now on."""
+    layers = _row_layers(cache)
+    if layers is None:
+        cache.reorder_cache(torch.LongTensor(kept))
+        return kept
+    rows = len(kept)
+    free = sorted(set(range(rows)) - set(kept))
+    moves = list(zip([row for row in kept if row >= rows], free, strict=True))
+    order = list(range(rows))
+    for source, target in moves:
+        order[target] = source
+    for layer in layers:
+        layer.keep(moves, rows)
+    return order
+
+
+def trim_positions(cache: DynamicCache, positions: int) -> bool:
+    """Forgets the first positions of all rows; False where the model's layers cannot."""
+    layers = _row_layers(cache)
+    for layer in layers or []:
+        layer.trim(positions)
+    return layers is not None
+
+
+def position_bytes(cache: DynamicCache) -> int:
+    """Bytes of keys and values that one position of one row takes; states of fixed size aside."""
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    tensors = [tensor for tensor in held if isinstance(tensor, Tensor)]
+    return sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in tensors)
+
+
+def _row_layers(cache: DynamicCache) -> list[RowLayer] | None:
+    """The layers, if all are plain attention."""
+    layers = [layer for layer in cache.layers if isinstance(layer, RowLayer)]
+    return layers if len(layers) == len(cache.layers) else None
+
+
+def _empty(like: Tensor, positions: int) -> Tensor:
+    rows, heads, _, size = like.shape
+    return like.new_empty((rows, heads, positions, size))

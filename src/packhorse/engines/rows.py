@@ -1,0 +1,151 @@
+"""A row on its way through an engine, and how a batch that fails costs none of its rows."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from packhorse.contract import TokenWatch
+from packhorse.data import Completion, Failure, FinishReason, Prompt, Timing
+
+Result = Completion | Failure
+T = TypeVar("T")
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
+
+
+class WatchError(BaseException):
+    """Carries what a caller's watch raised past everything that handles an engine's failures."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt and what was generated for it so far.
+
+    It outlives a failed attempt: the next one goes on after its last token, so `watch` sees every
+    token once and nothing is computed twice but a prefill.
+
+    submitted, first_token: seconds of `time.monotonic`. answered: it has its result.
+    """
+
+    prompt: Prompt
+    submitted: float = field(default_factory=time.monotonic)
+    token_ids: list[int] = field(default_factory=list)
+    first_token: float | None = None
+    answered: bool = False
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Prompt and generated tokens."""
+        return (*self.prompt.token_ids, *self.token_ids)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.prompt.decoding.max_new_tokens - len(self.token_ids)
+
+    def take(
+        self, token_id: int, end_ids: Collection[int], watch: TokenWatch | None
+    ) -> Completion | None:
+        """Adds the token just generated; the completion if the row ends with it.
+
+        The order of the reasons: end token (not kept, not watched), watch, limit. Raises
+        WatchError for whatever `watch` raises.
+        """
+        now = time.monotonic()
+        if self.first_token is None:
+            self.first_token = now
+        if token_id in end_ids:
+            return self._complete("stop", now)
+        self.token_ids.append(token_id)
+        if watch is not None and _ends(watch, self.prompt.index, token_id):
+            return self._complete("stop", now)
+        return self._complete("length", now) if self.tokens_left <= 0 else None
+
+    def fail(self, code: str, message: str) -> Failure:
+        self.answered = True
+        return Failure(self.prompt.index, code, message)
+
+    def _complete(self, reason: FinishReason, now: float) -> Completion:
+        self.answered = True
+        timing = Timing(self.submitted, now, self.first_token)
+        return Completion(self.prompt.index, tuple(self.token_ids), reason, timing)
+
+
+def _ends(watch: TokenWatch, index: int, token_id: int) -> bool:
+    try:
+        return watch(index, token_id)
+    except BaseException as error:
+        raise WatchError(error) from error
+
+
+def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
+    """The failure of a row that no engine can run: empty, too long, or not of this model."""
+    ids = row.prompt.token_ids
+    room = max_context - row.prompt.decoding.max_new_tokens
+    if not ids:
+        return row.fail("empty_prompt", "the prompt has no tokens")
+    if len(ids) > room:
+        return row.fail(
+            "prompt_too_long",
+            f"the prompt has {len(ids)} tokens, {max(0, room)} fit beside the tokens to be "
+            "generated: shorten it or lower max_new_tokens",
+        )
+    strange = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if strange is not None:
+        return row.fail(
+            "engine_error",
+            f"token id {strange} is not of this model's {vocab_size}: prompt and model were made "
+            "with different tokenizers",
+        )
+    return None
+
+
+def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iterator[T | Failure]:
+    """Results of `rows`, all of them, whatever `attempt` raises.
+
+    attempt: runs rows as one batch and yields results as they finish, or marks rows answered
+        itself. When it raises, rows answered so far are kept and the others are tried again in
+        halves, down to single rows; a single row that fails is a Failure `out_of_memory` or
+        `engine_error`. BaseExceptions (an interrupt, an error of the caller's) pass through.
+    """
+    groups = [rows]
+    while groups:
+        group = groups.pop()
+        problem = ("engine_error", "the engine ended without a result for this row")
+        try:
+            yield from attempt(group)
+        except WatchError as error:
+            raise error.error from None
+        except Exception as error:  # noqa: BLE001 - what engines raise is not theirs to choose
+            problem = diagnose(error)
+        left = [row for row in group if not row.answered]
+        if len(left) == 1:
+            yield left[0].fail(*problem)
+        elif left:
+            half = len(left) // 2
+            groups += [left[half:], left[:half]]
+
+
+def diagnose(error: BaseException) -> tuple[str, str]:
+    """Failure code and message for what an engine raised; the message is one line."""
+    line = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return (
+            "out_of_memory",
+            f"this row alone does not fit into memory ({line}): shorten it, lower max_new_tokens, "
+            "or run with fewer workers",
+        )
+    return "engine_error", f"the engine failed on this row alone: {line}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, as one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

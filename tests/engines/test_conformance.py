@@ -1,0 +1,385 @@
+"""What every engine keeps: one suite for all of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from subjects import (
+    Subject,
+    alone,
+    codes,
+    converted,
+    ctranslate2,
+    fake,
+    in_batches,
+    run,
+    tokens,
+    transformers,
+    with_decoding,
+)
+
+from packhorse.contract import Engine
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.errors import EngineError
+
+TINY = (
+    "fake padded",
+    "fake forced-prefix",
+    "fake packed",
+    "transformers llama",
+    "transformers gpt2",
+    "ctranslate2 llama",
+    "ctranslate2 gpt2",
+)
+LAW = settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
+)
+
+
+@pytest.fixture(scope="session")
+def subjects(
+    built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Subject]:
+    root = tmp_path_factory.mktemp("ctranslate2")
+    llama, gpt2 = built["llama"], built["gpt2"]
+    every = [
+        fake("fake padded"),
+        fake("fake forced-prefix", cost_rule="forced-prefix", workers=2, mixed_decoding=False),
+        fake("fake packed", cost_rule="packed", workers=4),
+        transformers("transformers llama", llama, end_ids=(2,)),
+        transformers("transformers gpt2", gpt2, end_ids=(0,)),
+        ctranslate2("ctranslate2 llama", converted(llama, root / "llama"), end_ids=(2,)),
+        ctranslate2("ctranslate2 gpt2", converted(gpt2, root / "gpt2"), end_ids=(0,)),
+    ]
+    return {subject.name: subject for subject in every}
+
+
+@pytest.fixture(scope="session", params=TINY)
+def subject(request: pytest.FixtureRequest, subjects: dict[str, Subject]) -> Subject:
+    return subjects[request.param]
+
+
+@pytest.fixture(scope="session")
+def engine(subject: Subject) -> Iterator[Engine]:
+    engine = subject.make()
+    yield engine
+    engine.close()
+
+
+def test_traits_say_what_a_planner_needs(engine: Engine) -> None:
+    traits = engine.traits
+    assert traits.cost_rule in ("padded", "forced-prefix", "packed")
+    assert min(traits.workers, traits.threads, traits.max_context) >= 1
+    assert traits.cache_bytes_per_token > 0
+    assert traits.compute_type == "float32"
+    assert traits.device == "cpu"
+
+
+@LAW
+@given(seed=st.integers(0, 99), rows=st.integers(1, 30), batch=st.integers(1, 11))
+def test_every_row_is_answered_once(
+    subject: Subject, engine: Engine, seed: int, rows: int, batch: int
+) -> None:
+    prompts = subject.prompts(rows, seed)
+    results = tokens(run(engine, prompts, batch))
+    assert sorted(results) == list(range(rows))
+    for prompt in prompts:
+        assert len(results[prompt.index]) <= prompt.decoding.max_new_tokens
+
+
+@LAW
+@given(seed=st.integers(0, 99), batch=st.integers(2, 12))
+def test_a_row_alone_equals_the_row_in_any_batch_and_order(
+    subject: Subject, engine: Engine, seed: int, batch: int
+) -> None:
+    prompts = subject.prompts(16, seed)
+    expected = alone(engine, prompts)
+    random.Random(seed).shuffle(prompts)
+    assert tokens(run(engine, prompts, batch)) == expected
+    prompts.sort(key=lambda prompt: -len(prompt.token_ids))
+    assert tokens(run(engine, prompts, batch)) == expected
+
+
+def test_length_is_the_reason_of_a_row_that_reaches_its_limit(
+    subject: Subject, engine: Engine
+) -> None:
+    for result in run(engine, subject.prompts(24), 5).values():
+        assert isinstance(result, Completion)
+        is_full = len(result.token_ids) == subject.prompts(24)[result.index].decoding.max_new_tokens
+        assert is_full or result.finish_reason == "stop"
+        assert not set(result.token_ids) & set(subject.end_ids)
+
+
+def test_a_smaller_limit_gives_the_beginning_of_the_same_tokens(
+    subject: Subject, engine: Engine
+) -> None:
+    long = subject.prompts(12, max_new_tokens=20)
+    whole = alone(engine, long)
+    short = [with_decoding(prompt, max_new_tokens=1 + prompt.index % 7) for prompt in long]
+    results = run(engine, short, 12)
+    for prompt in short:
+        limit, result = prompt.decoding.max_new_tokens, results[prompt.index]
+        assert isinstance(result, Completion)
+        assert result.token_ids == whole[prompt.index][:limit]
+        assert result.finish_reason == "length" or len(result.token_ids) < limit
+
+
+def test_an_end_token_ends_its_row_and_is_not_part_of_it(subject: Subject) -> None:
+    if subject.name.startswith("fake"):
+        pytest.skip("its end token is its own")
+    with_all = subject.make(end_ids=())
+    prompts = subject.prompts(8, max_new_tokens=16)
+    whole = alone(with_all, prompts)
+    with_all.close()
+    end = whole[3][5]
+    engine = subject.make(end_ids=(end, 299))
+    results = run(engine, prompts, 8)
+    engine.close()
+    for index, everything in whole.items():
+        result = results[index]
+        assert isinstance(result, Completion)
+        ends = [place for place, token in enumerate(everything) if token in (end, 299)]
+        assert result.token_ids == everything[: ends[0] if ends else None]
+        assert result.finish_reason == ("stop" if ends else "length")
+
+
+def test_a_prompt_may_fill_the_context_but_not_more(subject: Subject, engine: Engine) -> None:
+    lengths = {0: (255, 1), 1: (250, 6), 2: (256, 1), 3: (250, 7), 4: (3, 253), 5: (10, 5)}
+    prompts = [
+        Prompt(index, tuple(subject.ids[5 + index] for _ in range(length)), Decoding(limit))
+        for index, (length, limit) in lengths.items()
+    ]
+    failed = {2: "prompt_too_long", 3: "prompt_too_long"}
+    results = run(engine, prompts, 6)
+    assert codes(results) == {index: failed.get(index, "") for index in lengths}
+    fitting = [prompt for prompt in prompts if prompt.index not in failed]
+    completed = {index: result for index, result in results.items() if index not in failed}
+    assert tokens(completed) == alone(engine, fitting)
+
+
+def test_a_row_that_cannot_run_costs_no_other(subject: Subject, engine: Engine) -> None:
+    prompts = subject.prompts(6)
+    expected = alone(engine, prompts)
+    bad = [Prompt(6, (), Decoding(4)), Prompt(7, (5, 1_000_000), Decoding(4))]
+    results = run(engine, [bad[0], *prompts, bad[1]], 8)
+    assert codes(results) == dict.fromkeys(range(6), "") | {6: "empty_prompt", 7: "engine_error"}
+    assert tokens({index: results[index] for index in range(6)}) == expected
+    assert codes(run(engine, bad, 2)) == {6: "empty_prompt", 7: "engine_error"}
+
+
+def test_nothing_to_do(engine: Engine) -> None:
+    assert list(engine.run(iter([]))) == []
+    assert list(engine.run(iter([Batch(()), Batch(())]))) == []
+
+
+def test_timings_are_in_order(subject: Subject, engine: Engine) -> None:
+    for result in engine.run(in_batches(subject.prompts(9), 4)):
+        assert isinstance(result, Completion)
+        timing = result.timing
+        assert timing.first_token is not None
+        assert timing.submitted <= timing.first_token <= timing.finished
+
+
+def test_batches_are_pulled_as_there_is_room(subject: Subject, engine: Engine) -> None:
+    pulled = answered = 0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal pulled
+        for batch in in_batches(subject.prompts(40), 2):
+            pulled += 1
+            yield batch
+
+    for _ in engine.run(batches()):
+        answered += 1
+        assert pulled - answered // 2 <= engine.traits.workers + 2
+    assert (pulled, answered) == (20, 40)
+
+
+def test_watch_sees_each_token_once_in_order(subject: Subject, engine: Engine) -> None:
+    seen: dict[int, list[int]] = {}
+
+    def watch(row: int, token_id: int) -> bool:
+        seen.setdefault(row, []).append(token_id)
+        return False
+
+    results = tokens(run(engine, subject.prompts(10), 4, watch))
+    assert {row: tuple(ids) for row, ids in seen.items()} == {
+        row: ids for row, ids in results.items() if ids
+    }
+
+
+def test_watch_ends_a_row_and_only_that(subject: Subject, engine: Engine) -> None:
+    prompts = subject.prompts(8, max_new_tokens=12)
+    whole = alone(engine, prompts)
+    counts = dict.fromkeys(range(8), 0)
+
+    def watch(row: int, token_id: int) -> bool:
+        counts[row] += 1
+        return row == 5 and counts[row] == 3
+
+    results = run(engine, prompts, 4, watch)
+    ended = results[5]
+    assert isinstance(ended, Completion)
+    assert (ended.token_ids, ended.finish_reason) == (whole[5][:3], "stop")
+    assert tokens(results) == {**whole, 5: whole[5][:3]}
+
+
+def test_what_watch_raises_reaches_the_caller(subject: Subject, engine: Engine) -> None:
+    def watch(row: int, token_id: int) -> bool:
+        raise LookupError("the caller's own")
+
+    with pytest.raises(LookupError, match="the caller's own"):
+        run(engine, subject.prompts(8), 3, watch)
+    assert len(run(engine, subject.prompts(3), 3)) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_the_batches_raise_reaches_the_caller(
+    subject: Subject, engine: Engine, error: type[BaseException]
+) -> None:
+    def batches() -> Iterator[Batch]:
+        yield from in_batches(subject.prompts(4), 2)
+        raise error
+
+    with pytest.raises(error):
+        list(engine.run(batches()))
+    assert len(run(engine, subject.prompts(3), 3)) == 3
+
+
+def test_closing_the_iterator_cancels(subject: Subject, engine: Engine) -> None:
+    generated = pulled = 0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal pulled
+        for batch in in_batches(subject.prompts(200, max_new_tokens=150), 4):
+            pulled += 1
+            yield batch
+
+    def watch(row: int, token_id: int) -> bool:
+        nonlocal generated
+        generated += 1
+        return row == 0
+
+    results = engine.run(batches(), watch)
+    assert isinstance(next(results), Completion)
+    results.close()  # type: ignore[attr-defined]
+    stopped_at = generated
+    assert pulled <= engine.traits.workers + 2
+    assert len(run(engine, subject.prompts(3), 3)) == 3
+    assert generated == stopped_at
+
+
+def test_close_may_be_repeated_and_ends_the_engine(subject: Subject) -> None:
+    engine = subject.make()
+    unfinished = engine.run(in_batches(subject.prompts(9), 3))
+    next(unfinished)
+    engine.close()
+    engine.close()
+    unfinished.close()  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="closed"):
+        list(engine.run(in_batches(subject.prompts(1), 1)))
+
+
+def sampled(subject: Subject, rows: int, **options: Any) -> list[Prompt]:
+    """Rows that sample, each with its own seed."""
+    chosen = {"max_new_tokens": 12, "temperature": 1.0, **options}
+    return [
+        with_decoding(prompt, **{"seed": prompt.index, **chosen})
+        for prompt in subject.prompts(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 50, "top_p": 0.9}],
+    ids=str,
+)
+def test_a_seed_repeats_a_row_in_any_batch(
+    subject: Subject, engine: Engine, options: dict[str, Any]
+) -> None:
+    prompts = sampled(subject, 10, **options)
+    expected = alone(engine, prompts)
+    assert tokens(run(engine, list(reversed(prompts)), 4)) == expected
+    assert tokens(run(engine, prompts, 10)) == expected
+
+
+def test_seeds_differ(subject: Subject, engine: Engine) -> None:
+    (prompt,) = sampled(subject, 1)
+    seeds = (0, 1, 2, 41, 2**32 - 1, 2**63 - 1)
+    rows = [
+        Prompt(index, prompt.token_ids, with_decoding(prompt, seed=seed).decoding)
+        for index, seed in enumerate(seeds)
+    ]
+    assert len(set(tokens(run(engine, rows, 6)).values())) == len(seeds)
+
+
+def test_without_a_seed_no_two_runs_agree(subject: Subject, engine: Engine) -> None:
+    prompts = sampled(subject, 4, seed=None, max_new_tokens=24)
+    assert tokens(run(engine, prompts, 4)) != tokens(run(engine, prompts, 4))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"temperature": 1e-6}, {"temperature": 1e-40}])
+def test_sampling_that_leaves_no_choice_is_greedy(
+    subject: Subject, engine: Engine, options: dict[str, Any]
+) -> None:
+    greedy = subject.prompts(6, max_new_tokens=12)
+    prompts = sampled(subject, 6, **options)
+    assert tokens(run(engine, prompts, 3)) == alone(engine, greedy)
+
+
+def test_rows_of_one_batch_may_decode_differently(subject: Subject, engine: Engine) -> None:
+    ways: tuple[dict[str, Any], ...] = (
+        {},
+        {"temperature": 0.8, "seed": 1},
+        {"temperature": 1.2, "seed": 2, "top_k": 5},
+        {"temperature": 0.9, "seed": 3, "top_p": 0.5},
+    )
+    prompts = [with_decoding(prompt, **ways[prompt.index % 4]) for prompt in subject.prompts(12)]
+    assert tokens(run(engine, prompts, 12)) == alone(engine, prompts)
+
+
+def broken_rows(subjects: dict[str, Subject], name: str) -> tuple[Engine, list[Prompt]]:
+    """An engine and rows of which 2 and 5 fail while they run: learned positions end at 256."""
+    subject = subjects[name]
+    prompts = subject.prompts(8)
+    prompts[2] = Prompt(2, tuple(subject.ids[9] for _ in range(300)), Decoding(4))
+    prompts[5] = Prompt(5, tuple(subject.ids[8] for _ in range(250)), Decoding(20))
+    if name.startswith("fake"):
+        from packhorse.engines.fake import Faults
+
+        return subject.make(max_context=600, faults=Faults(fail_rows=frozenset({2, 5}))), prompts
+    return subject.make(max_context=600), prompts
+
+
+@pytest.mark.parametrize(
+    "name", ["fake padded", "fake packed", "transformers gpt2", "ctranslate2 gpt2"]
+)
+def test_a_row_that_fails_while_it_runs_costs_no_other(
+    subjects: dict[str, Subject], name: str
+) -> None:
+    engine, prompts = broken_rows(subjects, name)
+    whole = [prompt for prompt in prompts if prompt.index not in (2, 5)]
+    expected = alone(engine, whole)
+    seen: dict[int, list[int]] = {}
+
+    def watch(row: int, token_id: int) -> bool:
+        seen.setdefault(row, []).append(token_id)
+        return False
+
+    results = run(engine, prompts, 8, watch)
+    engine.close()
+    for index in (2, 5):
+        failure = results.pop(index)
+        assert isinstance(failure, Failure)
+        assert failure.code == "engine_error"
+        seen.pop(index, None)
+    assert tokens(results) == expected
+    assert {row: tuple(ids) for row, ids in seen.items()} == expected

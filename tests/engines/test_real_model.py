@@ -1,0 +1,85 @@
+"""The demonstration model on both engines: alone and in a batch, what `generate` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from subjects import alone, ctranslate2, run, tokens, transformers, with_decoding
+
+from packhorse.contract import Engine
+from packhorse.data import Decoding, Prompt
+
+REAL_LIMIT = 12
+REAL_PROMPTS = (
+    "Hi",
+    "What is the capital of France?",
+    "Name three small animals that live in a forest, and say what each of them eats.",
+    "Write one sentence about the sea.",
+    "A packhorse carries many small loads over the hills. " * 8 + "What does it carry?",
+    "Translate into German: good morning",
+)
+
+
+@pytest.fixture(scope="session")
+def real_prompts(demo_model_folder: Path) -> list[Prompt]:
+    from packhorse.tokenization import HuggingFaceCodec
+
+    codec = HuggingFaceCodec(demo_model_folder)
+    ids = codec.encode_chats([[{"role": "user", "content": text}] for text in REAL_PROMPTS])
+    return [
+        Prompt(index, row, Decoding(REAL_LIMIT))
+        for index, row in enumerate(ids)
+        if isinstance(row, tuple)
+    ]
+
+
+@pytest.fixture(scope="session")
+def real_reference(demo_model_folder: Path, real_prompts: list[Prompt]) -> dict[int, Any]:
+    """`model.generate` of transformers, one prompt at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from packhorse.models.quiet import quiet_transformers
+
+    with quiet_transformers():
+        model: Any = AutoModelForCausalLM.from_pretrained(demo_model_folder, dtype=torch.float32)
+    found = {}
+    for prompt in real_prompts:
+        ids = torch.tensor([prompt.token_ids])
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=REAL_LIMIT
+        )
+        new = output[0, ids.shape[1] :].tolist()
+        found[prompt.index] = tuple(new[: new.index(2)] if 2 in new else new)
+    return found
+
+
+def real_transformers(folder: Path) -> Engine:
+    return transformers("transformers smollm2", folder, end_ids=(2,)).make(
+        max_context=8192, threads=None
+    )
+
+
+def real_ctranslate2(folder: Path) -> Engine:
+    from packhorse.models import prepare
+
+    float32 = prepare("smollm2-135m-instruct", engine="ctranslate2", quantization="float32")
+    return ctranslate2("ctranslate2 smollm2", float32.folder, end_ids=(2,)).make(max_context=8192)
+
+
+@pytest.mark.parametrize("load", [real_transformers, real_ctranslate2])
+def test_the_real_model_alone_and_in_a_batch_equals_generate(
+    load: Callable[[Path], Engine],
+    demo_model_folder: Path,
+    real_prompts: list[Prompt],
+    real_reference: dict[int, Any],
+) -> None:
+    engine = load(demo_model_folder)
+    assert alone(engine, real_prompts) == real_reference
+    assert tokens(run(engine, real_prompts, 6)) == real_reference
+    seeded = [with_decoding(row, temperature=0.8, seed=row.index) for row in real_prompts[:3]]
+    assert tokens(run(engine, seeded, 3)) == alone(engine, seeded)
+    engine.close()
