@@ -1,0 +1,60 @@
+"""packhorse runs a language model over many inputs, as fast as the machine at hand allows.
+
+    import packhorse
+
+    with packhorse.load("smollm2-135m-instruct") as model:
+        for answer in model.generate(["What is the capital of France?"], max_new_tokens=32):
+            print(answer.index, answer.text)
+
+    report = packhorse.run(packhorse.JobConfig(
+        model="smollm2-135m-instruct", input="prompts.jsonl", output=Path("answers.jsonl")))
+
+Importing packhorse loads no model library; `load` and `run` do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig
+from packhorse.data import Answer, Decoding, Failure
+from packhorse.errors import Interrupted, PackhorseError
+
+if TYPE_CHECKING:
+    from packhorse.manifest import RunReport
+    from packhorse.pipeline import run
+    from packhorse.session import Model, load
+
+__all__ = [
+    "Answer",
+    "BatchingConfig",
+    "Decoding",
+    "EngineConfig",
+    "Failure",
+    "InputConfig",
+    "Interrupted",
+    "JobConfig",
+    "Model",
+    "PackhorseError",
+    "RunReport",
+    "__version__",
+    "load",
+    "run",
+]
+
+__version__ = "0.1.0"
+
+_ON_DEMAND = {
+    "Model": "packhorse.session",
+    "load": "packhorse.session",
+    "RunReport": "packhorse.manifest",
+    "run": "packhorse.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_ON_DEMAND[name]), name)

@@ -1,0 +1,180 @@
+"""The inner half of the way of a row: tokenize -> plan -> run -> decode.
+
+Rows stream through in windows. The engine pulls batches, so the next window is read only when the
+engine has room for more, and only rows under way are in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from packhorse.batching.planning import plan
+from packhorse.batching.policies import Limits
+from packhorse.contract import Engine
+from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request
+from packhorse.meters import Meter
+from packhorse.tokenization import Codec, Refusal, Tokenizer
+
+WINDOW_CHARACTERS = 64 << 20
+_BYTES_A_CHARACTER = 4
+
+
+@dataclass(slots=True)
+class Answering:
+    """One pass of requests through an engine; made anew for every call.
+
+    decoding: the job's settings; a row's own options go before them.
+    stopping: asked before every batch; once it says True no further batch is planned, what the
+        engine has is finished, and rows not begun get no outcome.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    policy: str
+    limits: Limits
+    window_rows: int
+    decoding: Decoding
+    meter: Meter
+    stopping: Callable[[], bool] = lambda: False
+    _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
+    _refused: deque[Failure] = field(default_factory=deque)
+
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
+        """One outcome for every request, in the order they finish."""
+        watch = StopStrings(self.tokenizer.codec, self._underway)
+        for result in self.engine.run(self._batches(requests), watch):
+            yield from self._refusals()
+            outcome = self._outcome(result)
+            self.meter.count_outcome(outcome)
+            yield outcome
+        yield from self._refusals()
+
+    def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        for window in windows(requests, self.window_rows):
+            prompts = self._prompts(window)
+            mixed = self.engine.traits.mixed_decoding
+            for batch in plan(prompts, self.policy, self.limits, mixed_decoding=mixed):
+                if self.stopping():
+                    return
+                self.meter.count_batch(batch)
+                yield batch
+
+    def _prompts(self, window: list[Request]) -> list[Prompt]:
+        """Tokenizes a window; rows that cannot become prompts are put among the refused."""
+        context = self.engine.traits.max_context
+        decodings = [row_decoding(self.decoding, request) for request in window]
+        rooms = [context - decoding.max_new_tokens for decoding in decodings]
+        prompts = []
+        encoded = self.tokenizer.encode(window, rooms)
+        for request, ids, decoding, room in zip(window, encoded, decodings, rooms, strict=True):
+            if room < 1:
+                ids = Refusal(
+                    "bad_option",
+                    f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
+                    f"the model's context is {context} tokens",
+                )
+            if isinstance(ids, Refusal):
+                self._refused.append(_failure(request, ids.code, ids.message))
+            else:
+                prompt = Prompt(request.index, ids, decoding)
+                self._underway[request.index] = (request, prompt)
+                prompts.append(prompt)
+        return prompts
+
+    def _outcome(self, result: Completion | Failure) -> Answer | Failure:
+        request, prompt = self._underway.pop(result.index)
+        if isinstance(result, Failure):
+            return _failure(request, result.code, result.message)
+        text, was_cut = cut_at_stop(
+            self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
+        )
+        return Answer(
+            index=request.index,
+            id=request.id,
+            key=request.key,
+            text=text,
+            token_ids=result.token_ids,
+            finish_reason="stop" if was_cut else result.finish_reason,
+            prompt_tokens=len(prompt.token_ids),
+            timing=result.timing,
+        )
+
+    def _refusals(self) -> Iterator[Failure]:
+        while self._refused:
+            refusal = self._refused.popleft()
+            self.meter.count_outcome(refusal)
+            yield refusal
+
+
+@dataclass(slots=True)
+class StopStrings:
+    """The engine's watch: ends a row when the text it generated contains one of its stop strings.
+
+    Only the tail that a stop string could reach into is decoded at each token.
+    """
+
+    codec: Codec
+    underway: dict[int, tuple[Request, Prompt]]
+    _tails: dict[int, deque[int]] = field(default_factory=dict)
+
+    def __call__(self, row: int, token_id: int) -> bool:
+        stop = self.underway[row][1].decoding.stop
+        if not stop:
+            return False
+        tail = self._tails.get(row)
+        if tail is None:
+            reach = _BYTES_A_CHARACTER * (max(map(len, stop)) + 2)
+            tail = self._tails[row] = deque(maxlen=reach)
+        tail.append(token_id)
+        text = self.codec.decode(tuple(tail))
+        if any(string in text for string in stop):
+            del self._tails[row]
+            return True
+        return False
+
+
+def windows(requests: Iterable[Request], rows: int) -> Iterator[list[Request]]:
+    """Lists of 1 to `rows` requests and about WINDOW_CHARACTERS characters at most."""
+    window: list[Request] = []
+    characters = 0
+    for request in requests:
+        window.append(request)
+        characters += _characters(request)
+        if len(window) >= rows or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+def row_decoding(decoding: Decoding, request: Request) -> Decoding:
+    """The job's decoding with the row's own options before it.
+
+    A seed of the job becomes one seed a row, derived from the row's identity: a row draws the same
+    numbers whatever its batch, its place in the file, and whether the run was interrupted.
+    """
+    chosen = replace(decoding, **request.options) if request.options else decoding
+    if chosen.greedy or chosen.seed is None or "seed" in request.options:
+        return chosen
+    digest = blake2b(f"{chosen.seed}:{request.key}".encode(), digest_size=8).digest()
+    return replace(chosen, seed=int.from_bytes(digest, "big") >> 1)
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """`text` before the first stop string in it, and whether there was one."""
+    places = [place for string in stop if (place := text.find(string)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _characters(request: Request) -> int:
+    content = request.content
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(str(message.get("content", ""))) for message in content)
+
+
+def _failure(request: Request, code: str, message: str) -> Failure:
+    return Failure(request.index, code, message, request.id, request.line, request.key)

@@ -1,0 +1,112 @@
+"""What a run says of itself: what "auto" became, what came of it, and the document beside the
+output."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from packhorse.batching.memory import TokenBudget
+from packhorse.config import JobConfig
+from packhorse.journal import Counts, Journal
+from packhorse.models import PreparedModel
+from packhorse.session import Model
+
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to.
+
+    counts: all rows of the input by state. session: figures of this process, see `Meter.to_json`;
+    None when there was nothing left to do. resolved: what "auto" became and what really ran.
+    """
+
+    output: Path
+    manifest: Path
+    counts: Counts
+    model: dict[str, Any]
+    resolved: dict[str, Any] | None
+    session: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["output"], document["manifest"] = str(self.output), str(self.manifest)
+        document["counts"]["pending"] = self.counts.pending
+        return document
+
+
+def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> dict[str, Any]:
+    """What "auto" became and what really runs."""
+    traits = model.traits
+    return {
+        "engine": traits.name,
+        "device": traits.device,
+        "compute_type": traits.compute_type,
+        "workers": traits.workers,
+        "threads": traits.threads,
+        "max_context": traits.max_context,
+        "model_bytes": traits.model_bytes,
+        "batching": config.batching.policy,
+        "batch_size": config.batching.batch_size,
+        "window_rows": config.batching.window_rows,
+        "token_budget": budget.to_json(),
+    }
+
+
+def plan_line(resolved: dict[str, Any]) -> str:
+    """`resolved_settings` as one line for a person."""
+    budget = resolved["token_budget"]
+    return (
+        f"{resolved['engine']} {resolved['compute_type']} on {resolved['device']}, "
+        f"{resolved['workers']} x {resolved['threads']} threads, {resolved['batching']}, "
+        f"at most {budget['tokens']:,} tokens a batch (by {budget['decided_by']}; memory allows "
+        f"{budget['memory_tokens']:,} from {budget['available_bytes'] / 1e9:.1f} GB free)"
+    )
+
+
+def model_identity(prepared: PreparedModel) -> dict[str, Any]:
+    """Which model it was, to the byte."""
+    return {
+        "name": prepared.name,
+        "kind": prepared.kind,
+        "quantization": prepared.quantization,
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def manifest(
+    config: JobConfig, source: Path, journal: Journal, report: RunReport
+) -> dict[str, Any]:
+    """The document beside the output: counts that reconcile, settings, versions, timings."""
+    return {
+        "format": MANIFEST_FORMAT,
+        **report.to_json(),
+        "input": {"path": config.input, "bytes": source.stat().st_size},
+        "settings": journal.meta("settings"),
+        "config": _jsonable(asdict(config)),
+        "sessions": journal.sessions(),
+        "versions": versions(),
+        "machine": {"platform": platform.platform(), "processor": platform.processor()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, packhorse and the libraries that decide results."""
+    found = {"python": platform.python_version()}
+    for name in ("packhorse", "torch", "transformers", "tokenizers", "ctranslate2"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

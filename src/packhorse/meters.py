@@ -1,0 +1,177 @@
+"""What a run measures while it happens. Counts are of what came back, not of what was asked for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packhorse.data import Answer, Batch, Failure
+
+
+def quantile(sorted_values: Sequence[float], share: float) -> float | None:
+    """Linear interpolation between order statistics (Hyndman and Fan's type 7, numpy's default).
+
+    None for no values.
+    """
+    if not sorted_values:
+        return None
+    position = share * (len(sorted_values) - 1)
+    below = int(position)
+    above = min(below + 1, len(sorted_values) - 1)
+    return sorted_values[below] + (position - below) * (sorted_values[above] - sorted_values[below])
+
+
+def current_memory_bytes() -> int:
+    """Resident memory of this process (bytes)."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far (bytes).
+
+    Linux: VmHWM. `ru_maxrss`, used elsewhere, starts there from the size of the process that
+    started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and its ended children (CPU seconds)."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counters of one session of a job: one process, from its start to its end.
+
+    latencies: seconds from submission (the engine takes the row's batch) to the row's last token.
+    first_token_latencies: the same to its first token, for the rows whose engine can tell.
+    padding_tokens, prompt_positions: positions of padding, and all positions, computed for prompts
+        by an engine that pads. forced_tokens: prompt tokens computed one step at a time by an
+        engine that computes only the shortest prompt's length at once.
+    """
+
+    cost_rule: str = "padded"
+    rows_completed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    batches: int = 0
+    batched_rows: int = 0
+    batched_prompt_tokens: int = 0
+    padding_tokens: int = 0
+    forced_tokens: int = 0
+    latencies: array[float] = field(default_factory=lambda: array("d"))
+    first_token_latencies: array[float] = field(default_factory=lambda: array("d"))
+    token_latencies: array[float] = field(default_factory=lambda: array("d"))
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the wall seconds of the block to `stage_seconds[name]`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - started
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + elapsed
+
+    def count_batch(self, batch: Batch) -> None:
+        """Padding and forced tokens follow from the lengths and the engine's cost rule."""
+        lengths = [len(prompt.token_ids) for prompt in batch.prompts]
+        self.batches += 1
+        self.batched_rows += len(lengths)
+        self.batched_prompt_tokens += sum(lengths)
+        if self.cost_rule == "padded":
+            self.padding_tokens += len(lengths) * max(lengths) - sum(lengths)
+        elif self.cost_rule == "forced-prefix":
+            self.forced_tokens += sum(lengths) - len(lengths) * min(lengths)
+
+    def count_outcome(self, outcome: Answer | Failure) -> None:
+        if isinstance(outcome, Failure):
+            self.failures[outcome.code] += 1
+            return
+        timing = outcome.timing
+        self.rows_completed += 1
+        self.prompt_tokens += outcome.prompt_tokens
+        self.generated_tokens += outcome.completion_tokens
+        self.latencies.append(timing.finished - timing.submitted)
+        if timing.first_token is not None:
+            self.first_token_latencies.append(timing.first_token - timing.submitted)
+            if outcome.completion_tokens > 1:
+                self.token_latencies.append(
+                    (timing.finished - timing.first_token) / (outcome.completion_tokens - 1)
+                )
+
+    @property
+    def padding_share(self) -> float | None:
+        """Padding / all prompt positions computed; None for an engine that does not pad."""
+        if self.cost_rule != "padded":
+            return None
+        positions = self.padding_tokens + self.batched_prompt_tokens
+        return self.padding_tokens / positions if positions else 0.0
+
+    @property
+    def forced_share(self) -> float | None:
+        """Force-decoded / all prompt tokens; None for an engine that forces none."""
+        if self.cost_rule != "forced-prefix":
+            return None
+        total = self.batched_prompt_tokens
+        return self.forced_tokens / total if total else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures of the session; rates are per second of the stage "generate"."""
+        seconds = self.stage_seconds.get("generate", 0.0)
+
+        def per_second(count: float) -> float | None:
+            return count / seconds if seconds > 0 else None
+
+        return {
+            "rows_completed": self.rows_completed,
+            "rows_failed": sum(self.failures.values()),
+            "failed_by_code": dict(sorted(self.failures.items())),
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "batches": self.batches,
+            "rows_per_batch": self.batched_rows / self.batches if self.batches else None,
+            "padding_share": self.padding_share,
+            "forced_share": self.forced_share,
+            "seconds": {**self.stage_seconds, "total": time.monotonic() - self.started},
+            "rows_per_second": per_second(self.rows_completed),
+            "prompt_tokens_per_second": per_second(self.prompt_tokens),
+            "generated_tokens_per_second": per_second(self.generated_tokens),
+            "total_tokens_per_second": per_second(self.prompt_tokens + self.generated_tokens),
+            "latency_seconds": _quantiles(self.latencies),
+            "first_token_seconds": _quantiles(self.first_token_latencies),
+            "seconds_per_token": _quantiles(self.token_latencies),
+            "processor_seconds": processor_seconds(),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p95 and p99; a p99 from fewer than 100 values would be their maximum, so it is None."""
+    ordered = sorted(values)
+    return {
+        "p50": quantile(ordered, 0.50),
+        "p95": quantile(ordered, 0.95),
+        "p99": quantile(ordered, 0.99) if len(ordered) >= 100 else None,
+    }

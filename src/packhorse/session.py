@@ -1,0 +1,193 @@
+"""A loaded model: prompts in, answers out as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packhorse.answering import Answering
+from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
+from packhorse.batching.policies import Limits, policy_named
+from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
+from packhorse.contract import Engine, EngineTraits
+from packhorse.data import Answer, Decoding, Failure, Message, Request
+from packhorse.engines import load_engine
+from packhorse.errors import ConfigError
+from packhorse.meters import Meter
+from packhorse.models import PreparedModel, model_facts, prepare
+from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec, Tokenizer
+
+
+@dataclass(slots=True)
+class Model:
+    """A model that is loaded and ready. Made by `packhorse.load`; closes as a context manager.
+
+    prepared: what was loaded. engine: what runs it. codec: its tokenizer.
+    """
+
+    prepared: PreparedModel
+    engine: Engine
+    codec: Codec
+    batching: BatchingConfig
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def traits(self) -> EngineTraits:
+        """What really runs: device, compute type, workers, threads, context."""
+        return self.engine.traits
+
+    def close(self) -> None:
+        """Releases the model's memory; may be repeated."""
+        self.engine.close()
+
+    def generate(
+        self,
+        prompts: Iterable[str | Sequence[Message]],
+        *,
+        system: str | None = None,
+        on_too_long: OnTooLong = "error",
+        **decoding: Any,
+    ) -> Iterator[Answer | Failure]:
+        """Answers of `prompts`, texts or lists of chat messages, as they finish.
+
+        An outcome's `index` is the position of its prompt. A prompt that cannot be answered (too
+        long, empty) yields a Failure and costs no other. decoding: fields of `Decoding`, e.g.
+        `max_new_tokens=64, temperature=0.7, seed=1`. Raises ConfigError for values out of range.
+        """
+        chosen = replace(Decoding(), **decoding)
+        check_decoding(chosen, self.traits.max_context)
+        requests = (
+            Request(
+                index=index,
+                id=index,
+                line=index + 1,
+                content=prompt if isinstance(prompt, str) else tuple(prompt),
+                key=str(index),
+            )
+            for index, prompt in enumerate(prompts)
+        )
+        tokenizer = Tokenizer(self.codec, system, on_too_long)
+        return self.answering(tokenizer, chosen, self.budget(chosen), Meter()).outcomes(requests)
+
+    def budget(self, decoding: Decoding) -> TokenBudget:
+        """Tokens a batch may hold, from the memory that is free now."""
+        return token_budget(
+            self.traits,
+            available_bytes(self.traits.device),
+            decoding.max_new_tokens,
+            self.batching.max_batch_tokens,
+        )
+
+    def answering(
+        self,
+        tokenizer: Tokenizer,
+        decoding: Decoding,
+        budget: TokenBudget,
+        meter: Meter,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Answering:
+        """One pass of requests through this model by the given rules."""
+        meter.cost_rule = self.traits.cost_rule
+        return Answering(
+            engine=self.engine,
+            tokenizer=tokenizer,
+            policy=self.batching.policy,
+            limits=Limits(self.batching.batch_size, budget.tokens),
+            window_rows=self.batching.window_rows,
+            decoding=decoding,
+            meter=meter,
+            stopping=stopping,
+        )
+
+
+def load(
+    model: str,
+    *,
+    engine: EngineConfig | None = None,
+    batching: BatchingConfig | None = None,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> Model:
+    """Finds, prepares and loads a model.
+
+    model: a catalog name, a hub id, or a Hugging Face folder, CTranslate2 folder or GGUF file.
+    report: called with a line of text before each step that takes long.
+
+    Raises ModelError when the model cannot be had, EngineError when the engine cannot run it as
+    asked, ConfigError for options that make no sense.
+
+        >>> with packhorse.load("smollm2-135m-instruct") as model:
+        ...     for answer in model.generate(["What is the capital of France?"]):
+        ...         print(answer.text)
+    """
+    chosen = engine or EngineConfig()
+    prepared = prepare_for(model, chosen, allow_pickle=allow_pickle, report=report)
+    return load_prepared(prepared, chosen, batching or BatchingConfig())
+
+
+def prepare_for(
+    model: str,
+    engine: EngineConfig,
+    *,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> PreparedModel:
+    """The verified folder of `model` in the form that `engine` loads."""
+    return prepare(
+        model,
+        engine=engine.engine,
+        quantization=engine.quantization,
+        device=engine.device,
+        allow_pickle=allow_pickle,
+        report=report,
+    )
+
+
+def load_prepared(prepared: PreparedModel, engine: EngineConfig, batching: BatchingConfig) -> Model:
+    """Loads what `prepare_for` returned."""
+    check_batching(batching)
+    codec: Codec = (
+        ByteCodec() if prepared.kind == "fake" else HuggingFaceCodec(prepared.tokenizer_folder)
+    )
+    loaded = load_engine(prepared, model_facts(prepared), engine)
+    return Model(prepared, loaded, codec, batching)
+
+
+def check_batching(batching: BatchingConfig) -> None:
+    """ConfigError for an unknown policy or a limit below 1."""
+    policy_named(batching.policy)
+    limits = {
+        "batch_size": batching.batch_size,
+        "max_batch_tokens": batching.max_batch_tokens,
+        "window_rows": batching.window_rows,
+    }
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}", "give a number of at least 1")
+
+
+def check_decoding(decoding: Decoding, max_context: int | None = None) -> None:
+    """ConfigError for a value out of its range; max_context in tokens, when it is known."""
+    ranges = [
+        ("max_new_tokens", decoding.max_new_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= decoding.temperature <= 100, "from 0 (greedy) to 100"),
+        ("top_p", 0 < decoding.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", decoding.top_k >= 0, "0 (no limit) or more"),
+        ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "from 0 to 2^63 - 1"),
+        ("stop", all(decoding.stop), "texts of at least one character"),
+    ]
+    for name, is_right, wanted in ranges:
+        if not is_right:
+            raise ConfigError(f"{name} is {getattr(decoding, name)!r}", f"it must be {wanted}")
+    if max_context is not None and decoding.max_new_tokens >= max_context:
+        raise ConfigError(
+            f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
+            f"the model's context is {max_context} tokens",
+            f"give a number below {max_context}",
+        )

@@ -1,0 +1,284 @@
+"""Text to token ids and back: chat template, special tokens, and what happens to long prompts.
+
+A chat model gets its template (rendered by transformers in Jinja's immutable sandbox), a base model
+the bare text. Text that looks like a special token (`<|im_end|>`) inside a row stays text: a row
+cannot end its own turn or forge another role's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from packhorse.config import OnTooLong
+from packhorse.data import Message, Request
+from packhorse.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Content = str | tuple[Message, ...]
+
+_OPEN, _CLOSE = "\U0010fffd", "\U0010fffc"
+_TRUNCATION_ATTEMPTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a row cannot become a prompt: `code` and `message` of its Failure."""
+
+    code: str
+    message: str
+
+
+class Codec(Protocol):
+    """Text and token ids of one model."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Bare texts to ids, with the special tokens the model wants around a text."""
+        ...
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[tuple[int, ...] | Refusal]:
+        """Chats to ids, up to and with the opening of the assistant's turn."""
+        ...
+
+    def encode_fragment(self, text: str) -> tuple[int, ...]:
+        """A piece of text to ids, nothing added."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Ids to text without special tokens."""
+        ...
+
+
+class HuggingFaceCodec:
+    """The tokenizer of a Hugging Face folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = _load_tokenizer(folder)
+        hidden = {_OPEN, *self._tokenizer.all_special_tokens, *self._added_specials()}
+        self._special = re.compile("|".join(map(re.escape, sorted(hidden))))
+
+    def _added_specials(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder
+        return {token.content for token in added.values() if token.special}
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return self._encode(texts, add_special_tokens=True, split_special_tokens=True)
+
+    def encode_fragment(self, text: str) -> tuple[int, ...]:
+        return self._encode([text], add_special_tokens=False, split_special_tokens=True)[0]
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[tuple[int, ...] | Refusal]:
+        rendered = [self._render(chat) for chat in chats]
+        plain = [row for row in rendered if isinstance(row, str)]
+        encoded = iter(self._encode(plain, add_special_tokens=False, split_special_tokens=False))
+        return [next(encoded) if isinstance(row, str) else self._joined(row) for row in rendered]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _render(self, chat: Sequence[Message]) -> str | list[str] | Refusal:
+        """The chat as text; where it contains special-token text, as pieces [text, literal, ...]:
+        odd pieces are to be encoded as plain text."""
+        literals: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            literals.append(match.group())
+            return f"{_OPEN}{len(literals) - 1}{_CLOSE}"
+
+        hidden = [
+            _map_strings(message, lambda text: self._special.sub(hide, text)) for message in chat
+        ]
+        try:
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    hidden, tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # noqa: BLE001 (a template may raise anything)
+            return Refusal("chat_template", f"the model's chat template refuses this row: {error}")
+        if not literals:
+            return text
+        pieces = re.split(f"{_OPEN}(\\d+){_CLOSE}", text)
+        pieces[1::2] = [literals[int(number)] for number in pieces[1::2]]
+        return pieces
+
+    def _joined(self, pieces: list[str] | Refusal) -> tuple[int, ...] | Refusal:
+        if isinstance(pieces, Refusal):
+            return pieces
+        ids: list[int] = []
+        for position, piece in enumerate(pieces):
+            if piece:
+                ids += self._encode(
+                    [piece], add_special_tokens=False, split_special_tokens=position % 2 == 1
+                )[0]
+        return tuple(ids)
+
+    def _encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+class ByteCodec:
+    """UTF-8 bytes as token ids, for the fake engine: reversible and without a model."""
+
+    has_chat_template = False
+
+    def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [self.encode_fragment(text) for text in texts]
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[tuple[int, ...] | Refusal]:
+        return [
+            self.encode_fragment("\n".join(f"{turn['role']}: {turn['content']}" for turn in chat))
+            for chat in chats
+        ]
+
+    def encode_fragment(self, text: str) -> tuple[int, ...]:
+        return tuple(text.encode("utf-8", "replace"))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_id & 0xFF for token_id in token_ids).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Requests to prompt ids, by the rules of one job.
+
+    system: put before chats that have no system message.
+    on_too_long: what to do with a prompt of more than `room` tokens. The truncations shorten the
+        text of a bare prompt or of a chat's last message and leave the template whole.
+    """
+
+    codec: Codec
+    system: str | None = None
+    on_too_long: OnTooLong = "error"
+
+    def encode(
+        self, requests: Sequence[Request], rooms: Sequence[int]
+    ) -> list[tuple[int, ...] | Refusal]:
+        """Token ids of each request, or why not. rooms: prompt tokens allowed, one a request."""
+        contents = [self._as_chat(request) for request in requests]
+        encoded = self._encode(contents)
+        return [
+            self._fit(content, ids, room)
+            for content, ids, room in zip(contents, encoded, rooms, strict=True)
+        ]
+
+    def _as_chat(self, request: Request) -> Content | Refusal:
+        content = request.content
+        if isinstance(content, str):
+            if request.bare or not self.codec.has_chat_template:
+                return content
+            content = ({"role": "user", "content": content},)
+        elif not self.codec.has_chat_template and not isinstance(self.codec, ByteCodec):
+            return Refusal(
+                "no_chat_template",
+                "this model has no chat template, so it cannot read messages: give a prompt",
+            )
+        if self.system is not None and content[0].get("role") not in ("system", "developer"):
+            content = ({"role": "system", "content": self.system}, *content)
+        return content
+
+    def _encode(self, contents: Sequence[Content | Refusal]) -> list[tuple[int, ...] | Refusal]:
+        """Encodes texts and chats each in one call: the tokenizer's own threads do the work."""
+        texts = iter(self.codec.encode_texts([row for row in contents if isinstance(row, str)]))
+        chats = iter(self.codec.encode_chats([row for row in contents if isinstance(row, tuple)]))
+        return [
+            row
+            if isinstance(row, Refusal)
+            else next(texts)
+            if isinstance(row, str)
+            else next(chats)
+            for row in contents
+        ]
+
+    def _fit(
+        self, content: Content | Refusal, ids: tuple[int, ...] | Refusal, room: int
+    ) -> tuple[int, ...] | Refusal:
+        if isinstance(ids, Refusal) or isinstance(content, Refusal):
+            return ids
+        if not ids:
+            return Refusal("empty_prompt", "the prompt has no tokens")
+        if len(ids) <= room:
+            return ids
+        if self.on_too_long == "error":
+            return self._too_long(len(ids), room)
+        return self._truncated(content, len(ids), room)
+
+    def _truncated(self, content: Content, length: int, room: int) -> tuple[int, ...] | Refusal:
+        """Shortens the text by the tokens it is over, encodes again, until it fits: text cut at a
+        token border may be split differently when it is encoded anew."""
+        text = content if isinstance(content, str) else str(content[-1]["content"])
+        fragment = self.codec.encode_fragment(text)
+        keep = len(fragment) - (length - room)
+        for _ in range(_TRUNCATION_ATTEMPTS):
+            if keep <= 0:
+                break
+            cut = fragment[-keep:] if self.on_too_long == "truncate-left" else fragment[:keep]
+            shorter: Content = self.codec.decode(cut).strip("\N{REPLACEMENT CHARACTER}")
+            if isinstance(content, tuple):
+                shorter = (*content[:-1], {**content[-1], "content": shorter})
+            ids = self._encode([shorter])[0]
+            if isinstance(ids, Refusal) or 0 < len(ids) <= room:
+                return ids
+            keep -= max(1, len(ids) - room)
+        return self._too_long(length, room)
+
+    def _too_long(self, length: int, room: int) -> Refusal:
+        return Refusal(
+            "prompt_too_long",
+            f"the prompt has {length} tokens, {room} fit beside the tokens to be generated: "
+            "shorten it, lower max_new_tokens, or use --on-too-long truncate-left",
+        )
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, change) for item in value]
+    return value
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises many kinds for a damaged folder
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded: {first_line}",
+            "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json",
+        ) from error

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from packhorse.data import Answer, Failure, Request, Timing
+from packhorse.errors import InputError, JobChangedError, OutputError
+from packhorse.journal import Journal
+
+
+def request(index: int, key: str = "", id_: str | int = "") -> Request:
+    return Request(index, id_ or f"r{index}", index + 1, "text", key=key or f"k{index}")
+
+
+def answer(key: str, text: str = "hello") -> Answer:
+    timing = Timing(submitted=1.0, finished=3.0, first_token=2.0)
+    return Answer(0, "r0", key, text, (7, 40_000), "stop", 5, timing)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "journal.sqlite3") as opened:
+        yield opened
+
+
+def test_pending_is_a_set_difference(journal: Journal) -> None:
+    journal.enlist([request(0), request(1), request(2)])
+    journal.record(answer("k1"))
+    assert list(journal.pending_positions()) == [0, 2]
+
+
+def test_rows_edited_added_and_reordered_are_recognised_by_key(journal: Journal) -> None:
+    journal.enlist([request(0, "a"), request(1, "b"), request(2, "c")])
+    for key in "abc":
+        journal.record(answer(key, text=f"answer {key}"))
+    journal.enlist([request(0, "c"), request(1, "B edited"), request(2, "a"), request(3, "new")])
+    assert list(journal.pending_positions()) == [1, 3]
+    assert [record.text for record in journal.records()] == ["answer c", None, "answer a", None]
+
+
+def test_a_record_keeps_what_was_generated(journal: Journal) -> None:
+    journal.enlist([request(0, "k", id_=17)])
+    journal.record(answer("k"))
+    (record,) = journal.records()
+    assert (record.id, record.text, record.token_ids) == (17, "hello", (7, 40_000))
+    assert (record.finish_reason, record.prompt_tokens, record.completion_tokens) == ("stop", 5, 2)
+
+
+def test_counts_reconcile(journal: Journal) -> None:
+    unreadable = Failure(1, "malformed_json", "line 2", "line-2", 2, "k1")
+    journal.enlist([request(0), unreadable, request(2), request(3)])
+    journal.record(answer("k0"))
+    journal.record(Failure(2, "prompt_too_long", "too long", "r2", 3, "k2"))
+    counts = journal.counts()
+    assert (counts.rows, counts.completed, counts.failed, counts.pending) == (4, 1, 2, 1)
+    assert counts.failed_by_code == {"malformed_json": 1, "prompt_too_long": 1}
+
+
+def test_failed_rows_can_be_made_pending_again(journal: Journal) -> None:
+    journal.enlist([request(0), request(1)])
+    journal.record(answer("k0"))
+    journal.record(Failure(1, "engine_error", "lightning", "r1", 2, "k1"))
+    journal.forget_failures()
+    assert list(journal.pending_positions()) == [1]
+
+
+def test_duplicate_ids_name_both_lines_and_leave_the_old_list(journal: Journal) -> None:
+    journal.enlist([request(0)])
+    with pytest.raises(InputError, match=r"lines 1 and 3 have the same id '7'"):
+        journal.enlist([request(0, id_=7), request(1), request(2, id_="7")])
+    assert [record.id for record in journal.records()] == ["r0"]
+
+
+def test_other_settings_are_refused_and_shown(journal: Journal) -> None:
+    journal.bind({"temperature": 0.0, "seed": None})
+    journal.bind({"temperature": 0.0, "seed": None})
+    with pytest.raises(JobChangedError, match=r"temperature was 0\.0, is 0\.7"):
+        journal.bind({"temperature": 0.7, "seed": None})
+
+
+def test_results_survive_without_closing(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    first = Journal(path)
+    first.enlist([request(0)])
+    first.record(answer("k0"))
+    first.commit()
+    with Journal(path) as second:
+        assert second.counts().completed == 1
+    first.close()
+
+
+def test_sessions_are_kept_in_order(journal: Journal) -> None:
+    journal.add_session({"rows": 1})
+    journal.add_session({"rows": 2})
+    assert journal.sessions() == [{"rows": 1}, {"rows": 2}]
+
+
+def test_a_missing_journal_is_not_created_by_reading(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no journal"):
+        Journal(tmp_path / "absent.sqlite3", read_only=True)
+    assert not (tmp_path / "absent.sqlite3").exists()
+
+
+def test_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    path.write_bytes(b"not a database, but long enough to be looked at " * 30)
+    with pytest.raises(OutputError, match="cannot be opened"):
+        Journal(path)
+
+
+def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    Journal(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE meta SET value = '99' WHERE name = 'format'")
+    database.close()
+    with pytest.raises(OutputError, match="format 99"):
+        Journal(path)

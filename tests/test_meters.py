@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packhorse.data import Answer, Batch, Decoding, Failure, Prompt, Timing
+from packhorse.meters import Meter, peak_memory_bytes, quantile
+
+
+def batch(*lengths: int) -> Batch:
+    return Batch(tuple(Prompt(i, (1,) * n, Decoding()) for i, n in enumerate(lengths)))
+
+
+def answer(submitted: float, first: float | None, finished: float, tokens: int) -> Answer:
+    timing = Timing(submitted, finished, first)
+    return Answer(0, "a", "k", "text", (1,) * tokens, "stop", 10, timing)
+
+
+def test_padding_is_counted_against_the_longest_row() -> None:
+    meter = Meter(cost_rule="padded")
+    meter.count_batch(batch(10, 6, 4))  # 30 positions, 20 tokens
+    meter.count_batch(batch(10))
+    assert meter.padding_share == pytest.approx(10 / 40)
+    assert meter.forced_share is None
+
+
+def test_forced_decoding_is_counted_from_the_shortest_row() -> None:
+    meter = Meter(cost_rule="forced-prefix")
+    meter.count_batch(batch(10, 6, 4))  # 4 at once for each, 6 + 2 token by token
+    assert meter.forced_share == pytest.approx(8 / 20)
+    assert meter.padding_share is None
+
+
+def test_a_packed_engine_wastes_neither() -> None:
+    meter = Meter(cost_rule="packed")
+    meter.count_batch(batch(10, 6, 4))
+    assert (meter.padding_share, meter.forced_share) == (None, None)
+
+
+def test_latencies() -> None:
+    meter = Meter()
+    meter.count_outcome(answer(1.0, 1.5, 3.5, 5))
+    meter.count_outcome(answer(1.0, None, 5.0, 1))
+    meter.count_outcome(Failure(3, "engine_error", "x"))
+    meter.stage_seconds["generate"] = 2.0
+    figures = meter.to_json()
+    assert figures["latency_seconds"] == {"p50": 3.25, "p95": pytest.approx(3.925), "p99": None}
+    assert figures["first_token_seconds"]["p50"] == 0.5
+    assert figures["seconds_per_token"]["p50"] == pytest.approx(2.0 / 4)
+    assert (figures["rows_completed"], figures["rows_failed"]) == (2, 1)
+    assert figures["generated_tokens_per_second"] == 3.0
+    assert figures["failed_by_code"] == {"engine_error": 1}
+
+
+def test_p99_needs_a_hundred_rows() -> None:
+    meter = Meter()
+    for second in range(100):
+        meter.count_outcome(answer(0.0, None, float(second), 1))
+    assert meter.to_json()["latency_seconds"]["p99"] == pytest.approx(98.01)
+
+
+def test_nothing_measured_is_none_and_not_zero() -> None:
+    figures = Meter().to_json()
+    assert figures["rows_per_second"] is None
+    assert figures["latency_seconds"]["p50"] is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 1))
+def test_quantile_is_numpy_s(values: list[float], share: float) -> None:
+    assert quantile(sorted(values), share) == pytest.approx(
+        float(numpy.quantile(values, share)), rel=1e-9, abs=1e-6
+    )
+
+
+def test_peak_memory_is_at_least_what_is_held() -> None:
+    held = bytearray(64 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert peak_memory_bytes() >= 64 << 20
