@@ -1,0 +1,171 @@
+"""Sentence vectors from an ordinary sentence-transformers folder, with plain transformers.
+
+Understood are Transformer + Pooling (mean or cls) [+ Normalize], which is what nearly every
+published sentence-embedding model is; anything else is refused, never approximated. Vectors are
+always scaled to length 1, so that a dot product is a cosine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.errors import ModelError
+from packhorse.models.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_ROWS = 32
+_HINT = "give a sentence-transformers folder made of Transformer, Pooling (mean or cls), Normalize"
+_ACCEPTED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a sentence-transformers folder says about itself.
+
+    transformer: folder of weights and tokenizer. pooling: "mean" or "cls". max_tokens: longer
+    texts are cut; None leaves it to the tokenizer and the model. prefix: put before each text.
+    """
+
+    transformer: Path
+    pooling: str
+    max_tokens: int | None
+    lowercase: bool
+    prefix: str
+
+
+def read_layout(folder: Path) -> Layout:
+    """The layout of a folder; ModelError for any other kind of folder."""
+    modules = _read_json(folder / "modules.json", required=True)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelError(f"{folder / 'modules.json'} is not a list of modules", _HINT)
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds not in _ACCEPTED:
+        found = " + ".join(kinds) or "no modules"
+        raise ModelError(f"cannot embed with {folder}: it is made of {found}", _HINT)
+    paths = [folder / str(module.get("path", "")) for module in modules]
+    settings = _read_json(paths[0] / "sentence_bert_config.json")
+    prompts = _read_json(folder / "config_sentence_transformers.json")
+    prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", "")
+    return Layout(
+        transformer=paths[0],
+        pooling=_pooling(paths[1] / "config.json", bool(prefix)),
+        max_tokens=settings.get("max_seq_length"),
+        lowercase=bool(settings.get("do_lower_case", False)),
+        prefix=prefix,
+    )
+
+
+class SentenceEncoder:
+    """A loaded sentence-embedding model on the CPU, float32."""
+
+    def __init__(self, folder: Path) -> None:
+        """ModelError where the folder is of another kind or cannot be loaded."""
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoTokenizer
+
+        self.layout = read_layout(folder)
+        options = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(self.layout.transformer, **options)
+            with quiet_transformers():
+                self._model: Any = AutoModel.from_pretrained(
+                    self.layout.transformer, use_safetensors=True, dtype="float32", **options
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelError(f"cannot load the sentence model {folder}: {reason}", _HINT) from error
+
+    @property
+    def dimensions(self) -> int:
+        return int(self._model.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that count, special tokens included; what is longer is cut."""
+        limits = (
+            self.layout.max_tokens,
+            self._tokenizer.model_max_length,
+            getattr(self._model.config, "max_position_embeddings", None),
+        )
+        return min(int(limit) for limit in limits if limit)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of length 1, shape (texts, dimensions), in the order of `texts`.
+
+        Texts go through in batches of near-equal length, longest first; a text's vector does not
+        depend on its batch-mates beyond float32 rounding.
+        """
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        if not texts:
+            return vectors
+        prepared = [self.layout.prefix + text for text in texts]
+        if self.layout.lowercase:
+            prepared = [text.lower() for text in prepared]
+        ids = self._tokenizer(prepared, truncation=True, max_length=self.max_tokens)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda index: -len(ids[index]))
+        for start in range(0, len(order), BATCH_ROWS):
+            rows = order[start : start + BATCH_ROWS]
+            vectors[rows] = self._forward([ids[row] for row in rows])
+        return vectors
+
+    def _forward(self, rows: list[list[int]]) -> npt.NDArray[np.float32]:
+        import torch
+        from torch.nn.functional import normalize
+
+        batch = self._tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        with torch.inference_mode():
+            states: torch.Tensor = self._model(**batch).last_hidden_state
+            if self.layout.pooling == "cls":
+                pooled = states[:, 0]
+            else:
+                mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+                pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+            result: npt.NDArray[np.float32] = normalize(pooled, dim=-1).numpy()
+        return result
+
+
+def embed(texts: Sequence[str], folder: Path) -> npt.NDArray[np.float32]:
+    """`SentenceEncoder(folder).embed(texts)`: unit vectors (texts, d), float32.
+
+    Source: Reimers and Gurevych 2019 (Sentence-BERT), mean pooling over the tokens of a text.
+    """
+    return SentenceEncoder(folder).embed(texts)
+
+
+def _pooling(path: Path, prefixed: bool) -> str:
+    """ "mean" or "cls" from a Pooling module's settings: flags a mode, or one mode by name."""
+    settings = _read_json(path, required=True)
+    named = settings.get("pooling_mode")
+    flags = [
+        key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+        for key, on in settings.items()
+        if key.startswith("pooling_mode_") and on is True
+    ]
+    modes = [named] if isinstance(named, str) else flags
+    if modes not in (["mean"], ["cls"]):
+        raise ModelError(f"{path} asks for pooling by {modes or 'nothing'}", _HINT)
+    if prefixed and settings.get("include_prompt") is False:
+        raise ModelError(f"{path} leaves the prompt out of the pooling", _HINT)
+    return str(modes[0])
+
+
+def _read_json(path: Path, *, required: bool = False) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if required:
+            raise ModelError(
+                f"{path} is missing: no sentence-transformers folder", _HINT
+            ) from error
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", _HINT) from error

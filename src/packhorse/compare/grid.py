@@ -1,0 +1,93 @@
+"""Which combinations a comparison tries, and the command line of each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from packhorse.batching import POLICIES
+from packhorse.config import ENGINES, QUANTIZATIONS
+from packhorse.errors import ConfigError
+
+REFERENCE_BATCHING = "single"
+
+# What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
+_FORMATS = {
+    "transformers": ("float32", "bfloat16", "float16"),
+    "ctranslate2": tuple(name for name in QUANTIZATIONS if name != "auto"),
+    "fake": ("float32", "int8", "int16"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig."""
+
+    engine: str
+    quantization: str
+    batching: str
+    batch_size: int
+    max_batch_tokens: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.quantization} {self.batching}"
+
+    @property
+    def slug(self) -> str:
+        return self.name.replace(" ", "-")
+
+    def options(self) -> list[str]:
+        """The options of `packhorse run` that select this combination."""
+        chosen = [
+            "--engine", self.engine, "--quantization", self.quantization,
+            "--batching", self.batching,
+        ]  # fmt: skip
+        if self.batching in ("fixed", "sorted"):
+            chosen += ["--batch-size", str(self.batch_size)]
+        if self.max_batch_tokens is not None and "dynamic" in self.batching:
+            chosen += ["--max-batch-tokens", str(self.max_batch_tokens)]
+        return chosen
+
+    def command(self, model: str, source: str, max_new_tokens: int) -> str:
+        """The `packhorse run` line that uses this combination on the user's own file."""
+        return shlex.join(
+            ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options(),
+             "--max-new-tokens", str(max_new_tokens)]
+        )  # fmt: skip
+
+
+def combinations(
+    engines: Sequence[str],
+    quantizations: Sequence[str],
+    batchings: Sequence[str],
+    batch_size: int,
+    max_batch_tokens: int | None = None,
+) -> list[Combination]:
+    """Every engine x quantization it knows x batching, in that order.
+
+    Raises ConfigError for an unknown name and for a grid without any combination.
+    """
+    _known("engine", engines, [name for name in ENGINES if name != "auto"])
+    _known("quantization", quantizations, [name for name in QUANTIZATIONS if name != "auto"])
+    _known("batching policy", batchings, list(POLICIES))
+    grid = [
+        Combination(engine, quantization, batching, batch_size, max_batch_tokens)
+        for engine in dict.fromkeys(engines)
+        for quantization in dict.fromkeys(quantizations)
+        if quantization in _FORMATS[engine]
+        for batching in dict.fromkeys(batchings)
+    ]
+    if not grid:
+        raise ConfigError(
+            f"no engine of {', '.join(engines)} runs {', '.join(quantizations)}",
+            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items()),
+        )
+    return grid
+
+
+def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {kind} {name!r}", f"known: {', '.join(known)}")

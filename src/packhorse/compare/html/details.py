@@ -1,0 +1,202 @@
+"""What the lower parts of the page show: effects, worst rows, raw values, definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
+from packhorse.compare.figures import Change, bounds, changes, measured, variant_of
+from packhorse.compare.html.axes import Axis, ratio_axis
+from packhorse.compare.html.cells import BAR, Cell, barred, scaled
+from packhorse.compare.html.texts import Parted, part
+from packhorse.compare.measures import (
+    ABSENT,
+    GENERAL_MEANINGS,
+    QUALITY,
+    SPEED,
+    Format,
+    Measure,
+    count,
+    finite,
+    gigabytes,
+    number,
+    percent,
+    score,
+    show,
+    times,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EffectLine:
+    change: Change
+    speed: Cell
+    rows: Cell
+    prefix: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """One kind: what it came to in sentences, and the changes of each thing held constant."""
+
+    kind: str
+    sentences: tuple[str, ...]
+    groups: tuple[tuple[str, tuple[EffectLine, ...]], ...]
+
+
+def effects(comparison: Comparison) -> list[Effects]:
+    found = []
+    speeds = [effect.speed_ratio for effect in comparison.effects]
+    ends = (end for speed in speeds for end in (speed.median, *(bounds(speed) or ())))
+    ratios = [ratio for ratio in _known(ends) if ratio > 0]
+    for kind in ("batching", "quantization"):
+        changed = changes(comparison, kind)
+        if changed and ratios:
+            axis = ratio_axis(min(ratios), max(ratios), 0.0, BAR)
+            groups = _grouped(changed)
+            sentences = tuple(_summary(name, members) for name, members in groups.items())
+            lines = tuple(
+                (name, tuple(_effect_line(change, axis) for change in members))
+                for name, members in groups.items()
+            )
+            found.append(Effects(kind, sentences, lines))
+    return found
+
+
+def _grouped(changed: Sequence[Change]) -> dict[str, list[Change]]:
+    groups: dict[str, list[Change]] = {}
+    for change in changed:
+        groups.setdefault(change.group, []).append(change)
+    return groups
+
+
+def _effect_line(change: Change, axis: Axis) -> EffectLine:
+    effect = change.effect
+    return EffectLine(
+        change,
+        barred(effect.speed_ratio, times, axis.at, around=number, mark=axis.at(1.0)),
+        barred(effect.rows_identical, percent, scaled(1.0)),
+        barred(effect.matched_prefix, score, scaled(1.0)),
+    )
+
+
+def _summary(group: str, members: Sequence[Change]) -> str:
+    shares = _known(change.effect.rows_identical.mean for change in members)
+    speeds = _known(change.effect.speed_ratio.median for change in members)
+    same = f"{_range(shares, percent)} of rows identical"
+    if shares and shares[0] == 1:
+        same = "every row identical"
+    return f"{group or 'All'}: {same}, speed {_range(speeds, times)}."
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    return sorted(value for value in values if finite(value) is not None)
+
+
+def _range(ordered: Sequence[float], form: Format) -> str:
+    if not ordered:
+        return ABSENT
+    low, high = form(ordered[0]), form(ordered[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """A row and where its two texts part; facts: how far it is from the reference."""
+
+    id: str
+    prompt: str
+    facts: str
+    reference: Parted
+    text: Parted
+
+
+@dataclass(frozen=True, slots=True)
+class WorstRows:
+    trial: str
+    variant: int
+    rows: tuple[Worst, ...]
+    opened: bool
+
+
+def worst_rows(comparison: Comparison) -> list[WorstRows]:
+    """The worst rows of each trial that has any; those of the recommended one are open."""
+    found = [trial for trial in comparison.trials if trial.worst_rows]
+    recommended = comparison.recommendation.trial
+    opened = (
+        recommended if recommended in {t.name for t in found} else found[0].name if found else ""
+    )
+    return [
+        WorstRows(
+            trial.name,
+            variant_of(comparison, trial),
+            tuple(
+                Worst(row.id, row.prompt, _distance(row), *part(row)) for row in trial.worst_rows
+            ),
+            trial.name == opened,
+        )
+        for trial in found
+    ]
+
+
+def _distance(row: WorstRow) -> str:
+    cosine = f", cosine {show(row.cosine, score)}" if finite(row.cosine) is not None else ""
+    return f"matched prefix {show(row.matched_prefix, score)}{cosine}"
+
+
+@dataclass(frozen=True, slots=True)
+class RawTrial:
+    """The repeats of a trial as they were measured, a line each, under `headings`."""
+
+    name: str
+    variant: int
+    ran: str
+    command: str
+    headings: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+def repeats(comparison: Comparison) -> list[RawTrial]:
+    headings = (
+        "Repeat", "Wall s", "Load s", "Generate s", "Rows/s", "Batches", "Generated tokens",
+        "Peak GB", "CPU s", "Energy J",
+    )  # fmt: skip
+    return [
+        RawTrial(
+            trial.name,
+            variant_of(comparison, trial),
+            ", ".join(_ran(trial)),
+            trial.command,
+            headings,
+            tuple(map(_raw_line, trial.repeats)),
+        )
+        for trial in comparison.trials
+    ]
+
+
+def _ran(trial: Trial) -> list[str]:
+    facts = [f"compute type {trial.compute_type}"] if trial.compute_type else []
+    return facts + ([f"workers x threads {trial.threads}"] if trial.threads else [])
+
+
+def _raw_line(repeat: Repeat) -> tuple[str, ...]:
+    figures = repeat.figures
+    seconds = figures.get("seconds") or {}
+    return (
+        str(repeat.number + 1),
+        show(repeat.wall_seconds, number),
+        show(seconds.get("load"), number),
+        show(seconds.get("generate"), number),
+        show(figures.get("rows_per_second"), number),
+        show(figures.get("batches"), count),
+        show(figures.get("generated_tokens"), count),
+        gigabytes(repeat.peak_memory_bytes),
+        show(repeat.processor_seconds, number),
+        show(repeat.energy_joules, number),
+    )
+
+
+def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Measure]]:
+    """What holds for all figures, and the measures that were taken."""
+    return GENERAL_MEANINGS, list(measured(comparison, SPEED + QUALITY))

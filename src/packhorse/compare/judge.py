@@ -1,0 +1,321 @@
+"""Runs to figures: speed of each trial over its repeats, accuracy against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from packhorse.compare import document
+from packhorse.compare.config import CompareConfig
+from packhorse.compare.embeddings import SentenceEncoder
+from packhorse.compare.grid import Combination
+from packhorse.compare.quality import (
+    Embed,
+    Output,
+    Pair,
+    QualityReport,
+    compare_outputs,
+    worst_rows,
+)
+from packhorse.compare.sample import Sample
+from packhorse.compare.speed import speed
+from packhorse.compare.statistics import Estimate
+from packhorse.compare.teacher import LogProbs, TeacherForced, scorer, teacher_forced
+from packhorse.compare.ties import compare_repeats
+from packhorse.compare.trial import Outcome, RowResult, read_rows
+from packhorse.config import EngineConfig
+from packhorse.errors import PackhorseError
+from packhorse.models import prepare_embedding_model
+from packhorse.session import prepare_for
+from packhorse.tokenization import HuggingFaceCodec, Refusal, Tokenizer
+
+WORST_ROWS = 5
+PROMPT_EXCERPT = 600
+_NO_LIMIT = 1 << 40
+
+
+@dataclass(slots=True)
+class TrialRuns:
+    """A combination, and for each repeat what it came to and where its output lies."""
+
+    combination: Combination
+    outcomes: list[Outcome]
+    outputs: list[Path]
+
+    @property
+    def repeats(self) -> list[document.Repeat]:
+        return [outcome.repeat for outcome in self.outcomes if outcome.repeat is not None]
+
+    def rows(self) -> list[RowResult]:
+        """The rows of the first repeat that ended well."""
+        return next(
+            read_rows(output)
+            for outcome, output in zip(self.outcomes, self.outputs, strict=True)
+            if outcome.repeat is not None
+        )
+
+
+class Observer(Protocol):
+    def stage(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Judge:
+    """Judges trials against one reference; expensive things are made once and kept."""
+
+    config: CompareConfig
+    sample: Sample
+    reference: Combination
+    reference_output: Path
+    observer: Observer
+    _reference_rows: list[RowResult] = field(init=False)
+    _embed: Embed | None = field(init=False)
+    _prompt_ids: list[tuple[int, ...]] = field(init=False)
+    _reference_scorer: LogProbs | None = None
+    _forced: dict[tuple[str, str], TeacherForced | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._reference_rows = read_rows(self.reference_output)
+        self._prompt_ids = self._tokenized()
+        self._embed = None
+        if self.config.embeddings is not None:
+            folder = prepare_embedding_model(self.config.embeddings, self.observer.stage)
+            self._embed = _remembering(SentenceEncoder(folder).embed)
+
+    def trial(self, runs: TrialRuns) -> document.Trial:
+        """The finished row of one combination."""
+        combination, repeats = runs.combination, runs.repeats
+        failed = [outcome.reason for outcome in runs.outcomes if outcome.repeat is None]
+        resolved: dict[str, Any] = next(
+            (outcome.resolved for outcome in runs.outcomes if outcome.resolved), {}
+        )
+        report = self._quality(runs) if repeats else None
+        forced = self._teacher_forced(combination) if repeats else None
+        threads = f"{resolved['workers']} x {resolved['threads']}" if resolved else ""
+        return document.Trial(
+            name=combination.name,
+            engine=combination.engine,
+            quantization=combination.quantization,
+            batching=combination.batching,
+            status="ok" if repeats and not failed else "failed",
+            reason=failed[0] if failed else "",
+            compute_type=str(resolved.get("compute_type", "")),
+            threads=threads,
+            repeats=tuple(repeats),
+            speed=speed(repeats),
+            quality=_estimates(report, forced),
+            quality_notes=_notes(report, forced),
+            worst_rows=self._worst(report, runs) if report else (),
+            flags=tuple(self._flags(runs, report)) if report else (),
+            command=combination.command(
+                self.config.model, self.config.input, self.config.max_new_tokens
+            ),
+        )
+
+    def effects(self, trials: Sequence[TrialRuns]) -> tuple[document.Effect, ...]:
+        """Batching alone: each policy against `single` of the same engine and format. Quantization
+        alone: each format against float32 of the same engine and policy."""
+        ended = {
+            (t.combination.engine, t.combination.quantization, t.combination.batching): t
+            for t in trials
+            if t.repeats
+        }
+        found = []
+        for (engine, quantization, batching), runs in ended.items():
+            alone = ended.get((engine, quantization, "single"))
+            if alone is not None and batching != "single":
+                found.append(self._effect("batching", alone, runs))
+            plain = ended.get((engine, "float32", batching))
+            if plain is not None and quantization != "float32":
+                found.append(self._effect("quantization", plain, runs))
+        return tuple(effect for effect in found if effect is not None)
+
+    def reference_facts(self) -> dict[str, Any]:
+        tokens = [len(row.token_ids) for row in self._reference_rows if row.token_ids is not None]
+        return {
+            "rows": len(self._reference_rows),
+            "failed": len(self._reference_rows) - len(tokens),
+            "generated_tokens": sum(tokens),
+        }
+
+    def prompt_facts(self) -> dict[str, Any]:
+        lengths = [len(ids) for ids in self._prompt_ids]
+        return {"prompt_tokens": sum(lengths), "longest_prompt": max(lengths, default=0)}
+
+    def _tokenized(self) -> list[tuple[int, ...]]:
+        """Prompt ids of the sample; () for a row that cannot be a prompt, and for the fake engine,
+        which has no tokenizer worth scoring with."""
+        if self.reference.engine == "fake":
+            return [() for _ in self.sample.requests]
+        engine = EngineConfig(self.reference.engine, quantization=self.reference.quantization)
+        codec = HuggingFaceCodec(prepare_for(self.config.model, engine).tokenizer_folder)
+        tokenizer = Tokenizer(codec, self.config.reading.system)
+        encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
+        return [() if isinstance(ids, Refusal) else ids for ids in encoded]
+
+    def _quality(self, runs: TrialRuns) -> QualityReport:
+        labels = self.sample.labels or [None] * len(self._reference_rows)
+        rows = zip(self._reference_rows, runs.rows(), labels, strict=True)
+        pairs = [
+            Pair(ours.id, _output(ours), _output(theirs), label) for ours, theirs, label in rows
+        ]
+        return compare_outputs(pairs, embed=self._embed)
+
+    def _teacher_forced(self, combination: Combination) -> TeacherForced | None:
+        """Depends on engine and format, not on batching, so it is made once for each pair."""
+        key = (combination.engine, combination.quantization)
+        if not self.config.teacher_forcing or key in self._forced:
+            return self._forced.get(key)
+        self.observer.stage(f"scoring the reference's text with {' '.join(key)}")
+        try:
+            if self._reference_scorer is None:
+                reference = (self.reference.engine, self.reference.quantization)
+                self._reference_scorer = self._scorer(*reference)
+            ours, theirs = self._reference_scorer, self._scorer(*key)
+            rows = [
+                (ids, row.token_ids)
+                for ids, row in zip(self._prompt_ids, self._reference_rows, strict=True)
+                if ids and row.token_ids
+            ]
+            self._forced[key] = teacher_forced(ours, theirs, rows)
+        except PackhorseError as error:
+            self.observer.stage(f"{' '.join(key)} cannot be teacher-forced: {error}")
+            self._forced[key] = None
+        return self._forced[key]
+
+    def _scorer(self, engine: str, quantization: str) -> LogProbs | None:
+        prepared = prepare_for(self.config.model, EngineConfig(engine, quantization=quantization))
+        return scorer(engine, prepared.folder, quantization)
+
+    def _worst(self, report: QualityReport, runs: TrialRuns) -> tuple[document.WorstRow, ...]:
+        prompts = {str(request.id): _shown(request.content) for request in self.sample.requests}
+        ours = {row.id: row.text or "" for row in self._reference_rows}
+        theirs = {row.id: row.text or "" for row in runs.rows()}
+        return tuple(
+            document.WorstRow(
+                id=str(row.id),
+                prompt=prompts[str(row.id)],
+                reference_text=ours[str(row.id)],
+                text=theirs[str(row.id)],
+                matched_prefix=row.matched_prefix,
+                cosine=row.cosine,
+            )
+            for row in worst_rows(report, WORST_ROWS)
+        )
+
+    def _flags(self, runs: TrialRuns, report: QualityReport) -> list[str]:
+        """What a reader must know before believing the figures of a trial."""
+        flags = []
+        ratio = report.length_ratio
+        if report.length_flagged and ratio is not None:
+            flags.append(
+                f"generated {ratio.value:.0%} of the reference's tokens: its speed is of other work"
+            )
+        if report.trial_failed:
+            flags.append(f"{report.trial_failed} of {report.judged} rows failed")
+        answers = [
+            [row.token_ids for row in read_rows(output)]
+            for outcome, output in zip(runs.outcomes, runs.outputs, strict=True)
+            if outcome.repeat is not None
+        ]
+        if any(other != answers[0] for other in answers[1:]):
+            flags.append("its repeats gave different answers; the first one's are judged")
+        return flags
+
+    def _effect(self, kind: Any, before: TrialRuns, after: TrialRuns) -> document.Effect | None:
+        rows = zip(before.rows(), after.rows(), strict=True)
+        pairs = [Pair(old.id, _output(old), _output(new)) for old, new in rows]
+        report = compare_outputs(pairs)
+        if report.rows_identical is None or report.matched_prefix is None:
+            return None
+        ratio = compare_repeats(_rates(after), _rates(before))
+        if ratio.ratio is None or ratio.low is None or ratio.high is None:
+            return None
+        return document.Effect(
+            kind=kind,
+            before=before.combination.name,
+            after=after.combination.name,
+            rows_identical=_estimate(report.rows_identical),
+            matched_prefix=_estimate(report.matched_prefix),
+            speed_ratio=document.Spread(ratio.ratio, ratio.low, ratio.high, ()),
+        )
+
+
+def _rates(runs: TrialRuns) -> list[float | None]:
+    """Rows a second of each repeat, None for one that failed."""
+    return [
+        None if outcome.repeat is None else outcome.repeat.figures["rows_per_second"]
+        for outcome in runs.outcomes
+    ]
+
+
+def _estimate(value: Estimate) -> document.Estimate:
+    low = value.value if value.low is None else value.low
+    return document.Estimate(value.value, low, value.value if value.high is None else value.high)
+
+
+def _estimates(
+    report: QualityReport | None, forced: TeacherForced | None
+) -> dict[str, document.Estimate]:
+    """Names as in `Trial.quality`; what was not measured is absent."""
+    found: dict[str, Estimate | None] = {}
+    if report is not None:
+        for name in ("rows_identical", "first_token_equal", "matched_prefix", "chrf", "cosine"):
+            found[name] = getattr(report, name)
+        found["label_accuracy"] = report.labels.label_accuracy if report.labels else None
+    if forced is not None:
+        found["kl_divergence"] = forced.kl_divergence
+        found["top1_agreement"] = forced.top1_agreement
+    return {name: _estimate(value) for name, value in found.items() if value is not None}
+
+
+def _notes(
+    report: QualityReport | None, forced: TeacherForced | None
+) -> dict[str, float | int | None]:
+    notes: dict[str, float | int | None] = {}
+    if report is not None:
+        notes |= {
+            "rows": report.judged,
+            "rows_identical_count": report.identical_count,
+            "first_divergence_median": report.first_divergence_median,
+            "cosine_floor": report.cosine_floor.value if report.cosine_floor else None,
+            "length_ratio": report.length_ratio.value if report.length_ratio else None,
+        }
+        if report.labels is not None:
+            notes |= {
+                "labelled": report.labels.labelled,
+                "reference_accuracy": report.labels.reference_accuracy.value,
+                "right_to_wrong": report.labels.right_to_wrong,
+                "wrong_to_right": report.labels.wrong_to_right,
+                "mcnemar_p": report.labels.mcnemar_p,
+            }
+    if forced is not None:
+        notes["perplexity_ratio"] = forced.perplexity_ratio.value
+    return notes
+
+
+def _output(row: RowResult) -> Output | None:
+    return None if row.token_ids is None else Output(row.token_ids, row.text or "")
+
+
+def _shown(content: Any) -> str:
+    """The last words of a prompt's last message: where its question usually stands."""
+    text = content if isinstance(content, str) else str(content[-1].get("content", ""))
+    return text if len(text) <= PROMPT_EXCERPT else f"…{text[-PROMPT_EXCERPT:]}"
+
+
+def _remembering(embed: Embed) -> Embed:
+    """Embeds each text once: the reference's texts come back with every trial."""
+    import numpy as np
+
+    known: dict[str, Any] = {}
+
+    def embed_new(texts: Sequence[str]) -> Any:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, embed(new), strict=True))
+        return np.stack([known[text] for text in texts]) if texts else np.empty((0, 0), np.float32)
+
+    return embed_new

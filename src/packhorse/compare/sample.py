@@ -1,0 +1,94 @@
+"""The rows a comparison runs: drawn once, written down, the same for every trial."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from packhorse.atomic import atomic_file
+from packhorse.config import InputConfig
+from packhorse.data import Request
+from packhorse.errors import ConfigError, InputError
+from packhorse.sources import read_rows
+
+SAMPLE_SEED = 20_250_101
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """path: a JSONL file of the rows. requests: the rows, in input order. skipped: input rows that
+    could not be read. total: readable rows of the input. sha256: of the file. labels: the right
+    answer of each row where it has one; empty when none were asked for."""
+
+    path: Path
+    requests: tuple[Request, ...]
+    skipped: int
+    total: int
+    sha256: str
+    labels: tuple[str | None, ...] = ()
+
+
+def take_sample(
+    source: Path, reading: InputConfig, rows: int, path: Path, labels: str | None = None
+) -> Sample:
+    """Draws `rows` readable rows at random with a fixed seed (all, if there are no more) and writes
+    them to `path` in input order. The input is read twice: to count, then to draw. labels: the
+    field that holds the right answers.
+
+    Raises InputError when no row is readable, ConfigError for rows = 0 and for rows that the sample
+    file cannot hold.
+    """
+    if rows < 1:
+        raise ConfigError(f"a sample of {rows} rows", "give a sample of at least 1 row")
+    total = skipped = 0
+    for row in read_rows(source, reading):
+        if isinstance(row, Request):
+            total += 1
+        else:
+            skipped += 1
+    if total == 0:
+        raise InputError(f"no row of {source} can be read", "see why with: packhorse run")
+    drawn = set(random.Random(SAMPLE_SEED).sample(range(total), min(rows, total)))  # noqa: S311
+    readable = (row for row in read_rows(source, reading) if isinstance(row, Request))
+    requests = tuple(row for number, row in enumerate(readable) if number in drawn)
+    with atomic_file(path) as file:
+        for line in _lines(requests):
+            file.write(line)
+    digest = sha256(path.read_bytes()).hexdigest()
+    found = _labels(source, reading, requests, labels) if labels is not None else ()
+    return Sample(path, requests, skipped, total, digest, found)
+
+
+def _labels(
+    source: Path, reading: InputConfig, requests: tuple[Request, ...], field: str
+) -> tuple[str | None, ...]:
+    """The text of `field` of each request, None where it is missing or blank."""
+    as_prompts = replace(reading, prompt_column=None, template=f"{{{field}}}")
+    wanted = {request.index for request in requests}
+    labels = {
+        row.index: row.content
+        for row in read_rows(source, as_prompts)
+        if row.index in wanted and isinstance(row, Request) and isinstance(row.content, str)
+    }
+    if not labels:
+        raise ConfigError(
+            f"no sampled row has a label in {field!r}", "name the field of the right answers"
+        )
+    return tuple(labels.get(request.index) for request in requests)
+
+
+def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
+    for request in requests:
+        if request.bare:
+            raise ConfigError(
+                "compare cannot sample /v1/completions batch lines",
+                "give it the same prompts as JSONL",
+            )
+        name = "prompt" if isinstance(request.content, str) else "messages"
+        row: dict[str, Any] = {"id": request.id, name: request.content, **request.options}
+        yield json.dumps(row).encode() + b"\n"

@@ -1,0 +1,57 @@
+"""Speed of a trial: every figure's spread over the repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from packhorse.compare.document import Repeat, Spread
+from packhorse.compare.statistics import median_interval
+
+
+def speed(repeats: Sequence[Repeat]) -> dict[str, Spread]:
+    """Spread over the repeats of every figure that all of them have; names as in `Trial.speed`."""
+    found = {}
+    for name, value_of in _SPEED.items():
+        values = [value_of(repeat) for repeat in repeats]
+        known = [float(value) for value in values if value is not None]
+        interval = median_interval(known)
+        if interval is not None and len(known) == len(values):
+            low = interval.value if interval.low is None else interval.low
+            high = interval.value if interval.high is None else interval.high
+            found[name] = Spread(interval.value, low, high, tuple(known))
+    return found
+
+
+def _figure(*path: str) -> Callable[[Repeat], float | None]:
+    def value_of(repeat: Repeat) -> float | None:
+        value: Any = repeat.figures
+        for name in path:
+            value = None if value is None else value.get(name)
+        return value  # type: ignore[no-any-return]
+
+    return value_of
+
+
+_SPEED: dict[str, Callable[[Repeat], float | None]] = {
+    "wall_seconds": lambda repeat: repeat.wall_seconds,
+    "load_seconds": _figure("seconds", "load"),
+    "generate_seconds": _figure("seconds", "generate"),
+    "rows_per_second": _figure("rows_per_second"),
+    "prompt_tokens_per_second": _figure("prompt_tokens_per_second"),
+    "generated_tokens_per_second": _figure("generated_tokens_per_second"),
+    "total_tokens_per_second": _figure("total_tokens_per_second"),
+    "latency_p50": _figure("latency_seconds", "p50"),
+    "latency_p95": _figure("latency_seconds", "p95"),
+    "latency_p99": _figure("latency_seconds", "p99"),
+    "first_token_p50": _figure("first_token_seconds", "p50"),
+    "first_token_p95": _figure("first_token_seconds", "p95"),
+    "seconds_per_token_p50": _figure("seconds_per_token", "p50"),
+    "peak_memory_bytes": lambda repeat: repeat.peak_memory_bytes,
+    "processor_seconds": lambda repeat: repeat.processor_seconds,
+    "energy_joules": lambda repeat: repeat.energy_joules,
+    "padding_share": _figure("padding_share"),
+    "forced_share": _figure("forced_share"),
+    "batches": _figure("batches"),
+    "generated_tokens": _figure("generated_tokens"),
+}

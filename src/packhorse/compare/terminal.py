@@ -1,0 +1,273 @@
+"""A comparison as text for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from packhorse.compare.document import Comparison, Trial
+from packhorse.compare.figures import (
+    Change,
+    baseline,
+    changes,
+    headline,
+    interval,
+    limits_line,
+    marks,
+    mean,
+    median,
+    recommendation_title,
+    short_name,
+    speed_up,
+    variants,
+    visible,
+    waste,
+)
+from packhorse.compare.measures import (
+    ABSENT,
+    Format,
+    gigabytes,
+    number,
+    percent,
+    score,
+    show,
+    times,
+)
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Lines = Iterator["Text"]
+
+NARROWEST = 60
+_DROPPED_FIRST = ("tokens", "kl", "waste", "cosine", "range", "p50", "identical", "memory", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Two lines of heading and a cell of every trial that ended well."""
+
+    name: str
+    heading: tuple[str, str]
+    cells: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (*self.heading, *self.cells.values())))
+
+
+def table(comparison: Comparison, width: int, *, colour: bool = False) -> str:
+    """Trials, effects and recommendation in lines of at most `width` characters (60 at least).
+
+    The least important columns go first where there is no room; only the command is never broken,
+    so that it can be copied. colour: with the escapes of a terminal.
+    """
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(),
+        width=max(width, NARROWEST),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        legacy_windows=False,
+        _environ={},
+    )
+    with console.capture() as captured:
+        for section in (_head, _trials, _notes, _effects, _recommendation):
+            lines = list(section(comparison, console.width))
+            for line in lines:
+                console.print(line, soft_wrap=True)
+            if lines:
+                console.print()
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().split("\n"))
+
+
+def _head(comparison: Comparison, width: int) -> Lines:
+    yield from _paragraph(f"packhorse compare {comparison.model}", width, "bold")
+    yield from _paragraph(headline(comparison), width, "dim")
+
+
+def _trials(comparison: Comparison, width: int) -> Lines:
+    names = {trial.name: _name(comparison, trial) for trial in comparison.trials}
+    first = max((len(name) for name in names.values()), default=0)
+    columns = _fitting(_columns(comparison), width - first)
+    for number_of_line in (0, 1):
+        headings = [(column.heading[number_of_line], column.width) for column in columns]
+        yield _line(" " * first, headings, "dim")
+    for engine, quantization in variants(comparison):
+        own = [t for t in comparison.trials if (t.engine, t.quantization) == (engine, quantization)]
+        yield from _paragraph(_variant(engine, quantization, own), width, "bold")
+        for trial in own:
+            name = names[trial.name].ljust(first)
+            if trial.status == "failed":
+                yield from _paragraph(f"failed: {trial.reason}", width, "red", name + "  ")
+            else:
+                cells = [(column.cells[trial.name], column.width) for column in columns]
+                chosen = trial.name == comparison.recommendation.trial
+                yield _line(name, cells, "bold green" if chosen else "")
+
+
+def _name(comparison: Comparison, trial: Trial) -> str:
+    flagged = [other.name for other in comparison.trials if other.flags]
+    letter = f" [{_letter(flagged.index(trial.name))}]" if trial.name in flagged else ""
+    found = marks(comparison, trial)
+    return f"  {visible(short_name(trial))}{letter}{f' {found}' if found else ''}"
+
+
+def _variant(engine: str, quantization: str, trials: Sequence[Trial]) -> str:
+    """The heading over the trials of one engine and format; what really ran, when it differs."""
+    ran = dict.fromkeys(trial.compute_type for trial in trials if trial.compute_type)
+    other = [name for name in ran if name != quantization]
+    threads = dict.fromkeys(trial.threads for trial in trials if trial.threads)
+    facts = [f"ran as {', '.join(other)}"] if other else []
+    facts += [f"workers x threads: {', '.join(threads)}"] if threads else []
+    return f"{engine} {quantization}" + (f" ({'; '.join(facts)})" if facts else "")
+
+
+def _columns(comparison: Comparison) -> list[_Column]:
+    base = baseline(comparison)
+    ended = [trial for trial in comparison.trials if trial.status == "ok"]
+
+    def column(name: str, top: str, bottom: str, cell: Callable[[Trial], str]) -> _Column:
+        return _Column(name, (top, bottom), {trial.name: cell(trial) for trial in ended})
+
+    def speed(name: str, top: str, bottom: str, key: str, form: Format = number) -> _Column:
+        return column(name, top, bottom, lambda trial: show(median(trial, key), form))
+
+    def quality(name: str, top: str, bottom: str, key: str, form: Format = score) -> _Column:
+        return column(name, top, bottom, lambda trial: show(mean(trial, key), form))
+
+    columns = [
+        speed("seconds", "run", "s", "generate_seconds"),
+        column(
+            "range", "low–high", "s", lambda t: interval(t.speed.get("generate_seconds"), number)
+        ),
+        speed("rows", "rows", "/s", "rows_per_second"),
+        speed("tokens", "tokens", "/s", "total_tokens_per_second"),
+        column("speed-up", "speed", "up", lambda trial: show(speed_up(trial, base), times)),
+        speed("p50", "p50", "s", "latency_p50"),
+        speed("p95", "p95", "s", "latency_p95"),
+        speed("memory", "peak", "GB", "peak_memory_bytes", gigabytes),
+        column("waste", "wasted", "", lambda trial: show(waste(trial), percent)),
+        quality("identical", "same", "rows", "rows_identical", percent),
+        quality("prefix", "same", "prefix", "matched_prefix"),
+        quality("cosine", "cosine", _floor(comparison), "cosine"),
+        quality("kl", "KL", "nats", "kl_divergence", number),
+    ]
+    return [column for column in columns if set(column.cells.values()) - {"", ABSENT}]
+
+
+def _floor(comparison: Comparison) -> str:
+    floors = [trial.quality_notes.get("cosine_floor") for trial in comparison.trials]
+    known = [floor for floor in floors if floor is not None]
+    return f"({min(known):.2f})" if known else ""
+
+
+def _fitting(columns: list[_Column], room: int) -> list[_Column]:
+    """The columns without the least important ones, until the rest fits."""
+    kept = columns
+    for name in _DROPPED_FIRST:
+        if sum(column.width + 2 for column in kept) <= room:
+            break
+        kept = [column for column in kept if column.name != name]
+    return kept
+
+
+def _notes(comparison: Comparison, width: int) -> Lines:
+    base = baseline(comparison)
+    lines = ["● Pareto front  ◆ its knee  ★ recommended  ≈ tied in speed with it"]
+    lines.append(
+        "run: generating, without loading, low–high over the repeats; p50, p95: a row's latency"
+    )
+    if base is not None:
+        lines.append(f"speed up: run seconds of {base.name} / of the trial")
+    if any(waste(trial) is not None for trial in comparison.trials):
+        lines.append("wasted: padding, or prompt tokens forced one by one, as the engine does")
+    if reference := comparison.reference.get("name"):
+        floor = "; in brackets the cosine of unrelated texts" if _floor(comparison) else ""
+        lines.append(f"same rows, prefix, cosine, KL: against {reference}{floor}")
+    flagged = [trial for trial in comparison.trials if trial.flags]
+    for place, trial in enumerate(flagged):
+        lines.append(f"[{_letter(place)}] {'; '.join(trial.flags)}")
+    for line in lines:
+        yield from _paragraph(line, width, "dim")
+
+
+def _effects(comparison: Comparison, width: int) -> Lines:
+    for kind in ("batching", "quantization"):
+        rows: list[tuple[str, ...]] = [("", "speed", "", "same rows", "", "same prefix", "")]
+        groups = set()
+        for change in changes(comparison, kind):
+            if change.group not in groups:
+                groups.add(change.group)
+                rows.append((f"  {change.group}", *[""] * 6))
+            rows.append(_effect_row(change))
+        if len(rows) > 1:
+            if kind == "quantization":
+                yield _text("")
+            yield _text(f"what {kind} alone did", "bold")
+            yield from _aligned(rows, width)
+
+
+def _effect_row(change: Change) -> tuple[str, ...]:
+    effect = change.effect
+    speed, same, prefix = effect.speed_ratio, effect.rows_identical, effect.matched_prefix
+    return (
+        f"    {change.label}",
+        show(speed.median, times), interval(speed, number),
+        show(same.mean, percent), interval(same, percent),
+        show(prefix.mean, score), interval(prefix, score),
+    )  # fmt: skip
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], width: int) -> Lines:
+    """Rows as columns, the first from the left; intervals go where there is no room."""
+    kept = list(range(len(rows[0])))
+    widths = [max(len(row[place]) for row in rows) for place in kept]
+    for dropped in (6, 4, 2):
+        if sum(widths[place] + 2 for place in kept) - 2 <= width:
+            break
+        kept.remove(dropped)
+    for number_of_row, row in enumerate(rows):
+        cells = [(row[place], widths[place]) for place in kept[1:]]
+        yield _line(row[0].ljust(widths[0]), cells, "" if number_of_row else "dim")
+
+
+def _recommendation(comparison: Comparison, width: int) -> Lines:
+    recommendation = comparison.recommendation
+    yield from _paragraph(recommendation_title(comparison), width, "bold")
+    yield from _paragraph(recommendation.reason, width)
+    if recommendation.given_up:
+        yield from _paragraph(f"Given up: {recommendation.given_up}", width)
+    if limits := limits_line(comparison):
+        yield from _paragraph(f"Limits: {limits}.", width)
+    if recommendation.command:
+        yield _text(f"  {recommendation.command}", "cyan")
+
+
+def _paragraph(text: str, width: int, style: str = "", first: str = "") -> Lines:
+    """Text in lines of `width`; the lines after the first are indented as far as `first` is."""
+    for line in wrap(
+        visible(text), width, initial_indent=first, subsequent_indent=" " * len(first)
+    ):
+        yield _text(line, style)
+
+
+def _line(name: str, cells: Sequence[tuple[str, int]], style: str) -> Text:
+    return _text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
+
+
+def _text(line: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(visible(line), style=style)
+
+
+def _letter(place: int) -> str:
+    """a, b, ... z, aa, ab, ..."""
+    return (_letter(place // 26 - 1) if place >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[
+        place % 26
+    ]

@@ -1,0 +1,170 @@
+"""One repeat of one trial: `packhorse run` in a fresh process, watched from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packhorse.compare.document import Repeat
+from packhorse.compare.energy import EnergyMeter
+from packhorse.export import write_json
+from packhorse.journal import Journal
+from packhorse.workspace import Workspace
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """One row as a trial answered it; text and token_ids are None for a row that failed."""
+
+    id: str
+    text: str | None
+    token_ids: tuple[int, ...] | None
+    latency: float | None
+    first_token: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one repeat came to: a Repeat and its rows, or a reason why there is none."""
+
+    repeat: Repeat | None
+    reason: str = ""
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+
+def run_repeat(
+    folder: Path, number: int, command: Sequence[str], environment: dict[str, str] | None = None
+) -> Outcome:
+    """Runs `command` (a `packhorse run` without output options) once and measures its process.
+
+    folder: of this repeat; holds output, journal, the process's stderr, and at last the result, so
+    that an interrupted comparison can skip it. A process that dies is an Outcome with a reason.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    output = folder / "answers.jsonl"
+    energy = EnergyMeter()
+    started = time.monotonic()
+    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            [*command, "-o", str(output), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        try:
+            peak, usage = _watch(process)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+    wall = time.monotonic() - started
+    if process.returncode not in (0, 3):
+        outcome = Outcome(None, _reason(process.returncode, folder / "stderr"))
+    else:
+        report = json.loads((folder / "stdout").read_text().splitlines()[-1])
+        rows = read_rows(output)
+        outcome = Outcome(
+            Repeat(
+                number=number,
+                wall_seconds=wall,
+                peak_memory_bytes=max(peak, report["session"]["peak_memory_bytes"]),
+                processor_seconds=usage.ru_utime + usage.ru_stime,
+                energy_joules=energy.joules(),
+                figures=report["session"],
+                latencies=tuple(row.latency for row in rows),
+                first_tokens=tuple(row.first_token for row in rows),
+            ),
+            resolved=report["resolved"],
+        )
+    write_json(folder / "outcome.json", asdict(outcome))
+    return outcome
+
+
+def finished_repeat(folder: Path) -> Outcome | None:
+    """The outcome of a repeat that ran before, None when it did not run to its end."""
+    try:
+        document = json.loads((folder / "outcome.json").read_text())
+    except (OSError, ValueError):
+        return None
+    repeat = document["repeat"]
+    if repeat is not None:
+        repeat["latencies"] = tuple(repeat["latencies"])
+        repeat["first_tokens"] = tuple(repeat["first_tokens"])
+        repeat = Repeat(**repeat)
+    return Outcome(repeat, document["reason"], document["resolved"])
+
+
+def read_rows(output: Path) -> list[RowResult]:
+    """The rows of a finished run, in input order, from its journal."""
+    with Journal(Workspace(output).journal, read_only=True) as journal:
+        return [
+            RowResult(
+                id=str(record.id),
+                text=record.text,
+                token_ids=record.token_ids,
+                latency=record.latency_seconds,
+                first_token=record.first_token_seconds,
+            )
+            for record in journal.records()
+        ]
+
+
+def _watch(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
+    """Waits for the process; the peak of its tree's resident memory (bytes) and its rusage.
+
+    The tree's sum is sampled; the process itself knows its own peak exactly and reports it.
+    """
+    import psutil
+
+    root = psutil.Process(process.pid)
+    peak = 0
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return peak, usage
+        peak = max(peak, _tree_memory(root))
+        time.sleep(POLL_SECONDS)
+
+
+def _tree_memory(root: Any) -> int:
+    import psutil
+
+    total = 0
+    try:
+        for process in (root, *root.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.Error:
+        return total
+    return total
+
+
+def _reason(code: int, stderr: Path) -> str:
+    """Why a trial's process failed, in one line."""
+    lines = [line.strip() for line in stderr.read_text(errors="replace").splitlines()]
+    said = next((line for line in reversed(lines) if line), "it said nothing")
+    said = next((line for line in lines if line.startswith("packhorse: ")), said)
+    if code == -signal.SIGKILL:
+        return "killed (SIGKILL): most likely the machine ran out of memory"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; its last words: {said}"
+    return f"exit code {code}: {said.removeprefix('packhorse: ')}"
+
+
+def packhorse_command(arguments: Sequence[str]) -> list[str]:
+    """`packhorse` as this very installation, in a fresh interpreter."""
+    return [sys.executable, "-m", "packhorse", *arguments]

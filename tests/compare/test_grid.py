@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from packhorse.compare.grid import Combination, combinations
+from packhorse.errors import ConfigError
+
+
+def test_formats_an_engine_does_not_know_are_left_out() -> None:
+    grid = combinations(
+        ["transformers", "ctranslate2"], ["float32", "int8"], ["single", "sorted"], 8
+    )
+    assert [c.name for c in grid] == [
+        "transformers float32 single",
+        "transformers float32 sorted",
+        "ctranslate2 float32 single",
+        "ctranslate2 float32 sorted",
+        "ctranslate2 int8 single",
+        "ctranslate2 int8 sorted",
+    ]
+
+
+def test_names_given_twice_are_tried_once() -> None:
+    assert len(combinations(["fake", "fake"], ["float32"], ["single", "single"], 8)) == 1
+
+
+@pytest.mark.parametrize(
+    ("engines", "formats", "batchings", "match"),
+    [
+        (["vllm"], ["float32"], ["single"], "unknown engine 'vllm'"),
+        (["fake"], ["int3"], ["single"], "unknown quantization 'int3'"),
+        (["fake"], ["float32"], ["sortd"], "unknown batching policy 'sortd'"),
+        (["transformers"], ["int8"], ["single"], "no engine of transformers runs int8"),
+        ([], ["float32"], ["single"], "no engine"),
+    ],
+)
+def test_what_cannot_be_tried(
+    engines: list[str], formats: list[str], batchings: list[str], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        combinations(engines, formats, batchings, 8)
+
+
+def test_the_command_is_one_a_shell_can_run() -> None:
+    combination = Combination("ctranslate2", "int8", "sorted", 16)
+    assert combination.command("my model", "in.jsonl", 64) == (
+        "packhorse run 'my model' in.jsonl -o answers.jsonl --engine ctranslate2 "
+        "--quantization int8 --batching sorted --batch-size 16 --max-new-tokens 64"
+    )
+
+
+def test_a_token_limit_is_said_only_where_it_counts() -> None:
+    assert "--max-batch-tokens" in Combination("fake", "float32", "dynamic", 8, 99).options()
+    assert "--max-batch-tokens" not in Combination("fake", "float32", "fixed", 8, 99).options()
