@@ -1,0 +1,31 @@
+"""`packhorse export OUTPUT`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from packhorse.cli import EXIT_DONE
+from packhorse.journal import Journal
+from packhorse.pipeline import export_journal
+from packhorse.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the output of a run")
+    parser.add_argument(
+        "--to",
+        metavar="FILE",
+        type=Path,
+        help="write here (default: OUTPUT with .partial before its ending)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    output: Path = arguments.output
+    target = arguments.to or output.with_name(f"{output.stem}.partial{output.suffix}")
+    with Journal(Workspace(output).journal, read_only=True) as journal:
+        counts = journal.counts()
+        written = export_journal(journal, target)
+    print(f"{target}: {written:,} rows, {counts.pending:,} of them pending")
+    return EXIT_DONE

@@ -1,0 +1,154 @@
+"""Options that several verbs share, and how they become configs. Defaults are the configs' own."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from packhorse.batching import POLICIES
+from packhorse.config import (
+    DEVICES,
+    ENGINES,
+    ON_TOO_LONG,
+    QUANTIZATIONS,
+    BatchingConfig,
+    EngineConfig,
+    InputConfig,
+)
+from packhorse.data import Decoding
+
+
+def default(config: type[Any], name: str) -> Any:
+    """The default of a config's field."""
+    for field in fields(config):
+        if field.name == name:
+            return field.default
+    raise AssertionError(f"{config.__name__} has no field {name}")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=ENGINES, default=default(EngineConfig, "engine"))
+    group.add_argument("--device", choices=DEVICES, default=default(EngineConfig, "device"))
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default=default(EngineConfig, "quantization"),
+        help="number format of weights and products (default: what costs no accuracy)",
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="batches in flight at once")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
+    group.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="accept PyTorch .bin weights where there is no safetensors file",
+    )
+
+
+def add_batching_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("batching")
+    group.add_argument(
+        "--batching",
+        choices=tuple(POLICIES),
+        default=default(BatchingConfig, "policy"),
+        help="how rows are put into batches (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        default=default(BatchingConfig, "batch_size"),
+        help="rows a batch, for fixed and sorted (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens a batch, padding and new tokens included, for dynamic and sorted-dynamic "
+        "(default: from free memory and the engine)",
+    )
+    group.add_argument(
+        "--window-rows",
+        type=int,
+        metavar="N",
+        default=default(BatchingConfig, "window_rows"),
+        help="rows read and planned together (default: %(default)s)",
+    )
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding (a row's own options go before these)")
+    group.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        default=default(Decoding, "max_new_tokens"),
+        help="tokens generated at most (default: %(default)s)",
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=default(Decoding, "temperature"),
+        help="0 is greedy, the default",
+    )
+    group.add_argument("--top-p", type=float, metavar="P", default=default(Decoding, "top_p"))
+    group.add_argument("--top-k", type=int, metavar="K", default=default(Decoding, "top_k"))
+    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a row before this text; may be given several times",
+    )
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument("--prompt-column", metavar="NAME", help="column or field of the prompt")
+    group.add_argument(
+        "--template", metavar="TEXT", help='prompt built from fields: "Summarise: {text}"'
+    )
+    group.add_argument("--system", metavar="TEXT", help="system message for rows without one")
+    group.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
+    group.add_argument(
+        "--on-too-long",
+        choices=ON_TOO_LONG,
+        default=default(InputConfig, "on_too_long"),
+        help="what to do with a prompt that does not fit (default: %(default)s)",
+    )
+
+
+def engine_config(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(
+        options.engine, options.device, options.quantization, options.workers, options.threads
+    )
+
+
+def batching_config(options: argparse.Namespace) -> BatchingConfig:
+    return BatchingConfig(
+        options.batching, options.batch_size, options.max_batch_tokens, options.window_rows
+    )
+
+
+def decoding_config(options: argparse.Namespace) -> Decoding:
+    return Decoding(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+        stop=tuple(options.stop),
+    )
+
+
+def reading_config(options: argparse.Namespace) -> InputConfig:
+    return InputConfig(
+        prompt_column=options.prompt_column,
+        template=options.template,
+        system=options.system,
+        limit=options.limit,
+        on_too_long=options.on_too_long,
+    )

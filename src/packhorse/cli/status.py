@@ -1,0 +1,37 @@
+"""`packhorse status OUTPUT`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from packhorse.cli import EXIT_DONE
+from packhorse.journal import Journal
+from packhorse.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the output of a run")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    workspace = Workspace(arguments.output)
+    with Journal(workspace.journal, read_only=True) as journal:
+        counts = journal.counts()
+        settings = journal.meta("settings")
+    finished = workspace.manifest.exists() and counts.pending == 0
+    if arguments.json:
+        document = {**asdict(counts), "pending": counts.pending, "finished": finished}
+        print(json.dumps({**document, "settings": settings}))
+        return EXIT_DONE
+    print(f"{counts.rows:,} rows: {counts.completed:,} completed, {counts.failed:,} failed, "
+          f"{counts.pending:,} pending")  # fmt: skip
+    for code, number in counts.failed_by_code.items():
+        print(f"  {number:,} x {code}")
+    if not finished:
+        print("unfinished: run the same command again to go on, or write what there is with\n"
+              f"  packhorse export {arguments.output}")  # fmt: skip
+    return EXIT_DONE

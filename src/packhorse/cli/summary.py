@@ -1,0 +1,56 @@
+"""A finished run as a few readable lines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from packhorse.manifest import RunReport
+
+
+def run_summary(report: RunReport) -> str:
+    """Counts, and for the session that just ended: speed, latency, waste, memory, what ran."""
+    counts = report.counts
+    lines = [f"{counts.rows:,} rows: {counts.completed:,} completed, {counts.failed:,} failed"]
+    for code, number in counts.failed_by_code.items():
+        lines.append(f"  {number:,} x {code}")
+    if report.session and report.resolved:
+        lines += _session_lines(report.session, report.resolved)
+    else:
+        lines.append("nothing was left to run")
+    lines.append(f"output      {report.output}")
+    lines.append(f"manifest    {report.manifest}")
+    return "\n".join(lines)
+
+
+def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[str]:
+    seconds = session["seconds"]
+    latency = session["latency_seconds"]
+    lines = [
+        f"model       {resolved['engine']} {resolved['compute_type']} on {resolved['device']}, "
+        f"{resolved['workers']} worker(s) x {resolved['threads']} thread(s)",
+        f"batching    {resolved['batching']}, {session['batches']:,} batches, "
+        f"{_figure(session['rows_per_batch'])} rows each, at most "
+        f"{resolved['token_budget']['tokens']:,} tokens",
+        f"time        {_figure(seconds.get('generate'))} s generating, "
+        f"{_figure(seconds.get('load'))} s loading, {_figure(seconds.get('total'))} s in all",
+        f"throughput  {_figure(session['rows_per_second'])} rows/s, "
+        f"{_figure(session['prompt_tokens_per_second'])} prompt + "
+        f"{_figure(session['generated_tokens_per_second'])} generated tokens/s",
+        f"latency     p50 {_figure(latency['p50'])} s, p95 {_figure(latency['p95'])} s a row, "
+        "from its batch's start",
+    ]
+    if session["padding_share"] is not None:
+        lines.append(f"padding     {session['padding_share']:.1%} of prompt positions")
+    if session["forced_share"] is not None:
+        lines.append(f"forced      {session['forced_share']:.1%} of prompt tokens one by one")
+    lines.append(f"memory      {session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    """Three significant digits; a dash for what was not measured."""
+    if value is None:
+        return "-"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"

@@ -1,0 +1,207 @@
+"""kill -9, Ctrl-C and SIGTERM against real processes: the result equals that of a quiet run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+KILLS = 50
+KILLS_OF_THE_REAL_MODEL = 5
+
+
+def command(model: str, source: Path, output: Path, *options: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "packhorse",
+        "run",
+        model,
+        str(source),
+        "-o",
+        str(output),
+        *options,
+    ]
+
+
+def environment(seconds_per_token: float = 0.0) -> dict[str, str]:
+    return {**os.environ, "PACKHORSE_FAKE_SECONDS_PER_TOKEN": str(seconds_per_token)}
+
+
+def finish(
+    arguments: list[str], seconds_per_token: float = 0.0
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments, capture_output=True, text=True, check=False, env=environment(seconds_per_token)
+    )
+
+
+def start(arguments: list[str], seconds_per_token: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(seconds_per_token),
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("input") / "in.jsonl"
+    rows = [{"id": i, "prompt": f"{i} " + "word " * (i * 13 % 50)} for i in range(120)]
+    rows[17]["prompt"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+FAKE = ("--engine", "fake", "--max-new-tokens", "6", "--batch-size", "4", "--batching", "sorted")
+SECONDS_PER_TOKEN = 0.0005
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, float]:
+    output = tmp_path_factory.mktemp("clean") / "out.jsonl"
+    started = time.monotonic()
+    done = finish(command("fake", source, output, *FAKE), SECONDS_PER_TOKEN)
+    assert done.returncode == 3, done.stderr
+    return output.read_bytes(), time.monotonic() - started
+
+
+def test_kill_at_random_moments(
+    source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
+) -> None:
+    expected, seconds = undisturbed
+    moments = random.Random(4)
+
+    def killed_once(number: int) -> str:
+        output = tmp_path / f"out{number}.jsonl"
+        arguments = command("fake", source, output, *FAKE)
+        process = start(arguments, SECONDS_PER_TOKEN)
+        time.sleep(moments.uniform(0.0, 1.1) * seconds)
+        process.kill()
+        process.communicate()
+        again = finish(arguments)
+        if again.returncode != 3:
+            return f"{number}: {again.stderr}"
+        return "" if output.read_bytes() == expected else f"{number}: other bytes"
+
+    with ThreadPoolExecutor(2) as pool:
+        assert not [failure for failure in pool.map(killed_once, range(KILLS)) if failure]
+
+
+def test_one_job_killed_again_and_again(
+    source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = command("fake", source, output, *FAKE)
+    for _ in range(4):
+        process = start(arguments, SECONDS_PER_TOKEN)
+        time.sleep(0.6 * undisturbed[1])
+        process.kill()
+        process.communicate()
+    assert finish(arguments).returncode == 3
+    assert output.read_bytes() == undisturbed[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_says_how_to_go_on(
+    source: Path, undisturbed: tuple[bytes, float], tmp_path: Path, number: int, code: int
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = command("fake", source, output, *FAKE)
+    process = start(arguments, 0.005)
+    wait_for_rows(output)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
+    assert not output.exists()
+    status = finish([sys.executable, "-m", "packhorse", "status", str(output), "--json"])
+    counts = json.loads(status.stdout)
+    assert 0 < counts["completed"] < 119
+    assert counts["pending"] == 120 - counts["completed"] - counts["failed"]
+    assert finish(arguments).returncode == 3
+    assert output.read_bytes() == undisturbed[0]
+
+
+def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    process = start(command("fake", source, output, *FAKE, "--batch-size", "120"), 0.05)
+    wait_for_journal(output)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 2
+
+
+def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = command("fake", source, output, *FAKE)
+    process = start(arguments, 0.01)
+    wait_for_journal(output)
+    second = finish(arguments)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 2
+    assert "another run" in second.stderr
+    assert finish(arguments).returncode == 3
+
+
+def test_a_real_model_killed_and_continued(demo_model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"id": i, "prompt": f"Count from {i} to ten." + " Please." * i} for i in range(10)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--batching", "sorted", "--batch-size", "2", "--max-new-tokens", "12")
+    model = str(demo_model_folder)
+    clean = tmp_path / "clean.jsonl"
+    started = time.monotonic()
+    done = finish(command(model, source, clean, *options))
+    assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - started
+    moments = random.Random(5)
+    for number in range(KILLS_OF_THE_REAL_MODEL):
+        output = tmp_path / f"out{number}.jsonl"
+        process = start(command(model, source, output, *options), 0.0)
+        time.sleep(moments.uniform(0.5, 1.0) * seconds)
+        process.kill()
+        process.communicate()
+        assert finish(command(model, source, output, *options)).returncode == 0
+        assert output.read_bytes() == clean.read_bytes()
+
+
+def wait_for_journal(output: Path, seconds: float = 20) -> None:
+    journal = output.with_name(output.name + ".packhorse") / "journal.sqlite3"
+    deadline = time.monotonic() + seconds
+    while not journal.exists():
+        assert time.monotonic() < deadline, "the run did not begin"
+        time.sleep(0.02)
+
+
+def wait_for_rows(output: Path, seconds: float = 20) -> None:
+    """Until the journal holds the first results: they are committed every half second."""
+    from packhorse.journal import Journal
+
+    wait_for_journal(output)
+    path = output.with_name(output.name + ".packhorse") / "journal.sqlite3"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        with Journal(path, read_only=True) as journal:
+            if journal.counts().completed:
+                return
+    raise AssertionError("no row was recorded")
