@@ -4,7 +4,8 @@
 
 Prints a table of medians (smallest to largest in brackets) and, as its last line, one JSON document
 with every raw value. Seconds are of generation only: loading and reading are left out. Two cores
-wander: compare figures of one run of this script, not across runs.
+wander: compare figures of one run of this script, not across runs. "same" counts the rows whose
+text is that of `single` on the same engine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -49,11 +51,22 @@ def timed_run(options: argparse.Namespace, engine: str, policy: str) -> dict[str
             "--max-new-tokens", str(options.max_new_tokens),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 3):
-        sys.exit(f"{engine} {policy} failed with {done.returncode}:\n{done.stderr}")
+        if done.returncode not in (0, 3):
+            sys.exit(f"{engine} {policy} failed with {done.returncode}:\n{done.stderr}")
+        rows = [json.loads(line) for line in Path(f"{folder}/out.jsonl").read_text().splitlines()]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert report["counts"]["rows"] == options.rows
-    return report
+    assert report["counts"]["rows"] == len(rows)
+    return {**report, "texts": [row.get("text") for row in rows]}
+
+
+def rows_as_single(
+    reports: dict[tuple[str, str], list[dict[str, Any]]], engine: str, policy: str
+) -> str:
+    """How many rows answer as `single` does; a dash where `single` was not run."""
+    if (engine, "single") not in reports:
+        return "-"
+    alone, texts = reports[engine, "single"][0]["texts"], reports[engine, policy][0]["texts"]
+    return f"{sum(a == b for a, b in zip(alone, texts, strict=True))}/{len(texts)}"
 
 
 def spread(values: list[float]) -> str:
@@ -77,7 +90,9 @@ def main() -> None:
             )
     print(f"{platform.processor() or platform.machine()}, {options.rows} rows of {options.input}, "
           f"{options.max_new_tokens} new tokens, {options.repeats} repeats")  # fmt: skip
-    print(f"{'':37}{'seconds':>22}{'tokens/s':>10}{'waste':>8}{'batches':>9}{'peak GB':>9}")
+    print(
+        f"{'':37}{'seconds':>22}{'tokens/s':>10}{'waste':>8}{'batches':>9}{'peak GB':>9}{'same':>8}"
+    )
     for (engine, policy), runs in reports.items():
         sessions = [run["session"] for run in runs]
         first = sessions[0]
@@ -88,6 +103,7 @@ def main() -> None:
             f"{median(one['total_tokens_per_second'] for one in sessions):10.0f}"
             f"{waste:8.1%}{first['batches']:9}"
             f"{median(one['peak_memory_bytes'] for one in sessions) / 1e9:9.2f}"
+            f"{rows_as_single(reports, engine, policy):>8}"
         )
     print("waste: padding share of prompt positions (transformers), "
           "force-decoded share of prompt tokens (ctranslate2)")  # fmt: skip
