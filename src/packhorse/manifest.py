@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from packhorse.batching.memory import TokenBudget
 from packhorse.config import JobConfig
 from packhorse.journal import Counts, Journal
 from packhorse.models import PreparedModel
+from packhorse.models.cache import library_versions
 from packhorse.session import Model
 
 MANIFEST_FORMAT = 1
@@ -97,13 +97,7 @@ def manifest(
 
 def versions() -> dict[str, str]:
     """Versions of Python, packhorse and the libraries that decide results."""
-    found = {"python": platform.python_version()}
-    for name in ("packhorse", "torch", "transformers", "tokenizers", "ctranslate2"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **library_versions()}
 
 
 def _jsonable(value: Any) -> Any:

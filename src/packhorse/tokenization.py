@@ -34,6 +34,11 @@ class Refusal:
     message: str
 
 
+_NO_CHAT_TEMPLATE = Refusal(
+    "no_chat_template", "this model has no chat template, so it cannot read messages: give a prompt"
+)
+
+
 class Codec(Protocol):
     """Text and token ids of one model."""
 
@@ -80,6 +85,8 @@ class HuggingFaceCodec:
         return self._encode([text], add_special_tokens=False, split_special_tokens=True)[0]
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[tuple[int, ...] | Refusal]:
+        if not self.has_chat_template:
+            return [_NO_CHAT_TEMPLATE for _ in chats]
         rendered = [self._render(chat) for chat in chats]
         plain = [row for row in rendered if isinstance(row, str)]
         encoded = iter(self._encode(plain, add_special_tokens=False, split_special_tokens=False))
@@ -190,38 +197,26 @@ class Tokenizer:
             for content, ids, room in zip(contents, encoded, rooms, strict=True)
         ]
 
-    def _as_chat(self, request: Request) -> Content | Refusal:
+    def _as_chat(self, request: Request) -> Content:
         content = request.content
         if isinstance(content, str):
             if request.bare or not self.codec.has_chat_template:
                 return content
             content = ({"role": "user", "content": content},)
-        elif not self.codec.has_chat_template and not isinstance(self.codec, ByteCodec):
-            return Refusal(
-                "no_chat_template",
-                "this model has no chat template, so it cannot read messages: give a prompt",
-            )
         if self.system is not None and content[0].get("role") not in ("system", "developer"):
             content = ({"role": "system", "content": self.system}, *content)
         return content
 
-    def _encode(self, contents: Sequence[Content | Refusal]) -> list[tuple[int, ...] | Refusal]:
+    def _encode(self, contents: Sequence[Content]) -> list[tuple[int, ...] | Refusal]:
         """Encodes texts and chats each in one call: the tokenizer's own threads do the work."""
         texts = iter(self.codec.encode_texts([row for row in contents if isinstance(row, str)]))
         chats = iter(self.codec.encode_chats([row for row in contents if isinstance(row, tuple)]))
-        return [
-            row
-            if isinstance(row, Refusal)
-            else next(texts)
-            if isinstance(row, str)
-            else next(chats)
-            for row in contents
-        ]
+        return [next(texts) if isinstance(row, str) else next(chats) for row in contents]
 
     def _fit(
-        self, content: Content | Refusal, ids: tuple[int, ...] | Refusal, room: int
+        self, content: Content, ids: tuple[int, ...] | Refusal, room: int
     ) -> tuple[int, ...] | Refusal:
-        if isinstance(ids, Refusal) or isinstance(content, Refusal):
+        if isinstance(ids, Refusal):
             return ids
         if not ids:
             return Refusal("empty_prompt", "the prompt has no tokens")

@@ -8,8 +8,6 @@ from dataclasses import asdict
 
 from packhorse.cli import EXIT_DONE
 
-HELP = "list the model names and what is cached"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="check every byte of what is cached")

@@ -9,8 +9,6 @@ import sys
 from packhorse.cli import EXIT_DONE, options
 from packhorse.config import DEVICES, ENGINES, QUANTIZATIONS, EngineConfig
 
-HELP = "fetch, convert and verify a model"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -58,6 +58,8 @@ class TrialRuns:
 
 
 class Observer(Protocol):
+    """Is told how a comparison goes on."""
+
     def stage(self, text: str) -> None: ...
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
 from packhorse.compare.grid import REFERENCE_BATCHING, Combination, combinations
-from packhorse.compare.judge import Judge, TrialRuns
+from packhorse.compare.judge import Judge, Observer, TrialRuns
 from packhorse.compare.machine import machine
 from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
@@ -28,12 +28,6 @@ from packhorse.models import cache_root
 from packhorse.session import prepare_for
 
 PLAN_FORMAT = 1
-
-
-class Observer(Protocol):
-    """Is told how a comparison goes on."""
-
-    def stage(self, text: str) -> None: ...
 
 
 @dataclass(slots=True)

@@ -204,7 +204,7 @@ def _manifest(contents: Path, key: Key) -> dict[str, Any]:
         "format": FORMAT,
         "digest": key.digest,
         "key": asdict(key),
-        "versions": _versions(),
+        "versions": library_versions(),
         "files": {
             name: {"bytes": size, "sha256": file_sha256(contents / name)}
             for name, size in sorted(_sizes(contents).items())
@@ -263,9 +263,10 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of packhorse and of the libraries that decide what it makes and answers."""
     found = {"packhorse": __version__}
-    for name in ("transformers", "tokenizers", "torch", "ctranslate2", "gguf"):
+    for name in ("torch", "transformers", "tokenizers", "ctranslate2", "gguf"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
