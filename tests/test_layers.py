@@ -30,12 +30,15 @@ LAYERS = [
     {"journal"},
     {"models"},
     {"engines"},
+    {"machine"},
+    {"calibration"},
     {"answering"},
     {"session"},
     {"manifest"},
     {"interruption"},
     {"pipeline"},
     {"compare"},
+    {"forecast"},
     {"cli"},
 ]
 FACADE = {"__init__", "__main__"}

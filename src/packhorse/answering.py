@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
+from packhorse.batching.expected import expect
 from packhorse.batching.planning import plan
 from packhorse.batching.policies import Limits
 from packhorse.contract import Engine
@@ -48,6 +49,7 @@ class Answering:
         for result in self.engine.run(self._batches(requests), watch):
             yield from self._refusals()
             outcome = self._outcome(result)
+            self._learn(outcome)
             self.meter.count_outcome(outcome)
             yield outcome
         yield from self._refusals()
@@ -56,7 +58,10 @@ class Answering:
         for window in windows(requests, self.window_rows):
             prompts = self._prompts(window)
             mixed = self.engine.traits.mixed_decoding
-            for batch in plan(prompts, self.policy, self.limits, mixed_decoding=mixed):
+            batches = plan(prompts, self.policy, self.limits, mixed_decoding=mixed)
+            if self.limits.costs is not None:
+                self.meter.expect(expect(batches, self.limits.costs, self.engine.traits))
+            for batch in batches:
                 if self.stopping():
                     return
                 self.meter.count_batch(batch)
@@ -101,6 +106,13 @@ class Answering:
             prompt_tokens=len(prompt.token_ids),
             timing=result.timing,
         )
+
+    def _learn(self, outcome: Answer | Failure) -> None:
+        """Lets the next windows be planned by what rows of this job really generate."""
+        if self.limits.costs is not None and isinstance(outcome, Answer):
+            self.limits.costs.outputs.observe(
+                outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
+            )
 
     def _refusals(self) -> Iterator[Failure]:
         while self._refused:

@@ -36,8 +36,8 @@ class EngineConfig:
 
     engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
     quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
-    workers, threads: None is measured practice: one single-threaded worker a core for
-        ctranslate2, one worker with all cores for transformers.
+    workers, threads: None is the fastest that was measured where the engine was calibrated, else
+        one single-threaded worker a core for ctranslate2, one with all cores for transformers.
     """
 
     engine: str = "auto"
@@ -51,14 +51,15 @@ class EngineConfig:
 class BatchingConfig:
     """How rows are put into batches.
 
-    policy: a name of `packhorse.batching.POLICIES`.
+    policy: a name of `packhorse.batching.POLICIES`; "auto" is planned for an engine that computes
+        prompts past the shortest of a batch token by token, and sorted-dynamic for all others.
     batch_size: rows a batch, for the policies that count rows.
     max_batch_tokens: tokens a batch, padding and tokens still to be generated included, for the
         policies that count tokens; None is derived from free memory and the engine.
     window_rows: rows read, tokenized and planned together; memory for prompts is bounded by it.
     """
 
-    policy: str = "sorted-dynamic"
+    policy: str = "auto"
     batch_size: int = 8
     max_batch_tokens: int | None = None
     window_rows: int = 4096

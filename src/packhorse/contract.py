@@ -32,6 +32,8 @@ class EngineTraits:
     cache_copies: how many times the cache may exist at its peak (2 where it grows by copying).
     preferred_batch_tokens: batch tokens past which this engine was measured to gain no more.
     mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
+    shares_prefixes: `Batch.shared_prefix` is computed once, not once a row.
+    runs_side_by_side: it may be loaded with several workers.
     """
 
     name: str
@@ -47,6 +49,8 @@ class EngineTraits:
     cache_copies: int = 1
     preferred_batch_tokens: int = 4096
     mixed_decoding: bool = True
+    shares_prefixes: bool = False
+    runs_side_by_side: bool = False
 
 
 class TokenWatch(Protocol):

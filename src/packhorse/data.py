@@ -80,9 +80,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that go to the engine together, longest first, in the order they were planned."""
+    """Rows that go to the engine together, longest first, in the order they were planned.
+
+    shared_prefix: leading tokens that all prompts have in common and that an engine may compute
+    once for this and for other batches (tokens); shorter than the shortest prompt. Prompts are
+    whole all the same: an engine that cannot share computes them as they are.
+    """
 
     prompts: tuple[Prompt, ...]
+    shared_prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)

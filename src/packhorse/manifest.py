@@ -51,10 +51,11 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
         "threads": traits.threads,
         "max_context": traits.max_context,
         "model_bytes": traits.model_bytes,
-        "batching": config.batching.policy,
+        "batching": model.batching.policy,
         "batch_size": config.batching.batch_size,
         "window_rows": config.batching.window_rows,
         "token_budget": budget.to_json(),
+        "calibration": model.calibration.to_json() if model.calibration else None,
     }
 
 

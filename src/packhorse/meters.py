@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packhorse.batching.expected import Expected
 from packhorse.data import Answer, Batch, Failure
 
 
@@ -65,7 +66,9 @@ class Meter:
     first_token_latencies: the same to its first token, for the rows whose engine can tell.
     padding_tokens, prompt_positions: positions of padding, and all positions, computed for prompts
         by an engine that pads. forced_tokens: prompt tokens computed one step at a time by an
-        engine that computes only the shortest prompt's length at once.
+        engine that computes only the shortest prompt's length at once. expected_seconds,
+    expected_peak_bytes: of the stage "generate" and of this process, as each window of rows was
+    planned; None where the engine is not calibrated.
     """
 
     cost_rule: str = "padded"
@@ -81,6 +84,8 @@ class Meter:
     latencies: array[float] = field(default_factory=lambda: array("d"))
     first_token_latencies: array[float] = field(default_factory=lambda: array("d"))
     token_latencies: array[float] = field(default_factory=lambda: array("d"))
+    expected_seconds: float | None = None
+    expected_peak_bytes: int | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -93,6 +98,12 @@ class Meter:
         finally:
             elapsed = time.monotonic() - started
             self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + elapsed
+
+    def expect(self, expected: Expected) -> None:
+        """Adds what a window of the job was expected to take when it was planned."""
+        peak = current_memory_bytes() + expected.peak_bytes
+        self.expected_peak_bytes = max(peak, self.expected_peak_bytes or 0)
+        self.expected_seconds = expected.seconds + (self.expected_seconds or 0.0)
 
     def count_batch(self, batch: Batch) -> None:
         """Padding and forced tokens follow from the lengths and the engine's cost rule."""
@@ -162,6 +173,12 @@ class Meter:
             "latency_seconds": _quantiles(self.latencies),
             "first_token_seconds": _quantiles(self.first_token_latencies),
             "seconds_per_token": _quantiles(self.token_latencies),
+            "expected": None
+            if self.expected_seconds is None
+            else {
+                "generate_seconds": self.expected_seconds,
+                "peak_memory_bytes": self.expected_peak_bytes,
+            },
             "processor_seconds": processor_seconds(),
             "peak_memory_bytes": peak_memory_bytes(),
         }

@@ -114,7 +114,7 @@ def _run_pending(
     """Runs the rows that have no result yet; returns what "auto" became."""
     observer.stage(f"loading {config.model}")
     with meter.stage("load"):
-        model = load_prepared(prepared, config.engine, config.batching)
+        model = load_prepared(prepared, config.engine, config.batching, observer.stage)
     with model:
         check_decoding(config.decoding, model.traits.max_context)
         budget = model.budget(config.decoding)

@@ -8,7 +8,8 @@ from typing import Any
 
 from packhorse.answering import Answering
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
-from packhorse.batching.policies import Limits, policy_named
+from packhorse.batching.policies import AUTO, PLANNED, Limits, policy_named
+from packhorse.calibration import Calibration, calibrate, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
 from packhorse.data import Answer, Decoding, Failure, Message, Request
@@ -23,13 +24,15 @@ from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec, Tokenizer
 class Model:
     """A model that is loaded and ready. Made by `packhorse.load`; closes as a context manager.
 
-    prepared: what was loaded. engine: what runs it. codec: its tokenizer.
+    prepared: what was loaded. engine: what runs it. codec: its tokenizer. batching: its policy is
+    the one "auto" became. calibration: what the engine's work costs here, where it was measured.
     """
 
     prepared: PreparedModel
     engine: Engine
     codec: Codec
     batching: BatchingConfig
+    calibration: Calibration | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -82,6 +85,7 @@ class Model:
             available_bytes(self.traits.device),
             decoding.max_new_tokens,
             self.batching.max_batch_tokens,
+            has_costs=self.batching.policy == PLANNED,
         )
 
     def answering(
@@ -98,7 +102,11 @@ class Model:
             engine=self.engine,
             tokenizer=tokenizer,
             policy=self.batching.policy,
-            limits=Limits(self.batching.batch_size, budget.tokens),
+            limits=Limits(
+                self.batching.batch_size,
+                budget.tokens,
+                self.calibration.costs() if self.calibration else None,
+            ),
             window_rows=self.batching.window_rows,
             decoding=decoding,
             meter=meter,
@@ -128,7 +136,7 @@ def load(
     """
     chosen = engine or EngineConfig()
     prepared = prepare_for(model, chosen, allow_pickle=allow_pickle, report=report)
-    return load_prepared(prepared, chosen, batching or BatchingConfig())
+    return load_prepared(prepared, chosen, batching or BatchingConfig(), report)
 
 
 def prepare_for(
@@ -149,19 +157,53 @@ def prepare_for(
     )
 
 
-def load_prepared(prepared: PreparedModel, engine: EngineConfig, batching: BatchingConfig) -> Model:
-    """Loads what `prepare_for` returned."""
+def load_prepared(
+    prepared: PreparedModel,
+    engine: EngineConfig,
+    batching: BatchingConfig,
+    report: Callable[[str], None] = lambda message: None,
+) -> Model:
+    """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first."""
     check_batching(batching)
     codec: Codec = (
         ByteCodec() if prepared.kind == "fake" else HuggingFaceCodec(prepared.tokenizer_folder)
     )
-    loaded = load_engine(prepared, model_facts(prepared), engine)
-    return Model(prepared, loaded, codec, batching)
+    facts = model_facts(prepared)
+    found = stored_calibration(prepared, engine)
+    policy = batching.policy
+    if found is None:
+        loaded = load_engine(prepared, facts, engine)
+        policy = _decided(policy, loaded.traits)
+        if policy != PLANNED:
+            return Model(prepared, loaded, codec, replace(batching, policy=policy))
+        loaded.close()
+        found = calibrate(prepared, engine, report)
+    loaded = load_engine(
+        prepared,
+        facts,
+        replace(engine, workers=found.traits.workers, threads=found.traits.threads),
+    )
+    policy = _decided(policy, loaded.traits)
+    return Model(
+        prepared,
+        loaded,
+        codec,
+        replace(batching, policy=policy),
+        found,
+    )
+
+
+def _decided(policy: str, traits: EngineTraits) -> str:
+    """ "auto" as what suits the engine's cost rule."""
+    if policy != AUTO:
+        return policy
+    return PLANNED if traits.cost_rule == "forced-prefix" else "sorted-dynamic"
 
 
 def check_batching(batching: BatchingConfig) -> None:
     """ConfigError for an unknown policy or a limit below 1."""
-    policy_named(batching.policy)
+    if batching.policy != AUTO:
+        policy_named(batching.policy)
     limits = {
         "batch_size": batching.batch_size,
         "max_batch_tokens": batching.max_batch_tokens,

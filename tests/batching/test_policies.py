@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.batching.cost import CostModel, Costs, Work
 from packhorse.batching.policies import (
     POLICIES,
     Limits,
@@ -18,6 +19,7 @@ from packhorse.batching.policies import (
 )
 from packhorse.errors import ConfigError
 
+COSTS = Costs(CostModel("forced-prefix", 2, Work(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
 TABLE = [
     # policy, prompt lengths (4 new tokens each), rows a batch, tokens a batch, batches
     ("single", [5, 9, 2], 2, 100, [[0], [1], [2]]),
@@ -54,7 +56,7 @@ def test_longest_first_is_stable() -> None:
 
 def test_no_rows() -> None:
     for policy in POLICIES.values():
-        assert policy([], Limits(4, 100)) == []
+        assert policy([], Limits(4, 100, COSTS)) == []
     assert batch_tokens([]) == 0
 
 
@@ -65,7 +67,7 @@ def test_an_unknown_policy_lists_the_known_ones() -> None:
 
 
 ROWS = st.lists(st.builds(RowSize, st.integers(1, 300), st.integers(1, 100)), max_size=60)
-LIMITS = st.builds(Limits, st.integers(1, 20), st.integers(1, 3000))
+LIMITS = st.builds(Limits, st.integers(1, 20), st.integers(1, 3000), st.just(COSTS))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -76,7 +78,7 @@ def test_laws(policy: str, sizes: list[RowSize], limits: Limits) -> None:
     assert all(batches)
     if policy in ("fixed", "sorted"):
         assert all(len(batch) <= limits.batch_size for batch in batches)
-    if policy in ("dynamic", "sorted-dynamic"):
+    if policy in ("dynamic", "sorted-dynamic", "planned"):
         for batch in batches:
             tokens = batch_tokens(sizes[index] for index in batch)
             assert len(batch) == 1 or tokens <= limits.max_batch_tokens

@@ -10,35 +10,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from packhorse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from packhorse.batching.cost import Costs
 
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """prompt: tokens of the prompt. new: tokens that may be generated at most."""
+    """prompt: tokens of the prompt that are the row's own. new: tokens generated at most.
+
+    shared: tokens before its own that all rows given to a policy have in common and that are
+    computed once; each row still holds them in its cache.
+    """
 
     prompt: int
     new: int
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """batch_size: rows a batch. max_batch_tokens: tokens a batch, see `batch_tokens`."""
+    """batch_size: rows a batch. max_batch_tokens: tokens a batch, see `batch_tokens`.
+
+    costs: what batches take on this machine, for policies that ask.
+    """
 
     batch_size: int
     max_batch_tokens: int
+    costs: Costs | None = None
 
+
+AUTO = "auto"
+"""What suits the engine."""
+PLANNED = "planned"
 
 Policy = Callable[[Sequence[RowSize], Limits], list[list[int]]]
 
 
 def batch_tokens(rows: Iterable[RowSize]) -> int:
-    """Tokens a padded batch occupies: rows x (longest prompt + most new tokens)."""
+    """Tokens a padded batch occupies: rows x (longest prompt, shared part included + most new)."""
     sizes = list(rows)
     if not sizes:
         return 0
-    return len(sizes) * (max(row.prompt for row in sizes) + max(row.new for row in sizes))
+    longest = max(row.shared + row.prompt for row in sizes)
+    return len(sizes) * (longest + max(row.new for row in sizes))
 
 
 def longest_first(sizes: Sequence[RowSize]) -> list[int]:
@@ -71,12 +89,26 @@ def sorted_dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     return _cut_by_tokens(sizes, longest_first(sizes), limits.max_batch_tokens)
 
 
+def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """Cut points of least expected time by the engine's measured costs, under `max_batch_tokens`;
+    the batches that take longest go first. ConfigError where no costs were measured."""
+    from packhorse.batching.planned import best_plan
+
+    if limits.costs is None:
+        raise ConfigError(
+            "batching planned needs the engine's measured costs",
+            "measure them: packhorse calibrate MODEL",
+        )
+    return [list(batch) for batch in best_plan(sizes, limits, limits.costs).batches]
+
+
 POLICIES: dict[str, Policy] = {
     "single": single,
     "fixed": fixed,
     "dynamic": dynamic,
     "sorted": sorted_by_length,
     "sorted-dynamic": sorted_dynamic,
+    PLANNED: planned,
 }
 
 
@@ -99,7 +131,7 @@ def _cut_by_tokens(
     batches: list[list[int]] = []
     longest_prompt = most_new = 0
     for index in order:
-        longest_prompt = max(longest_prompt, sizes[index].prompt)
+        longest_prompt = max(longest_prompt, sizes[index].shared + sizes[index].prompt)
         most_new = max(most_new, sizes[index].new)
         fits = bool(batches) and (
             (len(batches[-1]) + 1) * (longest_prompt + most_new) <= max_batch_tokens
@@ -108,5 +140,6 @@ def _cut_by_tokens(
             batches[-1].append(index)
         else:
             batches.append([index])
-            longest_prompt, most_new = sizes[index].prompt, sizes[index].new
+            longest_prompt = sizes[index].shared + sizes[index].prompt
+            most_new = sizes[index].new
     return batches

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from packhorse.batching import POLICIES
+from packhorse.batching import AUTO, POLICIES
 from packhorse.config import (
     DEVICES,
     ENGINES,
@@ -50,9 +50,10 @@ def add_batching_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("batching")
     group.add_argument(
         "--batching",
-        choices=tuple(POLICIES),
+        choices=(AUTO, *POLICIES),
         default=default(BatchingConfig, "policy"),
-        help="how rows are put into batches (default: %(default)s)",
+        help="how rows are put into batches (default: what suits the engine: planned for "
+        "ctranslate2, sorted-dynamic for transformers)",
     )
     group.add_argument(
         "--batch-size",
@@ -65,8 +66,8 @@ def add_batching_options(parser: argparse.ArgumentParser) -> None:
         "--max-batch-tokens",
         type=int,
         metavar="N",
-        help="tokens a batch, padding and new tokens included, for dynamic and sorted-dynamic "
-        "(default: from free memory and the engine)",
+        help="tokens a batch, padding and new tokens included, for dynamic, sorted-dynamic and "
+        "planned (default: from free memory and the engine)",
     )
     group.add_argument(
         "--window-rows",

@@ -39,6 +39,12 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         f"latency     p50 {_figure(latency['p50'])} s, p95 {_figure(latency['p95'])} s a row, "
         "from its batch's start",
     ]
+    if session["expected"] is not None:
+        expected = session["expected"]
+        lines.append(
+            f"expected    {_figure(expected['generate_seconds'])} s generating, "
+            f"{expected['peak_memory_bytes'] / 1e9:.2f} GB"
+        )
     if session["padding_share"] is not None:
         lines.append(f"padding     {session['padding_share']:.1%} of prompt positions")
     if session["forced_share"] is not None:

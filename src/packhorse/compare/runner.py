@@ -15,7 +15,6 @@ from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
 from packhorse.compare.grid import REFERENCE_BATCHING, Combination, combinations
 from packhorse.compare.judge import Judge, Observer, TrialRuns
-from packhorse.compare.machine import machine
 from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
@@ -23,6 +22,7 @@ from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command,
 from packhorse.config import EngineConfig
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
+from packhorse.machine import machine
 from packhorse.manifest import versions
 from packhorse.models import cache_root
 from packhorse.session import prepare_for

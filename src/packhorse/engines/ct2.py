@@ -137,6 +137,7 @@ class CTranslate2Engine:
             cache_copies=2,
             preferred_batch_tokens=PREFERRED_BATCH_TOKENS,
             mixed_decoding=False,
+            runs_side_by_side=True,
         )
 
     @property

@@ -103,6 +103,7 @@ class FakeEngine:
             model_bytes=0,
             cache_bytes_per_token=1,
             mixed_decoding=mixed_decoding,
+            runs_side_by_side=True,
         )
 
     @property

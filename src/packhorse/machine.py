@@ -1,4 +1,4 @@
-"""What ran the comparison, as far as it matters to speed."""
+"""What this machine is, as far as it matters to speed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,135 @@
+"""Small batches whose times tell what an engine's work costs."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from packhorse.batching.cost import Work, work_of
+from packhorse.batching.policies import RowSize
+from packhorse.contract import Engine, EngineTraits
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A batch of equal rows: prompt and generated tokens of each."""
+
+    rows: int
+    prompt: int
+    new: int
+
+
+PROBES = (
+    Probe(1, 24, 16),
+    Probe(8, 48, 16),
+    Probe(1, 300, 8),
+    Probe(24, 48, 12),
+    Probe(4, 300, 8),
+    Probe(1, 1000, 6),
+    Probe(12, 150, 10),
+    Probe(48, 40, 10),
+    Probe(8, 300, 8),
+    Probe(2, 1000, 6),
+)
+"""Cheapest first: a slow model runs out of time after some of them."""
+FEWEST_PROBES = 4
+THROUGHPUT_PROBE = Probe(8, 64, 12)
+MEMORY_PROBE = Probe(4, 500, 1)
+WARM_UP = Probe(2, 16, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Work that was done by one worker while all were busy, and the seconds it took."""
+
+    work: Work
+    seconds: float
+
+
+def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation]:
+    """Runs probes until `seconds` have gone by; two observations of each batch: to its first token,
+    and from there to its last.
+
+    Raises EngineError when the engine cannot run them.
+    """
+    run_probe(engine, WARM_UP, vocab_size)
+    observations: list[Observation] = []
+    started = time.monotonic()
+    for count, probe in enumerate(fitting(PROBES, engine.traits)):
+        if count >= FEWEST_PROBES and time.monotonic() - started > seconds:
+            break
+        for rows in run_probe(engine, probe, vocab_size):
+            observations += _observations(engine.traits, probe, rows)
+    return observations
+
+
+def throughput(engine: Engine, vocab_size: int) -> float:
+    """Prompt and generated tokens a second of all workers together."""
+    run_probe(engine, WARM_UP, vocab_size)
+    (probe,) = fitting([THROUGHPUT_PROBE], engine.traits)
+    started = time.monotonic()
+    batches = run_probe(engine, probe, vocab_size)
+    elapsed = time.monotonic() - started
+    tokens = sum(probe.prompt + len(row.token_ids) for rows in batches for row in rows)
+    return tokens / max(elapsed, 1e-9)
+
+
+def fitting(probes: Sequence[Probe], traits: EngineTraits) -> Iterator[Probe]:
+    """Probes cut to the model's context."""
+    for probe in probes:
+        new = min(probe.new, max(1, traits.max_context // 4))
+        yield Probe(probe.rows, min(probe.prompt, traits.max_context - new), new)
+
+
+def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Completion]]:
+    """The completions of `probe`, run on all workers at once, batch by batch.
+
+    Tokens are drawn from the middle of the vocabulary, where there are words.
+    """
+    chance = random.Random(probe.rows * probe.prompt)  # noqa: S311 - nothing secret
+    lowest, highest = vocab_size // 4, max(vocab_size // 2, vocab_size // 4 + 1)
+    batches = [
+        Batch(
+            tuple(
+                Prompt(
+                    worker * probe.rows + row,
+                    tuple(chance.randrange(lowest, highest) for _ in range(probe.prompt)),
+                    Decoding(max_new_tokens=probe.new),
+                )
+                for row in range(probe.rows)
+            )
+        )
+        for worker in range(engine.traits.workers)
+    ]
+    found: list[list[Completion]] = [[] for _ in batches]
+    for result in engine.run(iter(batches)):
+        if isinstance(result, Failure):
+            raise EngineError(
+                f"the engine cannot be calibrated: {result.message}",
+                "choose another --batching, e.g. sorted-dynamic",
+            )
+        found[result.index // probe.rows].append(result)
+    return found
+
+
+def _observations(
+    traits: EngineTraits, probe: Probe, rows: Sequence[Completion]
+) -> Iterator[Observation]:
+    sizes = [RowSize(probe.prompt, probe.new)] * len(rows)
+    generated = [len(row.token_ids) + (row.finish_reason == "stop") for row in rows]
+    whole = work_of(traits.cost_rule, sizes, generated)
+    begun = min(row.timing.submitted for row in rows)
+    ended = max(row.timing.finished for row in rows)
+    firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
+    if len(firsts) < len(rows):
+        yield Observation(whole, ended - begun)
+        return
+    first = work_of(traits.cost_rule, sizes, [1] * len(rows))
+    yield Observation(first, max(firsts) - begun)
+    rest = Work(*(all_of_it - part for all_of_it, part in zip(whole, first, strict=True)))
+    if rest.steps > 0:
+        yield Observation(rest, ended - max(firsts))

@@ -1,0 +1,109 @@
+"""Calibrations as files in the cache: one for each machine, model, engine setting and version."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from packhorse.atomic import write_json
+from packhorse.batching.cost import CostModel, Costs, OutputLengths, Work
+from packhorse.config import EngineConfig
+from packhorse.contract import EngineTraits
+from packhorse.errors import OutputError
+from packhorse.machine import machine
+from packhorse.models import PreparedModel, cache_root
+from packhorse.models.cache import library_versions
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadTrial:
+    """What one division of the cores came to: tokens of prompt and output a second, in all."""
+
+    workers: int
+    threads: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What work costs on this machine.
+
+    traits: of the engine as it was loaded, with the fastest of `thread_trials` or what was asked
+    for. coefficients: see `Work` (seconds). error: median relative error of the fit over its own
+    observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of the
+    process then. prefill_bytes: further memory for each prompt token that is computed at once.
+    seconds: what the calibration took.
+    """
+
+    model: str
+    traits: EngineTraits
+    thread_trials: tuple[ThreadTrial, ...]
+    coefficients: Work
+    observations: int
+    error: float
+    load_seconds: float
+    loaded_bytes: int
+    prefill_bytes: int
+    seconds: float
+    created: str
+
+    def costs(self, outputs: OutputLengths | None = None) -> Costs:
+        """Expected costs of batches whose rows generate like `outputs`."""
+        model = CostModel(self.traits.cost_rule, self.traits.workers, self.coefficients)
+        return Costs(model, outputs or OutputLengths(), self.prefill_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "coefficients": self.coefficients._asdict()}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Calibration:
+        """What `to_json` made. Raises KeyError, TypeError or AttributeError for anything else."""
+        trials = tuple(ThreadTrial(**trial) for trial in document["thread_trials"])
+        return cls(
+            **{
+                **document,
+                "traits": EngineTraits(**document["traits"]),
+                "coefficients": Work(**document["coefficients"]),
+                "thread_trials": trials,
+            }
+        )
+
+
+def read(path: Path) -> Calibration | None:
+    """The calibration in a file; None for none, or for one that cannot be used."""
+    try:
+        document = json.loads(path.read_bytes())
+        if document.pop("format") != FORMAT:
+            return None
+        return Calibration.from_json(document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write(path: Path, calibration: Calibration) -> bool:
+    """Whether it could be kept; a cache that cannot be written costs time, not a job."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"format": FORMAT, **calibration.to_json()})
+    except (OSError, OutputError):
+        return False
+    return True
+
+
+def place(prepared: PreparedModel, config: EngineConfig) -> Path:
+    """Where the calibration of a model and an engine setting on this machine is kept."""
+    identity = {
+        "format": FORMAT,
+        "model": prepared.fingerprint,
+        "engine": prepared.engine,
+        "config": {**asdict(config), "engine": prepared.engine},
+        "machine": machine(),
+        "versions": library_versions(),
+    }
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return cache_root() / "calibrations" / f"{digest[:24]}.json"

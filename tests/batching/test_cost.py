@@ -1,0 +1,119 @@
+"""Work counted by hand, output lengths against scipy, and segments against single batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packhorse.batching.cost import CostModel, Costs, Expectation, OutputLengths, Work, work_of
+from packhorse.batching.policies import RowSize
+from packhorse.batching.segments import LIMIT_LEVELS, Segments
+from packhorse.contract import CostRule
+
+RULES: list[CostRule] = ["padded", "forced-prefix", "packed"]
+TWO = [RowSize(6, 9, shared=10), RowSize(4, 9, shared=10)]
+COEFFICIENTS = Work(0.5, 0.01, 1e-4, 0.2, 0.03, 1e-3)
+
+
+def always_to_the_limit(*limits: int) -> OutputLengths:
+    outputs = OutputLengths()
+    for limit in limits:
+        for _ in range(3):
+            outputs.limited[limit] += 10**12
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("rule", "work"),
+    [
+        # both prompts as 6 wide; 2 and 1 steps after the first token
+        ("padded", Work(1, 12, 2 * 6 * 13.0, 2, 3, 2 * (16 + 1) + 1 * (16 + 0.5))),
+        # both prompts 4 wide; the longer one is forced through 2 more steps
+        ("forced-prefix", Work(1, 8, 2 * 4 * 12.0, 5, 7, 5 * (14 + 2.5) + 2 * (14 + 1))),
+        ("packed", Work(1, 10, 6 * 13.0 + 4 * 12.0, 2, 3, 2 * (16 + 1) + 1 * (14 + 0.5))),
+    ],
+)
+def test_work_of_two_rows(rule: CostRule, work: Work) -> None:
+    assert work_of(rule, TWO, [3, 2]) == work
+
+
+def test_seconds_are_the_sum_of_the_parts() -> None:
+    assert CostModel("padded", 1, COEFFICIENTS).seconds(Work(1, 2, 3, 4, 5, 6)) == pytest.approx(
+        0.5 + 0.02 + 3e-4 + 0.8 + 0.15 + 6e-3
+    )
+
+
+@pytest.mark.parametrize("rule", ["padded", "forced-prefix"])
+@given(prompts=st.lists(st.integers(1, 200), min_size=1, max_size=20), shared=st.integers(0, 50))
+def test_segments_cost_what_their_batches_cost(
+    rule: CostRule, prompts: list[int], shared: int
+) -> None:
+    costs = Costs(CostModel(rule, 1, COEFFICIENTS), always_to_the_limit(7))
+    sizes = [RowSize(length, 7, shared) for length in sorted(prompts, reverse=True)]
+    for stop in range(1, len(sizes) + 1):
+        found = Segments(costs, sizes, len(sizes)).seconds_to(stop)
+        for rows, seconds in enumerate(found, start=1):
+            batch = sizes[stop - rows : stop]
+            exact = costs.model.seconds(work_of(rule, batch, [7] * rows))
+            assert seconds == pytest.approx(exact, rel=1e-9)
+
+
+def test_segments_tell_limits_apart() -> None:
+    costs = Costs(CostModel("padded", 1, Work(0, 0, 0, 1, 0, 0)), always_to_the_limit(5, 90))
+    sizes = [RowSize(9, 5), RowSize(8, 90), RowSize(7, 5)]
+    assert Segments(costs, sizes, 3).seconds_to(3) == pytest.approx([4, 89, 89])
+
+
+def test_many_limits_become_few_and_none_becomes_smaller() -> None:
+    sizes = [RowSize(10, new) for new in range(1, 200)]
+    chosen = Segments(Costs(CostModel("padded", 1, COEFFICIENTS)), sizes, 4).new
+    assert len(np.unique(chosen)) <= LIMIT_LEVELS
+    assert all(chosen >= range(1, 200))
+
+
+def test_survival_is_kaplan_and_meiers() -> None:
+    from scipy.stats import CensoredData, ecdf
+
+    random = np.random.default_rng(1)
+    lengths = random.integers(1, 60, 4000)
+    outputs = OutputLengths()
+    for length in lengths:
+        outputs.observe(min(int(length) - 1, 40), reached_limit=length - 1 >= 40)
+    ended = lengths[lengths - 1 < 40]
+    limited = np.full(len(lengths) - len(ended), 40)
+    theirs = ecdf(CensoredData(uncensored=ended, right=limited)).sf
+    assert outputs.survival(40) == pytest.approx(theirs.evaluate(np.arange(40)), abs=2e-3)
+
+
+def test_nothing_seen_is_the_prior() -> None:
+    expected = Expectation(OutputLengths().survival(10_000))
+    assert expected.mean == pytest.approx(128, rel=0.01)
+    assert expected.survival[0] == 1
+
+
+def test_expectation_of_the_longest() -> None:
+    """Two rows of 1 or 3 tokens each, evenly: 1 in a quarter of the cases, 3 in the others."""
+    expected = Expectation(np.array([1.0, 0.5, 0.5]))
+    assert expected.mean == 2
+    assert expected.mean_square == 5
+    assert expected.longest(2) == pytest.approx([0, 2, 2.5])
+
+
+@given(st.lists(st.tuples(st.integers(0, 80), st.booleans()), max_size=40), st.integers(1, 100))
+def test_survival_falls_from_one(seen: list[tuple[int, bool]], limit: int) -> None:
+    outputs = OutputLengths()
+    for tokens, reached_limit in seen:
+        outputs.observe(tokens, reached_limit=reached_limit and tokens > 0)
+    survival = outputs.survival(limit)
+    assert survival.shape == (limit,)
+    assert survival[0] == 1
+    assert all(np.diff(survival) <= 0)
+    assert all(survival >= 0)
+
+
+def test_makespan_is_of_the_worker_that_ends_last() -> None:
+    two = Costs(CostModel("padded", 2, COEFFICIENTS))
+    assert two.makespan([3, 2, 2]) == 4
+    assert two.makespan([]) == 0

@@ -1,0 +1,112 @@
+"""Calibrations of the fake engine: what is tried, what is kept, what is believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from packhorse.calibration import calibrate, stored_calibration
+from packhorse.calibration.calibrate import divisions
+from packhorse.calibration.probes import PROBES, fitting, run_probe
+from packhorse.calibration.store import place
+from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.engines.fake import FakeEngine, Faults
+from packhorse.errors import EngineError
+from packhorse.models import PreparedModel, prepare
+from packhorse.session import load_prepared
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreparedModel:
+    monkeypatch.setenv("PACKHORSE_HOME", str(tmp_path))
+    return prepare("anything", engine="fake")
+
+
+def silent(message: str) -> None:
+    pass
+
+
+def test_it_is_kept_and_found_again(prepared: PreparedModel) -> None:
+    assert stored_calibration(prepared, EngineConfig("fake")) is None
+    made = calibrate(prepared, EngineConfig("fake"), silent)
+    assert stored_calibration(prepared, EngineConfig("fake")) == made
+    assert made.observations >= 2 * 4
+    assert made.loaded_bytes > 0
+
+
+def test_another_setting_is_another_calibration(prepared: PreparedModel) -> None:
+    calibrate(prepared, EngineConfig("fake"), silent)
+    for other in (EngineConfig("fake", workers=1), EngineConfig("fake", quantization="int8")):
+        assert stored_calibration(prepared, other) is None
+
+
+def test_cores_are_divided_by_trial_unless_asked_otherwise(prepared: PreparedModel) -> None:
+    free = calibrate(prepared, EngineConfig("fake"), silent)
+    best = max(free.thread_trials, key=lambda trial: trial.tokens_per_second)
+    assert (free.traits.workers, free.traits.threads) == (best.workers, best.threads)
+    asked = calibrate(prepared, EngineConfig("fake", workers=3), silent)
+    assert (asked.traits.workers, asked.thread_trials) == (3, ())
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [(1, [(1, 1)]), (2, [(2, 1), (1, 2)]), (6, [(6, 1), (4, 1), (2, 3), (1, 6)])],
+)
+def test_divisions(cores: int, expected: list[tuple[int, int]]) -> None:
+    assert divisions(cores) == expected
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', '{"format": 0}', "[1]", "null"])
+def test_a_damaged_file_is_no_calibration(prepared: PreparedModel, content: str) -> None:
+    calibrate(prepared, EngineConfig("fake"), silent)
+    place(prepared, EngineConfig("fake")).write_text(content)
+    assert stored_calibration(prepared, EngineConfig("fake")) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_no_job(
+    prepared: PreparedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "calibrations").write_text("in the way")
+    said: list[str] = []
+    assert calibrate(prepared, EngineConfig("fake"), said.append).traits.cost_rule == "padded"
+    assert "could not be kept" in said[-1]
+
+
+def test_a_short_context_shortens_the_probes() -> None:
+    traits = FakeEngine(max_context=64).traits
+    assert all(probe.prompt + probe.new <= 64 for probe in fitting(PROBES, traits))
+    assert all(probe.prompt >= 1 and probe.new >= 1 for probe in fitting(PROBES, traits))
+
+
+def test_a_probe_runs_on_every_worker() -> None:
+    engine = FakeEngine(workers=3)
+    batches = run_probe(engine, PROBES[1], 256)
+    assert [len(rows) for rows in batches] == [PROBES[1].rows] * 3
+
+
+def test_an_engine_that_fails_says_so() -> None:
+    engine = FakeEngine(faults=Faults(fail_rows=frozenset({0})))
+    with pytest.raises(EngineError, match="cannot be calibrated") as caught:
+        run_probe(engine, PROBES[0], 256)
+    assert "--batching" in caught.value.hint
+
+
+def test_planned_calibrates_once_and_says_so(prepared: PreparedModel) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        with load_prepared(
+            prepared, EngineConfig("fake"), BatchingConfig("planned"), said.append
+        ) as model:
+            assert model.calibration is not None
+            assert model.batching.policy == "planned"
+            answers = list(model.generate(["one", "two", "three"], max_new_tokens=5))
+            assert sorted(answer.index for answer in answers) == [0, 1, 2]
+    assert len(said) == 1
+    assert "once" in said[0]
+
+
+def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel) -> None:
+    with load_prepared(prepared, EngineConfig("fake"), BatchingConfig()) as model:
+        assert model.batching.policy == "sorted-dynamic"
+        assert model.calibration is None

@@ -1,0 +1,200 @@
+"""Forecasts of jobs for the fake engine, whose time is known, and what they recommend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from packhorse.batching.cost import OutputLengths
+from packhorse.cli import main
+from packhorse.cli.plan import duration
+from packhorse.config import EngineConfig, InputConfig
+from packhorse.data import Decoding
+from packhorse.errors import ConfigError, InputError, ModelError
+from packhorse.forecast import Forecast, ForecastConfig, Prediction, forecast
+from packhorse.forecast.forecast import recommended
+from packhorse.forecast.predict import interval, relative_error
+from packhorse.forecast.survey import survey
+from packhorse.models import prepare
+from packhorse.tokenization import ByteCodec, Tokenizer
+
+DELAY = "PACKHORSE_FAKE_SECONDS_PER_TOKEN"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACKHORSE_HOME", str(tmp_path / "home"))
+
+
+def write(path: Path, prompts: Sequence[str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ForecastConfig:
+    source = write(tmp_path / "in.jsonl", ["word " * (number % 7 + 1) for number in range(40)])
+    return ForecastConfig(
+        "anything",
+        str(source),
+        engines=("fake",),
+        decoding=Decoding(max_new_tokens=16),
+        pilot_seconds=0.2,
+    )
+
+
+def silent(message: str) -> None:
+    pass
+
+
+def prediction(quantization: str, seconds: float) -> Prediction:
+    return Prediction("e", quantization, "planned", seconds, seconds / 2, seconds * 2, 1, 1, "")
+
+
+def test_every_technique_is_predicted_fastest_first(config: ForecastConfig) -> None:
+    found = forecast(config, silent)
+    assert (found.rows, found.unusable_rows) == (40, 0)
+    assert len(found.predictions) == 2 * len(config.batchings)
+    totals = [each.load_seconds + each.seconds for each in found.predictions]
+    assert totals == sorted(totals)
+    assert all(
+        each.lowest_seconds < each.seconds < each.highest_seconds for each in found.predictions
+    )
+    assert found.recommended is not None
+    assert found.recommended.quantization == "float32"
+    assert 0 < found.new_tokens <= 40 * 16
+
+
+def test_a_step_that_waits_is_predicted(
+    config: ForecastConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows alone, 16 steps each of 5 ms: 3.2 s of waiting, whatever the machine."""
+    monkeypatch.setenv(DELAY, "0.005")
+    only = replace(config, quantizations=("float32",), batchings=("single",), pilot_seconds=1.0)
+    (found,) = forecast(only, silent).predictions
+    assert 2.5 < found.seconds < 10
+
+
+def test_a_broken_technique_costs_no_other(config: ForecastConfig) -> None:
+    both = replace(config, engines=("fake", "transformers"), quantizations=("float32",))
+    found = forecast(both, silent)
+    assert list(found.failed) == ["transformers float32"]
+    assert {each.engine for each in found.predictions} == {"fake"}
+
+
+@pytest.mark.parametrize(
+    ("max_hours", "chosen"), [(None, "float32"), (1.0, "float32"), (0.03, "int8"), (0.001, None)]
+)
+def test_recommended(max_hours: float | None, chosen: str | None) -> None:
+    """int8 takes at most 41 s, float32 at most 201 s."""
+    found = recommended([prediction("int8", 20), prediction("float32", 100)], max_hours)
+    assert (found.quantization if found else None) == chosen
+
+
+def test_a_large_file_is_surveyed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packhorse.forecast.survey.SURVEYED_ROWS", 1000)
+    source = write(tmp_path / "in.jsonl", ["four"] * 5000)
+    with source.open("a") as file:
+        file.write("rubbish\n")
+    tokenizer = Tokenizer(ByteCodec(), None, "error")
+    found = survey(source, InputConfig(), tokenizer, Decoding(max_new_tokens=5), 100)
+    assert (found.rows, len(found.prompts)) == (5000, 1024)
+    assert found.prompt_tokens == 5000 * len(found.prompts[0].token_ids)
+
+
+def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", ["x" * 200, "fits"])
+    tokenizer = Tokenizer(ByteCodec(), None, "error")
+    found = survey(source, InputConfig(), tokenizer, Decoding(max_new_tokens=5), 100)
+    assert (found.rows, found.unusable) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"max_hours": 0.0}, ConfigError, "max_hours is 0.0"),
+        ({"input": "-"}, InputError, "standard input"),
+        ({"input": "nowhere.jsonl"}, InputError, "no file nowhere.jsonl"),
+        ({"decoding": Decoding(max_new_tokens=0)}, ConfigError, "max_new_tokens"),
+        ({"engines": ("tranformers",)}, ConfigError, "unknown engine"),
+    ],
+)
+def test_what_cannot_be_planned(
+    config: ForecastConfig, change: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        forecast(replace(config, **change), silent)  # type: ignore[arg-type]
+
+
+def test_an_input_without_rows(config: ForecastConfig, tmp_path: Path) -> None:
+    empty = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(InputError, match="is empty"):
+        forecast(replace(config, input=str(empty)), silent)
+
+
+def test_errors_are_independent_parts() -> None:
+    """Two rows of 10 and 30 tokens: mean 20, standard error 10, half of it."""
+    from packhorse.calibration import calibrate
+
+    found = calibrate(prepare("anything", engine="fake"), EngineConfig("fake"), silent)
+    outputs = OutputLengths()
+    outputs.observe(9, reached_limit=False)
+    outputs.observe(30, reached_limit=True)
+    exact = replace(found, error=0.0)
+    assert relative_error(exact, outputs, 30) == pytest.approx((0.5**2 + 0.1**2) ** 0.5)
+    assert relative_error(exact, OutputLengths(), 30) > 0.5
+
+
+def test_interval_is_symmetric_in_proportion() -> None:
+    lowest, highest = interval(100, 0.1)
+    assert lowest * highest == pytest.approx(100**2)
+    assert highest == pytest.approx(117.9, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(48.23, "48.2 s"), (750, "12.5 min"), (11_000, "3.1 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_command(config: ForecastConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "anything", config.input, "--engines", "fake", "--max-new-tokens", "16"]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "40 rows" in table
+    assert "packhorse run anything" in table.splitlines()[-1]
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"] == 40
+    assert document["recommended"]["command"] in table
+
+
+def test_command_refuses_what_takes_too_long(
+    config: ForecastConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "anything", config.input, "--engines", "fake", "--max-hours", "1e-9"]
+    assert main(arguments) == 2
+    assert "nothing ends within" in capsys.readouterr().err
+
+
+def test_calibrate_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "anything", "--engine", "fake"]) == 0
+    assert "<- chosen" in capsys.readouterr().out
+    assert main(["calibrate", "anything", "--engine", "fake", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["traits"]["name"] == "fake"
+
+
+def test_document_is_json(config: ForecastConfig) -> None:
+    found: Forecast = forecast(config, silent)
+    assert json.loads(json.dumps(found.to_json()))["model"] == "anything"
+
+
+def test_nothing_can_be_calibrated(config: ForecastConfig) -> None:
+    alone = replace(config, engines=("transformers",), quantizations=("float32",))
+    with pytest.raises(ModelError, match="anything"):
+        forecast(alone, silent)
