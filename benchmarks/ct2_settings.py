@@ -24,6 +24,8 @@ import time
 from statistics import median
 from typing import Any
 
+from packhorse.data import Message
+
 PLANNED = "packhorse planned"
 Setting = tuple[str, int, int, int]
 
@@ -54,7 +56,7 @@ def settings(cores: int) -> dict[str, Setting]:
     }
 
 
-def prompts_of(options: argparse.Namespace) -> list[str]:
+def prompts_of(options: argparse.Namespace) -> list[str | tuple[Message, ...]]:
     from pathlib import Path
 
     from packhorse.config import InputConfig
@@ -62,9 +64,7 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
     from packhorse.sources import read_rows
 
     rows = read_rows(Path(options.input), InputConfig(limit=options.rows))
-    contents = [row.content for row in rows if isinstance(row, Request)]
-    assert all(isinstance(content, str) for content in contents)
-    return [str(content) for content in contents]
+    return [row.content for row in rows if isinstance(row, Request)]
 
 
 def planned_trial(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,8 +102,12 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         options.model, EngineConfig("ctranslate2", quantization=options.quantization)
     )
     codec = HuggingFaceCodec(prepared.tokenizer_folder)
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts_of(options)]
-    encoded = codec.encode_chats(chats)
+    encoded = codec.encode_chats(
+        [
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            for prompt in prompts_of(options)
+        ]
+    )
     words = vocabulary(prepared.folder)
     prompts = [[words[token] for token in ids] for ids in encoded if not isinstance(ids, Refusal)]
     generator = ctranslate2.Generator(

@@ -20,7 +20,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """rows: of the input's, from `start` on, among those with so many characters."""
+    """rows: of the input's, from `start` on, among those whose lines have so many characters."""
 
     rows: int
     new: int
@@ -46,7 +46,7 @@ JOBS = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("input", help="JSONL with a prompt a line")
+    parser.add_argument("input", help="JSONL, at least 600 rows")
     parser.add_argument("--jobs", nargs="+", type=int, default=list(range(1, len(JOBS) + 1)))
     return parser.parse_args()
 
@@ -63,7 +63,7 @@ def packhorse(*arguments: str) -> dict[str, Any]:
 
 def run_job(model: str, lines: list[str], job: Job, folder: Path) -> dict[str, Any]:
     least, most = job.characters
-    fitting = [line for line in lines if least <= len(json.loads(line)["prompt"]) <= most]
+    fitting = [line for line in lines if least <= len(line) <= most]
     source = folder / "job.jsonl"
     source.write_text("".join(fitting[job.start : job.start + job.rows]))
     engine, quantization, batching = job.technique.split()

@@ -169,28 +169,21 @@ def load_prepared(
         ByteCodec() if prepared.kind == "fake" else HuggingFaceCodec(prepared.tokenizer_folder)
     )
     facts = model_facts(prepared)
-    found = stored_calibration(prepared, engine)
-    policy = batching.policy
-    if found is None:
-        loaded = load_engine(prepared, facts, engine)
-        policy = _decided(policy, loaded.traits)
-        if policy != PLANNED:
-            return Model(prepared, loaded, codec, replace(batching, policy=policy))
+    known = stored_calibration(prepared, engine)
+    loaded = load_engine(prepared, facts, _divided(engine, known))
+    policy = _decided(batching.policy, loaded.traits)
+    if policy == PLANNED and known is None:
         loaded.close()
-        found = calibrate(prepared, engine, report)
-    loaded = load_engine(
-        prepared,
-        facts,
-        replace(engine, workers=found.traits.workers, threads=found.traits.threads),
-    )
-    policy = _decided(policy, loaded.traits)
-    return Model(
-        prepared,
-        loaded,
-        codec,
-        replace(batching, policy=policy),
-        found,
-    )
+        known = calibrate(prepared, engine, report)
+        loaded = load_engine(prepared, facts, _divided(engine, known))
+    return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
+
+
+def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
+    """The engine with the division of the cores that was measured to be the fastest."""
+    if known is None:
+        return engine
+    return replace(engine, workers=known.traits.workers, threads=known.traits.threads)
 
 
 def _decided(policy: str, traits: EngineTraits) -> str:

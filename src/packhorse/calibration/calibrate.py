@@ -25,7 +25,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.meters import current_memory_bytes, peak_memory_bytes
 from packhorse.models import ModelFacts, PreparedModel, model_facts
 
-PROBE_SECONDS = 15.0
+PROBE_SECONDS = 20.0
 """Probes begin within this time; the last one may take longer."""
 
 

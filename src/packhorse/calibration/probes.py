@@ -34,6 +34,8 @@ PROBES = (
     Probe(48, 40, 10),
     Probe(8, 300, 8),
     Probe(2, 1000, 6),
+    Probe(40, 100, 6),
+    Probe(20, 220, 8),
 )
 """Cheapest first: a slow model runs out of time after some of them."""
 FEWEST_PROBES = 4

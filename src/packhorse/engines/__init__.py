@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
+from packhorse.engines.allocator import keep_freed_memory
 from packhorse.errors import EngineError
 
 if TYPE_CHECKING:
@@ -43,4 +44,6 @@ def load_engine(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
     Raises ModelError for damaged files and EngineError for what the engine or this machine cannot
     do, e.g. a number format or a device.
     """
+    if prepared.kind != "fake":
+        keep_freed_memory()
     return loader_named(prepared.engine)(prepared, facts, config)
