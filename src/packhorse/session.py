@@ -17,7 +17,7 @@ from packhorse.engines import load_engine
 from packhorse.errors import ConfigError
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, model_facts, prepare
-from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec, Tokenizer
+from packhorse.tokenization import Codec, Tokenizer
 
 
 @dataclass(slots=True)
@@ -165,9 +165,6 @@ def load_prepared(
 ) -> Model:
     """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first."""
     check_batching(batching)
-    codec: Codec = (
-        ByteCodec() if prepared.kind == "fake" else HuggingFaceCodec(prepared.tokenizer_folder)
-    )
     facts = model_facts(prepared)
     known = stored_calibration(prepared, engine)
     loaded = load_engine(prepared, facts, _divided(engine, known))
@@ -176,7 +173,7 @@ def load_prepared(
         loaded.close()
         known = calibrate(prepared, engine, report)
         loaded = load_engine(prepared, facts, _divided(engine, known))
-    return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
+    return Model(prepared, loaded, prepared.codec(), replace(batching, policy=policy), known)
 
 
 def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.batching.cost import CostModel, Costs, Expectation, OutputLengths, Work, work_of
+from packhorse.batching.cost import (
+    CostModel,
+    Costs,
+    Expectation,
+    OutputLengths,
+    PrefillMemory,
+    Work,
+    work_of,
+)
+from packhorse.batching.expected import batch_bytes, expect
 from packhorse.batching.policies import RowSize
 from packhorse.batching.segments import LIMIT_LEVELS, Segments
 from packhorse.contract import CostRule
+from packhorse.data import Batch, Decoding, Prompt
+from packhorse.engines.fake import FakeEngine
 
 RULES: list[CostRule] = ["padded", "forced-prefix", "packed"]
 TWO = [RowSize(6, 9, shared=10), RowSize(4, 9, shared=10)]
@@ -117,3 +130,25 @@ def test_makespan_is_of_the_worker_that_ends_last() -> None:
     two = Costs(CostModel("padded", 2, COEFFICIENTS))
     assert two.makespan([3, 2, 2]) == 4
     assert two.makespan([]) == 0
+
+
+def test_memory_of_a_batch_by_hand() -> None:
+    """Two rows of 16 and 14 positions, 3 tokens each; a long prompt's scores outweigh its cache."""
+    traits = replace(FakeEngine(cost_rule="padded").traits, cache_bytes_per_token=100)
+    outputs = always_to_the_limit(3)
+    small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 1))
+    sizes = [RowSize(6, 3, shared=10), RowSize(4, 3, shared=10)]
+    assert batch_bytes(sizes, small, traits) == 2 * (16 * 110 + 16 * 16 * 1)
+    without_pairs = replace(small, memory=PrefillMemory(110, 0))
+    assert batch_bytes(sizes, without_pairs, traits) == 2 * (16 + 3) * 100
+    forced = replace(traits, cost_rule="forced-prefix", step_bytes_per_row=7)
+    assert batch_bytes(sizes, small, forced) == 2 * (19 * 100 + 7)
+
+
+def test_memory_is_of_the_largest_batch_on_every_worker() -> None:
+    traits = replace(FakeEngine(workers=2).traits, cache_bytes_per_token=1)
+    costs = Costs(CostModel("padded", 2, COEFFICIENTS), always_to_the_limit(1))
+    batches = [
+        Batch((Prompt(0, (5,) * length, Decoding(max_new_tokens=1)),)) for length in (9, 99, 49)
+    ]
+    assert expect(batches, costs, traits).peak_bytes == 100 + 50

@@ -74,6 +74,17 @@ def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) 
     )
 
 
+class PrefillMemory(NamedTuple):
+    """Memory of computing prompts at once (bytes): for each token, its cache included, and for each
+    pair of a row's tokens where an engine keeps all attention scores."""
+
+    token_bytes: float
+    pair_bytes: float
+
+
+NO_MEMORY = PrefillMemory(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Seconds of a batch on one of `workers` workers that are all busy.
@@ -169,14 +180,11 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Expected seconds of batches that have not run: a cost model and what rows will generate.
-
-    prefill_bytes: memory for each prompt token computed at once, beside its cache (bytes).
-    """
+    """Expected costs of batches that have not run: measured ones, and what rows will generate."""
 
     model: CostModel
     outputs: OutputLengths = field(default_factory=OutputLengths)
-    prefill_bytes: int = 0
+    memory: PrefillMemory = NO_MEMORY
     _known: dict[tuple[int, int], Expectation] = field(default_factory=dict, repr=False)
 
     def expectation(self, limit: int) -> Expectation:

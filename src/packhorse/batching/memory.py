@@ -7,12 +7,10 @@ bytes a token needs = cache bytes x copies at the peak + step bytes a row / toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.batching.policies import RowSize, batch_tokens
 from packhorse.contract import EngineTraits
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -59,24 +57,6 @@ def token_budget(
     tokens = max(SMALLEST_BUDGET, min(by_memory, preferred))
     decided_by = "engine" if by_memory >= preferred else "memory"
     return TokenBudget(tokens, by_memory, decided_by, available, per_token)
-
-
-def peak_bytes(
-    traits: EngineTraits, batches: Iterable[Sequence[RowSize]], prefill_bytes: int
-) -> int:
-    """What the largest batches, one on every worker, need beside the model (bytes).
-
-    bytes of a batch = tokens x cache bytes x copies + rows x step bytes + prefill, where prefill =
-    rows x longest prompt x `prefill_bytes`, see `packhorse.calibration.Calibration`.
-    """
-    needs = sorted((_batch_bytes(traits, sizes, prefill_bytes) for sizes in batches), reverse=True)
-    return sum(needs[: traits.workers])
-
-
-def _batch_bytes(traits: EngineTraits, sizes: Sequence[RowSize], prefill_bytes: int) -> int:
-    cache = batch_tokens(sizes) * traits.cache_bytes_per_token * traits.cache_copies
-    longest = max(row.prompt for row in sizes)
-    return cache + len(sizes) * (traits.step_bytes_per_row + longest * prefill_bytes)
 
 
 def available_bytes(device: str = "cpu") -> int:

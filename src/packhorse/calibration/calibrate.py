@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from packhorse.batching.cost import PrefillMemory
 from packhorse.calibration import store
 from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import (
-    MEMORY_PROBE,
+    MEMORY_PROBES,
     WARM_UP,
     fitting,
     observe,
@@ -22,7 +23,7 @@ from packhorse.config import EngineConfig
 from packhorse.contract import Engine
 from packhorse.engines import load_engine
 from packhorse.engines.cores import usable_cores
-from packhorse.meters import current_memory_bytes, peak_memory_bytes
+from packhorse.meters import current_memory_bytes, forget_peak_memory, peak_memory_bytes
 from packhorse.models import ModelFacts, PreparedModel, model_facts
 
 PROBE_SECONDS = 20.0
@@ -52,10 +53,11 @@ def calibrate(
     facts = model_facts(prepared)
     engine = load_engine(prepared, facts, config)
     load_seconds = time.monotonic() - started
+    prepared.codec()
     loaded_bytes = current_memory_bytes()
     try:
+        memory = _prefill_memory(engine, facts)
         engine, trials = _fastest(engine, prepared, facts, config)
-        prefill_bytes = _prefill_bytes(engine, facts)
         observations = observe(engine, facts.vocab_size, seconds)
         coefficients, error = fit(observations)
         traits = engine.traits
@@ -70,7 +72,7 @@ def calibrate(
         error=error,
         load_seconds=load_seconds,
         loaded_bytes=loaded_bytes,
-        prefill_bytes=prefill_bytes,
+        memory=memory,
         seconds=time.monotonic() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -85,15 +87,28 @@ def divisions(cores: int) -> list[tuple[int, int]]:
     return [(number, cores // number) for number in sorted(workers, reverse=True)]
 
 
-def _prefill_bytes(engine: Engine, facts: ModelFacts) -> int:
-    """Memory that computing a prompt took beside its cache, for each of its tokens (bytes)."""
+def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
+    """From the growth of this process over a batch of many short prompts and one long prompt."""
     run_probe(engine, WARM_UP, facts.vocab_size)
-    before = peak_memory_bytes()
-    (probe,) = fitting([MEMORY_PROBE], engine.traits)
-    run_probe(engine, probe, facts.vocab_size)
-    tokens = engine.traits.workers * probe.rows * probe.prompt
-    grown = (peak_memory_bytes() - before) / tokens
-    return max(0, round(grown - engine.traits.cache_bytes_per_token))
+    short, long = fitting(MEMORY_PROBES, engine.traits)
+    grown = []
+    for probe in (short, long):
+        before = forget_peak_memory()
+        run_probe(engine, probe, facts.vocab_size)
+        grown.append((peak_memory_bytes() - before) / engine.traits.workers)
+    least = float(engine.traits.cache_bytes_per_token)
+    tokens = (short.rows * short.prompt, long.rows * long.prompt)
+    pairs = (tokens[0] * short.prompt, tokens[1] * long.prompt)
+    pair_bytes = (grown[1] / tokens[1] - grown[0] / tokens[0]) / max(1, long.prompt - short.prompt)
+    pair_bytes = max(0.0, pair_bytes)
+    token_bytes = max(
+        least,
+        *(
+            (each - pair_bytes * pair) / token
+            for each, pair, token in zip(grown, pairs, tokens, strict=True)
+        ),
+    )
+    return PrefillMemory(token_bytes, pair_bytes)
 
 
 def _fastest(

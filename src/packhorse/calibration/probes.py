@@ -40,7 +40,7 @@ PROBES = (
 """Cheapest first: a slow model runs out of time after some of them."""
 FEWEST_PROBES = 4
 THROUGHPUT_PROBE = Probe(8, 64, 12)
-MEMORY_PROBE = Probe(4, 500, 1)
+MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 1200, 1))
 WARM_UP = Probe(2, 16, 4)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.atomic import write_json
-from packhorse.batching.cost import CostModel, Costs, OutputLengths, Work
+from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemory, Work
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits
 from packhorse.errors import OutputError
@@ -36,7 +36,7 @@ class Calibration:
     traits: of the engine as it was loaded, with the fastest of `thread_trials` or what was asked
     for. coefficients: see `Work` (seconds). error: median relative error of the fit over its own
     observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of the
-    process then. prefill_bytes: further memory for each prompt token that is computed at once.
+    process then, with the tokenizer. memory: what computing prompts takes beside that.
     seconds: what the calibration took.
     """
 
@@ -48,17 +48,21 @@ class Calibration:
     error: float
     load_seconds: float
     loaded_bytes: int
-    prefill_bytes: int
+    memory: PrefillMemory
     seconds: float
     created: str
 
     def costs(self, outputs: OutputLengths | None = None) -> Costs:
         """Expected costs of batches whose rows generate like `outputs`."""
         model = CostModel(self.traits.cost_rule, self.traits.workers, self.coefficients)
-        return Costs(model, outputs or OutputLengths(), self.prefill_bytes)
+        return Costs(model, outputs or OutputLengths(), self.memory)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "coefficients": self.coefficients._asdict()}
+        return {
+            **asdict(self),
+            "coefficients": self.coefficients._asdict(),
+            "memory": self.memory._asdict(),
+        }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Calibration:
@@ -69,6 +73,7 @@ class Calibration:
                 **document,
                 "traits": EngineTraits(**document["traits"]),
                 "coefficients": Work(**document["coefficients"]),
+                "memory": PrefillMemory(**document["memory"]),
                 "thread_trials": trials,
             }
         )

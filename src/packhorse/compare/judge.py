@@ -29,7 +29,7 @@ from packhorse.config import EngineConfig
 from packhorse.errors import PackhorseError
 from packhorse.models import prepare_embedding_model
 from packhorse.session import prepare_for
-from packhorse.tokenization import HuggingFaceCodec, Refusal, Tokenizer
+from packhorse.tokenization import Refusal, Tokenizer
 
 WORST_ROWS = 5
 PROMPT_EXCERPT = 600
@@ -152,7 +152,7 @@ class Judge:
         if self.reference.engine == "fake":
             return [() for _ in self.sample.requests]
         engine = EngineConfig(self.reference.engine, quantization=self.reference.quantization)
-        codec = HuggingFaceCodec(prepare_for(self.config.model, engine).tokenizer_folder)
+        codec = prepare_for(self.config.model, engine).codec()
         tokenizer = Tokenizer(codec, self.config.reading.system)
         encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
         return [() if isinstance(ids, Refusal) else ids for ids in encoded]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec
+
 Kind = Literal["huggingface", "ctranslate2", "fake"]
 Report = Callable[[str], None]
 """Is told in one line what takes long or went differently than expected."""
@@ -37,6 +39,10 @@ class PreparedModel:
     def engine(self) -> str:
         """The engine that loads this kind."""
         return "transformers" if self.kind == "huggingface" else self.kind
+
+    def codec(self) -> Codec:
+        """The model's tokenizer, loaded."""
+        return ByteCodec() if self.kind == "fake" else HuggingFaceCodec(self.tokenizer_folder)
 
 
 def fake_model(name: str) -> PreparedModel:
