@@ -15,13 +15,13 @@ from packhorse.data import Answer, Decoding
 from packhorse.session import Model, load_prepared, prepare_for
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "prompts.jsonl"
-SMALL_BATCHES = {"batch_size": 3, "max_batch_tokens": 700}
+CALIBRATED = BatchingConfig("planned")
 
 
 def answers(model: Model, prompts: list[str], policy: str) -> dict[int, tuple[int, ...]]:
     """Generated token ids by position, under one policy."""
-    batching = BatchingConfig(policy=policy, **SMALL_BATCHES)
-    chosen = Model(model.prepared, model.engine, model.codec, batching)
+    batching = BatchingConfig(policy, batch_size=3, max_batch_tokens=700)
+    chosen = Model(model.prepared, model.engine, model.codec, batching, model.calibration)
     found = {}
     for outcome in chosen.generate(prompts, max_new_tokens=16):
         assert isinstance(outcome, Answer), outcome
@@ -36,7 +36,7 @@ def test_policies_agree_on_a_small_gpt2(engine: str, tmp_path: Path) -> None:
     folder = tiny_models.tiny_gpt2(tmp_path / "gpt2")
     prompts = ["the " * (1 + i * 7 % 30) + f"row {i}" for i in range(12)]
     config = EngineConfig(engine)
-    with load_prepared(prepare_for(str(folder), config), config, BatchingConfig()) as model:
+    with load_prepared(prepare_for(str(folder), config), config, CALIBRATED) as model:
         expected = answers(model, prompts, "single")
         assert len(set(expected.values())) > len(prompts) // 2
         for policy in POLICIES:
@@ -48,9 +48,7 @@ def test_policies_agree_on_the_demonstration_model(engine: str, demo_model_folde
     rows = [json.loads(line) for line in EXAMPLES.read_text().splitlines()]
     prompts = [row["prompt"] for row in rows if len(row.get("prompt", "x" * 999)) < 600][:10]
     config = EngineConfig(engine)
-    with load_prepared(
-        prepare_for(str(demo_model_folder), config), config, BatchingConfig()
-    ) as model:
+    with load_prepared(prepare_for(str(demo_model_folder), config), config, CALIBRATED) as model:
         expected = answers(model, prompts, "single")
         for policy in POLICIES:
             assert answers(model, prompts, policy) == expected, policy
