@@ -32,6 +32,7 @@ LAYERS = [
     {"engines"},
     {"machine"},
     {"calibration"},
+    {"duplicates"},
     {"answering"},
     {"session"},
     {"manifest"},

@@ -16,10 +16,13 @@ from packhorse.batching.planning import plan
 from packhorse.batching.policies import Limits
 from packhorse.contract import Engine
 from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request
+from packhorse.duplicates import Duplicates
 from packhorse.meters import Meter
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 WINDOW_CHARACTERS = 64 << 20
+WINDOWS_WAITING = 4
+"""Windows of duplicates that may wait for a row that runs."""
 _BYTES_A_CHARACTER = 4
 
 
@@ -27,7 +30,8 @@ _BYTES_A_CHARACTER = 4
 class Answering:
     """One pass of requests through an engine; made anew for every call.
 
-    decoding: the job's settings; a row's own options go before them.
+    decoding: the job's settings; a row's own options go before them. share_prefixes, deduplicate:
+        see `packhorse.config.BatchingConfig`.
     stopping: asked before every batch; once it says True no further batch is planned, what the
         engine has is finished, and rows not begun get no outcome.
     """
@@ -39,26 +43,38 @@ class Answering:
     window_rows: int
     decoding: Decoding
     meter: Meter
+    share_prefixes: bool = False
+    deduplicate: bool = False
     stopping: Callable[[], bool] = lambda: False
     _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
     _refused: deque[Failure] = field(default_factory=deque)
+    _duplicates: Duplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._duplicates = Duplicates(most_waiting=WINDOWS_WAITING * self.window_rows)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
         """One outcome for every request, in the order they finish."""
         watch = StopStrings(self.tokenizer.codec, self._underway)
         for result in self.engine.run(self._batches(requests), watch):
-            yield from self._refusals()
+            yield from self._without_running()
             outcome = self._outcome(result)
             self._learn(outcome)
             self.meter.count_outcome(outcome)
             yield outcome
-        yield from self._refusals()
+            for equal in self._duplicates.settle(outcome):
+                self.meter.count_duplicate(equal)
+                yield equal
+        yield from self._without_running()
 
     def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for window in windows(requests, self.window_rows):
             prompts = self._prompts(window)
             mixed = self.engine.traits.mixed_decoding
-            batches = plan(prompts, self.policy, self.limits, mixed_decoding=mixed)
+            shares = self.share_prefixes and self.engine.traits.shares_prefixes
+            batches = plan(
+                prompts, self.policy, self.limits, mixed_decoding=mixed, share_prefixes=shares
+            )
             if self.limits.costs is not None:
                 self.meter.expect(expect(batches, self.limits.costs, self.engine.traits))
             for batch in batches:
@@ -85,6 +101,8 @@ class Answering:
                 self._refused.append(_failure(request, ids.code, ids.message))
             else:
                 prompt = Prompt(request.index, ids, decoding)
+                if self.deduplicate and self._duplicates.join(request, prompt):
+                    continue
                 self._underway[request.index] = (request, prompt)
                 prompts.append(prompt)
         return prompts
@@ -114,11 +132,16 @@ class Answering:
                 outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
             )
 
-    def _refusals(self) -> Iterator[Failure]:
+    def _without_running(self) -> Iterator[Answer | Failure]:
+        """Outcomes of rows that need not run or cannot."""
         while self._refused:
             refusal = self._refused.popleft()
             self.meter.count_outcome(refusal)
             yield refusal
+        while self._duplicates.ready:
+            equal = self._duplicates.ready.popleft()
+            self.meter.count_duplicate(equal)
+            yield equal
 
 
 @dataclass(slots=True)

@@ -57,12 +57,17 @@ class BatchingConfig:
     max_batch_tokens: tokens a batch, padding and tokens still to be generated included, for the
         policies that count tokens; None is derived from free memory and the engine.
     window_rows: rows read, tokenized and planned together; memory for prompts is bounded by it.
+    share_prefixes: leading tokens that rows have in common are computed once, not once a row.
+    deduplicate: rows with equal prompts and equal settings are run once where decoding draws no
+        random numbers, or draws them from a seed of their own.
     """
 
     policy: str = "auto"
     batch_size: int = 8
     max_batch_tokens: int | None = None
     window_rows: int = 4096
+    share_prefixes: bool = True
+    deduplicate: bool = True
 
 
 @dataclass(frozen=True, slots=True)

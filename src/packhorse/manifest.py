@@ -54,6 +54,8 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
         "batching": model.batching.policy,
         "batch_size": config.batching.batch_size,
         "window_rows": config.batching.window_rows,
+        "share_prefixes": model.batching.share_prefixes and traits.shares_prefixes,
+        "deduplicate": model.batching.deduplicate,
         "token_budget": budget.to_json(),
         "calibration": model.calibration.to_json() if model.calibration else None,
     }

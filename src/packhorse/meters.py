@@ -74,9 +74,11 @@ class Meter:
     first_token_latencies: the same to its first token, for the rows whose engine can tell.
     padding_tokens, prompt_positions: positions of padding, and all positions, computed for prompts
         by an engine that pads. forced_tokens: prompt tokens computed one step at a time by an
-        engine that computes only the shortest prompt's length at once. expected_seconds,
-    expected_peak_bytes: of the stage "generate" and of this process, as each window of rows was
-    planned; None where the engine is not calibrated.
+        engine that computes only the shortest prompt's length at once. prefix_tokens_saved: prompt
+        tokens that were not computed because rows share them. rows_deduplicated: rows that got the
+        outcome of an equal one; they count as completed or failed and in no other figure.
+    expected_seconds, expected_peak_bytes: of the stage "generate" and of this process, as each
+        window of rows was planned; None where the engine is not calibrated.
     """
 
     cost_rule: str = "padded"
@@ -89,6 +91,9 @@ class Meter:
     batched_prompt_tokens: int = 0
     padding_tokens: int = 0
     forced_tokens: int = 0
+    prefix_tokens_saved: int = 0
+    rows_deduplicated: int = 0
+    _prefixes: set[int] = field(default_factory=set)
     latencies: array[float] = field(default_factory=lambda: array("d"))
     first_token_latencies: array[float] = field(default_factory=lambda: array("d"))
     token_latencies: array[float] = field(default_factory=lambda: array("d"))
@@ -115,14 +120,27 @@ class Meter:
 
     def count_batch(self, batch: Batch) -> None:
         """Padding and forced tokens follow from the lengths and the engine's cost rule."""
-        lengths = [len(prompt.token_ids) for prompt in batch.prompts]
+        lengths = [len(prompt.token_ids) - batch.shared_prefix for prompt in batch.prompts]
         self.batches += 1
         self.batched_rows += len(lengths)
         self.batched_prompt_tokens += sum(lengths)
+        if batch.shared_prefix:
+            prefix = hash(batch.prompts[0].token_ids[: batch.shared_prefix])
+            spared = len(lengths) - (prefix not in self._prefixes)
+            self.prefix_tokens_saved += spared * batch.shared_prefix
+            self._prefixes.add(prefix)
         if self.cost_rule == "padded":
             self.padding_tokens += len(lengths) * max(lengths) - sum(lengths)
         elif self.cost_rule == "forced-prefix":
             self.forced_tokens += sum(lengths) - len(lengths) * min(lengths)
+
+    def count_duplicate(self, outcome: Answer | Failure) -> None:
+        """A row that got the outcome of an equal one; it took no time and generated nothing."""
+        self.rows_deduplicated += 1
+        if isinstance(outcome, Failure):
+            self.failures[outcome.code] += 1
+        else:
+            self.rows_completed += 1
 
     def count_outcome(self, outcome: Answer | Failure) -> None:
         if isinstance(outcome, Failure):
@@ -173,6 +191,8 @@ class Meter:
             "rows_per_batch": self.batched_rows / self.batches if self.batches else None,
             "padding_share": self.padding_share,
             "forced_share": self.forced_share,
+            "prefix_tokens_saved": self.prefix_tokens_saved,
+            "rows_deduplicated": self.rows_deduplicated,
             "seconds": {**self.stage_seconds, "total": time.monotonic() - self.started},
             "rows_per_second": per_second(self.rows_completed),
             "prompt_tokens_per_second": per_second(self.prompt_tokens),

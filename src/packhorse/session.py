@@ -108,6 +108,8 @@ class Model:
                 self.calibration.costs() if self.calibration else None,
             ),
             window_rows=self.batching.window_rows,
+            share_prefixes=self.batching.share_prefixes,
+            deduplicate=self.batching.deduplicate,
             decoding=decoding,
             meter=meter,
             stopping=stopping,

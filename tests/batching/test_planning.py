@@ -30,3 +30,25 @@ def test_what_changes_no_token_keeps_no_rows_apart() -> None:
     seeded = Decoding(max_new_tokens=8, seed=3)
     short = Decoding(max_new_tokens=2)
     assert indices(prompts(GREEDY, stopped, seeded, short), mixed=False) == [[0, 1, 2, 3]]
+
+
+HEAD = tuple(range(100, 140))
+
+
+def test_rows_with_a_common_head_are_planned_by_what_is_their_own() -> None:
+    rows = [Prompt(i, (*HEAD, *range(i, 2 * i + 3)), GREEDY) for i in range(4)]
+    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True, share_prefixes=True)
+    assert batch.shared_prefix == len(HEAD)
+    assert [prompt.index for prompt in batch.prompts] == [3, 2, 1, 0]
+    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True)
+    assert batch.shared_prefix == 0
+
+
+def test_different_heads_share_no_batch() -> None:
+    other = tuple(range(500, 900))
+    rows = [Prompt(i, (*((HEAD, other)[i % 2] * 2)[:400], i, i), GREEDY) for i in range(20)]
+    batches = plan(rows, "fixed", Limits(99, 10**6), mixed_decoding=True, share_prefixes=True)
+    for batch in batches:
+        prefixes = {prompt.token_ids[: batch.shared_prefix] for prompt in batch.prompts}
+        assert len(prefixes) == 1
+    assert sorted(prompt.index for batch in batches for prompt in batch.prompts) == list(range(20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,21 @@ def test_a_row_alone_equals_the_row_in_any_batch_and_order(
     assert tokens(run(engine, prompts, batch)) == expected
     prompts.sort(key=lambda prompt: -len(prompt.token_ids))
     assert tokens(run(engine, prompts, batch)) == expected
+
+
+@LAW
+@given(seed=st.integers(0, 99), shared=st.integers(1, 40), rows=st.integers(1, 9))
+def test_a_shared_prefix_changes_no_token(
+    subject: Subject, engine: Engine, seed: int, shared: int, rows: int
+) -> None:
+    """Twice the same batch: the second time an engine may remember the prefix."""
+    own = subject.prompts(rows, seed)
+    prefix = (own[0].token_ids * 40)[:shared]
+    prompts = [replace(prompt, token_ids=prefix + prompt.token_ids) for prompt in own]
+    expected = alone(engine, prompts)
+    for _ in range(2):
+        results = engine.run(iter([Batch(tuple(prompts), shared)]))
+        assert tokens({result.index: result for result in results}) == expected
 
 
 def test_length_is_the_reason_of_a_row_that_reaches_its_limit(

@@ -171,7 +171,7 @@ def test_command(config: ForecastConfig, capsys: pytest.CaptureFixture[str]) -> 
     assert main([*arguments, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["rows"] == 40
-    assert document["recommended"]["command"] in table
+    assert document["recommended"]["command"].startswith("packhorse run anything")
 
 
 def test_command_refuses_what_takes_too_long(

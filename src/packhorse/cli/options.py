@@ -76,6 +76,14 @@ def add_batching_options(parser: argparse.ArgumentParser) -> None:
         default=default(BatchingConfig, "window_rows"),
         help="rows read and planned together (default: %(default)s)",
     )
+    group.add_argument(
+        "--no-share-prefixes",
+        action="store_true",
+        help="compute what prompts begin with in common once a row, not once",
+    )
+    group.add_argument(
+        "--no-deduplicate", action="store_true", help="run equal rows each for itself"
+    )
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +138,12 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
 
 def batching_config(options: argparse.Namespace) -> BatchingConfig:
     return BatchingConfig(
-        options.batching, options.batch_size, options.max_batch_tokens, options.window_rows
+        options.batching,
+        options.batch_size,
+        options.max_batch_tokens,
+        options.window_rows,
+        share_prefixes=not options.no_share_prefixes,
+        deduplicate=not options.no_deduplicate,
     )
 
 

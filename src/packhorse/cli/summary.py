@@ -49,6 +49,11 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         lines.append(f"padding     {session['padding_share']:.1%} of prompt positions")
     if session["forced_share"] is not None:
         lines.append(f"forced      {session['forced_share']:.1%} of prompt tokens one by one")
+    if session["prefix_tokens_saved"] or session["rows_deduplicated"]:
+        lines.append(
+            f"saved       {session['prefix_tokens_saved']:,} prompt tokens by shared prefixes, "
+            f"{session['rows_deduplicated']:,} duplicate rows"
+        )
     lines.append(f"memory      {session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     return lines
 

@@ -28,6 +28,8 @@ from packhorse.models import cache_root
 from packhorse.session import prepare_for
 
 PLAN_FORMAT = 1
+PLAIN = ("--no-share-prefixes", "--no-deduplicate")
+"""The reference saves no work: every row is computed whole, for itself."""
 
 
 @dataclass(slots=True)
@@ -201,7 +203,9 @@ def _run_reference(
     outcome = finished_repeat(folder)
     if outcome is None or outcome.repeat is None:
         observer.stage(f"running the reference: {reference.name}")
-        outcome = run_repeat(folder, 0, packhorse_command([*arguments, *reference.options()]))
+        outcome = run_repeat(
+            folder, 0, packhorse_command([*arguments, *reference.options(), *PLAIN])
+        )
     else:
         observer.stage(f"the reference, {reference.name}, is in the cache")
     if outcome.repeat is None:

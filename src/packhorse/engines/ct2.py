@@ -9,6 +9,8 @@ What is known of the library (version 4.8) and gives this engine its shape:
   always there: it yields rows the moment they finish, keeps each row's own limit, and stops.
 - A batch that holds a prompt of one token gives back the other rows' prompts as if generated, in
   spite of include_prompt_in_result=False. So such rows get a batch of their own.
+- The state after a static prompt is kept for the life of the model, without a bound; so only so
+  many are.
 - The cache holds keys and values of all query heads, not only of the key/value heads: three times
   as much for SmolLM2. With what a prefill needs, 1.2 to 1.8 times that was measured at the peak.
 - A job's callback is destroyed in a worker after its results are there. An interpreter that ends
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
 
 PREFERRED_BATCH_TOKENS = 1024
+KEPT_PREFIX_TOKENS = 4096
+"""Tokens of shared prefixes whose states are kept; those of any further ones are computed once a
+batch."""
 GREEDY_BELOW_TEMPERATURE = 1e-4
 CUDA_TOP_P_CANDIDATES = 8192
 _STEP_BYTES_PER_LOGIT = 16
@@ -119,6 +124,8 @@ class CTranslate2Engine:
         self._generator: Any = self._source.load(workers)
         self._at_exit = weakref.finalize(self, await_idle, self._generator)
         self._closed = threading.Event()
+        self._keeping = threading.Lock()
+        self._kept_prefixes: set[tuple[int, ...]] = set()
         self._vocab_size = try_out(self._generator, folder)
         self._tokens = checked_vocabulary(folder, self._vocab_size)
         self._end_ids = frozenset(end_ids)
@@ -137,6 +144,7 @@ class CTranslate2Engine:
             cache_copies=2,
             preferred_batch_tokens=PREFERRED_BATCH_TOKENS,
             mixed_decoding=False,
+            shares_prefixes=True,
             runs_side_by_side=True,
         )
 
@@ -198,34 +206,42 @@ class CTranslate2Engine:
         accepted = [row for row in rows if not row.answered]
         seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
         others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
-        yield from answer(others, lambda rows: self._generate_alike(rows, run))
+        shared = batch.shared_prefix
+        yield from answer(others, lambda rows: self._generate_alike(rows, run, shared))
         for row in seeded:
             yield from answer([row], lambda rows: self._generate(rows, run))
 
-    def _generate_alike(self, rows: list[Row], run: _Run) -> tuple[()]:
+    def _generate_alike(self, rows: list[Row], run: _Run, shared: int) -> tuple[()]:
         """Generates in groups of rows that CTranslate2 can take together."""
         groups: dict[object, list[Row]] = {}
         for row in rows:
-            is_one_token = len(row.sequence) == 1
+            is_one_token = len(row.sequence) == shared + 1
             sampling = sorted(self._sampling(row.prompt.decoding).items())
             groups.setdefault((is_one_token, *sampling), []).append(row)
         for group in groups.values():
-            self._generate(group, run)
+            self._generate(group, run, shared)
         return ()
 
-    def _generate(self, rows: list[Row], run: _Run) -> tuple[()]:
-        """Runs rows of equal sampling to their end; their results go to `run.results`."""
+    def _generate(self, rows: list[Row], run: _Run, shared: int = 0) -> tuple[()]:
+        """Runs rows of equal sampling to their end; their results go to `run.results`.
+
+        shared: leading tokens that all have in common and that are computed once.
+        """
         if self._is_stopping(run):
             raise Cancelled
         listener = _Listener(rows, self._end_ids, run, lambda: self._is_stopping(run))
         decoding = rows[0].prompt.decoding
-        prompts = [[self._tokens[token_id] for token_id in row.sequence] for row in rows]
-        options = {
+        prompts = [[self._tokens[token_id] for token_id in row.sequence[shared:]] for row in rows]
+        options: dict[str, Any] = {
             "max_length": max(row.tokens_left for row in rows),
             "end_token": sorted(self._end_ids),
             "include_prompt_in_result": False,
             **self._sampling(decoding),
         }
+        if shared:
+            prefix = rows[0].sequence[:shared]
+            options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]
+            options["cache_static_prompt"] = self._may_keep(prefix)
         if _has_seed(decoding):
             run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
         else:
@@ -235,6 +251,14 @@ class CTranslate2Engine:
         if self._is_stopping(run):
             raise Cancelled
         return ()
+
+    def _may_keep(self, prefix: tuple[int, ...]) -> bool:
+        """Whether CTranslate2 may keep the state of a prefix: it never forgets one."""
+        with self._keeping:
+            held = sum(map(len, self._kept_prefixes))
+            if prefix not in self._kept_prefixes and held + len(prefix) <= KEPT_PREFIX_TOKENS:
+                self._kept_prefixes.add(prefix)
+            return prefix in self._kept_prefixes
 
     def _is_stopping(self, run: _Run) -> bool:
         return run.cancelled.is_set() or self._closed.is_set()

@@ -103,6 +103,7 @@ class FakeEngine:
             model_bytes=0,
             cache_bytes_per_token=1,
             mixed_decoding=mixed_decoding,
+            shares_prefixes=True,
             runs_side_by_side=True,
         )
 

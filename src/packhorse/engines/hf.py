@@ -14,6 +14,7 @@ from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.padded import PaddedBatch
+from packhorse.engines.prefix_states import PrefixStates
 from packhorse.engines.rows import Result, Row, answer, first_line, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
 from packhorse.errors import EngineError, ModelError
@@ -70,6 +71,7 @@ class TransformersEngine:
         dtype = _dtype(quantization, device)
         torch.set_num_threads(threads or usable_cores())
         self._model: PreTrainedModel | None = _load_model(folder, DTYPES[dtype], device)
+        self._prefixes: PrefixStates | None = PrefixStates(self._model)
         self._end_ids = frozenset(end_ids)
         self._vocab_size, cache_bytes = _try_out(self._model, folder)
         tensors = [*self._model.parameters(), *self._model.buffers()]
@@ -85,6 +87,7 @@ class TransformersEngine:
             cache_bytes_per_token=cache_bytes,
             step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
             cache_copies=2,
+            shares_prefixes=True,
         )
 
     @property
@@ -102,20 +105,26 @@ class TransformersEngine:
             yield from filter(None, refused)
             accepted = [row for row in rows if not row.answered]
             if accepted:
-                yield from self._answer(model, accepted, watch)
+                prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
+                yield from self._answer(model, accepted, prefix, watch)
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._prefixes = None
         if self._traits.device == "cuda":
             torch.cuda.empty_cache()
 
     def _answer(
-        self, model: PreTrainedModel, rows: list[Row], watch: TokenWatch | None
+        self,
+        model: PreTrainedModel,
+        rows: list[Row],
+        prefix: tuple[int, ...],
+        watch: TokenWatch | None,
     ) -> Iterator[Result]:
         draws = {row.prompt.index: row_generator(row.prompt.decoding) for row in rows}
 
         def decode(rows: list[Row]) -> Iterator[Result]:
-            batch = PaddedBatch(model, [row.sequence for row in rows], pad_id=0)
+            state = self._prefixes.of(prefix) if self._prefixes else None
+            batch = PaddedBatch(model, [row.sequence for row in rows], pad_id=0, prefix=state)
             logits = batch.prefill()
             while True:
                 chosen = choose_tokens(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from packhorse.engines.prefix_states import PrefixState
 from packhorse.engines.rowcache import keep_rows, position_bytes, row_cache, trim_positions
 
 
@@ -21,22 +22,35 @@ class PaddedBatch:
     logits are those it has alone, up to the rounding of sums.
 
     model: in evaluation mode. sequences: token ids of each row, at least one. pad_id: any id of
-    the vocabulary.
+    the vocabulary. prefix: the state after leading tokens that all sequences have in common and go
+    beyond; padding then stands between them and a row's own tokens.
     """
 
     def __init__(
-        self, model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_id: int
+        self,
+        model: PreTrainedModel,
+        sequences: Sequence[Sequence[int]],
+        pad_id: int,
+        prefix: PrefixState | None = None,
     ) -> None:
         self._model = model
         self._accepted = inspect.signature(model.forward).parameters
         self._cache = row_cache(model.config)
+        shared = len(prefix.token_ids) if prefix else 0
+        sequences = [ids[shared:] for ids in sequences]
         width = max(map(len, sequences))
         padding = torch.tensor([[width - len(ids)] for ids in sequences])
         ids = [[pad_id] * (width - len(ids)) + list(ids) for ids in sequences]
         places = torch.arange(width)[None, :]
         self._token_ids = torch.tensor(ids).to(model.device)
         self._mask = (places >= padding).long().to(model.device)
-        self._positions = (places - padding).clamp(min=0).to(model.device)
+        self._positions = (shared + (places - padding).clamp(min=0)).to(model.device)
+        if prefix is not None:
+            rows = len(sequences)
+            self._mask = torch.cat([self._mask.new_ones(rows, shared), self._mask], dim=1)
+            for number, (keys, values) in enumerate(prefix.layers):
+                whole = (rows, *keys.shape[1:])
+                self._cache.update(keys.expand(whole), values.expand(whole), number)
 
     @torch.inference_mode()
     def prefill(self) -> Tensor:

@@ -38,7 +38,11 @@ class Setting:
         for start in range(0, len(prompts), self.batching.window_rows):
             window = prompts[start : start + self.batching.window_rows]
             batches += plan(
-                window, self.batching.policy, limits, mixed_decoding=traits.mixed_decoding
+                window,
+                self.batching.policy,
+                limits,
+                mixed_decoding=traits.mixed_decoding,
+                share_prefixes=self.batching.share_prefixes and traits.shares_prefixes,
             )
         return expect(batches, costs, traits)
 

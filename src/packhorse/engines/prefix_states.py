@@ -1,0 +1,71 @@
+"""Keys and values of shared prefixes inside a transformers model, kept for the batches to come."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from packhorse.engines.rowcache import RowLayer, row_cache
+
+KEPT_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixState:
+    """token_ids: the prefix. layers: keys and values of each layer, [1, heads, tokens, size]."""
+
+    token_ids: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for pair in self.layers for each in pair)
+
+
+class PrefixStates:
+    """States of prefixes of one model; the longest unused go when they exceed KEPT_BYTES.
+
+    model: in evaluation mode.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._states: OrderedDict[tuple[int, ...], PrefixState] = OrderedDict()
+
+    @torch.inference_mode()
+    def of(self, token_ids: Sequence[int]) -> PrefixState | None:
+        """The state after `token_ids`; None for none, and for a model that cannot go on from one:
+        with other than plain attention layers, or that counts positions by itself."""
+        key = tuple(token_ids)
+        if not key or not self._takes_positions:
+            return None
+        if key in self._states:
+            self._states.move_to_end(key)
+            return self._states[key]
+        state = self._compute(key)
+        if state is not None:
+            self._states[key] = state
+            while self._held() > KEPT_BYTES and len(self._states) > 1:
+                self._states.popitem(last=False)
+        return state
+
+    def _held(self) -> int:
+        return sum(state.size_bytes for state in self._states.values())
+
+    def _compute(self, token_ids: tuple[int, ...]) -> PrefixState | None:
+        cache = row_cache(self._model.config)
+        ids = torch.tensor([token_ids], device=self._model.device)
+        self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        layers = []
+        for layer in cache.layers:
+            if not isinstance(layer, RowLayer) or layer.keys is None or layer.values is None:
+                return None
+            layers.append((layer.keys.clone(), layer.values.clone()))
+        return PrefixState(token_ids, tuple(layers)) if layers else None

@@ -1,0 +1,164 @@
+"""Equal rows run once, and every one of them gets its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packhorse.answering import Answering
+from packhorse.batching.policies import Limits
+from packhorse.contract import TokenWatch
+from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request
+from packhorse.duplicates import Duplicates, repeats_itself
+from packhorse.engines.fake import FakeEngine, Faults
+from packhorse.meters import Meter
+from packhorse.tokenization import ByteCodec, Tokenizer
+
+
+class Counting(FakeEngine):
+    """Keeps the rows it was given."""
+
+    def run(
+        self, batches: Iterator[Batch], watch: TokenWatch | None = None
+    ) -> Iterator[Completion | Failure]:
+        self.rows: list[int] = []
+
+        def seen() -> Iterator[Batch]:
+            for batch in batches:
+                self.rows += [prompt.index for prompt in batch.prompts]
+                yield batch
+
+        return super().run(seen(), watch)
+
+
+def requests(texts: list[str]) -> list[Request]:
+    return [
+        Request(index, f"id-{index}", index + 1, text, key=f"key-{index}")
+        for index, text in enumerate(texts)
+    ]
+
+
+def answering(
+    engine: FakeEngine, *, window: int = 100, temperature: float = 0.0, seed: int | None = None
+) -> Answering:
+    decoding = Decoding(max_new_tokens=12, temperature=temperature, seed=seed)
+    return Answering(
+        engine=engine,
+        tokenizer=Tokenizer(ByteCodec(), None, "error"),
+        policy="sorted-dynamic",
+        limits=Limits(4, 200),
+        window_rows=window,
+        decoding=decoding,
+        meter=Meter(),
+        deduplicate=True,
+    )
+
+
+@given(
+    st.lists(st.sampled_from("abcd"), max_size=40),
+    st.integers(1, 9),
+)
+def test_every_row_gets_what_it_would_get_alone(texts: list[str], window: int) -> None:
+    engine = Counting()
+    saving = answering(engine, window=window)
+    rows = requests(texts)
+    found = {outcome.index: outcome for outcome in saving.outcomes(rows)}
+    plain = replace(answering(Counting(), window=window), deduplicate=False)
+    alone = {outcome.index: outcome for outcome in plain.outcomes(rows)}
+    assert sorted(found) == list(range(len(texts)))
+    for index, outcome in found.items():
+        other = alone[index]
+        assert isinstance(outcome, Answer)
+        assert isinstance(other, Answer)
+        assert (outcome.id, outcome.key, outcome.text) == (other.id, other.key, other.text)
+    assert saving.meter.rows_deduplicated == len(texts) - len(engine.rows)
+    assert saving.meter.rows_completed == len(texts)
+    if window >= len(texts):
+        assert len(engine.rows) == len(set(texts))
+
+
+def test_rows_of_later_windows_are_answered_from_memory() -> None:
+    engine = Counting()
+    outcomes = list(answering(engine, window=2).outcomes(requests(["a", "b"] * 4)))
+    assert len(outcomes) == 8
+    assert len(engine.rows) <= 4
+
+
+def test_a_failure_is_shared_in_its_own_words() -> None:
+    engine = Counting(faults=Faults(fail_rows=frozenset({1})))
+    found = {one.index: one for one in answering(engine).outcomes(requests(["a", "b", "b"]))}
+    assert [type(found[index]) for index in range(3)] == [Answer, Failure, Failure]
+    failure = found[2]
+    assert isinstance(failure, Failure)
+    assert (failure.id, failure.line, failure.key) == ("id-2", 3, "key-2")
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        (Decoding(), True),
+        (Decoding(temperature=0.7), False),
+        (Decoding(temperature=0.7, top_k=1), True),
+        (Decoding(temperature=0.7, seed=3), True),
+    ],
+)
+def test_what_repeats_itself(decoding: Decoding, expected: bool) -> None:
+    assert repeats_itself(decoding) is expected
+
+
+def test_rows_that_draw_run_each_for_itself() -> None:
+    """With one seed for the job every row draws from its own; without a seed nothing repeats."""
+    for seed in (None, 1):
+        engine = Counting()
+        list(answering(engine, temperature=0.7, seed=seed).outcomes(requests(["a"] * 5)))
+        assert len(engine.rows) == 5
+
+
+def test_settings_are_part_of_equality() -> None:
+    engine = Counting()
+    rows = requests(["a"] * 3)
+    rows[1] = replace(rows[1], options={"max_new_tokens": 3})
+    found = {one.index: one for one in answering(engine).outcomes(rows)}
+    assert len(engine.rows) == 2
+    assert isinstance(found[1], Answer)
+    assert found[1].completion_tokens == 3
+
+
+def test_rows_that_wait_are_bounded() -> None:
+    """Past two that wait, whether for the row under way or to be taken away, rows run."""
+    duplicates = Duplicates(most_waiting=2)
+    prompt = Prompt(0, (5, 6), Decoding())
+    rows = requests(["a"] * 8)
+    answer = next(iter(answering(Counting()).outcomes(rows[:1])))
+    assert [duplicates.join(row, prompt) for row in rows[:4]] == [False, True, True, False]
+    assert [one.index for one in duplicates.settle(answer)] == [1, 2]
+    assert list(duplicates.settle(replace(answer, index=3))) == []
+    assert [duplicates.join(row, prompt) for row in rows[4:]] == [True, True, False, False]
+    assert [outcome.index for outcome in duplicates.ready] == [4, 5]
+
+
+def test_a_file_of_one_prompt_is_not_held_in_memory() -> None:
+    engine = Counting()
+    taken = 0
+
+    def counted() -> Iterator[Request]:
+        nonlocal taken
+        for request in requests(["a"] * 400):
+            taken += 1
+            yield request
+
+    outcomes = answering(engine, window=5).outcomes(counted())
+    next(outcomes)
+    assert taken <= 40
+    assert len(list(outcomes)) == 399
+
+
+def test_stopping_leaves_followers_without_an_outcome() -> None:
+    batches = iter([False, True, True])
+    stopped = replace(answering(Counting()), stopping=lambda: next(batches), policy="single")
+    found = [outcome.index for outcome in stopped.outcomes(requests(["a", "b", "a", "b"]))]
+    assert found == [0, 2]
