@@ -28,6 +28,7 @@ LAYERS = [
     {"export"},
     {"workspace"},
     {"journal"},
+    {"quantization"},
     {"models"},
     {"engines"},
     {"machine"},
@@ -39,6 +40,7 @@ LAYERS = [
     {"interruption"},
     {"pipeline"},
     {"compare"},
+    {"quantizing"},
     {"forecast"},
     {"cli"},
 ]
@@ -92,7 +94,9 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "compare", "status", "export", "prepare", "models"])
+@pytest.mark.parametrize(
+    "verb", ["run", "compare", "status", "export", "quantize", "prepare", "models"]
+)
 def test_help_of_a_verb_loads_no_model_library(verb: str) -> None:
     probe = (
         f"import sys, packhorse.cli as c\ntry: c.main([{verb!r}, '--help'])\n"
