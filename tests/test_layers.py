@@ -28,7 +28,6 @@ LAYERS = [
     {"export"},
     {"workspace"},
     {"journal"},
-    {"quantization"},
     {"models"},
     {"engines"},
     {"machine"},
@@ -40,7 +39,6 @@ LAYERS = [
     {"interruption"},
     {"pipeline"},
     {"compare"},
-    {"quantizing"},
     {"forecast"},
     {"cli"},
 ]
@@ -94,9 +92,7 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "verb", ["run", "compare", "status", "export", "quantize", "prepare", "models"]
-)
+@pytest.mark.parametrize("verb", ["run", "compare", "status", "export", "prepare", "models"])
 def test_help_of_a_verb_loads_no_model_library(verb: str) -> None:
     probe = (
         f"import sys, packhorse.cli as c\ntry: c.main([{verb!r}, '--help'])\n"

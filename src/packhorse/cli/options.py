@@ -11,7 +11,6 @@ from packhorse.config import (
     DEVICES,
     ENGINES,
     ON_TOO_LONG,
-    QUANTIZATION_METHODS,
     QUANTIZATIONS,
     BatchingConfig,
     EngineConfig,
@@ -38,23 +37,19 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default=default(EngineConfig, "quantization"),
         help="number format of weights and products (default: what costs no accuracy)",
     )
-    add_method_option(group)
     group.add_argument("--workers", type=int, metavar="N", help="batches in flight at once")
     group.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
+    group.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        help="memory for keys and values of the packed engine, allocated once (default: what "
+        "65,536 tokens take, at most half of what is free)",
+    )
     group.add_argument(
         "--allow-pickle",
         action="store_true",
         help="accept PyTorch .bin weights where there is no safetensors file",
-    )
-
-
-def add_method_option(group: Any) -> None:
-    group.add_argument(
-        "--quantization-method",
-        choices=QUANTIZATION_METHODS,
-        default=default(EngineConfig, "quantization_method"),
-        help="how a model is made ready for int8 on ctranslate2 (default: what packhorse quantize "
-        "found, else the best its family can have)",
     )
 
 
@@ -65,7 +60,7 @@ def add_batching_options(parser: argparse.ArgumentParser) -> None:
         choices=(AUTO, *POLICIES),
         default=default(BatchingConfig, "policy"),
         help="how rows are put into batches (default: what suits the engine: planned for "
-        "ctranslate2, sorted-dynamic for transformers)",
+        "ctranslate2, sorted-dynamic for transformers, continuous for packed)",
     )
     group.add_argument(
         "--batch-size",
@@ -143,13 +138,14 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:
+    cache_bytes = None if options.cache_gb is None else round(options.cache_gb * 1e9)
     return EngineConfig(
         options.engine,
         options.device,
         options.quantization,
         options.workers,
         options.threads,
-        options.quantization_method,
+        cache_bytes,
     )
 
 

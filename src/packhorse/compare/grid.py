@@ -7,34 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.batching import POLICIES
-from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig
+from packhorse.batching.policies import CONTINUOUS
+from packhorse.config import ENGINES, QUANTIZATIONS
 from packhorse.errors import ConfigError
 
 REFERENCE_BATCHING = "single"
 
-
-def _named_formats() -> list[str]:
-    """Every format, and the int8 formats with every method."""
-    formats = [name for name in QUANTIZATIONS if name != "auto"]
-    int8 = [name for name in formats if name.startswith("int8")]
-    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
-    return formats + [f"{form}:{method}" for form in int8 for method in methods]
-
-
 # What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
 _FORMATS = {
     "transformers": ("float32", "bfloat16", "float16"),
-    "ctranslate2": tuple(_named_formats()),
+    "ctranslate2": tuple(name for name in QUANTIZATIONS if name != "auto"),
+    "packed": ("float32", "int8"),
     "fake": ("float32", "int8", "int16"),
 }
+_CONTINUOUS_ENGINES = ("packed",)
+"""Rows join and leave them at every step, so that all other policies come to the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig.
-
-    quantization: a format, or, for int8 on ctranslate2, "FORMAT:METHOD" (see EngineConfig).
-    """
+    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig."""
 
     engine: str
     quantization: str
@@ -48,15 +40,14 @@ class Combination:
 
     @property
     def slug(self) -> str:
-        return self.name.replace(" ", "-").replace(":", "-")
+        return self.name.replace(" ", "-")
 
     def options(self) -> list[str]:
         """The options of `packhorse run` that select this combination."""
-        form, _, method = self.quantization.partition(":")
-        chosen = ["--engine", self.engine, "--quantization", form]
-        if method:
-            chosen += ["--quantization-method", method]
-        chosen += ["--batching", self.batching]
+        chosen = [
+            "--engine", self.engine, "--quantization", self.quantization,
+            "--batching", self.batching,
+        ]  # fmt: skip
         if self.batching in ("fixed", "sorted"):
             chosen += ["--batch-size", str(self.batch_size)]
         if self.max_batch_tokens is not None and "dynamic" in self.batching:
@@ -78,12 +69,12 @@ def combinations(
     batch_size: int,
     max_batch_tokens: int | None = None,
 ) -> list[Combination]:
-    """Every engine x quantization it knows x batching, in that order.
+    """Every engine x quantization it knows x batching that is its own, in that order.
 
     Raises ConfigError for an unknown name and for a grid without any combination.
     """
     _known("engine", engines, [name for name in ENGINES if name != "auto"])
-    _known("quantization", quantizations, _named_formats())
+    _known("quantization", quantizations, [name for name in QUANTIZATIONS if name != "auto"])
     _known("batching policy", batchings, list(POLICIES))
     grid = [
         Combination(engine, quantization, batching, batch_size, max_batch_tokens)
@@ -91,19 +82,16 @@ def combinations(
         for quantization in dict.fromkeys(quantizations)
         if quantization in _FORMATS[engine]
         for batching in dict.fromkeys(batchings)
+        if (batching == CONTINUOUS) == (engine in _CONTINUOUS_ENGINES)
     ]
     if not grid:
         raise ConfigError(
-            f"no engine of {', '.join(engines)} runs {', '.join(quantizations)}",
-            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items()),
+            f"no engine of {', '.join(engines)} runs {', '.join(quantizations)} in batches "
+            f"{', '.join(batchings)}",
+            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items())
+            + f"; {CONTINUOUS} batches are those of {', '.join(_CONTINUOUS_ENGINES)}",
         )
     return grid
-
-
-def engine_config(engine: str, quantization: str) -> EngineConfig:
-    """What runs a combination's engine and "FORMAT" or "FORMAT:METHOD"."""
-    form, _, method = quantization.partition(":")
-    return EngineConfig(engine, quantization=form, quantization_method=method or "auto")
 
 
 def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

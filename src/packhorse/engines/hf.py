@@ -15,7 +15,7 @@ from packhorse.data import Batch
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
-from packhorse.engines.rows import Result, Row, answer, first_line, refuse
+from packhorse.engines.rows import NO_NUMBERS, Result, Row, answer, first_line, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
 from packhorse.errors import EngineError, ModelError
 from packhorse.models.quiet import quiet_transformers
@@ -135,7 +135,7 @@ class TransformersEngine:
                 going_on = []
                 for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
                     if token_id is None:
-                        yield row.fail("engine_error", _NOT_NUMBERS)
+                        yield row.fail("engine_error", NO_NUMBERS)
                     elif result := row.take(token_id, self._end_ids, watch):
                         yield result
                     else:
@@ -201,8 +201,4 @@ def _dtype(asked: str, device: str) -> str:
     return asked
 
 
-_NOT_NUMBERS = (
-    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
-    "overflow in this number format; try float32"
-)
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"

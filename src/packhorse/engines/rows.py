@@ -17,6 +17,12 @@ T = TypeVar("T")
 _OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
 
 
+NO_NUMBERS = (
+    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
+    "overflow in this number format; try float32"
+)
+
+
 class WatchError(BaseException):
     """Carries what a caller's watch raised past everything that handles an engine's failures."""
 
