@@ -6,11 +6,11 @@ batch at a time, for several workers and for continuous batching; back-pressure 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from packhorse.data import Batch, Completion, Failure
+from packhorse.data import Batch, Completion, Failure, Scores
 
 CostRule = Literal["padded", "forced-prefix", "packed"]
 
@@ -34,8 +34,6 @@ class EngineTraits:
     mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
     shares_prefixes: `Batch.shared_prefix` is computed once, not once a row.
     runs_side_by_side: it may be loaded with several workers.
-    rows_under_way: rows it computes at the same time at most, whatever batches they came in, for an
-        engine that rows join and leave at every step; 0 for one that takes batches as they are.
     """
 
     name: str
@@ -53,7 +51,6 @@ class EngineTraits:
     mixed_decoding: bool = True
     shares_prefixes: bool = False
     runs_side_by_side: bool = False
-    rows_under_way: int = 0
 
 
 class TokenWatch(Protocol):
@@ -83,3 +80,18 @@ class Engine(Protocol):
     ) -> Iterator[Completion | Failure]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What an engine may be besides: it tells how probable given continuations are.
+
+    `score` gives every prompt of every batch its Scores, or a Failure, exactly once, in any order;
+    a prompt's shared prefix and the prompt itself are computed once, whatever the number of
+    continuations. continuations: token ids, at least one each; every prompt's max_new_tokens is at
+    least the longest. Scores do not depend on a prompt's batch, up to the rounding of sums.
+    """
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]: ...

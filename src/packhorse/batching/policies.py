@@ -46,7 +46,6 @@ class Limits:
 AUTO = "auto"
 """What suits the engine."""
 PLANNED = "planned"
-CONTINUOUS = "continuous"
 
 Policy = Callable[[Sequence[RowSize], Limits], list[list[int]]]
 
@@ -103,12 +102,6 @@ def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     return [list(batch) for batch in best_plan(sizes, limits, limits.costs).batches]
 
 
-def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Longest first, for an engine that rows join and leave at every step: batches are only the
-    order in which rows are admitted, `batch_size` of them handed over at once."""
-    return _cut_by_rows(longest_first(sizes), limits.batch_size)
-
-
 POLICIES: dict[str, Policy] = {
     "single": single,
     "fixed": fixed,
@@ -116,7 +109,6 @@ POLICIES: dict[str, Policy] = {
     "sorted": sorted_by_length,
     "sorted-dynamic": sorted_dynamic,
     PLANNED: planned,
-    CONTINUOUS: continuous,
 }
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 LOADERS = {
     "transformers": "packhorse.engines.hf:load",
     "ctranslate2": "packhorse.engines.ct2:load",
-    "packed": "packhorse.engines.packed:load",
     "fake": "packhorse.engines.fake:load",
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +30,7 @@ from packhorse.models.resolve import (
 )
 
 WORTH_SAYING_BYTES = 2_000_000_000
-_FORMATS = {
-    "transformers": ("auto", "float32", "bfloat16", "float16"),
-    "packed": ("auto", "float32", "int8"),
-}
+_TRANSFORMERS_FORMATS = ("auto", "float32", "bfloat16", "float16")
 _warn: Report = logging.getLogger("packhorse.models").warning
 
 
@@ -82,9 +78,8 @@ def _prepare(
     _check_formats(chosen, quantization)
     if isinstance(source, CTranslate2Folder):
         return _ready(model, source.path, report)
-    if chosen != "ctranslate2":
-        folder = _huggingface(model, source, allow_pickle, report)
-        return replace(folder, asked_engine=chosen)
+    if chosen == "transformers":
+        return _for_transformers(model, source, allow_pickle, report)
     stored = resolve_quantization(quantization, device)
     return _for_ctranslate2(model, source, stored, allow_pickle, report)
 
@@ -129,7 +124,7 @@ def resolve_quantization(quantization: str, device: str) -> str:
 Convertible = HuggingFaceFolder | GgufFile | CatalogModel
 
 
-def _huggingface(
+def _for_transformers(
     model: str, source: Convertible, allow_pickle: bool, report: Report
 ) -> PreparedModel:
     if isinstance(source, HuggingFaceFolder):
@@ -257,9 +252,8 @@ def _check_names(quantization: str, device: str) -> None:
 
 
 def _check_formats(engine: str, quantization: str) -> None:
-    formats = _FORMATS.get(engine, (quantization,))
-    if quantization not in formats:
+    if engine == "transformers" and quantization not in _TRANSFORMERS_FORMATS:
         raise ConfigError(
-            f"the {engine} engine does not run {quantization}",
-            f"add --engine ctranslate2, or choose {', '.join(formats[1:])}",
+            f"the transformers engine does not run {quantization}",
+            "add --engine ctranslate2, or choose float32, bfloat16 or float16",
         )

@@ -25,7 +25,6 @@ class PreparedModel:
         "as stored" where a file does not tell.
     fingerprint: sha256 (hex) over the names and digests of all files that decide a result.
     bytes_on_disk: size of those files (bytes).
-    asked_engine: the engine it was prepared for, where several load its kind.
     """
 
     name: str
@@ -35,13 +34,11 @@ class PreparedModel:
     quantization: str
     fingerprint: str
     bytes_on_disk: int
-    asked_engine: str = ""
 
     @property
     def engine(self) -> str:
-        """The engine that loads it."""
-        usual = "transformers" if self.kind == "huggingface" else self.kind
-        return self.asked_engine or usual
+        """The engine that loads this kind."""
+        return "transformers" if self.kind == "huggingface" else self.kind
 
     def codec(self) -> Codec:
         """The model's tokenizer, loaded."""

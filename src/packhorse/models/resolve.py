@@ -90,13 +90,13 @@ def engine_for(source: Source, engine: str) -> str:
     ready = isinstance(source, CTranslate2Folder)
     if engine == "auto":
         return "ctranslate2" if ready else "transformers"
-    if engine not in ("transformers", "ctranslate2", "packed"):
+    if engine not in ("transformers", "ctranslate2"):
         raise ConfigError(
-            f"the engine {engine!r} takes no model", "use transformers, ctranslate2 or packed"
+            f"the engine {engine!r} takes no model", "use transformers or ctranslate2"
         )
-    if ready and engine != "ctranslate2":
+    if ready and engine == "transformers":
         raise ConfigError(
-            f"a CTranslate2 folder cannot run on {engine}",
+            "a CTranslate2 folder cannot run on transformers",
             "use --engine ctranslate2, or give the Hugging Face folder it was made from",
         )
     return engine
