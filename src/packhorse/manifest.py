@@ -82,11 +82,10 @@ def model_identity(prepared: PreparedModel) -> dict[str, Any]:
     }
 
 
-def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> dict[str, Any]:
-    """The document beside the output: counts that reconcile, settings, versions, timings.
-
-    config: of the job, a dataclass with `input`.
-    """
+def manifest(
+    config: JobConfig, source: Path, journal: Journal, report: RunReport
+) -> dict[str, Any]:
+    """The document beside the output: counts that reconcile, settings, versions, timings."""
     return {
         "format": MANIFEST_FORMAT,
         **report.to_json(),

@@ -10,8 +10,7 @@ import pytest
 from documents import BATCHINGS, FAILED, comparison
 
 from packhorse.compare.document import Comparison, Estimate, Recommendation, Spread
-from packhorse.compare.terminal import table
-from packhorse.reports.terminal import NARROWEST
+from packhorse.compare.terminal import NARROWEST, table
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,22 @@ from packhorse.compare.figures import (
     variants,
     waste,
 )
-from packhorse.compare.html.cells import barred
+from packhorse.compare.html.cells import Cell, barred, scaled
 from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
-from packhorse.compare.measures import QUALITY, SPEED, Measure, measure
-from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, score, show, times
-from packhorse.reports.html.cells import Cell, Tile, scaled
+from packhorse.compare.measures import (
+    ABSENT,
+    QUALITY,
+    SPEED,
+    Measure,
+    finite,
+    gigabytes,
+    measure,
+    number,
+    percent,
+    score,
+    show,
+    times,
+)
 
 _NOT_IN_TABLE = {  # it would be too wide; report.csv has all of them
     "wall_seconds", "load_seconds", "prompt_tokens_per_second", "generated_tokens_per_second",
@@ -62,6 +73,14 @@ class Table:
     footnotes: tuple[tuple[str, str, str], ...] = ()
     """Letter, trial, text."""
     caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    label: str
+    value: str
+    unit: str
+    note: str
 
 
 def legend(comparison: Comparison) -> list[tuple[int, str, str]]:

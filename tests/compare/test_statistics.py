@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from packhorse.compare.ties import compare_repeats
-from packhorse.statistics import (
+from packhorse.compare.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     knee,
@@ -22,6 +21,7 @@ from packhorse.statistics import (
     quantile,
     wilson_interval,
 )
+from packhorse.compare.ties import compare_repeats
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
