@@ -40,10 +40,10 @@ class Duplicates:
         under way. Otherwise it leads the rows that are equal to it from now on."""
         if not repeats_itself(prompt.decoding):
             return False
-        digest = _digest(prompt)
-        answer = self._answered.get(digest)
         if self._following + len(self.ready) >= self.most_waiting:
             return False
+        digest = _digest(prompt)
+        answer = self._answered.get(digest)
         if answer is not None:
             self._answered.move_to_end(digest)
             self.ready.append(_as(answer, request))

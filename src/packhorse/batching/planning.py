@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.policies import PLANNED, Limits, RowSize, policy_named
+from packhorse.batching.policies import PLANNED, Limits, policy_named
 from packhorse.batching.prefixes import shared_prefixes
 from packhorse.data import Batch, Decoding, Prompt
 
@@ -40,10 +40,7 @@ def plan(
     batches: list[Batch] = []
     for (_, prefix), group in groups.items():
         shared = len(prefix) if len(group) > 1 else 0
-        sizes = [
-            RowSize(len(prompt.token_ids) - shared, prompt.decoding.max_new_tokens, shared)
-            for prompt in group
-        ]
+        sizes = sizes_of(Batch(tuple(group), shared))
         batches += [
             Batch(tuple(group[index] for index in rows), shared) for rows in cut(sizes, limits)
         ]
