@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packhorse.batching.cost import OutputLengths
 from packhorse.config import InputConfig
@@ -39,7 +39,10 @@ def run_pilot(
     decoding: Decoding,
     seconds: float = PILOT_SECONDS,
 ) -> Pilot:
-    """Runs rows drawn at random, a few at a time, until `seconds` have gone by."""
+    """Runs rows drawn at random, a few at a time, until `seconds` have gone by.
+
+    Equal rows run each for itself: what the cost model expects is held against rows that ran.
+    """
     tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long)
     at_once = ROWS_AT_ONCE * model.traits.workers
     drawn = random.Random(_SEED).sample(  # noqa: S311 - nothing secret
@@ -51,7 +54,9 @@ def run_pilot(
     ran = 0
     started = time.monotonic()
     for done, chunk in enumerate(chunks, start=1):
-        answering = model.answering(tokenizer, decoding, budget, Meter())
+        answering = replace(
+            model.answering(tokenizer, decoding, budget, Meter()), deduplicate=False
+        )
         for outcome in answering.outcomes(survey.requests[place] for place in chunk):
             if isinstance(outcome, Answer):
                 outputs.observe(
