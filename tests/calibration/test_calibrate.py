@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from packhorse.calibration import calibrate, stored_calibration
-from packhorse.calibration.calibrate import divisions
+from packhorse.calibration.calibrate import divisions, fastest_of
 from packhorse.calibration.probes import PROBES, fitting, run_probe
-from packhorse.calibration.store import place
+from packhorse.calibration.store import ThreadTrial, place
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
@@ -43,7 +43,7 @@ def test_another_setting_is_another_calibration(prepared: PreparedModel) -> None
 
 def test_cores_are_divided_by_trial_unless_asked_otherwise(prepared: PreparedModel) -> None:
     free = calibrate(prepared, EngineConfig("fake"), silent)
-    best = max(free.thread_trials, key=lambda trial: trial.tokens_per_second)
+    best = fastest_of(free.thread_trials)
     assert (free.traits.workers, free.traits.threads) == (best.workers, best.threads)
     asked = calibrate(prepared, EngineConfig("fake", workers=3), silent)
     assert (asked.traits.workers, asked.thread_trials) == (3, ())
@@ -110,3 +110,19 @@ def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel)
     with load_prepared(prepared, EngineConfig("fake"), BatchingConfig()) as model:
         assert model.batching.policy == "sorted-dynamic"
         assert model.calibration is None
+
+
+@pytest.mark.parametrize(
+    ("speeds", "workers"),
+    [
+        ({1: 100.0}, 1),
+        ({4: 300.0, 2: 200.0, 1: 100.0}, 4),
+        ({4: 300.0, 2: 290.0, 1: 100.0}, 2),
+        ({4: 300.0, 2: 280.0, 1: 100.0}, 4),
+        ({2: 100.1, 1: 100.0}, 1),
+        ({2: 90.0, 1: 100.0}, 1),
+    ],
+)
+def test_a_tie_goes_to_fewer_workers(speeds: dict[int, float], workers: int) -> None:
+    trials = [ThreadTrial(number, 4 // number, speed) for number, speed in speeds.items()]
+    assert fastest_of(trials).workers == workers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -28,6 +28,8 @@ from packhorse.models import ModelFacts, PreparedModel, model_facts
 
 PROBE_SECONDS = 20.0
 """Probes begin within this time; the last one may take longer."""
+NOISE = 0.05
+"""Differences of throughput (share) that a trial of a fraction of a second cannot tell apart."""
 
 
 def stored_calibration(prepared: PreparedModel, config: EngineConfig) -> Calibration | None:
@@ -81,6 +83,14 @@ def calibrate(
     return calibration
 
 
+def fastest_of(trials: Sequence[ThreadTrial]) -> ThreadTrial:
+    """The fastest division; of those inside NOISE of it the one of fewest workers, because each
+    worker takes memory for a batch of its own."""
+    enough = (1 - NOISE) * max(trial.tokens_per_second for trial in trials)
+    fast = [trial for trial in trials if trial.tokens_per_second >= enough]
+    return min(fast, key=lambda trial: trial.workers)
+
+
 def divisions(cores: int) -> list[tuple[int, int]]:
     """Ways to divide cores among workers that are worth a trial: (workers, threads of each)."""
     workers = {1, cores, *(1 << power for power in range(cores.bit_length()))}
@@ -122,7 +132,7 @@ def _fastest(
     for workers, threads in divisions(usable_cores()):
         engine = _with(engine, prepared, facts, replace(config, workers=workers, threads=threads))
         trials.append(ThreadTrial(workers, threads, throughput(engine, facts.vocab_size)))
-    best = max(trials, key=lambda trial: trial.tokens_per_second)
+    best = fastest_of(trials)
     chosen = replace(config, workers=best.workers, threads=best.threads)
     return _with(engine, prepared, facts, chosen), tuple(trials)
 
