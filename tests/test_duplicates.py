@@ -13,7 +13,7 @@ from packhorse.answering import Answering
 from packhorse.batching.policies import Limits
 from packhorse.contract import TokenWatch
 from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request
-from packhorse.duplicates import Duplicates, repeats_itself
+from packhorse.duplicates import Duplicates, distinct, repeats_itself
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.meters import Meter
 from packhorse.tokenization import ByteCodec, Tokenizer
@@ -162,3 +162,14 @@ def test_stopping_leaves_followers_without_an_outcome() -> None:
     stopped = replace(answering(Counting()), stopping=lambda: next(batches), policy="single")
     found = [outcome.index for outcome in stopped.outcomes(requests(["a", "b", "a", "b"]))]
     assert found == [0, 2]
+
+
+def test_distinct_rows_are_those_that_have_to_run() -> None:
+    greedy, drawn = Decoding(max_new_tokens=4), Decoding(max_new_tokens=4, temperature=1.0)
+    prompts = [
+        Prompt(index, ids, decoding)
+        for index, (ids, decoding) in enumerate(
+            [((1, 2), greedy), ((1, 2), greedy), ((1,), greedy), ((1,), drawn), ((1,), drawn)]
+        )
+    ]
+    assert [prompt.index for prompt in distinct(prompts)] == [0, 2, 3, 4]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -69,6 +69,19 @@ class Duplicates:
                 self._answered.popitem(last=False)
         for request in requests:
             yield _as(outcome, request)
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The rows that have to run: of equal ones the first."""
+    seen: set[bytes] = set()
+    running = []
+    for prompt in prompts:
+        digest = _digest(prompt) if repeats_itself(prompt.decoding) else None
+        if digest not in seen:
+            running.append(prompt)
+        if digest is not None:
+            seen.add(digest)
+    return running
 
 
 def repeats_itself(decoding: Decoding) -> bool:

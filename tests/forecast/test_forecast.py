@@ -12,7 +12,7 @@ import pytest
 from packhorse.batching.cost import OutputLengths
 from packhorse.cli import main
 from packhorse.cli.plan import duration
-from packhorse.config import EngineConfig, InputConfig
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding
 from packhorse.errors import ConfigError, InputError, ModelError
 from packhorse.forecast import Forecast, ForecastConfig, Prediction, forecast
@@ -69,12 +69,25 @@ def test_every_technique_is_predicted_fastest_first(config: ForecastConfig) -> N
     assert 0 < found.new_tokens <= 40 * 16
 
 
+def test_equal_rows_need_not_run(config: ForecastConfig) -> None:
+    """40 rows of 7 texts; sampled without a seed, each has to run."""
+    assert forecast(config, silent).equal_rows == 33
+    sampled = replace(config, decoding=Decoding(max_new_tokens=16, temperature=1.0))
+    assert forecast(sampled, silent).equal_rows == 0
+
+
 def test_a_step_that_waits_is_predicted(
     config: ForecastConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """40 rows alone, 16 steps each of 5 ms: 3.2 s of waiting, whatever the machine."""
     monkeypatch.setenv(DELAY, "0.005")
-    only = replace(config, quantizations=("float32",), batchings=("single",), pilot_seconds=1.0)
+    only = replace(
+        config,
+        quantizations=("float32",),
+        batchings=("single",),
+        batching=BatchingConfig(deduplicate=False),
+        pilot_seconds=1.0,
+    )
     (found,) = forecast(only, silent).predictions
     assert 2.5 < found.seconds < 10
 

@@ -79,6 +79,8 @@ def lines(found: Forecast) -> list[str]:
     ]
     if found.unusable_rows:
         said.append(f"{found.unusable_rows:,} rows cannot be read or do not fit")
+    if found.equal_rows:
+        said.append(f"{found.equal_rows:,} rows equal another one and need not run")
     said.append("")
     said.append(f"{'technique':42}{'time':>10}   {'90 % interval':23}{'memory':>8}")
     for each in found.predictions:

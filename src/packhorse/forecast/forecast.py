@@ -16,11 +16,12 @@ from packhorse.calibration import Calibration, stored_calibration
 from packhorse.compare.grid import Combination, combinations
 from packhorse.compare.trial import packhorse_command
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
-from packhorse.data import Decoding
+from packhorse.data import Decoding, Prompt
+from packhorse.duplicates import distinct
 from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.forecast.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.forecast.predict import Prediction, Setting, interval, relative_error
-from packhorse.forecast.survey import Survey, survey
+from packhorse.forecast.survey import survey
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
 from packhorse.tokenization import Tokenizer
@@ -50,15 +51,17 @@ class ForecastConfig:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """predictions: fastest first. recommended: the fastest that costs no accuracy, or, where none
-    of those ends within `max_hours`, the fastest of all that does; None where nothing does.
-    failed: techniques that cannot be calibrated, with the reason.
+    """equal_rows: that another row answers, which therefore need not run. predictions: fastest
+    first. recommended: the fastest that costs no accuracy, or, where none of those ends within
+    `max_hours`, the fastest of all that does; None where nothing does. failed: techniques that
+    cannot be calibrated, with the reason.
     """
 
     model: str
     input: str
     rows: int
     unusable_rows: int
+    equal_rows: int
     prompt_tokens: int
     new_tokens: int
     pilot_rows: int
@@ -107,9 +110,10 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         found = survey(Path(config.input), config.reading, tokenizer, config.decoding, context)
         report(f"running a few of {found.rows:,} rows to learn how long answers are")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
+    running = distinct(found.prompts) if config.batching.deduplicate else found.prompts
     predictions = sorted(
         (
-            _predict(config, candidate, technique, found, pilot)
+            _predict(config, candidate, technique, running, found.scale, pilot)
             for candidate in candidates
             for technique in candidate.techniques
         ),
@@ -121,8 +125,9 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         input=config.input,
         rows=found.rows,
         unusable_rows=found.unusable,
+        equal_rows=round(found.scale * (len(found.prompts) - len(running))),
         prompt_tokens=found.prompt_tokens,
-        new_tokens=round(found.rows * float(pilot.outputs.survival(limit).sum())),
+        new_tokens=round(found.scale * len(running) * float(pilot.outputs.survival(limit).sum())),
         pilot_rows=pilot.rows,
         pace=pilot.pace,
         predictions=tuple(predictions),
@@ -204,9 +209,11 @@ def _predict(
     config: ForecastConfig,
     candidate: _Candidate,
     technique: Combination,
-    found: Survey,
+    running: Sequence[Prompt],
+    scale: float,
     pilot: Pilot,
 ) -> Prediction:
+    """running: rows that have to run, among those looked at; scale: see `Survey`."""
     calibration = candidate.calibration
     batching = replace(config.batching, policy=technique.batching)
     limit = config.decoding.max_new_tokens
@@ -217,8 +224,8 @@ def _predict(
         config.batching.max_batch_tokens,
         has_costs=technique.batching == PLANNED,
     )
-    expected = Setting(calibration, batching, budget.tokens).expect(found.prompts, pilot.outputs)
-    seconds = expected.seconds * found.scale * pilot.pace
+    expected = Setting(calibration, batching, budget.tokens).expect(running, pilot.outputs)
+    seconds = expected.seconds * scale * pilot.pace
     lowest, highest = interval(seconds, relative_error(calibration, pilot.outputs, limit))
     return Prediction(
         engine=technique.engine,
