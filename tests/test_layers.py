@@ -17,6 +17,7 @@ PACKAGE = Path(packhorse.__file__).parent
 # A module imports only from lines above its own.
 LAYERS = [
     {"errors"},
+    {"labels"},
     {"atomic"},
     {"data"},
     {"config"},
@@ -25,10 +26,13 @@ LAYERS = [
     {"sources"},
     {"tokenization"},
     {"meters"},
+    {"statistics"},
     {"export"},
     {"workspace"},
     {"journal"},
+    {"reports"},
     {"models"},
+    {"embeddings"},
     {"engines"},
     {"machine"},
     {"calibration"},

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.compare.document import WorstRow
-from packhorse.compare.html.axes import ratio_axis, share_axis, spanning_axis
-from packhorse.compare.html.labelling import Box, Disc, place_labels
 from packhorse.compare.html.scatter import NARROW, WIDE, Layout, outline, scatters
 from packhorse.compare.html.strips import latency_strips
 from packhorse.compare.html.texts import Parted, part
+from packhorse.reports.html.axes import ratio_axis, share_axis, spanning_axis
+from packhorse.reports.html.labelling import Box, Disc, place_labels
 
 POSITIVE = st.floats(1e-6, 1e9)
 COORDINATE = st.floats(0, 500)

@@ -12,7 +12,6 @@ from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from packhorse.compare.labels import is_right, normalise
 from packhorse.compare.quality import (
     Output,
     Pair,
@@ -22,6 +21,7 @@ from packhorse.compare.quality import (
     matched_prefix_share,
     worst_rows,
 )
+from packhorse.labels import is_right, normalise
 
 TEXTS = (
     "The capital of France is Paris.",

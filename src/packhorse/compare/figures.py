@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 from packhorse.compare.document import Comparison, Effect, Estimate, Spread, Trial
-from packhorse.compare.measures import (
-    ABSENT,
-    Format,
-    Measure,
-    finite,
-    general,
-    gigabytes,
-)
-
-
-def visible(text: str) -> str:
-    """Control characters (terminal escapes, NUL) as their pictures, lone surrogates as U+FFFD."""
-    return _HIDDEN.sub(_picture, text)
+from packhorse.compare.measures import Measure
+from packhorse.reports.formats import Format, finite, general
+from packhorse.reports.words import counted, when
 
 
 def median(trial: Trial, name: str) -> float | None:
@@ -156,38 +143,14 @@ def headline(comparison: Comparison) -> str:
     machine = comparison.machine
     processor = machine.get("processor") or machine.get("platform")
     parts = [
-        _counted(len(comparison.trials), "trial"),
-        _counted(repeats, "repeat"),
-        _counted(int(comparison.sample.get("rows") or 0), "row"),
+        counted(len(comparison.trials), "trial"),
+        counted(repeats, "repeat"),
+        counted(int(comparison.sample.get("rows") or 0), "row"),
         str(processor) if processor else "",
-        _counted(int(machine["cores"]), "core") if machine.get("cores") else "",
+        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
         when(comparison.created),
     ]
     return " · ".join(part for part in parts if part)
-
-
-def when(created: str) -> str:
-    """An ISO time as 2026-11-22 22:20 UTC; anything else as it is."""
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    zone = moment.tzname() or ""
-    return f"{moment:%Y-%m-%d %H:%M} {zone}".strip()
-
-
-def plain(name: str, value: object) -> tuple[str, str]:
-    """A key and a value of a free-form dictionary in words: ("memory", "25.28 GB")."""
-    label = name.removesuffix("_bytes").replace("_", " ")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if name.endswith("_bytes"):
-            return label, f"{gigabytes(value)} GB"
-        return label, f"{value:,}" if "seed" not in name else str(value)
-    if isinstance(value, Mapping):
-        return label, ", ".join(": ".join(plain(str(key), item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return label, ", ".join(plain("", item)[1] for item in value)
-    return label, ABSENT if value is None else str(value)
 
 
 def limits_line(comparison: Comparison) -> str:
@@ -204,15 +167,3 @@ _LIMITS = {
     "max_ram": "peak memory at most # GB",
     "min_agreement": "matched prefix at least #",
 }
-_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def _counted(number_of: int, noun: str) -> str:
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
-
-
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if match.group() == "\r":
-        return ""
-    return chr(0x2400 + code) if code < 0x20 else "␡" if code == 0x7F else "\ufffd"

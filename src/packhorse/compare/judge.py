@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
-from packhorse.compare.embeddings import SentenceEncoder
 from packhorse.compare.grid import Combination
 from packhorse.compare.quality import (
     Embed,
@@ -21,14 +20,15 @@ from packhorse.compare.quality import (
 )
 from packhorse.compare.sample import Sample
 from packhorse.compare.speed import speed
-from packhorse.compare.statistics import Estimate
 from packhorse.compare.teacher import LogProbs, TeacherForced, scorer, teacher_forced
 from packhorse.compare.ties import compare_repeats
 from packhorse.compare.trial import Outcome, RowResult, read_rows
 from packhorse.config import EngineConfig
+from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
 from packhorse.models import prepare_embedding_model
 from packhorse.session import prepare_for
+from packhorse.statistics import Estimate
 from packhorse.tokenization import Refusal, Tokenizer
 
 WORST_ROWS = 5

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packhorse.compare.statistics import (
+from packhorse.statistics import (
     Estimate,
     mcnemar_exact,
     paired_bootstrap,
     wilson_interval,
 )
-
-_OPENING = " \t\"'`*_([{<“‘«„#>"
-_CLOSING = " \t\"'`*_)]}>”’»“.,:;!?…"
-_CLAUSE_END = re.compile(r"[.,:;!?…](?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +30,6 @@ class LabelReport:
     right_to_wrong: int
     wrong_to_right: int
     mcnemar_p: float
-
-
-def normalise(text: str) -> str:
-    """What of a label or an answer is compared: NFKC, case folded, white space collapsed, quotes,
-    brackets, Markdown marks and closing punctuation around it removed."""
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return text.lstrip(_OPENING).rstrip(_CLOSING)
-
-
-def is_right(answer: str, label: str) -> bool:
-    """Whether the first line of `answer` that is not blank, or its first clause, is the label.
-
-    Both sides are normalised. A clause ends at . , : ; ! ? before white space or the end of the
-    line: "Spam. It asks for money." is right for "spam"; "The answer is spam" and "spam filter"
-    are not. A model that explains first is wrong by this rule: ask it for the label alone.
-    """
-    line = next((line for line in answer.splitlines() if line.strip()), "")
-    wanted = normalise(label)
-    return bool(wanted) and wanted in (normalise(line), normalise(_CLAUSE_END.split(line)[0]))
 
 
 def judge_labels(

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.compare.labels import LabelReport, is_right, judge_labels, normalise
-from packhorse.compare.statistics import (
+from packhorse.compare.labels import LabelReport, judge_labels
+from packhorse.data import RowId
+from packhorse.labels import is_right, normalise
+from packhorse.statistics import (
     Estimate,
     bootstrap_mean,
     bootstrap_ratio,
     quantile,
     wilson_interval,
 )
-from packhorse.data import RowId
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 LENGTH_RATIO_LIMITS = (0.9, 1.1)

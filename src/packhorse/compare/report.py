@@ -8,148 +8,28 @@ report.html   for a team: one page that opens offline
 
 from __future__ import annotations
 
-import json
-import math
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from packhorse.atomic import atomic_file
 from packhorse.compare.document import FORMAT, Comparison
 from packhorse.compare.tables import csv_text, markdown_text
-from packhorse.errors import InputError, OutputError
+from packhorse.reports.documents import json_text, read_document, write_documents
 
 
 def write_reports(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes the four reports into `folder`, made if missing, and gives their paths.
-
-    Each is whole or not there, and report.json comes first: when a later one cannot be written,
-    what was measured is safe. Raises OutputError; reports written before it stay.
-    """
+    """Writes the four reports into `folder`; see `write_documents`."""
     from packhorse.compare.page import html_text
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} cannot be made: {error.strerror}", "choose another with -o"
-        ) from error
-    writers: dict[str, Callable[[Comparison], str]] = {
-        "report.json": json_text,
-        "report.csv": csv_text,
-        "report.md": markdown_text,
-        "report.html": html_text,
-    }
-    written: list[Path] = []
-    for name, text in writers.items():
-        path = folder / name
-        try:
-            with atomic_file(path) as file:
-                file.write(text(comparison).encode("utf-8", errors="replace"))
-        except OutputError as error:
-            kept = ", ".join(str(done) for done in written)
-            hint = f"{error.hint}; already written: {kept}" if kept else error.hint
-            raise OutputError(str(error), hint) from error
-        written.append(path)
-    return written
+    return write_documents(
+        folder,
+        {
+            "report.json": lambda: json_text(comparison),
+            "report.csv": lambda: csv_text(comparison),
+            "report.md": lambda: markdown_text(comparison),
+            "report.html": lambda: html_text(comparison),
+        },
+    )
 
 
 def read_report(path: Path) -> Comparison:
-    """A comparison from its report.json.
-
-    Fields this version does not know are skipped; null where a plain number belongs is NaN.
-    Raises InputError for a file that cannot be read, is no comparison, or has another format.
-    """
-    try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}", "name a report.json"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is no JSON document: {error}", "name a report.json that compare wrote"
-        ) from error
-    if not isinstance(document, dict) or "format" not in document:
-        raise InputError(f"{path} is no comparison", "name a report.json that compare wrote")
-    if document["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {document['format']!r}, this version reads format {FORMAT}",
-            "read it with the packhorse that wrote it, or run the comparison again",
-        )
-    try:
-        comparison: Comparison = _decode(Comparison, document, "report")
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}", "run the comparison again") from error
-    return comparison
-
-
-def json_text(comparison: Comparison) -> str:
-    """The whole document, indented, ASCII only; NaN and infinity become null."""
-    return json.dumps(_strict(comparison.to_json()), indent=1, allow_nan=False) + "\n"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _decode(annotation: Any, value: Any, where: str) -> Any:
-    """`value` of a JSON document as what `annotation` says; ValueError names the place."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return value
-    if is_dataclass(annotation):
-        return _decode_dataclass(annotation, value, where)
-    if origin in (Union, types.UnionType):
-        return _decode_union(arguments, value, where)
-    if origin is Literal:
-        return _expect(value in arguments, value, where)
-    if origin is tuple:
-        items = _expect(isinstance(value, list), value, where)
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-    if origin is dict:
-        items = _expect(isinstance(value, dict), value, where)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items.items()}
-    if annotation is float:
-        number = _expect(value is None or type(value) in (int, float), value, where)
-        return math.nan if number is None else float(number)
-    return _expect(type(value) is annotation, value, where)
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    items = _expect(isinstance(value, dict), value, where)
-    annotations = get_type_hints(kind)
-    known = {}
-    for field in fields(kind):
-        if field.name in items:
-            place = f"{where}.{field.name}"
-            known[field.name] = _decode(annotations[field.name], items[field.name], place)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{where} has no {field.name}")
-    return kind(**known)
-
-
-def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and types.NoneType in choices:
-        return None
-    exact = [choice for choice in choices if choice is type(value)]
-    others = [choice for choice in choices if choice is not types.NoneType]
-    return _decode((exact or others)[0], value, where)
-
-
-def _expect(holds: bool, value: Any, where: str) -> Any:
-    if not holds:
-        raise ValueError(f"{where} is {value!r:.60}")
-    return value
+    """A comparison from its report.json; see `read_document`."""
+    return read_document(path, Comparison, FORMAT, "compare")

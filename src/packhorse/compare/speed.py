@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from packhorse.compare.document import Repeat, Spread
-from packhorse.compare.statistics import median_interval
+from packhorse.statistics import median_interval
 
 
 def speed(repeats: Sequence[Repeat]) -> dict[str, Spread]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Iterable, Sequence
 
 from packhorse.compare.document import Comparison, Trial
 from packhorse.compare.figures import (
@@ -20,23 +18,13 @@ from packhorse.compare.figures import (
     mean,
     measured,
     median,
-    plain,
     recommendation_title,
     speed_up,
-    visible,
 )
-from packhorse.compare.measures import (
-    ABSENT,
-    GENERAL_MEANINGS,
-    QUALITY,
-    SPEED,
-    Measure,
-    finite,
-    percent,
-    score,
-    show,
-    times,
-)
+from packhorse.compare.measures import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.reports.formats import ABSENT, finite, percent, score, show, times
+from packhorse.reports.markdown import cell, escape, fenced, pairs, table
+from packhorse.reports.words import visible
 
 Row = dict[str, str | float | int | None]
 
@@ -91,8 +79,8 @@ def _csv_cells(trial: Trial, item: Measure, middle: str, value: float | None) ->
 def markdown_text(comparison: Comparison) -> str:
     """The report as GitHub-flavoured Markdown; worst rows and raw values are in the others."""
     sections = [
-        f"# packhorse compare: {_escape(comparison.model)}",
-        _escape(headline(comparison)),
+        f"# packhorse compare: {escape(comparison.model)}",
+        escape(headline(comparison)),
         *_recommendation(comparison),
         "## Trials",
         *_speed(comparison),
@@ -101,9 +89,9 @@ def markdown_text(comparison: Comparison) -> str:
         "## What one change alone did",
         *_effects(comparison),
         "## Machine, versions, command",
-        _pairs(comparison.machine.items()),
-        _pairs(comparison.versions.items()),
-        _fenced(comparison.command),
+        pairs(comparison.machine.items()),
+        pairs(comparison.versions.items()),
+        fenced(comparison.command),
         "## How to read this",
         _meanings(comparison),
     ]
@@ -114,11 +102,11 @@ def _recommendation(comparison: Comparison) -> list[str]:
     recommendation = comparison.recommendation
     limits = limits_line(comparison)
     return [
-        f"## {_escape(recommendation_title(comparison))}",
-        _escape(recommendation.reason),
-        f"Given up: {_escape(recommendation.given_up)}" if recommendation.given_up else "",
-        f"Limits: {_escape(limits)}." if limits else "",
-        _fenced(recommendation.command) if recommendation.command else "",
+        f"## {escape(recommendation_title(comparison))}",
+        escape(recommendation.reason),
+        f"Given up: {escape(recommendation.given_up)}" if recommendation.given_up else "",
+        f"Limits: {escape(limits)}." if limits else "",
+        fenced(recommendation.command) if recommendation.command else "",
     ]
 
 
@@ -137,19 +125,19 @@ def _speed(comparison: Comparison) -> list[str]:
         cells = [_with_interval(trial, item, median(trial, item.name)) for item in shown]
         rows.append([_named(comparison, trial), show(speed_up(trial, base), times), *cells])
     failures = [
-        f"- {_escape(trial.name)} **failed**: {_escape(trial.reason)}"
+        f"- {escape(trial.name)} **failed**: {escape(trial.reason)}"
         for trial in comparison.trials
         if trial.status == "failed"
     ]
     flags = [
-        f"- {_escape(trial.name)}: {_escape(flag)}"
+        f"- {escape(trial.name)}: {escape(flag)}"
         for trial in comparison.trials
         for flag in trial.flags
     ]
     return [
-        _table(header, rows),
+        table(header, rows),
         "● on the Pareto front, ◆ its knee, ★ recommended, ≈ tied with it. "
-        + (f"Speed-up counts from {_escape(base.name)}." if base else ""),
+        + (f"Speed-up counts from {escape(base.name)}." if base else ""),
         "\n".join(failures),
         "Before believing a row:\n\n" + "\n".join(flags) if flags else "",
     ]
@@ -161,7 +149,7 @@ def _accuracy(comparison: Comparison) -> list[str]:
         return ["Accuracy was not measured."]
     rows = [
         [
-            _escape(trial.name),
+            escape(trial.name),
             *(_with_interval(trial, item, mean(trial, item.name)) for item in shown),
             show(trial.quality_notes.get("cosine_floor"), score),
         ]
@@ -170,7 +158,7 @@ def _accuracy(comparison: Comparison) -> list[str]:
     ]
     header = ["Trial", *(item.heading for item in shown), "Cosine floor"]
     name = str(comparison.reference.get("name", ""))
-    return [f"Against {_escape(name)}." if name else "", _table(header, rows)]
+    return [f"Against {escape(name)}." if name else "", table(header, rows)]
 
 
 def _effects(comparison: Comparison) -> list[str]:
@@ -179,7 +167,7 @@ def _effects(comparison: Comparison) -> list[str]:
         found = changes(comparison, kind)
         if found:
             header = ["Of", "Change", "Speed", "Rows identical", "Prefix"]
-            sections += [f"### {kind.capitalize()} alone", _table(header, map(_effect_row, found))]
+            sections += [f"### {kind.capitalize()} alone", table(header, map(_effect_row, found))]
     return sections or ["No two trials differ in one thing only."]
 
 
@@ -187,54 +175,29 @@ def _effect_row(change: Change) -> list[str]:
     effect = change.effect
     speed, rows, prefix = effect.speed_ratio, effect.rows_identical, effect.matched_prefix
     return [
-        _escape(change.group),
-        _escape(change.label),
-        _cell(show(speed.median, times), interval(speed, times)),
-        _cell(show(rows.mean, percent), interval(rows, percent)),
-        _cell(show(prefix.mean, score), interval(prefix, score)),
+        escape(change.group),
+        escape(change.label),
+        cell(show(speed.median, times), interval(speed, times)),
+        cell(show(rows.mean, percent), interval(rows, percent)),
+        cell(show(prefix.mean, score), interval(prefix, score)),
     ]
 
 
 def _meanings(comparison: Comparison) -> str:
-    lines = [f"- {_escape(text)}" for text in GENERAL_MEANINGS]
+    lines = [f"- {escape(text)}" for text in GENERAL_MEANINGS]
     lines += [
-        f"- **{_escape(item.label)}**: {_escape(item.meaning)}."
+        f"- **{escape(item.label)}**: {escape(item.meaning)}."
         for item in measured(comparison, SPEED + QUALITY)
     ]
     return "\n".join(lines)
 
 
 def _named(comparison: Comparison, trial: Trial) -> str:
-    return " ".join(part for part in (_escape(trial.name), marks(comparison, trial)) if part)
+    return " ".join(part for part in (escape(trial.name), marks(comparison, trial)) if part)
 
 
 def _with_interval(trial: Trial, item: Measure, value: float | None) -> str:
     if value is None:
         return ABSENT
     spread = trial.speed.get(item.name) or trial.quality.get(item.name)
-    return _cell(item.form(value), interval(spread, item.form))
-
-
-def _cell(value: str, around: str) -> str:
-    return f"{value} ({around})" if around else value
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _pairs(items: Iterable[tuple[str, object]]) -> str:
-    pairs = (plain(name, value) for name, value in items)
-    return "\n".join(f"- {_escape(name)}: {_escape(value)}" for name, value in pairs)
-
-
-def _fenced(command: str) -> str:
-    longest = max((len(run) for run in re.findall("`+", command)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{visible(command)}\n{fence}"
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave alone, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(visible(text).split()))
+    return cell(item.form(value), interval(spread, item.form))

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.compare.statistics import Estimate, bootstrap_mean, bootstrap_ratio
 from packhorse.errors import ConfigError, EngineError, ModelError
 from packhorse.models.quiet import quiet_transformers
+from packhorse.statistics import Estimate, bootstrap_mean, bootstrap_ratio
 
 FloatMatrix = npt.NDArray[np.float32]
 _POSITIONS_AT_ONCE = 64

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
-from typing import TYPE_CHECKING
+from functools import partial
 
 from packhorse.compare.document import Comparison, Trial
 from packhorse.compare.figures import (
@@ -23,26 +21,12 @@ from packhorse.compare.figures import (
     short_name,
     speed_up,
     variants,
-    visible,
     waste,
 )
-from packhorse.compare.measures import (
-    ABSENT,
-    Format,
-    gigabytes,
-    number,
-    percent,
-    score,
-    show,
-    times,
-)
+from packhorse.reports.formats import ABSENT, Format, gigabytes, number, percent, score, show, times
+from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
+from packhorse.reports.words import visible
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
-Lines = Iterator["Text"]
-
-NARROWEST = 60
 _DROPPED_FIRST = ("tokens", "kl", "waste", "cosine", "range", "p50", "identical", "memory", "rows")
 
 
@@ -65,29 +49,19 @@ def table(comparison: Comparison, width: int, *, colour: bool = False) -> str:
     The least important columns go first where there is no room; only the command is never broken,
     so that it can be copied. colour: with the escapes of a terminal.
     """
-    from rich.console import Console
-
-    console = Console(
-        file=io.StringIO(),
-        width=max(width, NARROWEST),
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        legacy_windows=False,
-        _environ={},
+    return rendered(
+        [
+            partial(section, comparison)
+            for section in (_head, _trials, _notes, _effects, _recommendation)
+        ],
+        width,
+        colour=colour,
     )
-    with console.capture() as captured:
-        for section in (_head, _trials, _notes, _effects, _recommendation):
-            lines = list(section(comparison, console.width))
-            for line in lines:
-                console.print(line, soft_wrap=True)
-            if lines:
-                console.print()
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().split("\n"))
 
 
 def _head(comparison: Comparison, width: int) -> Lines:
-    yield from _paragraph(f"packhorse compare {comparison.model}", width, "bold")
-    yield from _paragraph(headline(comparison), width, "dim")
+    yield from paragraph(f"packhorse compare {comparison.model}", width, "bold")
+    yield from paragraph(headline(comparison), width, "dim")
 
 
 def _trials(comparison: Comparison, width: int) -> Lines:
@@ -96,18 +70,18 @@ def _trials(comparison: Comparison, width: int) -> Lines:
     columns = _fitting(_columns(comparison), width - first)
     for number_of_line in (0, 1):
         headings = [(column.heading[number_of_line], column.width) for column in columns]
-        yield _line(" " * first, headings, "dim")
+        yield cells_line(" " * first, headings, "dim")
     for engine, quantization in variants(comparison):
         own = [t for t in comparison.trials if (t.engine, t.quantization) == (engine, quantization)]
-        yield from _paragraph(_variant(engine, quantization, own), width, "bold")
+        yield from paragraph(_variant(engine, quantization, own), width, "bold")
         for trial in own:
             name = names[trial.name].ljust(first)
             if trial.status == "failed":
-                yield from _paragraph(f"failed: {trial.reason}", width, "red", name + "  ")
+                yield from paragraph(f"failed: {trial.reason}", width, "red", name + "  ")
             else:
                 cells = [(column.cells[trial.name], column.width) for column in columns]
                 chosen = trial.name == comparison.recommendation.trial
-                yield _line(name, cells, "bold green" if chosen else "")
+                yield cells_line(name, cells, "bold green" if chosen else "")
 
 
 def _name(comparison: Comparison, trial: Trial) -> str:
@@ -193,7 +167,7 @@ def _notes(comparison: Comparison, width: int) -> Lines:
     for place, trial in enumerate(flagged):
         lines.append(f"[{_letter(place)}] {'; '.join(trial.flags)}")
     for line in lines:
-        yield from _paragraph(line, width, "dim")
+        yield from paragraph(line, width, "dim")
 
 
 def _effects(comparison: Comparison, width: int) -> Lines:
@@ -207,8 +181,8 @@ def _effects(comparison: Comparison, width: int) -> Lines:
             rows.append(_effect_row(change))
         if len(rows) > 1:
             if kind == "quantization":
-                yield _text("")
-            yield _text(f"what {kind} alone did", "bold")
+                yield text("")
+            yield text(f"what {kind} alone did", "bold")
             yield from _aligned(rows, width)
 
 
@@ -233,37 +207,19 @@ def _aligned(rows: Sequence[tuple[str, ...]], width: int) -> Lines:
         kept.remove(dropped)
     for number_of_row, row in enumerate(rows):
         cells = [(row[place], widths[place]) for place in kept[1:]]
-        yield _line(row[0].ljust(widths[0]), cells, "" if number_of_row else "dim")
+        yield cells_line(row[0].ljust(widths[0]), cells, "" if number_of_row else "dim")
 
 
 def _recommendation(comparison: Comparison, width: int) -> Lines:
     recommendation = comparison.recommendation
-    yield from _paragraph(recommendation_title(comparison), width, "bold")
-    yield from _paragraph(recommendation.reason, width)
+    yield from paragraph(recommendation_title(comparison), width, "bold")
+    yield from paragraph(recommendation.reason, width)
     if recommendation.given_up:
-        yield from _paragraph(f"Given up: {recommendation.given_up}", width)
+        yield from paragraph(f"Given up: {recommendation.given_up}", width)
     if limits := limits_line(comparison):
-        yield from _paragraph(f"Limits: {limits}.", width)
+        yield from paragraph(f"Limits: {limits}.", width)
     if recommendation.command:
-        yield _text(f"  {recommendation.command}", "cyan")
-
-
-def _paragraph(text: str, width: int, style: str = "", first: str = "") -> Lines:
-    """Text in lines of `width`; the lines after the first are indented as far as `first` is."""
-    for line in wrap(
-        visible(text), width, initial_indent=first, subsequent_indent=" " * len(first)
-    ):
-        yield _text(line, style)
-
-
-def _line(name: str, cells: Sequence[tuple[str, int]], style: str) -> Text:
-    return _text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
-
-
-def _text(line: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(visible(line), style=style)
+        yield text(f"  {recommendation.command}", "cyan")
 
 
 def _letter(place: int) -> str:

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
 from packhorse.compare.figures import Change, bounds, changes, measured, variant_of
-from packhorse.compare.html.axes import Axis, ratio_axis
-from packhorse.compare.html.cells import BAR, Cell, barred, scaled
+from packhorse.compare.html.cells import barred
 from packhorse.compare.html.texts import Parted, part
-from packhorse.compare.measures import (
+from packhorse.compare.measures import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.reports.formats import (
     ABSENT,
-    GENERAL_MEANINGS,
-    QUALITY,
-    SPEED,
     Format,
-    Measure,
     count,
     finite,
     gigabytes,
@@ -26,6 +22,8 @@ from packhorse.compare.measures import (
     show,
     times,
 )
+from packhorse.reports.html.axes import Axis, ratio_axis
+from packhorse.reports.html.cells import BAR, Cell, scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
 from packhorse.compare.figures import bounds, mean, median, short_name, variant_of
-from packhorse.compare.html.axes import Axis, share_axis, spanning_axis
-from packhorse.compare.html.labelling import Box, Disc, Label, place_labels
-from packhorse.compare.measures import Measure, gigabytes, measure, number, percent
+from packhorse.compare.measures import Measure, measure
+from packhorse.reports.formats import gigabytes, number, percent
+from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
+from packhorse.reports.html.labelling import Box, Disc, Label, place_labels
+from packhorse.reports.page import COLOURS, RING
 
 ACCURACIES = ("matched_prefix", "rows_identical", "cosine")
-COLOURS = 6
 _SMALLEST_SHARE = 0.4
 _ABOVE = 78.0
 _PLAIN, _BOLD = 6.5, 7.0  # mean width of a letter
-RING = 5.0
 
 
 @dataclass(frozen=True, slots=True)

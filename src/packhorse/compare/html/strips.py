@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
 from packhorse.compare.figures import median, variant_of
-from packhorse.compare.html.axes import Axis, spanning_axis
-from packhorse.compare.measures import number
+from packhorse.reports.formats import number
+from packhorse.reports.html.axes import Axis, spanning_axis
 
 _MOST_DOTS = 400
 _GOLDEN = 0.618033988749895

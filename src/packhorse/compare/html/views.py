@@ -18,22 +18,11 @@ from packhorse.compare.figures import (
     variants,
     waste,
 )
-from packhorse.compare.html.cells import Cell, barred, scaled
+from packhorse.compare.html.cells import barred
 from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
-from packhorse.compare.measures import (
-    ABSENT,
-    QUALITY,
-    SPEED,
-    Measure,
-    finite,
-    gigabytes,
-    measure,
-    number,
-    percent,
-    score,
-    show,
-    times,
-)
+from packhorse.compare.measures import QUALITY, SPEED, Measure, measure
+from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, score, show, times
+from packhorse.reports.html.cells import Cell, scaled
 
 _NOT_IN_TABLE = {  # it would be too wide; report.csv has all of them
     "wall_seconds", "load_seconds", "prompt_tokens_per_second", "generated_tokens_per_second",

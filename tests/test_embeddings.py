@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from packhorse.compare.embeddings import SentenceEncoder, embed, read_layout
+from packhorse.embeddings import SentenceEncoder, embed, read_layout
 from packhorse.errors import ModelError
 
 WORDS = ("the", "horse", "carries", "a", "load", "over", "hills", "and", "none", "is", "lost")

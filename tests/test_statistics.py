@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from packhorse.compare.statistics import (
+from packhorse.compare.ties import compare_repeats
+from packhorse.statistics import (
     bootstrap_mean,
     bootstrap_ratio,
     knee,
@@ -21,7 +22,6 @@ from packhorse.compare.statistics import (
     quantile,
     wilson_interval,
 )
-from packhorse.compare.ties import compare_repeats
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

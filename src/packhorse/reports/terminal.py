@@ -1,0 +1,65 @@
+"""Lines of a report for a terminal or a pipe."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Protocol
+
+from packhorse.reports.words import visible
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Lines = Iterator["Text"]
+
+NARROWEST = 60
+
+
+class Section(Protocol):
+    """A part of a report, in lines of at most `width` characters."""
+
+    def __call__(self, width: int) -> Lines: ...
+
+
+def rendered(sections: Sequence[Section], width: int, *, colour: bool) -> str:
+    """The sections with a blank line between them. colour: with the escapes of a terminal."""
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(),
+        width=max(width, NARROWEST),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        legacy_windows=False,
+        _environ={},
+    )
+    with console.capture() as captured:
+        for section in sections:
+            lines = list(section(console.width))
+            for each in lines:
+                console.print(each, soft_wrap=True)
+            if lines:
+                console.print()
+    return "\n".join(each.rstrip() for each in captured.get().rstrip().split("\n"))
+
+
+def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines:
+    """Text in lines of `width`; the lines after the first are indented as far as `first` is."""
+    for each in wrap(
+        visible(words), width, initial_indent=first, subsequent_indent=" " * len(first)
+    ):
+        yield text(each, style)
+
+
+def cells_line(name: str, cells: Sequence[tuple[str, int]], style: str = "") -> Text:
+    """A name and cells of (text, width), each from the right."""
+    return text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
+
+
+def text(words: str, style: str = "") -> Text:
+    """One line as it is."""
+    from rich.text import Text
+
+    return Text(visible(words), style=style)
