@@ -7,16 +7,17 @@ engine has room for more, and only rows under way are in memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from packhorse.batching.expected import expect
 from packhorse.batching.planning import plan
 from packhorse.batching.policies import Limits
-from packhorse.contract import Engine
-from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request
+from packhorse.contract import Engine, Scorer
+from packhorse.data import Answer, Batch, Completion, Decoding, Failure, Prompt, Request, Scores
 from packhorse.duplicates import Duplicates
+from packhorse.errors import EngineError
 from packhorse.meters import Meter
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
@@ -56,7 +57,7 @@ class Answering:
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
         """One outcome for every request, in the order they finish."""
         watch = StopStrings(self.tokenizer.codec, self._underway)
-        for result in self.engine.run(self._batches(requests), watch):
+        for result in self.engine.run(self._batches(requests, self.deduplicate), watch):
             yield from self._without_running()
             outcome = self._outcome(result)
             self._learn(outcome)
@@ -67,9 +68,34 @@ class Answering:
                 yield equal
         yield from self._without_running()
 
-    def _batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def scores(
+        self, requests: Iterable[Request], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """Scores of the continuations (token ids) after every request, in the order they finish.
+
+        `decoding` allows as many new tokens as the longest has. Equal rows are scored each for
+        itself. Raises EngineError for an engine that does not score.
+        """
+        engine = self.engine
+        if not isinstance(engine, Scorer):
+            raise EngineError(
+                f"the engine {engine.traits.name} does not score given texts",
+                "use --engine transformers or --engine ctranslate2",
+            )
+        for result in engine.score(self._batches(requests, deduplicate=False), continuations):
+            yield from self._refusals()
+            request, prompt = self._underway.pop(result.index)
+            if isinstance(result, Failure):
+                result = _failure(request, result.code, result.message)
+                self.meter.count_outcome(result)
+            else:
+                self.meter.count_scores(result, len(prompt.token_ids))
+            yield result
+        yield from self._refusals()
+
+    def _batches(self, requests: Iterable[Request], deduplicate: bool) -> Iterator[Batch]:
         for window in windows(requests, self.window_rows):
-            prompts = self._prompts(window)
+            prompts = self._prompts(window, deduplicate)
             mixed = self.engine.traits.mixed_decoding
             shares = self.share_prefixes and self.engine.traits.shares_prefixes
             batches = plan(
@@ -83,7 +109,7 @@ class Answering:
                 self.meter.count_batch(batch)
                 yield batch
 
-    def _prompts(self, window: list[Request]) -> list[Prompt]:
+    def _prompts(self, window: list[Request], deduplicate: bool) -> list[Prompt]:
         """Tokenizes a window; rows that cannot become prompts are put among the refused."""
         context = self.engine.traits.max_context
         decodings = [row_decoding(self.decoding, request) for request in window]
@@ -101,7 +127,7 @@ class Answering:
                 self._refused.append(_failure(request, ids.code, ids.message))
             else:
                 prompt = Prompt(request.index, ids, decoding)
-                if self.deduplicate and self._duplicates.join(request, prompt):
+                if deduplicate and self._duplicates.join(request, prompt):
                     continue
                 self._underway[request.index] = (request, prompt)
                 prompts.append(prompt)
@@ -134,14 +160,17 @@ class Answering:
 
     def _without_running(self) -> Iterator[Answer | Failure]:
         """Outcomes of rows that need not run or cannot."""
-        while self._refused:
-            refusal = self._refused.popleft()
-            self.meter.count_outcome(refusal)
-            yield refusal
+        yield from self._refusals()
         while self._duplicates.ready:
             equal = self._duplicates.ready.popleft()
             self.meter.count_duplicate(equal)
             yield equal
+
+    def _refusals(self) -> Iterator[Failure]:
+        while self._refused:
+            refusal = self._refused.popleft()
+            self.meter.count_outcome(refusal)
+            yield refusal
 
 
 @dataclass(slots=True)

@@ -6,11 +6,11 @@ batch at a time, for several workers and for continuous batching; back-pressure 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from packhorse.data import Batch, Completion, Failure
+from packhorse.data import Batch, Completion, Failure, Scores
 
 CostRule = Literal["padded", "forced-prefix", "packed"]
 
@@ -80,3 +80,18 @@ class Engine(Protocol):
     ) -> Iterator[Completion | Failure]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What an engine may be besides: it tells how probable given continuations are.
+
+    `score` gives every prompt of every batch its Scores, or a Failure, exactly once, in any order;
+    a prompt's shared prefix and the prompt itself are computed once, whatever the number of
+    continuations. continuations: token ids, at least one each; every prompt's max_new_tokens is at
+    least the longest. Scores do not depend on a prompt's batch, up to the rounding of sums.
+    """
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]: ...

@@ -119,6 +119,19 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """How probable a row's continuations are to an engine that scores them.
+
+    log_probs: natural logarithm of the probability of each continuation as a whole after the
+    row's prompt, in the order they were given, each <= 0.
+    """
+
+    index: int
+    log_probs: tuple[float, ...]
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A completion as text: what the row's owner gets.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.batching.expected import Expected
-from packhorse.data import Answer, Batch, Failure
+from packhorse.data import Answer, Batch, Failure, Scores, Timing
 
 
 def quantile(sorted_values: Sequence[float], share: float) -> float | None:
@@ -147,16 +147,23 @@ class Meter:
             self.failures[outcome.code] += 1
             return
         timing = outcome.timing
-        self.rows_completed += 1
-        self.prompt_tokens += outcome.prompt_tokens
+        self._count_row(timing, outcome.prompt_tokens)
         self.generated_tokens += outcome.completion_tokens
-        self.latencies.append(timing.finished - timing.submitted)
         if timing.first_token is not None:
             self.first_token_latencies.append(timing.first_token - timing.submitted)
             if outcome.completion_tokens > 1:
                 self.token_latencies.append(
                     (timing.finished - timing.first_token) / (outcome.completion_tokens - 1)
                 )
+
+    def count_scores(self, scores: Scores, prompt_tokens: int) -> None:
+        """A row whose continuations were scored; it generated nothing."""
+        self._count_row(scores.timing, prompt_tokens)
+
+    def _count_row(self, timing: Timing, prompt_tokens: int) -> None:
+        self.rows_completed += 1
+        self.prompt_tokens += prompt_tokens
+        self.latencies.append(timing.finished - timing.submitted)
 
     @property
     def padding_share(self) -> float | None:

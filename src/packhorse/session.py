@@ -12,7 +12,7 @@ from packhorse.batching.policies import AUTO, PLANNED, Limits, policy_named
 from packhorse.calibration import Calibration, calibrate, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
-from packhorse.data import Answer, Decoding, Failure, Message, Request
+from packhorse.data import Answer, Decoding, Failure, Message, Request, Scores
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError
 from packhorse.meters import Meter
@@ -65,18 +65,33 @@ class Model:
         """
         chosen = replace(Decoding(), **decoding)
         check_decoding(chosen, self.traits.max_context)
-        requests = (
-            Request(
-                index=index,
-                id=index,
-                line=index + 1,
-                content=prompt if isinstance(prompt, str) else tuple(prompt),
-                key=str(index),
-            )
-            for index, prompt in enumerate(prompts)
-        )
         tokenizer = Tokenizer(self.codec, system, on_too_long)
-        return self.answering(tokenizer, chosen, self.budget(chosen), Meter()).outcomes(requests)
+        answering = self.answering(tokenizer, chosen, self.budget(chosen), Meter())
+        return answering.outcomes(requests_of(prompts))
+
+    def score(
+        self,
+        prompts: Iterable[str | Sequence[Message]],
+        continuations: Sequence[str],
+        *,
+        system: str | None = None,
+        on_too_long: OnTooLong = "error",
+    ) -> Iterator[Scores | Failure]:
+        """How probable each of `continuations` is after each of `prompts`, as they finish.
+
+        Prompts and outcomes are as for `generate`; log-probabilities are natural and in the order
+        of `continuations`. A prompt and what prompts begin with in common are computed once.
+        Raises ConfigError for a continuation that is empty, EngineError for an engine that does
+        not score.
+        """
+        ids = [self.codec.encode_fragment(text) for text in continuations]
+        if not ids or not all(ids):
+            raise ConfigError("a continuation is empty", "give texts of at least one token")
+        decoding = Decoding(max_new_tokens=max(map(len, ids)))
+        check_decoding(decoding, self.traits.max_context)
+        tokenizer = Tokenizer(self.codec, system, on_too_long)
+        answering = self.answering(tokenizer, decoding, self.budget(decoding), Meter())
+        return answering.scores(requests_of(prompts), ids)
 
     def budget(self, decoding: Decoding) -> TokenBudget:
         """Tokens a batch may hold, from the memory that is free now."""
@@ -113,6 +128,18 @@ class Model:
             decoding=decoding,
             meter=meter,
             stopping=stopping,
+        )
+
+
+def requests_of(prompts: Iterable[str | Sequence[Message]]) -> Iterator[Request]:
+    """Prompts as rows whose index, id and key are their position."""
+    for index, prompt in enumerate(prompts):
+        yield Request(
+            index=index,
+            id=index,
+            line=index + 1,
+            content=prompt if isinstance(prompt, str) else tuple(prompt),
+            key=str(index),
         )
 
 

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.compare.document import FORMAT, Comparison, Estimate, Recommendation, Spread
-from packhorse.compare.report import json_text, read_report, write_reports
+from packhorse.compare.report import read_report, write_reports
 from packhorse.compare.tables import csv_text, markdown_text
 from packhorse.errors import InputError, OutputError
+from packhorse.reports.documents import json_text
 
 NAMES = ["report.json", "report.csv", "report.md", "report.html"]
 NAN = math.nan
@@ -167,8 +168,8 @@ class TestJson:
         [
             ('{"format": 2}', r"has format 2, this version reads format 1"),
             ('{"format": "1"}', r"has format '1'"),
-            ("{}", "is no comparison"),
-            ("[]", "is no comparison"),
+            ("{}", "is no report"),
+            ("[]", "is no report"),
             ("", "is no JSON document"),
             ('{"format": NaN}', "NaN is not JSON"),
             ("[" * 100_000, "is no JSON document"),

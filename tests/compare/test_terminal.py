@@ -10,7 +10,8 @@ import pytest
 from documents import BATCHINGS, FAILED, comparison
 
 from packhorse.compare.document import Comparison, Estimate, Recommendation, Spread
-from packhorse.compare.terminal import NARROWEST, table
+from packhorse.compare.terminal import table
+from packhorse.reports.terminal import NARROWEST
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding
+from packhorse.data import Batch, Decoding, Failure, Scores
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.ct2_loading import (
     GeneratorSource,
@@ -42,6 +42,7 @@ from packhorse.engines.ct2_loading import (
     supported_compute_type,
     try_out,
 )
+from packhorse.engines.ct2_scoring import ContinuationScoring
 from packhorse.engines.ct2_seeded import SeededWorkers
 from packhorse.engines.rows import Result, Row, WatchError, answer, refuse
 from packhorse.errors import EngineError
@@ -181,6 +182,16 @@ class CTranslate2Engine:
             executor.shutdown(cancel_futures=True)
             run.seeded.close()
             await_idle(run.generator)
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """See `packhorse.contract.Scorer`. Prompts are scored one a worker."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        return ContinuationScoring(
+            self._generator, self._tokens, continuations, self._may_keep, self._traits
+        ).scores(batches)
 
     def close(self) -> None:
         self._closed.set()

@@ -6,16 +6,18 @@ it writes are English words, chosen by a digest of the prompt.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packhorse.config import EngineConfig
 from packhorse.contract import CostRule, EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding, Prompt
+from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
 from packhorse.engines.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
 
 SLOW_SECONDS_PER_TOKEN = 0.01
+ANSWERS_VARIABLE = "PACKHORSE_FAKE_ANSWERS"
 DELAY_VARIABLE = "PACKHORSE_FAKE_SECONDS_PER_TOKEN"
 BYTES = 256
 END = 256
@@ -52,6 +55,9 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Fa
     """A fake engine for any prepared model; the environment variable
     PACKHORSE_FAKE_SECONDS_PER_TOKEN slows every step down, for tests that interrupt a run.
 
+    PACKHORSE_FAKE_ANSWERS may name a JSON file of [text, answer] pairs: to a prompt that contains
+    such a text (the last of several counts) that answer is given and found most probable.
+
     Two formats are planted for comparisons to find: "int8" answers every third prompt otherwise, as
     a lossy format would, and "int16" takes SLOW_SECONDS_PER_TOKEN longer.
     """
@@ -63,6 +69,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Fa
         workers=config.workers or 1,
         threads=config.threads or 1,
         seconds_per_token=slow + float(os.environ.get(DELAY_VARIABLE) or 0),
+        answers=_planted(os.environ.get(ANSWERS_VARIABLE)),
     )
 
 
@@ -70,7 +77,8 @@ class FakeEngine:
     """`workers` batches at once, a step of each in turn; rows are yielded as they finish.
 
     seconds_per_token: wait of every step, whatever the number of rows. seconds_per_batch: wait
-    before a batch begins. lossy: every third prompt is answered otherwise.
+    before a batch begins. lossy: every third prompt is answered otherwise. answers: text that a
+    prompt may contain to what is then answered.
     """
 
     def __init__(
@@ -86,7 +94,9 @@ class FakeEngine:
         seconds_per_token: float = 0.0,
         seconds_per_batch: float = 0.0,
         faults: Faults | None = None,
+        answers: Mapping[str, str] | None = None,
     ) -> None:
+        self._answers = {text.encode(): answer.encode() for text, answer in (answers or {}).items()}
         self._seconds_per_token = seconds_per_token
         self._seconds_per_batch = seconds_per_batch
         self._faults = faults or Faults()
@@ -135,6 +145,36 @@ class FakeEngine:
                 else:
                     underway.remove(steps)
 
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """See `packhorse.contract.Scorer`: a planted answer is all but certain, everything else as
+        probable as a digest of prompt and continuation has it."""
+        if self._is_closed:
+            raise EngineError("the engine is closed", "load the model again")
+
+        def scored(rows: list[Row]) -> Iterator[Scores]:
+            self._break_down(rows)
+            _wait(self._seconds_per_token)
+            for row in rows:
+                known = self._known(row.prompt)
+                yield row.score([_log_prob(row.prompt, ids, known) for ids in continuations])
+
+        for batch in batches:
+            rows = [Row(prompt) for prompt in batch.prompts]
+            refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
+            yield from filter(None, refused)
+            _wait(self._seconds_per_batch)
+            yield from answer([row for row in rows if not row.answered], scored)
+
+    def _known(self, prompt: Prompt) -> bytes | None:
+        """The planted answer of the text that stands last in a prompt."""
+        if not self._answers:
+            return None
+        text = bytes(prompt.token_ids)
+        last, known = max((text.rfind(part), answer) for part, answer in self._answers.items())
+        return known if last >= 0 else None
+
     def close(self) -> None:
         self._is_closed = True
 
@@ -144,7 +184,7 @@ class FakeEngine:
         refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
         yield from filter(None, refused)
         accepted = [row for row in rows if not row.answered]
-        words = {row.prompt.index: written(row.prompt, lossy=self._lossy) for row in accepted}
+        words = {row.prompt.index: self._words(row.prompt) for row in accepted}
         _wait(self._seconds_per_batch)
 
         def decode(rows: list[Row]) -> Iterator[Result | None]:
@@ -158,6 +198,10 @@ class FakeEngine:
                 yield None
 
         yield from answer(accepted, decode)
+
+    def _words(self, prompt: Prompt) -> Iterator[int]:
+        known = self._known(prompt)
+        return written(prompt, lossy=self._lossy) if known is None else iter(known)
 
     def _break_down(self, rows: list[Row]) -> None:
         """Raises what a real engine would for rows that are to fail."""
@@ -190,6 +234,17 @@ def written(prompt: Prompt, *, lossy: bool = False) -> Iterator[int]:
             yield ord(" ")
             length -= 1
         state = blake2b(state).digest()
+
+
+def _log_prob(prompt: Prompt, ids: Sequence[int], known: bytes | None) -> float:
+    if known is not None and bytes(ids) == known:
+        return -0.05 * len(ids)
+    digest = blake2b(repr((prompt.token_ids, tuple(ids))).encode(), digest_size=4).digest()
+    return -len(ids) * (1.0 + int.from_bytes(digest, "big") / 2**32)
+
+
+def _planted(path: str | None) -> dict[str, str] | None:
+    return dict(json.loads(Path(path).read_text())) if path else None
 
 
 def _is_greedy(decoding: Decoding) -> bool:

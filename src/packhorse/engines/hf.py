@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
-from packhorse.data import Batch
+from packhorse.data import Batch, Failure, Scores
+from packhorse.engines.continuations import continuation_log_probs
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
-from packhorse.engines.rows import Result, Row, answer, first_line, refuse
+from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, first_line, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
 from packhorse.errors import EngineError, ModelError
 from packhorse.models.quiet import quiet_transformers
@@ -101,12 +104,45 @@ class TransformersEngine:
             raise EngineError("the engine is closed", "load the model again")
         for batch in batches:
             rows = [Row(prompt) for prompt in batch.prompts]
-            refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
-            yield from filter(None, refused)
+            yield from self._refusals(rows)
             accepted = [row for row in rows if not row.answered]
             if accepted:
                 prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
                 yield from self._answer(model, accepted, prefix, watch)
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """See `packhorse.contract.Scorer`."""
+        model = self._model
+        if model is None:
+            raise EngineError("the engine is closed", "load the model again")
+        for batch in batches:
+            rows = [Row(prompt) for prompt in batch.prompts]
+            yield from self._refusals(rows)
+            accepted = [row for row in rows if not row.answered]
+            if accepted:
+                prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
+                attempt = partial(self._score, model, prefix, continuations)
+                yield from answer(accepted, attempt)
+
+    def _score(
+        self,
+        model: PreTrainedModel,
+        prefix: tuple[int, ...],
+        continuations: Sequence[Sequence[int]],
+        rows: list[Row],
+    ) -> Iterator[Scores | Failure]:
+        state = self._prefixes.of(prefix) if self._prefixes else None
+        sequences = [row.sequence for row in rows]
+        found = continuation_log_probs(model, sequences, continuations, state)
+        for row, values in zip(rows, found.tolist(), strict=True):
+            numbers = all(map(math.isfinite, values))
+            yield row.score(values) if numbers else row.fail("engine_error", NOT_NUMBERS)
+
+    def _refusals(self, rows: list[Row]) -> Iterator[Failure]:
+        refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
+        yield from filter(None, refused)
 
     def close(self) -> None:
         self._model = self._prefixes = None
@@ -135,7 +171,7 @@ class TransformersEngine:
                 going_on = []
                 for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
                     if token_id is None:
-                        yield row.fail("engine_error", _NOT_NUMBERS)
+                        yield row.fail("engine_error", NOT_NUMBERS)
                     elif result := row.take(token_id, self._end_ids, watch):
                         yield result
                     else:
@@ -201,8 +237,4 @@ def _dtype(asked: str, device: str) -> str:
     return asked
 
 
-_NOT_NUMBERS = (
-    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
-    "overflow in this number format; try float32"
-)
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"

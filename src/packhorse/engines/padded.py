@@ -11,7 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from packhorse.engines.prefix_states import PrefixState
-from packhorse.engines.rowcache import keep_rows, position_bytes, row_cache, trim_positions
+from packhorse.engines.rowcache import (
+    can_retract,
+    keep_rows,
+    position_bytes,
+    retract_positions,
+    row_cache,
+    trim_positions,
+)
 
 
 class PaddedBatch:
@@ -55,7 +62,7 @@ class PaddedBatch:
     @torch.inference_mode()
     def prefill(self) -> Tensor:
         """Logits [rows, vocabulary] of each row's first new token."""
-        return self._logits(self._token_ids, self._positions)
+        return self._logits(self._token_ids, self._positions)[:, -1]
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int]) -> Tensor:
@@ -63,7 +70,31 @@ class PaddedBatch:
         ids = torch.tensor(token_ids, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
         self._positions = self._positions[:, -1:] + 1
-        return self._logits(ids, self._positions)
+        return self._logits(ids, self._positions)[:, -1]
+
+    @torch.inference_mode()
+    def last_logits(self, count: int) -> Tensor:
+        """As `prefill`, but after each of the last tokens: [rows, count, vocabulary]."""
+        return self._logits(self._token_ids, self._positions, keep=count)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """Whether `look_ahead` works: the model's layers are plain attention."""
+        return can_retract(self._cache)
+
+    @torch.inference_mode()
+    def look_ahead(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits [rows, tokens, vocabulary] after each of these tokens, were they appended to every
+        row; the rows stay as they are."""
+        count, rows = len(token_ids), len(self._mask)
+        mask, ids = self._mask, torch.tensor([token_ids] * rows, device=self._mask.device)
+        self._mask = torch.cat([mask, mask.new_ones(rows, count)], dim=1)
+        ahead = torch.arange(1, count + 1, device=mask.device)[None, :]
+        try:
+            return self._logits(ids, self._positions[:, -1:] + ahead, keep=count)
+        finally:
+            self._mask = mask
+            retract_positions(self._cache, count)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> list[int]:
@@ -81,8 +112,9 @@ class PaddedBatch:
         """Bytes of cache that one position of one row takes, once there is one."""
         return position_bytes(self._cache)
 
-    def _logits(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
+    def _logits(self, token_ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+        """Logits [rows, keep, vocabulary] after the last `keep` tokens."""
+        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": keep}
         output = self._model(
             input_ids=token_ids,
             attention_mask=self._mask,
@@ -90,5 +122,5 @@ class PaddedBatch:
             use_cache=True,
             **{name: value for name, value in options.items() if name in self._accepted},
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits[:, -keep:]
         return logits

@@ -60,6 +60,12 @@ class RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._start += positions
             self._use(self.keys.shape[0])
 
+    def retract(self, positions: int) -> None:
+        """Leaves out the last `positions` of those in use."""
+        if self.keys is not None:
+            self._end -= positions
+            self._use(self.keys.shape[0])
+
     def _use(self, rows: int) -> tuple[Tensor, Tensor]:
         assert self._buffers is not None
         used = slice(self._start, self._end)
@@ -115,6 +121,17 @@ def trim_positions(cache: DynamicCache, positions: int) -> bool:
     for layer in layers or []:
         layer.trim(positions)
     return layers is not None
+
+
+def retract_positions(cache: DynamicCache, positions: int) -> None:
+    """Forgets the last positions of all rows. Only for a cache that `can_retract`."""
+    for layer in _row_layers(cache) or []:
+        layer.retract(positions)
+
+
+def can_retract(cache: DynamicCache) -> bool:
+    """Whether positions can be taken back: all layers are plain attention."""
+    return _row_layers(cache) is not None
 
 
 def position_bytes(cache: DynamicCache) -> int:

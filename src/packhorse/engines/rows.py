@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from packhorse.contract import TokenWatch
-from packhorse.data import Completion, Failure, FinishReason, Prompt, Timing
+from packhorse.data import Completion, Failure, FinishReason, Prompt, Scores, Timing
 
 Result = Completion | Failure
 T = TypeVar("T")
 
+NOT_NUMBERS = (
+    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
+    "overflow in this number format; try float32"
+)
 _OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
 
 
@@ -67,6 +71,12 @@ class Row:
         if watch is not None and _ends(watch, self.prompt.index, token_id):
             return self._complete("stop", now)
         return self._complete("length", now) if self.tokens_left <= 0 else None
+
+    def score(self, log_probs: Sequence[float]) -> Scores:
+        """The row's result where continuations were scored and nothing was generated."""
+        self.answered = True
+        timing = Timing(self.submitted, time.monotonic())
+        return Scores(self.prompt.index, tuple(log_probs), timing)
 
     def fail(self, code: str, message: str) -> Failure:
         self.answered = True

@@ -8,7 +8,7 @@ row of the job, whatever the format. No file is ever held in memory as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
@@ -19,14 +19,22 @@ from packhorse.config import InputConfig
 from packhorse.data import Failure, Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.sources import lines, openai
-from packhorse.sources.columns import find_prompt
+from packhorse.sources.columns import find_prompt, no_column
 from packhorse.sources.csvfile import open_csv
 from packhorse.sources.faults import RowError
+from packhorse.sources.fields import FieldRow, to_fields
 from packhorse.sources.parquet import open_parquet
 from packhorse.sources.rows import Keys, Layout, Record, to_row
 from packhorse.sources.template import Template
 
-__all__ = ["INPUT_FORMATS", "InputFormat", "detect_format", "read_rows"]
+__all__ = [
+    "INPUT_FORMATS",
+    "FieldRow",
+    "InputFormat",
+    "detect_format",
+    "read_fields",
+    "read_rows",
+]
 
 InputFormat = Literal["jsonl", "openai-batch", "csv", "parquet", "text"]
 INPUT_FORMATS: tuple[InputFormat, ...] = get_args(InputFormat)
@@ -102,6 +110,33 @@ def read_rows(path: Path, config: InputConfig) -> Iterator[Request | Failure]:
         layout, records = _OPENERS[input_format](path, template, config.prompt_column)
     rows = _rows(path, layout, records, config.limit)
     return chain([next(rows)], rows)
+
+
+def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
+    """The named columns of a table, or fields of JSON lines, of every row in order.
+
+    Raises InputError for a file that cannot be read and for a name that no row has, which for JSON
+    lines is known after the last row only.
+    """
+    input_format = detect_format(path)
+    if input_format == "openai-batch":
+        raise InputError(
+            f"{path} holds OpenAI batch lines, which have no columns",
+            "give the rows as CSV, Parquet or JSONL",
+        )
+    wanted = Template(tuple(("", name) for name in names))
+    found: set[str] = set()
+    known: tuple[str, ...] = ()
+    with _reading(path):
+        _, records = _OPENERS[input_format](path, wanted, None)
+        for index, record in enumerate(records):
+            row = to_fields(index, record, names)
+            found.update(row.names)
+            known = known or row.names
+            yield row
+    for name in names:
+        if name not in found and known:
+            raise no_column(path, known, name, "choose one of these")
 
 
 def _rows(

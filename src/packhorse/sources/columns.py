@@ -27,17 +27,18 @@ def find_prompt(
     elif "prompt" in columns or "text" in columns:
         layout = Layout(prompt_field="prompt" if "prompt" in columns else "text")
     else:
-        raise _no_column(path, columns, "prompt", "say which one to use with --prompt-column")
+        raise no_column(path, columns, "prompt", "say which one to use with --prompt-column")
     for name in layout.prompt_names:
         if name not in columns:
-            raise _no_column(path, columns, name, "choose one of these")
+            raise no_column(path, columns, name, "choose one of these")
     for name in layout.names:
         if columns.count(name) > 1:
             raise InputError(f"{path} has more than one column {name!r}", "rename all but one")
     return layout
 
 
-def _no_column(path: Path, columns: Sequence[str], name: str, advice: str) -> InputError:
+def no_column(path: Path, columns: Sequence[str], name: str, advice: str) -> InputError:
+    """The error for a name that is none of `columns`: it lists them and guesses what was meant."""
     shown = ", ".join(repr(column) for column in columns[:_COLUMNS_SHOWN])
     more = ", ..." if len(columns) > _COLUMNS_SHOWN else ""
     original = {column.lower(): column for column in columns}

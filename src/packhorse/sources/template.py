@@ -50,7 +50,7 @@ class Template:
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Raises RowError for a field that is missing or no single value, or if all are blank."""
-        values = {name: _text(fields.get(name), name) for name in self.names}
+        values = {name: text_of(fields.get(name), name) for name in self.names}
         if not any(value.strip() for value in values.values()):
             raise RowError("empty_prompt", "all fields of the template are blank; fill one")
         return "".join(
@@ -58,7 +58,8 @@ class Template:
         )
 
 
-def _text(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
+    """A single value as text; RowError for None, lists, objects, NaN and infinity."""
     if isinstance(value, str):
         return value
     if value is None:

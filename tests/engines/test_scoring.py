@@ -1,0 +1,176 @@
+"""Continuations scored: every engine against plain forward passes, and what they all keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from subjects import Subject, converted, ctranslate2, fake, in_batches, transformers
+
+from packhorse.contract import Engine, Scorer
+from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
+from packhorse.engines.fake import Faults
+from packhorse.errors import EngineError
+
+CONTINUATIONS = ((5,), (5, 7), (9, 4, 6), (9, 4, 8, 11), (77, 2))
+NAMES = ("fake", "transformers llama", "transformers gpt2", "ctranslate2 llama", "ctranslate2 gpt2")
+DECODING = {"max_new_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def subjects(
+    built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Subject]:
+    root = tmp_path_factory.mktemp("scoring")
+    found = {"fake": fake("fake")}
+    for name, end in (("llama", 2), ("gpt2", 0)):
+        folder = converted(built[name], root / name)
+        found[f"transformers {name}"] = transformers(name, built[name], end_ids=(end,))
+        found[f"ctranslate2 {name}"] = ctranslate2(name, folder, end_ids=(end,))
+    return found
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def subject(request: pytest.FixtureRequest, subjects: dict[str, Subject]) -> Subject:
+    return subjects[request.param]
+
+
+@pytest.fixture(scope="module")
+def engine(subject: Subject) -> Iterator[Engine]:
+    engine = subject.make()
+    yield engine
+    engine.close()
+
+
+def scored(
+    engine: Engine,
+    batches: Iterator[Batch],
+    continuations: Sequence[Sequence[int]] = CONTINUATIONS,
+) -> dict[int, tuple[float, ...]]:
+    assert isinstance(engine, Scorer)
+    found = {}
+    for result in engine.score(batches, continuations):
+        assert isinstance(result, Scores), result
+        assert result.index not in found
+        assert result.timing.submitted <= result.timing.finished
+        found[result.index] = result.log_probs
+    return found
+
+
+def forward(folder: Path, prompt: Prompt) -> list[float]:
+    """log p of each continuation by one plain forward pass each."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    totals = []
+    for ids in CONTINUATIONS:
+        whole = torch.tensor([[*prompt.token_ids, *ids]])
+        with torch.inference_mode():
+            logits = model(whole, attention_mask=torch.ones_like(whole)).logits[0].double()
+        places = range(len(prompt.token_ids) - 1, whole.shape[1] - 1)
+        log_probs = logits.log_softmax(dim=-1)
+        totals.append(sum(float(log_probs[at, t]) for at, t in zip(places, ids, strict=True)))
+    return totals
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize("library", ["transformers", "ctranslate2"])
+def test_scores_are_those_of_plain_forward_passes(
+    library: str, model: str, subjects: dict[str, Subject], built: dict[str, Path]
+) -> None:
+    """In batches, alone, and behind a shared prefix long enough for either way of CTranslate2."""
+    subject = subjects[f"{library} {model}"]
+    engine = subject.make()
+    own = subject.prompts(6, **DECODING)
+    prefix = tuple(range(20, 110))
+    prompts = [replace(prompt, token_ids=prefix + prompt.token_ids[:9]) for prompt in own]
+    expected = {prompt.index: forward(built[model], prompt) for prompt in prompts}
+    for batches in (
+        in_batches(prompts, 4),
+        in_batches(prompts, 1),
+        iter([Batch(tuple(prompts), 90)]),
+    ):
+        for index, values in scored(engine, batches).items():
+            assert values == pytest.approx(expected[index], abs=2e-4)
+    engine.close()
+
+
+def test_a_row_alone_equals_the_row_in_any_batch(subject: Subject, engine: Engine) -> None:
+    prompts = subject.prompts(14, **DECODING)
+    expected = scored(engine, in_batches(prompts, 1))
+    assert sorted(expected) == list(range(14))
+    for rows in (3, 14):
+        for index, values in scored(engine, in_batches(prompts[::-1], rows)).items():
+            assert values == pytest.approx(expected[index], abs=2e-4)
+
+
+def test_probabilities_of_all_single_tokens_sum_to_one(subject: Subject, engine: Engine) -> None:
+    if subject.name == "fake":
+        pytest.skip("it has no distribution")
+    every = [(token,) for token in range(300)]
+    for values in scored(engine, in_batches(subject.prompts(3, **DECODING), 3), every).values():
+        assert math.fsum(map(math.exp, values)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_scoring_and_generating_take_turns(subject: Subject, engine: Engine) -> None:
+    """Looking ahead leaves nothing behind."""
+    prompts = subject.prompts(5, **DECODING)
+    before = list(engine.run(in_batches(prompts, 5)))
+    first = scored(engine, in_batches(prompts, 5))
+    after = list(engine.run(in_batches(prompts, 5)))
+    again = scored(engine, in_batches(prompts, 5))
+    assert all(again[index] == pytest.approx(first[index], abs=2e-4) for index in first)
+    ids = [{r.index: getattr(r, "token_ids", None) for r in results} for results in (before, after)]
+    assert ids[0] == ids[1]
+
+
+def test_a_row_that_cannot_be_scored_costs_no_other(subject: Subject, engine: Engine) -> None:
+    prompts = subject.prompts(3, **DECODING)
+    bad = [
+        Prompt(3, (), Decoding(4)),
+        Prompt(4, (5, 1_000_000), Decoding(4)),
+        Prompt(5, (5,) * 254, Decoding(4)),
+    ]
+    assert isinstance(engine, Scorer)
+    results = list(engine.score(iter([Batch((bad[0], *prompts, *bad[1:]))]), CONTINUATIONS))
+    codes = {r.index: r.code if isinstance(r, Failure) else "" for r in results}
+    failed = {3: "empty_prompt", 4: "engine_error", 5: "prompt_too_long"}
+    assert codes == dict.fromkeys(range(3), "") | failed
+
+
+def test_nothing_to_score(engine: Engine) -> None:
+    assert scored(engine, iter([])) == scored(engine, iter([Batch(())])) == {}
+
+
+def test_a_closed_engine_refuses(subject: Subject) -> None:
+    engine = subject.make()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        scored(engine, in_batches(subject.prompts(2), 2))
+
+
+def test_a_batch_that_fails_is_halved() -> None:
+    subject = fake("fake")
+    engine = subject.make(faults=Faults(fail_rows=frozenset({4})))
+    assert isinstance(engine, Scorer)
+    results = list(engine.score(in_batches(subject.prompts(9), 9), CONTINUATIONS))
+    assert [r.index for r in results if isinstance(r, Failure)] == [4]
+    assert sorted(r.index for r in results) == list(range(9))
+
+
+def test_a_model_that_cannot_look_back_computes_anew(
+    built: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from packhorse.engines import padded
+
+    subject = transformers("llama", built["llama"], end_ids=(2,))
+    engine = subject.make()
+    prompts = subject.prompts(5, **DECODING)
+    expected = scored(engine, in_batches(prompts, 5))
+    monkeypatch.setattr(padded, "can_retract", lambda cache: False)
+    for index, values in scored(engine, in_batches(prompts, 5)).items():
+        assert values == pytest.approx(expected[index], abs=2e-4)
