@@ -23,10 +23,10 @@ from packhorse.errors import (
     OutputError,
     PackhorseError,
 )
+from packhorse.jobs import Silent
 from packhorse.journal import Counts
 from packhorse.manifest import RunReport
 from packhorse.meters import Meter
-from packhorse.pipeline import Silent
 from packhorse.workspace import Workspace
 
 GOOD = [{"id": f"p{i}", "prompt": f"prompt number {i} " + "x" * (i * 7 % 40)} for i in range(20)]

@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY, text TEXT, token_ids BLOB, finish_reason TEXT, prompt_tokens INTEGER,
     completion_tokens INTEGER, error_code TEXT, error_message TEXT,
     submitted REAL, first_token REAL, finished REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (number INTEGER PRIMARY KEY, figures TEXT NOT NULL);
 """
 
@@ -51,7 +52,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of the input with what is known of it; state is completed, failed or pending."""
+    """One row of the input with what is known of it; state is completed, failed or pending.
+
+    note: what a job has to say of a result besides its text.
+    """
 
     id: RowId
     line: int | None
@@ -65,6 +69,7 @@ class Record:
     error_message: str | None
     latency_seconds: float | None
     first_token_seconds: float | None
+    note: dict[str, Any] | None = None
 
 
 class Journal:
@@ -181,6 +186,12 @@ class Journal:
         if time.monotonic() - self._last_commit >= COMMIT_SECONDS:
             self.commit()
 
+    def add_note(self, key: str, note: dict[str, Any]) -> None:
+        """Says more of the result of a row; durable with it."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(note))
+        )
+
     def commit(self) -> None:
         try:
             self._database.commit()
@@ -218,12 +229,14 @@ class Journal:
             "SELECT id_json, line, chat, text, token_ids, finish_reason, prompt_tokens,"
             " completion_tokens, coalesce(rows.error_code, results.error_code),"
             " coalesce(rows.error_message, results.error_message),"
-            " finished - submitted, first_token - submitted"
+            " finished - submitted, first_token - submitted, note"
             " FROM rows LEFT JOIN results ON results.key = rows.key AND rows.error_code IS NULL"
+            " LEFT JOIN notes ON notes.key = results.key"
             " ORDER BY position"
         )
-        for id_json, line, chat, text, token_ids, *rest in found:
+        for id_json, line, chat, text, token_ids, *rest, note in found:
             ids = None if token_ids is None else tuple(array("I", token_ids))
+            rest.append(None if note is None else json.loads(note))
             yield Record(json.loads(id_json), line, bool(chat), text, ids, *rest)
 
     def add_session(self, figures: dict[str, Any]) -> None:

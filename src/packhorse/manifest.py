@@ -82,10 +82,11 @@ def model_identity(prepared: PreparedModel) -> dict[str, Any]:
     }
 
 
-def manifest(
-    config: JobConfig, source: Path, journal: Journal, report: RunReport
-) -> dict[str, Any]:
-    """The document beside the output: counts that reconcile, settings, versions, timings."""
+def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> dict[str, Any]:
+    """The document beside the output: counts that reconcile, settings, versions, timings.
+
+    config: of the job, a dataclass with `input`.
+    """
     return {
         "format": MANIFEST_FORMAT,
         **report.to_json(),

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from packhorse.cli import EXIT_DONE
+from packhorse.jobs import export_journal
 from packhorse.journal import Journal
-from packhorse.pipeline import export_journal
 from packhorse.workspace import Workspace
 
 

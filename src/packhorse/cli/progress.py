@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from packhorse.jobs import Observer
 from packhorse.journal import Counts
 from packhorse.meters import Meter, current_memory_bytes
-from packhorse.pipeline import Observer
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

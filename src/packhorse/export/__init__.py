@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -42,6 +42,9 @@ _COLUMNS = (
     "error_code",
     "error_message",
 )
+_LABEL_COLUMNS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
+_TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
+Value = str | int | float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class OutputRow:
     prompt_tokens, completion_tokens: None where they are not known (tokens).
     line: where the row stands in the input, for errors.
     chat: the row was messages, which gives it the shape of a chat completion in OpenAI's format.
+    confidence, answered_by: of a label, for the output of a classification: the text is the label.
     """
 
     id: RowId
@@ -62,6 +66,8 @@ class OutputRow:
     error_message: str | None = None
     line: int | None = None
     chat: bool = False
+    confidence: float | None = None
+    answered_by: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -97,11 +103,16 @@ def output_format(path: Path) -> OutputFormat:
 
 
 def write_output(
-    path: Path, rows: Iterable[OutputRow], *, openai: OpenAIShape | None = None
+    path: Path,
+    rows: Iterable[OutputRow],
+    *,
+    openai: OpenAIShape | None = None,
+    labels: bool = False,
 ) -> int:
     """Writes `rows` in the format `path` ends in, atomically; gives the number of rows.
 
-    openai: write OpenAI batch output lines; `path` then ends in .jsonl.
+    openai: write OpenAI batch output lines; `path` then ends in .jsonl. labels: the rows are a
+    classification, with a label and a confidence in the place of a text and its tokens.
 
     Text goes into CSV as it is: what a spreadsheet would take for a formula (=, +, -, @) is not
     changed, for data is data. What is no Unicode (half a surrogate pair) is written as its escape.
@@ -117,11 +128,11 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows))
-        return _WRITERS[kind](file, rows)
+        return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _COLUMNS)
 
 
-def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
-    return _write_lines(file, (_jsonl_line(row) for row in rows))
+def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
+    return _write_lines(file, (_jsonl_line(row, columns) for row in rows))
 
 
 def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]]) -> int:
@@ -132,17 +143,12 @@ def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def _jsonl_line(row: OutputRow) -> dict[str, Any]:
+def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
     if row.error_code is not None:
         error = {"code": row.error_code, "message": row.error_message, "line": row.line}
         return {"id": row.id, "error": error}
-    return {
-        "id": row.id,
-        "text": row.text,
-        "finish_reason": row.finish_reason,
-        "prompt_tokens": row.prompt_tokens,
-        "completion_tokens": row.completion_tokens,
-    }
+    answer = [name for name in columns if not name.startswith("error_")]
+    return {name: row.id if name == "id" else _cell(row, name) for name in answer}
 
 
 def _openai_line(row: OutputRow, shape: OpenAIShape) -> dict[str, Any]:
@@ -184,57 +190,51 @@ def _openai_body(row: OutputRow, shape: OpenAIShape, name: str) -> dict[str, Any
     }
 
 
-def _write_csv(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
+def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     # csv's own line end, "\r\n": with it every Python version puts both characters in quotes.
     writer = csv.writer(text)
-    writer.writerow(_COLUMNS)
+    writer.writerow(columns)
     count = 0
     for row in rows:
-        writer.writerow(_cells(row))
+        writer.writerow([_cell(row, name) for name in columns])
         count += 1
     text.detach()  # flushes
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow]) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    whole = ("prompt_tokens", "completion_tokens")
-    types = {name: pa.int64() if name in whole else pa.string() for name in _COLUMNS}
+    types = {name: pa.type_for_alias(_TYPES.get(name, "string")) for name in columns}
     schema = pa.schema(list(types.items()))
     remaining = iter(rows)
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         while group := list(islice(remaining, PARQUET_ROW_GROUP_ROWS)):
-            columns = zip(*(map(_utf8, _cells(row)) for row in group), strict=True)
-            arrays = map(pa.array, columns, types.values())
+            cells = ([_utf8(_cell(row, name)) for row in group] for name in columns)
+            arrays = map(pa.array, cells, types.values())
             writer.write_table(pa.Table.from_arrays(list(arrays), schema=schema), len(group))
             count += len(group)
     return count
 
 
-def _cells(row: OutputRow) -> tuple[str | int | None, ...]:
-    """The values of _COLUMNS."""
-    return (
-        str(row.id),
-        row.text,
-        row.finish_reason,
-        row.prompt_tokens,
-        row.completion_tokens,
-        row.error_code,
-        row.error_message,
-    )
+def _cell(row: OutputRow, name: str) -> Value:
+    """The value of a row in a column, as tables hold it."""
+    if name == "id":
+        return str(row.id)
+    value: Value = getattr(row, "text" if name == "label" else name)
+    return value
 
 
-def _utf8(value: str | int | None) -> str | int | None:
+def _utf8(value: Value) -> Value:
     if not isinstance(value, str):
         return value
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow]], int]] = {
+_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow], Sequence[str]], int]] = {
     "jsonl": _write_jsonl,
     "csv": _write_csv,
     "parquet": _write_parquet,

@@ -1,0 +1,225 @@
+"""The frame of every job: read, enlist, bind, run what is pending, export.
+
+A kind of job is a `Work`: a model answers rows (`packhorse run`), a saved classifier labels them
+(`packhorse classify`). Input, output, journal, resuming, interruption and errors are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from packhorse.config import InputConfig
+from packhorse.data import Request
+from packhorse.errors import InputError, Interrupted
+from packhorse.export import OpenAIShape, OutputRow, write_json, write_output
+from packhorse.interruption import Interruption
+from packhorse.journal import Counts, Journal
+from packhorse.manifest import RunReport, manifest
+from packhorse.meters import Meter
+from packhorse.sources import read_rows
+from packhorse.workspace import Workspace
+
+
+class Observer(Protocol):
+    """Is told how a run goes on; a terminal shows it, a test or a library user need not."""
+
+    def stage(self, text: str) -> None: ...
+    def begin(self, counts: Counts, meter: Meter) -> None: ...
+    def advance(self) -> None: ...
+    def end(self) -> None: ...
+
+
+class Silent:
+    """The observer that shows nothing."""
+
+    def stage(self, text: str) -> None:
+        """A step begins, or something is worth saying; one line."""
+
+    def begin(self, counts: Counts, meter: Meter) -> None:
+        """Rows begin to run; `meter` is live."""
+
+    def advance(self) -> None:
+        """One row more is done."""
+
+    def end(self) -> None:
+        """No more rows run."""
+
+
+class Job(Protocol):
+    """What every kind of job is told about its files; a dataclass, kept in the manifest."""
+
+    @property
+    def input(self) -> str: ...
+    @property
+    def output(self) -> Path: ...
+    @property
+    def reading(self) -> InputConfig: ...
+    @property
+    def retry_failed(self) -> bool: ...
+
+
+class Work(Protocol):
+    """What a kind of job does with its rows; `carry_out` calls the methods in this order."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides results and is known before anything is read; flat."""
+        ...
+
+    def enlisted(self, source: Path, journal: Journal) -> None:
+        """The rows are read once and in the journal; may refuse the input."""
+        ...
+
+    def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:
+        """Makes ready what answers rows, short of loading it; what identifies it, flat."""
+        ...
+
+    def run(self, pending: Pending, journal: Journal, hands: Hands) -> dict[str, Any]:
+        """Records an outcome for every pending row; returns what "auto" became."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What answered, for the manifest; after `prepare`."""
+        ...
+
+
+class Pending(Protocol):
+    """The rows that have no result, read again from the input; `limit` of them at most."""
+
+    def __call__(self, limit: int | None = None) -> Iterator[Request]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """What a job works with while it runs: who is told, what is measured, whether to stop."""
+
+    observer: Observer
+    meter: Meter
+    stopping: Callable[[], bool]
+
+
+def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunReport:
+    """The frame of every job: read, enlist, bind, run what is pending, export."""
+    observer = observer or Silent()
+    meter = Meter()
+    workspace = Workspace(job.output)
+    _check(job, workspace)
+    with (
+        workspace.held(),
+        Journal(workspace.journal) as journal,
+        Interruption(lambda: observer.stage(_STOPPING), journal.commit) as interruption,
+    ):
+        if journal.is_bound():
+            journal.check(work.settings())
+        with meter.stage("read"):
+            source = _source(job, workspace)
+            observer.stage(f"reading {job.input}")
+            journal.enlist(read_rows(source, job.reading))
+            work.enlisted(source, journal)
+        if job.retry_failed:
+            journal.forget_failures()
+        with meter.stage("prepare"):
+            identity = work.prepare(observer.stage)
+        journal.bind({**identity, **work.settings()})
+        resolved = None
+        if len(journal.pending_positions()):
+            pending = partial(_pending, source, job, journal)
+            resolved = work.run(pending, journal, Hands(observer, meter, interruption.requested))
+        if interruption.signal_number is not None:
+            raise Interrupted(interruption.signal_number)
+        return _finish(job, workspace, source, journal, work, resolved, meter)
+
+
+def _pending(
+    source: Path, job: Job, journal: Journal, limit: int | None = None
+) -> Iterator[Request]:
+    """The rows of the input that have no result, read again from the file."""
+    positions = iter(journal.pending_positions()[:limit])
+    wanted = next(positions, None)
+    for row in read_rows(source, job.reading):
+        if wanted is None:
+            return
+        if row.index == wanted:
+            wanted = next(positions, None)
+            if isinstance(row, Request):
+                yield row
+
+
+def _finish(
+    job: Job,
+    workspace: Workspace,
+    source: Path,
+    journal: Journal,
+    work: Work,
+    resolved: dict[str, Any] | None,
+    meter: Meter,
+) -> RunReport:
+    """Writes the output and its manifest, each in one step."""
+    counts = journal.counts()
+    if counts.pending:
+        raise InputError(
+            f"{counts.pending} rows have no result: the input changed while it was read",
+            "run the same command again: only those rows are run",
+        )
+    with meter.stage("export"):
+        written = export_journal(journal, job.output)
+    assert written == counts.rows == counts.completed + counts.failed
+    session = meter.to_json() if resolved else None
+    report = RunReport(
+        output=job.output,
+        manifest=workspace.manifest,
+        counts=counts,
+        model=work.identity(),
+        resolved=resolved,
+        session=session,
+    )
+    write_json(workspace.manifest, manifest(job, source, journal, report))
+    return report
+
+
+def export_journal(journal: Journal, output: Path) -> int:
+    """Writes every row of the journal's input to `output`, in input order; returns their number.
+
+    A row that has not run is an error row with code `pending`.
+    """
+    openai = journal.meta("openai")
+    shape = OpenAIShape(model=openai["model"], created=0) if openai else None
+    rows = (
+        OutputRow(
+            id=record.id,
+            text=record.text,
+            finish_reason=record.finish_reason,
+            prompt_tokens=record.prompt_tokens,
+            completion_tokens=record.completion_tokens,
+            error_code=record.error_code or (None if record.finish_reason else "pending"),
+            error_message=record.error_message
+            or (None if record.finish_reason else "this row has not run yet"),
+            line=record.line,
+            chat=record.chat,
+            **(record.note or {}),
+        )
+        for record in journal.records()
+    )
+    return write_output(output, rows, openai=shape, labels=bool(journal.meta("labels")))
+
+
+def input_identity(source: str) -> str:
+    """What an input is called in a job's settings, wherever the job is started from."""
+    return source if source == "-" else str(Path(source).absolute())
+
+
+def _check(job: Job, workspace: Workspace) -> None:
+    """What of its files can be refused before anything is read."""
+    workspace.check(job.input)
+    if job.input != "-" and not Path(job.input).exists():
+        raise InputError(f"there is no file {job.input}", "name the input file, or - for stdin")
+
+
+def _source(job: Job, workspace: Workspace) -> Path:
+    return workspace.spool_standard_input() if job.input == "-" else Path(job.input)
+
+
+_STOPPING = "stopping: rows in flight are finished first; press Ctrl-C again to stop at once"
