@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 import tiny_models
+
+if TYPE_CHECKING:
+    from packhorse.assess.document import Assessment
 
 # A busy machine is no failure: laws are about results, not about milliseconds.
 hypothesis.settings.register_profile(
@@ -58,3 +62,30 @@ def tiny(built: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
         return Path(shutil.copytree(built[name], tmp_path / name))
 
     return copied
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where each of the assessments below lies: a contest is held once and serves many tests."""
+    return {name: tmp_path_factory.mktemp(name) for name in ("learnable", "hidden", "both")}
+
+
+@pytest.fixture(scope="session")
+def learnable(folders: dict[str, Path]) -> Assessment:
+    from contests import hold_learnable
+
+    return hold_learnable(folders["learnable"])
+
+
+@pytest.fixture(scope="session")
+def hidden(folders: dict[str, Path]) -> Assessment:
+    from contests import hold_hidden
+
+    return hold_hidden(folders["hidden"])
+
+
+@pytest.fixture(scope="session")
+def both(folders: dict[str, Path]) -> Assessment:
+    from contests import hold_both
+
+    return hold_both(folders["both"])

@@ -41,8 +41,10 @@ LAYERS = [
     {"session"},
     {"manifest"},
     {"interruption"},
+    {"jobs"},
     {"pipeline"},
     {"compare"},
+    {"assess"},
     {"forecast"},
     {"cli"},
 ]

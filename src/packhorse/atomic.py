@@ -54,6 +54,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(target.parent)
 
 
+def make_folder(folder: Path) -> Path:
+    """Makes a folder, and those above it, where they are missing; OutputError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder {folder} cannot be made: {error.strerror}", "choose another with -o"
+        ) from error
+    return folder
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes one JSON document, indented, atomically. Raises OutputError; ValueError for NaN."""
     with atomic_file(path) as file:

@@ -21,6 +21,8 @@ EXIT_FAILED_ROWS = 3
 VERBS = {
     "run": "run a model over a file of prompts; run again to go on where it stopped",
     "compare": "what each technique costs and buys on your own prompts, and which to use",
+    "assess": "whether a classic classifier would do, on your labelled rows, at what cost",
+    "classify": "label a file with what assess has saved",
     "plan": "what a job would take in time and memory, before it runs, and which command to use",
     "calibrate": "measure again what a model costs on this machine",
     "status": "how far the job of an output is",

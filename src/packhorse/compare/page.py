@@ -7,8 +7,7 @@ from packhorse.compare.figures import headline, limits_line, recommendation_titl
 from packhorse.compare.html import details, views
 from packhorse.compare.html.scatter import NARROW, WIDE, scatters
 from packhorse.compare.html.strips import latency_strips
-from packhorse.reports.page import page_text
-from packhorse.reports.words import plain
+from packhorse.reports.page import facts, page_text
 
 _SECTIONS = (
     ("trade-off", "Trade-off"),
@@ -47,19 +46,12 @@ def html_text(comparison: Comparison) -> str:
         worst=details.worst_rows(comparison),
         repeats=details.repeats(comparison),
         meanings=details.meanings(comparison),
-        facts=_facts(comparison),
+        facts=facts(
+            {
+                "Machine": comparison.machine,
+                "Versions": comparison.versions,
+                "Sample": comparison.sample,
+                "Reference": comparison.reference,
+            }
+        ),
     )
-
-
-def _facts(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
-    sections = {
-        "Machine": comparison.machine,
-        "Versions": comparison.versions,
-        "Sample": comparison.sample,
-        "Reference": comparison.reference,
-    }
-    return [
-        (title, [plain(name, value) for name, value in facts.items()])
-        for title, facts in sections.items()
-        if facts
-    ]

@@ -237,7 +237,7 @@ def written(prompt: Prompt, *, lossy: bool = False) -> Iterator[int]:
 
 
 def _log_prob(prompt: Prompt, ids: Sequence[int], known: bytes | None) -> float:
-    if known is not None and bytes(ids) == known:
+    if known is not None and bytes(ids).strip() == known:
         return -0.05 * len(ids)
     digest = blake2b(repr((prompt.token_ids, tuple(ids))).encode(), digest_size=4).digest()
     return -len(ids) * (1.0 + int.from_bytes(digest, "big") / 2**32)

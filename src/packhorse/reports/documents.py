@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from packhorse.atomic import atomic_file
+from packhorse.atomic import atomic_file, make_folder
 from packhorse.errors import InputError, OutputError
 
 Document = TypeVar("Document")
@@ -22,12 +22,7 @@ def write_documents(folder: Path, writers: Mapping[str, Callable[[], str]]) -> l
     Each is whole or not there, in the order given: when a later one cannot be written, what stands
     before it is safe. Raises OutputError; files written before it stay.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder {folder} cannot be made: {error.strerror}", "choose another with -o"
-        ) from error
+    make_folder(folder)
     written: list[Path] = []
     for name, text in writers.items():
         path = folder / name

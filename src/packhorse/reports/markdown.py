@@ -25,11 +25,11 @@ def pairs(items: Iterable[tuple[str, object]]) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in known)
 
 
-def fenced(command: str) -> str:
-    """A command in a block of its own, whatever it holds."""
-    longest = max((len(run) for run in re.findall("`+", command)), default=0)
+def fenced(words: str, language: str = "sh") -> str:
+    """A command or a text in a block of its own, whatever it holds."""
+    longest = max((len(run) for run in re.findall("`+", words)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{visible(command)}\n{fence}"
+    return f"{fence}{language}\n{visible(words)}\n{fence}"
 
 
 def escape(text: str) -> str:

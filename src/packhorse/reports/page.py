@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from packhorse.reports.words import visible
+from packhorse.reports.words import plain, visible
 
 COLOURS = 6
 RING = 5.0
@@ -45,7 +45,7 @@ def page_text(
         lstrip_blocks=True,
         finalize=_printable,
     )
-    environment.globals |= {"colours": COLOURS, "ring": RING}
+    environment.globals |= {"colours": COLOURS, "ring": RING, "tick": tick}
     style, script = found("report.css") or "", found("report.js") or ""
     return environment.get_template("report.html").render(
         verb=verb,
@@ -55,9 +55,19 @@ def page_text(
         style=style,
         script=script,
         policy=_policy(style, script),
-        tick=tick,
         **values,
     )
+
+
+def facts(
+    sections: Mapping[str, Mapping[str, object]],
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Free-form facts in words under their titles; empty ones are left out."""
+    return [
+        (title, [plain(name, value) for name, value in known.items()])
+        for title, known in sections.items()
+        if known
+    ]
 
 
 def tick(value: float) -> str:

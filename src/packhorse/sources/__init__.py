@@ -21,7 +21,7 @@ from packhorse.errors import ConfigError, InputError
 from packhorse.sources import lines, openai
 from packhorse.sources.columns import find_prompt, no_column
 from packhorse.sources.csvfile import open_csv
-from packhorse.sources.faults import RowError
+from packhorse.sources.faults import RowError, shown
 from packhorse.sources.fields import FieldRow, to_fields
 from packhorse.sources.parquet import open_parquet
 from packhorse.sources.rows import Keys, Layout, Record, to_row
@@ -34,6 +34,7 @@ __all__ = [
     "detect_format",
     "read_fields",
     "read_rows",
+    "shown",
 ]
 
 InputFormat = Literal["jsonl", "openai-batch", "csv", "parquet", "text"]

@@ -22,7 +22,7 @@ from packhorse.compare.html.cells import barred
 from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
 from packhorse.compare.measures import QUALITY, SPEED, Measure, measure
 from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, score, show, times
-from packhorse.reports.html.cells import Cell, scaled
+from packhorse.reports.html.cells import Cell, Tile, scaled
 
 _NOT_IN_TABLE = {  # it would be too wide; report.csv has all of them
     "wall_seconds", "load_seconds", "prompt_tokens_per_second", "generated_tokens_per_second",
@@ -62,14 +62,6 @@ class Table:
     footnotes: tuple[tuple[str, str, str], ...] = ()
     """Letter, trial, text."""
     caption: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    label: str
-    value: str
-    unit: str
-    note: str
 
 
 def legend(comparison: Comparison) -> list[tuple[int, str, str]]:

@@ -1,4 +1,4 @@
-"""A value in a table: as text, with its interval, and as a small bar."""
+"""A value in a table, as text, with its interval, and as a small bar; or large, on a tile."""
 
 from __future__ import annotations
 
@@ -26,6 +26,16 @@ class Cell:
     sort: float | None = None
     note: str = ""
     bar: Bar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A figure that is shown large."""
+
+    label: str
+    value: str
+    unit: str
+    note: str
 
 
 def scaled(whole: float) -> Callable[[float], float]:

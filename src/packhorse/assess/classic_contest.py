@@ -1,0 +1,116 @@
+"""The classic side of the contest: tuned and fitted on the training part, asked the test part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from packhorse.assess.classifiers import Report, encoder_named
+from packhorse.assess.entries import Entry, Kind
+from packhorse.assess.families import FAMILIES, Family
+from packhorse.assess.features import CountedTexts, vectorizer
+from packhorse.assess.rows import LabelledRow
+from packhorse.assess.scoring import Said
+from packhorse.assess.splits import Fold, Places, Split
+from packhorse.assess.tuning import TrainingData, Tuned, finished, tune
+
+
+@dataclass(frozen=True, slots=True)
+class Classic:
+    """data: all rows, those of the training part first. train, test: their places. preparing:
+    (seconds, core-seconds) that pieces and embeddings of the training rows took."""
+
+    data: TrainingData
+    train: Places
+    test: Places
+    folds: tuple[Fold, ...]
+    preparing: dict[str, tuple[float, float]]
+
+
+def prepare_rows(
+    parts: Split, folds: Sequence[Fold], embeddings: str | None, report: Report
+) -> Classic:
+    """Counts pieces and computes embeddings of all rows; a row's do not depend on the others."""
+    rows = (*parts.train, *parts.test)
+    texts = [row.text for row in rows]
+    count = len(parts.train)
+    preparing = {"nothing": (0.0, 0.0)}
+    report(f"counting words and characters of {len(rows):,} texts")
+    started = time.perf_counter(), time.process_time()
+    pieces = CountedTexts(texts)
+    preparing["pieces"] = _since(started, count / len(rows))
+    vectors = None
+    if embeddings is not None:
+        encoder = encoder_named(embeddings, report)
+        report(f"computing sentence embeddings of {len(rows):,} texts")
+        started = time.perf_counter(), time.process_time()
+        vectors = encoder.embed(texts)
+        preparing["embeddings"] = _since(started, count / len(rows))
+    data = TrainingData(np.array([row.label for row in rows]), pieces, vectors)
+    places = np.arange(len(rows))
+    return Classic(data, places[:count], places[count:], tuple(folds), preparing)
+
+
+def classic_entries(classic: Classic, train: Sequence[LabelledRow], report: Report) -> list[Entry]:
+    """Every family that sees what there is, tuned, fitted and asked."""
+    families = [
+        family
+        for family in FAMILIES.values()
+        if family.sees != "embeddings" or classic.data.embeddings is not None
+    ]
+    report(f"tuning {len(families)} classic contestants on {len(classic.folds)} folds")
+    tuned = tune(families, classic.data, classic.folds)
+    started = time.perf_counter(), time.process_time()
+    union = vectorizer(len(train)).fit([row.text for row in train])
+    fitting = _since(started, 1.0)
+    return [_entry(each, classic, union, fitting) for each in tuned]
+
+
+def _entry(tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, float]) -> Entry:
+    from sklearn.pipeline import Pipeline
+
+    family, data = tuned.family, classic.data
+    labels = data.labels[classic.train]
+    started = time.perf_counter(), time.process_time()
+    fitted, asked = data.seen(family, classic.train, classic.test)
+    classifier = finished(tuned, labels).fit(fitted, labels)
+    spent = _since(started, 1.0)
+    chances = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
+    # A support vector machine decides by its margin, and its probabilities follow from that one.
+    said = tuple(str(label) for label in np.asarray(classifier.classes_)[chances.argmax(axis=1)])
+    shared = [classic.preparing[family.sees]]
+    if family.sees == "pieces":
+        shared.append(fitting)
+        classifier = Pipeline([("features", union), ("classifier", classifier)])
+    kind: Kind = "dummy" if family.sees == "nothing" else "classic"
+    return Entry(
+        name=family.name,
+        title=family.title,
+        kind=kind,
+        said=Said(said, chances),
+        places=tuple(range(len(classic.test))),
+        validated=tuned.accuracy,
+        validated_on=f"{len(classic.folds)} folds of the training part",
+        settings=_settings(tuned, family),
+        tuned=tuned,
+        fitted=classifier,
+        once_seconds=tuned.seconds + spent[0] + sum(each[0] for each in shared),
+        once_core_seconds=tuned.core_seconds + spent[1] + sum(each[1] for each in shared),
+    )
+
+
+def _settings(tuned: Tuned, family: Family) -> dict[str, str]:
+    if not family.values:
+        return {}
+    tried = ", ".join(f"{value:g}: {accuracy:.3f}" for value, accuracy in tuned.tried)
+    return {family.parameter: f"{tuned.value:g}", "accuracy by setting": tried}
+
+
+def _since(started: tuple[float, float], share: float) -> tuple[float, float]:
+    """(seconds, core-seconds) since, times a share."""
+    seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
+    return seconds * share, cores * share

@@ -1,0 +1,162 @@
+"""`packhorse classify` as a function: a saved classifier labels the rows of a file.
+
+Input, output, journal, resuming and errors are those of `packhorse run`. An output row has a label,
+its confidence (none where a language model answered in free text) and who decided: "classic" or
+"model".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from packhorse.assess.classifiers import Classifier, Decision, open_saved
+from packhorse.assess.saved import CARD, Card, read_card
+from packhorse.config import BatchingConfig, InputConfig
+from packhorse.data import Answer, Failure, Request, Timing
+from packhorse.errors import InputError
+from packhorse.jobs import Hands, Observer, Pending, carry_out, input_identity
+from packhorse.journal import Journal
+from packhorse.manifest import RunReport
+from packhorse.session import check_batching
+from packhorse.sources import detect_format
+
+_NOT_TEXT = "the row holds messages; a classifier needs text: name its field with --text-column"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyConfig:
+    """saved: folder of a saved classifier. input, output, reading, retry_failed: as of a
+    `packhorse.config.JobConfig`; a reading without a column takes the one that was assessed.
+    batching: of a language model; window_rows also of a classic one.
+    """
+
+    saved: Path
+    input: str
+    output: Path
+    reading: InputConfig = field(default_factory=InputConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    retry_failed: bool = False
+
+
+def classify(config: ClassifyConfig, observer: Observer | None = None) -> RunReport:
+    """Labels every row, or goes on with it; raises as `packhorse.run`, and InputError and
+    ModelError for a folder that holds no classifier that can be used."""
+    check_batching(config.batching)
+    card = read_card(config.saved)
+    config = _with_column(config, card)
+    return carry_out(config, Labelling(config, card), observer)
+
+
+class Labelling:
+    """The work of `packhorse classify`."""
+
+    def __init__(self, config: ClassifyConfig, card: Card) -> None:
+        self._config = config
+        self._card = card
+        self._digest = sha256((config.saved / CARD).read_bytes()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        reading = self._config.reading
+        return {
+            "input": input_identity(self._config.input),
+            "classifier": self._digest,
+            "text_column": reading.prompt_column,
+            "template": reading.template,
+        }
+
+    def enlisted(self, source: Path, journal: Journal) -> None:
+        if detect_format(source) == "openai-batch":
+            raise InputError(
+                f"{self._config.input} holds OpenAI batch lines, not texts to be labelled",
+                "give the texts as CSV, Parquet, JSONL or text",
+            )
+        journal.set_meta("openai", None)
+        journal.set_meta("labels", True)
+
+    def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:
+        return {"kind": self._card.kind}
+
+    def identity(self) -> dict[str, Any]:
+        card = self._card
+        return {
+            "name": str(self._config.saved),
+            "kind": card.kind,
+            "title": card.title,
+            "classes": list(card.classes),
+            "fingerprint": self._digest,
+        }
+
+    def run(self, pending: Pending, journal: Journal, hands: Hands) -> dict[str, Any]:
+        config, meter, observer = self._config, hands.meter, hands.observer
+        observer.stage(f"loading {self._card.title}")
+        with meter.stage("load"):
+            classifier = open_saved(config.saved, config.batching, observer.stage)
+        resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
+        observer.begin(journal.counts(), meter)
+        try:
+            with meter.stage("generate"):
+                for request, decision, timing in self._decided(classifier, pending(), hands):
+                    outcome = _outcome(request, decision, timing)
+                    if isinstance(outcome, Answer):
+                        note = {"confidence": decision.confidence, "answered_by": decision.by}
+                        journal.add_note(request.key, note)
+                    journal.record(outcome)
+                    meter.count_outcome(outcome)
+                    observer.advance()
+        finally:
+            journal.commit()
+            observer.end()
+            classifier.close()
+            journal.add_session({"resolved": resolved, **meter.to_json()})
+        return resolved
+
+    def _decided(
+        self, classifier: Classifier, requests: Iterable[Request], hands: Hands
+    ) -> Iterator[tuple[Request, Decision, Timing]]:
+        """Every request with its decision, a window at a time, in the order they are known."""
+        remaining = iter(requests)
+        while window := list(islice(remaining, self._config.batching.window_rows)):
+            if hands.stopping():
+                return
+            submitted = time.monotonic()
+            texts = [row for row in window if isinstance(row.content, str)]
+            for row in window:
+                if not isinstance(row.content, str):
+                    decision = Decision(None, None, "classic", "not_text", _NOT_TEXT)
+                    yield row, decision, Timing(submitted, submitted)
+            contents = [str(row.content) for row in texts]
+            for place, decision in classifier.decide(contents, hands.stopping):
+                yield texts[place], decision, Timing(submitted, time.monotonic())
+
+
+def _outcome(request: Request, decision: Decision, timing: Timing) -> Answer | Failure:
+    if decision.label is None:
+        return Failure(
+            request.index, decision.code, decision.message, request.id, request.line, request.key
+        )
+    return Answer(
+        index=request.index,
+        id=request.id,
+        key=request.key,
+        text=decision.label,
+        token_ids=(),
+        finish_reason="stop",
+        prompt_tokens=0,
+        timing=timing,
+    )
+
+
+def _with_column(config: ClassifyConfig, card: Card) -> ClassifyConfig:
+    """The text column of the assessment, where none was named and the input has columns."""
+    reading = config.reading
+    named = reading.prompt_column is not None or reading.template is not None
+    has_columns = Path(config.input).suffix.lower() not in (".txt", "") and config.input != "-"
+    if named or not has_columns or not card.text_column:
+        return config
+    return replace(config, reading=replace(reading, prompt_column=card.text_column))

@@ -1,0 +1,173 @@
+"""How many labels a classic contestant needs: accuracy against labels a class, over several draws.
+
+At each size so many rows of each class are drawn from the training part (all, where a class has no
+more), the contestant is fitted on them and judged on the rows the language model was judged on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.assess.splits import Places
+from packhorse.assess.tuning import TrainingData, Tuned
+from packhorse.statistics import LEVEL, RESAMPLES
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+SMALLEST = 8
+SEEDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """per_class: labels of each class at most; rows: labels in all. accuracies: one a draw. mean,
+    low, high: over draws and test rows, percentile bootstrap of both."""
+
+    per_class: int
+    rows: int
+    accuracies: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsNeeded:
+    """Labels of each class with which the contestant is as accurate as the language model.
+
+    value: where the curve first reaches it, interpolated on the logarithm of the labels; 0 where
+    the smallest size already does, None where no size does. low, high: of the middle 95 % of
+    resamples of draws and test rows, in the same terms. reached: share of resamples that reach it.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    reached: float
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """name, title: of the contestant. level: accuracy of the language model on the same rows."""
+
+    name: str
+    title: str
+    points: tuple[CurvePoint, ...]
+    level: float
+    needed: LabelsNeeded
+
+
+def sizes(labels: npt.NDArray[np.str_]) -> list[int]:
+    """8, 16, 32 ... labels of each class while the second largest class has as many, and all."""
+    counts = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
+    most = int(counts[1])
+    found, size = [], SMALLEST
+    while size < most:
+        found.append(size)
+        size *= 2
+    return [*found, int(counts[0])]
+
+
+def learning_curve(
+    tuned: Tuned,
+    data: TrainingData,
+    test: Places,
+    truth: npt.NDArray[np.str_],
+    model_right: Bools,
+    train: Places,
+    *,
+    seed: int,
+) -> LearningCurve:
+    """The curve of one contestant. test, train: places in `data` of the rows to judge by and to
+    draw from; truth: labels of the test rows; model_right: whether the model has them right."""
+    labels = data.labels[train]
+    right: list[Bools] = []
+    rows: list[int] = []
+    steps = sizes(labels)
+    for size in steps:
+        draws = []
+        for draw in range(SEEDS if size != steps[-1] else 1):
+            chosen = train[drawn(labels, size, seed + draw)]
+            fitted, judged = data.seen(tuned.family, chosen, test)
+            classifier = tuned.family.make(tuned.value, len(set(labels.tolist())))
+            classifier.fit(fitted, data.labels[chosen])
+            draws.append(classifier.predict(judged) == truth)
+        right.append(np.array(draws))
+        rows.append(len(chosen))
+    means = _resampled(right, model_right, seed)
+    points = tuple(
+        CurvePoint(
+            per_class=size,
+            rows=count,
+            accuracies=tuple(float(value) for value in each.mean(axis=1)),
+            mean=float(each.mean()),
+            low=float(np.quantile(spread, (1 - LEVEL) / 2)),
+            high=float(np.quantile(spread, (1 + LEVEL) / 2)),
+        )
+        for size, count, each, spread in zip(steps, rows, right, means[:, :-1].T, strict=True)
+    )
+    level = float(model_right.mean())
+    return LearningCurve(
+        tuned.family.name, tuned.family.title, points, level, needed(points, level, means)
+    )
+
+
+def drawn(labels: npt.NDArray[np.str_], per_class: int, seed: int) -> Places:
+    """Places of at most `per_class` rows of each class, at random."""
+    chance = np.random.default_rng(seed)
+    chosen = [
+        chance.permutation(np.flatnonzero(labels == label))[:per_class]
+        for label in sorted(set(labels.tolist()))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def needed(points: Sequence[CurvePoint], level: float, means: Floats) -> LabelsNeeded:
+    """From the curve, and from resampled curves [resamples, sizes + 1] whose last column is the
+    model's accuracy on the same resampled rows."""
+    places = [float(point.per_class) for point in points]
+    value = crossing(places, [point.mean for point in points], level)
+    found = [crossing(places, row[:-1].tolist(), float(row[-1])) for row in means]
+    ordered = sorted(math.inf if each is None else each for each in found)
+    low = ordered[int((1 - LEVEL) / 2 * (len(ordered) - 1))]
+    high = ordered[math.ceil((1 + LEVEL) / 2 * (len(ordered) - 1))]
+    return LabelsNeeded(
+        value,
+        None if math.isinf(low) else low,
+        None if math.isinf(high) else high,
+        sum(each is not None for each in found) / len(found),
+    )
+
+
+def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
+    """Where a curve first reaches `level`, interpolated on the logarithm of `places`; 0 where its
+    first value does, None where none does."""
+    if values[0] >= level:
+        return 0.0
+    for at in range(1, len(places)):
+        if values[at] >= level:
+            share = (level - values[at - 1]) / (values[at] - values[at - 1])
+            low, high = math.log(places[at - 1]), math.log(places[at])
+            return math.exp(low + share * (high - low))
+    return None
+
+
+def _resampled(right: Sequence[Bools], model_right: Bools, seed: int) -> Floats:
+    """Mean accuracies [RESAMPLES, sizes + 1] of resampled draws and test rows; the same test rows
+    for every size and for the model, the last column."""
+    chance = np.random.default_rng(seed)
+    count = len(model_right)
+    weights = chance.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+    columns = []
+    for each in right:
+        by_draw = weights @ each.T.astype(np.float64)
+        draws = chance.integers(0, len(each), size=(RESAMPLES, len(each)))
+        columns.append(np.take_along_axis(by_draw, draws, axis=1).mean(axis=1))
+    columns.append(weights @ model_right.astype(np.float64))
+    return np.stack(columns, axis=1)

@@ -1,0 +1,106 @@
+"""The classic contestants: what each is made of, and which of its settings are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Sees = Literal["nothing", "pieces", "embeddings"]
+
+MOST_ITERATIONS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """name, title: for files and for people. sees: what its classifier is given of a text.
+    parameter: name and values of the setting that is tuned; no values for none. make: a classifier
+    for (value, classes) whose decisions are to be judged. finish: turns one into a classifier with
+    probabilities, where it has none.
+    """
+
+    name: str
+    title: str
+    sees: Sees
+    parameter: str
+    values: tuple[float, ...]
+    make: Callable[[float, int], Any]
+    finish: Callable[[Any, int], Any] = lambda classifier, smallest_class: classifier
+
+
+def _majority(value: float, classes: int) -> Any:
+    from sklearn.dummy import DummyClassifier
+
+    return DummyClassifier(strategy="most_frequent")
+
+
+def _stratified(value: float, classes: int) -> Any:
+    from sklearn.dummy import DummyClassifier
+
+    return DummyClassifier(strategy="stratified", random_state=0)
+
+
+def _logistic(value: float, classes: int) -> Any:
+    """liblinear, one label against the rest: many times faster than lbfgs on so many features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    one = LogisticRegression(C=value, solver="liblinear", max_iter=MOST_ITERATIONS, random_state=0)
+    return one if classes == 2 else OneVsRestClassifier(one)
+
+
+def _machine(value: float, classes: int) -> Any:
+    from sklearn.svm import LinearSVC
+
+    return LinearSVC(C=value, max_iter=MOST_ITERATIONS, random_state=0)
+
+
+def _with_probabilities(machine: Any, smallest_class: int) -> Any:
+    """Platt's sigmoid on out-of-fold decisions; needs two rows of each class."""
+    from sklearn.calibration import CalibratedClassifierCV
+
+    return CalibratedClassifierCV(machine, cv=min(3, smallest_class), ensemble=False)
+
+
+def _bayes(value: float, classes: int) -> Any:
+    from sklearn.naive_bayes import ComplementNB
+
+    return ComplementNB(alpha=value)
+
+
+MAJORITY = "majority"
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(MAJORITY, "always the most frequent label", "nothing", "", (), _majority),
+        Family("stratified", "labels at random, in proportion", "nothing", "", (), _stratified),
+        Family(
+            "tfidf-logistic", "TF-IDF + logistic regression", "pieces", "C", (1, 10, 100), _logistic
+        ),
+        Family(
+            "tfidf-svm",
+            "TF-IDF + linear SVM",
+            "pieces",
+            "C",
+            (0.1, 1, 10),
+            _machine,
+            _with_probabilities,
+        ),
+        Family(
+            "tfidf-bayes",
+            "TF-IDF + complement naive Bayes",
+            "pieces",
+            "alpha",
+            (0.01, 0.1, 1),
+            _bayes,
+        ),
+        Family(
+            "embeddings-logistic",
+            "sentence embeddings + logistic regression",
+            "embeddings",
+            "C",
+            (1, 10, 100),
+            _logistic,
+        ),
+    )
+}

@@ -1,0 +1,117 @@
+"""What the page shows besides drawings: tiles, the table of contestants, chosen settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from packhorse.assess.document import Assessment, Contestant
+from packhorse.assess.html.charts import VARIANTS
+from packhorse.assess.words import Column, columns, interval_text, points
+from packhorse.reports.formats import number, percent
+from packhorse.reports.html.cells import Bar, Cell, Tile, scaled
+
+_WITH_BAR = ("accuracy", "f1", "balanced")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    title: str
+    variant: int
+    finalist: bool
+    chosen: bool
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a contestant came to its settings."""
+
+    title: str
+    variant: int
+    validated: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def tiles(assessment: Assessment) -> list[Tile]:
+    """The verdict in four figures."""
+    classic, model = assessment.classic, assessment.language_model
+    found = [
+        Tile(
+            "Classic",
+            percent(classic.shared.accuracy.value),
+            "right",
+            interval_text(classic.shared.accuracy),
+        ),
+        Tile(
+            "Language model",
+            percent(model.shared.accuracy.value),
+            "right",
+            interval_text(model.shared.accuracy),
+        ),
+        Tile("Difference", points(assessment.pair.difference).partition(" (")[0].split()[0],
+             "points", f"95%: {_ends(assessment)}"),
+    ]  # fmt: skip
+    if classic.costs is not None and model.costs is not None and classic.costs.core_seconds > 0:
+        ratio = model.costs.core_seconds / classic.costs.core_seconds
+        found.append(
+            Tile(
+                "Work of the model",
+                number(ratio),
+                "times",
+                f"{number(model.costs.core_seconds)} and {number(classic.costs.core_seconds)} "
+                "core-seconds per 1,000 rows",
+            )
+        )
+    return found
+
+
+def _ends(assessment: Assessment) -> str:
+    difference = assessment.pair.difference
+    return f"{100 * (difference.low or 0.0):+.1f} to {100 * (difference.high or 0.0):+.1f}"
+
+
+def contestant_table(assessment: Assessment) -> Table:
+    """Every figure of every contestant."""
+    shown = tuple(columns(assessment))
+    lines = tuple(
+        Line(
+            title=each.title,
+            variant=VARIANTS[each.kind],
+            finalist=each.finalist,
+            chosen=each.name == assessment.verdict.winner,
+            cells=tuple(_cell(column, each) for column in shown),
+        )
+        for each in assessment.contestants
+    )
+    return Table(shown, lines)
+
+
+def _cell(column: Column, contestant: Contestant) -> Cell:
+    figure = column.of(contestant)
+    bar = None
+    if column.name in _WITH_BAR and figure.estimate is not None:
+        at, known = scaled(1.0), figure.estimate
+        low = known.value if known.low is None else known.low
+        high = known.value if known.high is None else known.high
+        bar = Bar(at(known.value), at(low), at(high))
+    return Cell(figure.text, figure.value, figure.around, bar)
+
+
+def settings(assessment: Assessment) -> list[Settings]:
+    """What was chosen inside the training part."""
+    return [
+        Settings(
+            title=each.title,
+            variant=VARIANTS[each.kind],
+            validated=f"{percent(each.validated)} on {each.validated_on}",
+            facts=tuple(each.settings.items()),
+        )
+        for each in assessment.contestants
+        if each.kind != "dummy"
+    ]

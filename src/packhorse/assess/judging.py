@@ -1,0 +1,215 @@
+"""From what contestants said to figures, pairs, curves and the cascade."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from packhorse.assess import cascade as cascades
+from packhorse.assess.cascade import Cascade, CascadePoint
+from packhorse.assess.classic_contest import Classic
+from packhorse.assess.costs import Costs
+from packhorse.assess.curve import LearningCurve, learning_curve
+from packhorse.assess.document import Contestant
+from packhorse.assess.entries import Entry
+from packhorse.assess.families import MAJORITY
+from packhorse.assess.model_contest import ModelSide
+from packhorse.assess.pairs import Pair, pair
+from packhorse.assess.scoring import Said, figures
+from packhorse.assess.splits import Split
+from packhorse.assess.tuning import out_of_fold
+
+CASCADE = "cascade"
+FEW_ROWS = 100
+"""Test rows of the language model below which a reader is told that more would say more."""
+MOSTLY = 0.9
+"""Share of one label above which accuracy hides the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that was said. entries: of everybody; classic, model, majority: the finalists, chosen by
+    their accuracy inside the training part, and the dummy they must beat."""
+
+    parts: Split
+    data: Classic
+    side: ModelSide
+    entries: tuple[Entry, ...]
+    seed: int
+
+    @property
+    def classic(self) -> Entry:
+        return _best([entry for entry in self.entries if entry.kind == "classic"])
+
+    @property
+    def model(self) -> Entry:
+        return _best([entry for entry in self.entries if entry.kind == "model"])
+
+    @property
+    def majority(self) -> Entry:
+        return next(entry for entry in self.entries if entry.name == MAJORITY)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.data.classes
+
+    def truth(self, places: Sequence[int]) -> list[str]:
+        """Labels of test rows."""
+        return [self.parts.test[place].label for place in places]
+
+    def shared(self, entry: Entry) -> Said:
+        """What an entry said of the rows that the model was asked, in their order."""
+        row_of = {place: row for row, place in enumerate(entry.places)}
+        return entry.said.of([row_of[place] for place in self.side.test])
+
+    def compared(self, left: Entry, right: Entry) -> Pair:
+        """Two entries on all test rows that both were asked."""
+        known = set(right.places)
+        places = [place for place in left.places if place in known]
+        rows = [{place: row for row, place in enumerate(each.places)} for each in (left, right)]
+        said = [
+            each.said.of([row_of[place] for place in places])
+            for each, row_of in zip((left, right), rows, strict=True)
+        ]
+        truth = self.truth(places)
+        own, theirs = (each.right(truth).tolist() for each in said)
+        return pair(left.name, right.name, own, theirs, seed=self.seed)
+
+
+def contestant(outcome: Outcome, entry: Entry, costs: Costs | None) -> Contestant:
+    """An entry with its figures."""
+    shared = outcome.truth(outcome.side.test)
+    return Contestant(
+        name=entry.name,
+        title=entry.title,
+        kind=entry.kind,
+        finalist=entry in (outcome.classic, outcome.model),
+        figures=figures(
+            entry.said, outcome.truth(entry.places), outcome.classes, seed=outcome.seed
+        ),
+        shared=figures(outcome.shared(entry), shared, outcome.classes, seed=outcome.seed),
+        validated=entry.validated,
+        validated_on=entry.validated_on,
+        settings=entry.settings,
+        once_seconds=entry.once_seconds,
+        once_core_seconds=entry.once_core_seconds,
+        costs=costs,
+    )
+
+
+def curves(outcome: Outcome) -> tuple[LearningCurve, ...]:
+    """Of the best contestant of each kind of features, against the model's finalist."""
+    data = outcome.data
+    places = list(outcome.side.test)
+    truth = np.array(outcome.truth(places))
+    model_right = outcome.shared(outcome.model).right(truth.tolist())
+    kinds: dict[str, list[Entry]] = {}
+    for entry in outcome.entries:
+        if entry.kind == "classic" and entry.tuned is not None:
+            kinds.setdefault(entry.tuned.family.sees, []).append(entry)
+    found = []
+    for entries in kinds.values():
+        tuned = _best(entries).tuned
+        assert tuned is not None
+        test = data.test[places]
+        found.append(
+            learning_curve(
+                tuned, data.data, test, truth, model_right, data.train, seed=outcome.seed
+            )
+        )
+    return tuple(found)
+
+
+def cascade_of(outcome: Outcome, costs: dict[str, Costs], margin: float) -> Cascade | None:
+    """Both finalists together; None where they leave nothing to choose on.
+
+    The classic finalist's probabilities of the validation rows come from fits without them.
+    """
+    classic, model = outcome.classic, outcome.model
+    validation = np.array(outcome.side.validation, dtype=np.int64)
+    if model.validation is None or classic.tuned is None or not len(validation):
+        return None
+    chances = out_of_fold(classic.tuned, outcome.data.data, outcome.data.folds, validation)
+    known = Said(tuple(outcome.classes[place] for place in chances.argmax(axis=1)), chances)
+    truth = [outcome.parts.train[place].label for place in validation]
+    own, theirs = outcome.shared(classic), outcome.shared(model)
+    wanted = outcome.truth(outcome.side.test)
+    points = [
+        _point(threshold, (known, model.validation, truth), (own, theirs, wanted), costs, outcome)
+        for threshold in cascades.thresholds(chances.max(axis=1))
+    ]
+    place = cascades.chosen(
+        [point.validation_accuracy for point in points],
+        [point.validation_share for point in points],
+        margin,
+    )
+    said, _ = cascades.joined(own, theirs, points[place].threshold)
+    right = [each.right(wanted).tolist() for each in (said, own, theirs)]
+    return Cascade(
+        classic=classic.name,
+        model=model.name,
+        points=tuple(points),
+        chosen=place,
+        validation_rows=len(validation),
+        against_model=pair(CASCADE, model.name, right[0], right[2], seed=outcome.seed),
+        against_classic=pair(CASCADE, classic.name, right[0], right[1], seed=outcome.seed),
+    )
+
+
+def cautions(outcome: Outcome, label_names: Sequence[tuple[str, str]]) -> list[str]:
+    """What a reader must know before believing the verdict."""
+    asked, there_are = len(outcome.side.test), len(outcome.parts.test)
+    found = []
+    if asked < min(FEW_ROWS, there_are):
+        found.append(
+            f"the language model was asked {asked:,} of {there_are:,} test rows, in the time it "
+            "had; --max-minutes or --model-rows gives it more."
+        )
+    if all(label.isdecimal() for label in outcome.classes) and not label_names:
+        found.append(
+            "the labels are numbers, which tell the language model nothing; give them words with "
+            "--label-name."
+        )
+    counts = Counter(row.label for row in outcome.parts.train)
+    label, count = counts.most_common(1)[0]
+    if count >= MOSTLY * len(outcome.parts.train):
+        share = count / len(outcome.parts.train)
+        found.append(
+            f"{share:.0%} of the rows have the label {label!r}: accuracy says little of the "
+            "others; look at macro-F1 and balanced accuracy too."
+        )
+    if outcome.model.said.failed:
+        found.append(
+            f"{outcome.model.said.failed:,} rows could not be asked of the language model; they "
+            "count as wrong."
+        )
+    return found
+
+
+def _point(
+    threshold: float,
+    validation: tuple[Said, Said, list[str]],
+    test: tuple[Said, Said, list[str]],
+    costs: dict[str, Costs],
+    outcome: Outcome,
+) -> CascadePoint:
+    tried, goes = cascades.joined(*validation[:2], threshold)
+    said, to_model = cascades.joined(*test[:2], threshold)
+    share = float(to_model.mean())
+    own, theirs = costs[outcome.classic.name], costs[outcome.model.name]
+    return CascadePoint(
+        threshold=threshold,
+        share=share,
+        accuracy=cascades.accuracy_of(said, test[2]),
+        validation_accuracy=float(tried.right(validation[2]).mean()),
+        validation_share=float(goes.mean()),
+        seconds=own.seconds + share * theirs.seconds,
+        core_seconds=own.core_seconds + share * theirs.core_seconds,
+    )
+
+
+def _best(entries: Sequence[Entry]) -> Entry:
+    return max(entries, key=lambda entry: entry.validated)

@@ -1,0 +1,165 @@
+"""The language model as a classifier: by constrained choice, and by free text.
+
+Constrained choice: how probable each label is as the answer (`Scorer` of the engine), mean a
+token, without what the model prefers anyway. Free text: what it writes is read for a label.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.assess.priors import choice, without_prior
+from packhorse.assess.prompting import Prompting
+from packhorse.assess.scoring import Said
+from packhorse.data import Answer, Decoding, Failure
+from packhorse.labels import is_right, normalise
+from packhorse.meters import Meter
+from packhorse.models import model_facts
+from packhorse.session import Model, requests_of
+from packhorse.tokenization import Tokenizer
+
+Floats = npt.NDArray[np.float64]
+
+FREE_TEXT_TOKENS = 12
+"""New tokens beyond the longest label."""
+Stopping = Callable[[], bool]
+
+
+def never() -> bool:
+    """The `stopping` of a pass that runs to its end."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What rows took: wall seconds, and core-seconds of this process."""
+
+    rows: int
+    seconds: float
+    core_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Constrained choice without any prior taken out. probabilities: [rows, classes], nan for a row
+    that failed."""
+
+    probabilities: Floats
+    spent: Spent
+
+    @property
+    def known(self) -> Floats:
+        """The choices of the rows that have one."""
+        return self.probabilities[~np.isnan(self.probabilities[:, 0])]
+
+    def said(self, classes: Sequence[str], prior: Sequence[float] | None) -> Said:
+        """The labels chosen, with a prior divided out if there is one. A row that failed has no
+        label, and equal probabilities."""
+        failed = np.isnan(self.probabilities[:, 0])
+        known = np.where(failed[:, None], 1.0 / len(classes), self.probabilities)
+        chances = known if prior is None else without_prior(known, prior)
+        chances[failed] = 1.0 / len(classes)
+        best = chances.argmax(axis=1)
+        rows = zip(best.tolist(), failed.tolist(), strict=True)
+        labels = tuple(None if bad else classes[place] for place, bad in rows)
+        return Said(labels, chances, int(failed.sum()))
+
+
+def choices(model: Model, prompting: Prompting, texts: Sequence[str]) -> Choices:
+    """Scores every label after every text. Raises EngineError for an engine that cannot."""
+    found = np.full((len(texts), len(prompting.names)), np.nan)
+    started, cores = time.perf_counter(), time.process_time()
+    for place, result in choosing(model, prompting, texts):
+        if not isinstance(result, Failure):
+            found[place] = result
+    return Choices(found, _spent(len(texts), started, cores))
+
+
+def choosing(
+    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+) -> Iterator[tuple[int, Floats | Failure]]:
+    """The place of each text with its choice [classes] or why there is none, as they finish; once
+    `stopping` says True, no further ones are begun."""
+    codec = model.codec
+    labels = [codec.encode_fragment(each) for each in prompting.continuations(codec)]
+    labels = _prefix_free(labels, model)
+    decoding = Decoding(max_new_tokens=max(map(len, labels)))
+    budget = model.budget(decoding)
+    answering = model.answering(Tokenizer(codec), decoding, budget, Meter(), stopping)
+    lengths = [len(ids) for ids in labels]
+    for result in answering.scores(requests_of(prompting.prompts(texts, codec)), labels):
+        if isinstance(result, Failure):
+            yield result.index, result
+        else:
+            yield result.index, choice(np.array([result.log_probs]), lengths)[0]
+
+
+def _prefix_free(labels: list[tuple[int, ...]], model: Model) -> list[tuple[int, ...]]:
+    """Where one label begins another ("good", "good enough"), each gets the token that ends an
+    answer, so that the shorter one is not part of the longer."""
+    begins = any(one != other and other[: len(one)] == one for one in labels for other in labels)
+    ends = model_facts(model.prepared).eos_token_ids
+    return [(*ids, ends[0]) for ids in labels] if begins and ends else labels
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Free text, read for labels; spent as in `Choices`."""
+
+    said: Said
+    spent: Spent
+
+
+def written(model: Model, prompting: Prompting, texts: Sequence[str]) -> Written:
+    """What the model writes after every text, read for a label by `label_in`."""
+    labels: list[str | None] = [None] * len(texts)
+    failed = 0
+    started, cores = time.perf_counter(), time.process_time()
+    for place, result in writing(model, prompting, texts):
+        if isinstance(result, Failure):
+            failed += 1
+        else:
+            labels[place] = label_in(result, prompting.names)
+    return Written(Said(tuple(labels), None, failed), _spent(len(texts), started, cores))
+
+
+def writing(
+    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+) -> Iterator[tuple[int, str | Failure]]:
+    """The place of each text with what the model wrote, or why it did not; otherwise as
+    `choosing`."""
+    codec = model.codec
+    longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
+    decoding = Decoding(max_new_tokens=longest + FREE_TEXT_TOKENS)
+    budget = model.budget(decoding)
+    answering = model.answering(Tokenizer(codec), decoding, budget, Meter(), stopping)
+    for outcome in answering.outcomes(requests_of(prompting.prompts(texts, codec))):
+        yield outcome.index, outcome.text if isinstance(outcome, Answer) else outcome
+
+
+def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:
+    """The label that an answer is, or None.
+
+    The label whose words are the answer's first line or its first clause; else the one label whose
+    words stand in it as whole words, if there is just one: longer names before those they contain.
+    """
+    for label, words in names:
+        if is_right(text, words):
+            return label
+    left, found = normalise(text), []
+    for label, words in sorted(names, key=lambda name: -len(name[1])):
+        pattern = rf"(?<!\w){re.escape(normalise(words))}(?!\w)"
+        if normalise(words) and re.search(pattern, left):
+            found.append(label)
+            left = re.sub(pattern, " ", left)
+    return found[0] if len(found) == 1 else None
+
+
+def _spent(rows: int, started: float, cores: float) -> Spent:
+    return Spent(rows, time.perf_counter() - started, time.process_time() - cores)

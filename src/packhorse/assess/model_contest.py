@@ -1,0 +1,210 @@
+"""The model's side of the contest: zero-shot and few-shot, by constrained choice and free text.
+
+Everything that is chosen is chosen on validation rows, which are of the training part and are no
+examples: which prior is divided out of a choice, and later which way of asking is the finalist.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from packhorse.assess.budget import rows_for_model
+from packhorse.assess.config import AssessConfig
+from packhorse.assess.entries import MODEL_TITLE, Entry
+from packhorse.assess.language_model import choices, written
+from packhorse.assess.priors import CONTENT_FREE, prior_of
+from packhorse.assess.prompting import (
+    Prompting,
+    examples_from,
+    fitted,
+    prompt_tokens,
+    prompting_for,
+)
+from packhorse.assess.rows import LabelledRow
+from packhorse.assess.saved import ModelPart
+from packhorse.assess.scoring import Said
+from packhorse.assess.splits import Split
+from packhorse.session import Model
+
+PILOT_ROWS = 6
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSide:
+    """entries: one a way of asking. validation: places of the training part they were asked too.
+    test: places of the test part. notes: what was left out, and why."""
+
+    entries: tuple[Entry, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def model_side(model: Model, config: AssessConfig, parts: Split, report: Report) -> ModelSide:
+    """Asks the model; how many rows follows from what a few of them take."""
+    classes = sorted({row.label for row in parts.train})
+    ways, used, notes = _ways(model, config, parts, classes)
+    free = [place for place in range(len(parts.train)) if place not in used]
+    spread = _sampled([parts.train[place] for place in free], len(free), config.seed)
+    order = [free[place] for place in spread]
+    pilot = [parts.train[place].text for place in order[:PILOT_ROWS]]
+    seconds = _seconds_a_row(model, ways.values(), pilot)
+    count = rows_for_model(
+        seconds, config.max_minutes, len(parts.test), len(order), config.model_rows
+    )
+    report(
+        f"asking the model {count.test:,} test and {count.validation:,} validation rows in "
+        f"{2 * len(ways)} ways, about {count.minutes:.0f} min at {seconds:.2g} s a row"
+    )
+    validation = tuple(sorted(order[: count.validation]))
+    test = tuple(_sampled(parts.test, count.test, config.seed))
+    asking = _Asking(
+        model,
+        config,
+        tuple(classes),
+        [parts.train[place] for place in validation],
+        [parts.test[place] for place in test],
+        test,
+        report,
+    )
+    entries = [asking.chosen(way, prompting) for way, prompting in ways.items()]
+    entries += [asking.wrote(way, prompting) for way, prompting in ways.items()]
+    return ModelSide(tuple(entries), validation, test, notes)
+
+
+def _ways(
+    model: Model, config: AssessConfig, parts: Split, classes: Sequence[str]
+) -> tuple[dict[str, Prompting], frozenset[int], tuple[str, ...]]:
+    """Promptings by name, the places of training rows that are examples, and what must be said.
+
+    Examples may take half of the model's context; where those of all classes do not fit into it,
+    there are fewer of each, and at last none.
+    """
+    zero = prompting_for(config.instruction, config.label_names, classes, config.max_text_tokens)
+    context = model.traits.max_context
+    for shots in range(config.shots, 0, -1):
+        examples, used = examples_from(parts.train, shots, model.codec, config.seed)
+        few = replace(zero, examples=examples)
+        if prompt_tokens(few, model.codec) <= context / 2:
+            ways = {"zero-shot": zero, "few-shot": few}
+            return {name: fitted(way, model.codec, context) for name, way in ways.items()}, used, ()
+    notes: tuple[str, ...] = ()
+    if config.shots:
+        notes = (
+            f"There is no few-shot prompt: one example of each of {len(classes)} labels takes more "
+            f"than half of the model's context of {context:,} tokens.",
+        )
+    return {"zero-shot": fitted(zero, model.codec, context)}, frozenset(), notes
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    model: Model
+    config: AssessConfig
+    classes: tuple[str, ...]
+    validation: Sequence[LabelledRow]
+    test: Sequence[LabelledRow]
+    places: tuple[int, ...]
+    report: Report
+
+    def chosen(self, way: str, prompting: Prompting) -> Entry:
+        """Constrained choice, with the prior that serves the validation rows best."""
+        self.report(f"{way}, constrained choice")
+        known = choices(self.model, prompting, _texts(self.validation))
+        nothing = choices(self.model, prompting, CONTENT_FREE)
+        priors: dict[str, tuple[float, ...] | None] = {
+            "texts": prior_of(known.known),
+            "content-free": prior_of(nothing.known),
+            "none": None,
+        }
+        tried = {name: known.said(self.classes, prior) for name, prior in priors.items()}
+        accuracies = {name: self._accuracy(said) for name, said in tried.items()}
+        best = max(accuracies, key=lambda name: accuracies[name])
+        asked = choices(self.model, prompting, _texts(self.test))
+        said = asked.said(self.classes, priors[best])
+        return Entry(
+            name=f"{way}-choice",
+            title=f"{MODEL_TITLE}, {way}, constrained choice",
+            kind="model",
+            said=said,
+            places=self.places,
+            validated=accuracies[best],
+            validated_on=f"{len(self.validation)} validation rows",
+            settings={
+                "prior divided out": best,
+                "accuracy by prior": ", ".join(
+                    f"{name}: {value:.3f}" for name, value in accuracies.items()
+                ),
+                "examples": str(len(prompting.examples)),
+            },
+            part=self._part(prompting, "choice", priors[best]),
+            spent=asked.spent,
+            validation=tried[best],
+        )
+
+    def wrote(self, way: str, prompting: Prompting) -> Entry:
+        """Free text."""
+        self.report(f"{way}, free text")
+        known = written(self.model, prompting, _texts(self.validation))
+        asked = written(self.model, prompting, _texts(self.test))
+        return Entry(
+            name=f"{way}-text",
+            title=f"{MODEL_TITLE}, {way}, free text",
+            kind="model",
+            said=asked.said,
+            places=self.places,
+            validated=self._accuracy(known.said),
+            validated_on=f"{len(self.validation)} validation rows",
+            settings={"examples": str(len(prompting.examples))},
+            part=self._part(prompting, "text", None),
+            spent=asked.spent,
+            validation=known.said,
+        )
+
+    def _accuracy(self, said: Said) -> float:
+        return float(said.right([row.label for row in self.validation]).mean())
+
+    def _part(
+        self, prompting: Prompting, answers: str, prior: tuple[float, ...] | None
+    ) -> ModelPart:
+        return ModelPart(
+            model=self.config.model,
+            fingerprint=self.model.prepared.fingerprint,
+            engine=self.config.engine,
+            answers="choice" if answers == "choice" else "text",
+            prompting=prompting,
+            prior=prior,
+        )
+
+
+def _seconds_a_row(model: Model, ways: Collection[Prompting], texts: Sequence[str]) -> float:
+    """Mean seconds of a constrained choice over the ways, the first pass of each not counted."""
+    seconds = []
+    for prompting in ways:
+        choices(model, prompting, texts[:1])
+        started = time.perf_counter()
+        choices(model, prompting, texts)
+        seconds.append((time.perf_counter() - started) / len(texts))
+    return sum(seconds) / len(seconds)
+
+
+def _sampled(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
+    """`count` places in random order, each class in proportion: classes are dealt out evenly."""
+    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
+    by_class: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(place)
+    dealt = []
+    for _, places in sorted(by_class.items()):
+        chance.shuffle(places)
+        turns = [(turn + chance.random()) / len(places) for turn in range(len(places))]
+        dealt += list(zip(turns, places, strict=True))
+    return [place for _, place in sorted(dealt)][:count]
+
+
+def _texts(rows: Sequence[LabelledRow]) -> list[str]:
+    return [row.text for row in rows]

@@ -1,0 +1,67 @@
+"""An assessment as one page that opens offline: see `packhorse.reports.page`."""
+
+from __future__ import annotations
+
+from packhorse.assess import words
+from packhorse.assess.document import Assessment
+from packhorse.assess.html import views
+from packhorse.assess.html.charts import (
+    NARROW,
+    WIDE,
+    Chart,
+    cascade_chart,
+    cost_chart,
+    learning_chart,
+)
+from packhorse.assess.html.forest import forest
+from packhorse.reports.page import facts, page_text
+
+_SECTIONS = (
+    ("accuracy", "Accuracy"),
+    ("cost", "Cost"),
+    ("labels", "Labels needed"),
+    ("cascade", "Cascade"),
+    ("contestants", "All figures"),
+    ("rows", "Rows"),
+    ("settings", "Settings"),
+    ("machine", "Machine"),
+    ("reading", "How to read this"),
+)
+
+
+def html_text(assessment: Assessment) -> str:
+    """The page."""
+    return page_text(
+        "packhorse.assess",
+        verb="assess",
+        subject=assessment.model,
+        headline=words.headline(assessment),
+        sections=_SECTIONS,
+        assessment=assessment,
+        title=words.titled(assessment),
+        tiles=views.tiles(assessment),
+        forests=[forest(assessment, narrow=False), forest(assessment, narrow=True)],
+        cost=_drawn(cost_chart(assessment, WIDE), cost_chart(assessment, NARROW)),
+        learning=_drawn(learning_chart(assessment, WIDE), learning_chart(assessment, NARROW)),
+        cascade=_drawn(cascade_chart(assessment, WIDE), cascade_chart(assessment, NARROW)),
+        table=views.contestant_table(assessment),
+        settings=views.settings(assessment),
+        pair=words.pair_sentence(assessment),
+        needed=[words.needed_sentence(curve) for curve in assessment.curves],
+        together=words.cascade_sentence(assessment),
+        economy=words.economy_lines(assessment),
+        profile=words.profile_lines(assessment),
+        method=words.method_lines(assessment),
+        facts=facts(
+            {
+                "Machine": assessment.machine,
+                "What ran": assessment.ran,
+                "Versions": assessment.versions,
+                "Asked for": assessment.settings,
+            }
+        ),
+    )
+
+
+def _drawn(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]

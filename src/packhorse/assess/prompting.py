@@ -1,0 +1,143 @@
+"""What the language model is asked: instruction, labels, examples, the text of a row.
+
+A chat model gets the instruction and the text as a turn of the user, examples as turns before it;
+a base model one text with "Text:" and "Label:" before each. What rows share stands first, so that
+it is computed once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from packhorse.assess.rows import LabelledRow
+from packhorse.data import Message
+from packhorse.errors import ConfigError
+from packhorse.tokenization import Codec, Refusal
+
+DEFAULT_INSTRUCTION = "Decide which label fits the text."
+EXAMPLE_TOKENS = 128
+SPARE_TOKENS = 48
+"""Of the context, for free text and for text that splits otherwise inside a prompt."""
+_CHARACTERS_A_TOKEN = 16
+"""Of a text so many characters a token are looked at; no tokenizer makes longer tokens of prose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """instruction: without the labels. names: (label, what the model reads and writes for it).
+    examples: (text, label) pairs before each text. max_text_tokens: of a text so much is read.
+    """
+
+    instruction: str
+    names: tuple[tuple[str, str], ...]
+    examples: tuple[tuple[str, str], ...] = ()
+    max_text_tokens: int = 1024
+
+    @property
+    def whole_instruction(self) -> str:
+        listed = ", ".join(words for _, words in self.names)
+        return f"{self.instruction}\nAnswer with exactly one of: {listed}."
+
+    def continuations(self, codec: Codec) -> list[str]:
+        """What an answer is for each label, as it follows a prompt."""
+        space = "" if codec.has_chat_template else " "
+        return [space + words for _, words in self.names]
+
+    def prompts(self, texts: Sequence[str], codec: Codec) -> list[str | tuple[Message, ...]]:
+        """One prompt for each text, cut to `max_text_tokens`."""
+        cut = [shortened(text, self.max_text_tokens, codec) for text in texts]
+        if codec.has_chat_template:
+            return [self._chat(text) for text in cut]
+        return [self._text(text) for text in cut]
+
+    def _chat(self, text: str) -> tuple[Message, ...]:
+        words = dict(self.names)
+        turns = [*self.examples, (text, "")]
+        turns[0] = (f"{self.whole_instruction}\n\n{turns[0][0]}", turns[0][1])
+        messages: list[Message] = []
+        for content, label in turns:
+            messages.append({"role": "user", "content": content})
+            if label:
+                messages.append({"role": "assistant", "content": words[label]})
+        return tuple(messages)
+
+    def _text(self, text: str) -> str:
+        words = dict(self.names)
+        shown = [f"Text: {example}\nLabel: {words[label]}" for example, label in self.examples]
+        return "\n\n".join([self.whole_instruction, *shown, f"Text: {text}\nLabel:"])
+
+
+def prompting_for(
+    instruction: str | None,
+    label_names: Sequence[tuple[str, str]],
+    classes: Sequence[str],
+    max_text_tokens: int,
+) -> Prompting:
+    """The zero-shot prompting for these classes. Raises ConfigError for a name of a label that
+    there is not, and for two labels of one name."""
+    given = dict(label_names)
+    for label in given:
+        if label not in classes:
+            raise ConfigError(
+                f"there is no label {label!r} to name", f"the labels are {', '.join(classes[:20])}"
+            )
+    names = tuple((label, given.get(label, label)) for label in classes)
+    if len({words for _, words in names}) < len(names):
+        raise ConfigError("two labels have the same name", "give each label a name of its own")
+    return Prompting(instruction or DEFAULT_INSTRUCTION, names, (), max_text_tokens)
+
+
+def examples_from(
+    rows: Sequence[LabelledRow], per_class: int, codec: Codec, seed: int
+) -> tuple[tuple[tuple[str, str], ...], frozenset[int]]:
+    """`per_class` training rows of each class, classes in turn, cut to EXAMPLE_TOKENS; and the
+    places of the rows they are from. Of longer rows and shorter ones alike."""
+    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
+    by_class: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(place)
+    drawn = {
+        label: chance.sample(places, min(per_class, len(places)))
+        for label, places in sorted(by_class.items())
+    }
+    turns = [places[turn] for turn in range(per_class) for places in drawn.values()
+             if turn < len(places)]  # fmt: skip
+    examples = tuple(
+        (shortened(rows[place].text, EXAMPLE_TOKENS, codec), rows[place].label) for place in turns
+    )
+    return examples, frozenset(turns)
+
+
+def fitted(prompting: Prompting, codec: Codec, context: int) -> Prompting:
+    """The prompting with texts cut so that a prompt and its answer fit into the model's context
+    (tokens). Raises ConfigError where the instruction and the labels alone do not."""
+    longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
+    room = context - prompt_tokens(prompting, codec) - longest - SPARE_TOKENS
+    if room < 1:
+        raise ConfigError(
+            f"instruction and labels fill the model's context of {context:,} tokens",
+            "shorten --instruction, or give labels shorter names with --label-name",
+        )
+    return replace(prompting, max_text_tokens=min(prompting.max_text_tokens, room))
+
+
+def prompt_tokens(prompting: Prompting, codec: Codec) -> int:
+    """Tokens of a prompt around its text."""
+    (prompt,) = prompting.prompts(["."], codec)
+    if isinstance(prompt, str):
+        return len(codec.encode_texts([prompt])[0])
+    (ids,) = codec.encode_chats([prompt])
+    if isinstance(ids, Refusal):
+        raise ConfigError(f"the model cannot be asked: {ids.message}", "try another model")
+    return len(ids)
+
+
+def shortened(text: str, tokens: int, codec: Codec) -> str:
+    """The beginning of a text, at most `tokens` tokens of it."""
+    head = text[: tokens * _CHARACTERS_A_TOKEN]
+    ids = codec.encode_fragment(head)
+    if len(ids) <= tokens:
+        return head
+    return codec.decode(ids[:tokens]).rstrip("\N{REPLACEMENT CHARACTER}")

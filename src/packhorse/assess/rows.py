@@ -1,0 +1,118 @@
+"""Labelled rows as they are read, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from packhorse.assess.config import AssessConfig
+from packhorse.errors import InputError
+from packhorse.labels import normalise
+from packhorse.sources import read_fields
+
+FEWEST_OF_A_CLASS = 3
+"""Rows a class needs: one to test, two to train and tune on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRow:
+    """line: where it stands in the file. group: "" where there are no groups."""
+
+    line: int
+    text: str
+    label: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """rows: those that can be used, in the order of the file.
+
+    total: rows of the file. unusable: counts by reason. drawn_from: usable rows there were, where
+    not all were taken.
+    """
+
+    rows: tuple[LabelledRow, ...]
+    total: int
+    unusable: dict[str, int]
+    drawn_from: int
+
+
+def read_labelled(config: AssessConfig) -> Labelled:
+    """Reads the file; a row without text or label is counted and left out.
+
+    Raises InputError for a file that cannot be read, a column that is not there, a file without one
+    usable row, and labels that differ in nothing but their writing.
+    """
+    names = [config.text_column, config.label_column]
+    names += [config.group_column] if config.group_column else []
+    rows: list[LabelledRow] = []
+    unusable: Counter[str] = Counter()
+    total, example = 0, ""
+    for found in read_fields(Path(config.labelled), names):
+        total += 1
+        text = found.values.get(config.text_column, "")
+        label = found.values.get(config.label_column, "").strip()
+        group = found.values.get(config.group_column or "", "").strip()
+        if found.fault:
+            unusable["unreadable"] += 1
+            example = example or f"line {found.line}: {found.fault}"
+        elif not label:
+            unusable["without a label"] += 1
+        elif not text.strip():
+            unusable["without text"] += 1
+        else:
+            # A row without a group is a group of its own.
+            rows.append(LabelledRow(found.line, text, label, group or f"line {found.line}"))
+    if not rows:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in unusable.items())
+        raise InputError(
+            f"no row of {config.labelled} can be used: {reasons or 'it has no rows'}",
+            example or "name the columns with --text-column and --label-column",
+        )
+    _check_writing({row.label for row in rows})
+    drawn = sorted(_drawn(len(rows), config.max_rows, config.seed))
+    return Labelled(tuple(rows[place] for place in drawn), total, dict(unusable), len(rows))
+
+
+def with_enough(rows: tuple[LabelledRow, ...]) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
+    """The rows of classes that have FEWEST_OF_A_CLASS, and the counts of the others.
+
+    Raises InputError where fewer than two classes are left.
+    """
+    counts = Counter(row.label for row in rows)
+    rare = {label: count for label, count in counts.items() if count < FEWEST_OF_A_CLASS}
+    kept = tuple(row for row in rows if row.label not in rare)
+    if len(counts) == 1:
+        raise InputError(
+            f"all {len(rows):,} distinct rows have the label {next(iter(counts))!r}",
+            "a classifier needs rows of at least two labels; is --label-column the right one?",
+        )
+    if len(counts) - len(rare) < 2:
+        few = ", ".join(f"{label!r} ({count})" for label, count in sorted(rare.items())[:5])
+        raise InputError(
+            f"fewer than two labels have {FEWEST_OF_A_CLASS} distinct rows; too few have {few}"
+            + (" and others" if len(rare) > 5 else ""),
+            "label more rows; is --label-column a column of labels, and not of ids or numbers?",
+        )
+    return kept, rare
+
+
+def _drawn(count: int, most: int, seed: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    return random.Random(seed).sample(range(count), most)  # noqa: S311 - a sample, no secret
+
+
+def _check_writing(labels: set[str]) -> None:
+    """InputError for two labels that a person would read as one."""
+    seen: dict[str, str] = {}
+    for label in sorted(labels):
+        other = seen.setdefault(normalise(label), label)
+        if other != label:
+            raise InputError(
+                f"the labels {other!r} and {label!r} differ in nothing but their writing",
+                "write equal labels alike",
+            )

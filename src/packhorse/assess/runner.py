@@ -1,0 +1,237 @@
+"""`packhorse assess` as a function: read, split, hold the contest, judge, save, report."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from packhorse.assess.classic_contest import Classic, classic_entries, prepare_rows
+from packhorse.assess.config import AssessConfig
+from packhorse.assess.costs import Costs, measured
+from packhorse.assess.deciding import judged
+from packhorse.assess.document import Assessment
+from packhorse.assess.duplicates import distinct
+from packhorse.assess.entries import Entry
+from packhorse.assess.judging import Outcome
+from packhorse.assess.model_contest import ModelSide, model_side
+from packhorse.assess.profile import Profile, profile
+from packhorse.assess.report import write_reports
+from packhorse.assess.rows import read_labelled, with_enough
+from packhorse.assess.saving import save_entry, save_winner
+from packhorse.assess.splits import Split, folds, split
+from packhorse.assess.verdict import Verdict
+from packhorse.atomic import make_folder
+from packhorse.errors import ConfigError, PackhorseError
+from packhorse.machine import machine
+from packhorse.manifest import versions
+from packhorse.models import prepare_embedding_model
+from packhorse.session import load
+
+WINNER = "winner"
+
+
+class Observer(Protocol):
+    """Is told what begins, a line each."""
+
+    def stage(self, text: str) -> None: ...
+
+
+def assess(config: AssessConfig, observer: Observer) -> Assessment:
+    """Holds the contest and writes reports and winner to `config.output`.
+
+    Raises ConfigError for options that make no sense, InputError for rows that cannot be used,
+    ModelError and EngineError for a model that cannot be had, run, or asked to score, OutputError
+    for a folder that cannot be written.
+    """
+    _check(config)
+    started = time.monotonic()
+    parts, described = _rows(config, observer)
+    side, ran, model_bytes = _ask_model(config, parts, observer)
+    notes = list(side.notes)
+    classic = as_classic_sees(config, parts, observer, notes)
+    entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
+    outcome = Outcome(parts, classic, side, entries, config.seed)
+    work = make_folder(config.output / "contestants")
+    try:
+        costs = _costs(config, outcome, work, model_bytes, observer, notes)
+        observer.stage("drawing learning curves, judging")
+        found = judged(config, outcome, costs)
+        saved = _saved(config, outcome, found, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    assessment = Assessment(
+        command=config.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=config.model,
+        ran=ran,
+        machine=machine(),
+        versions=versions(),
+        settings=_settings(config),
+        profile=described,
+        prompt=_prompt(side),
+        model_rows=len(side.test),
+        validation_rows=len(side.validation),
+        saved=str(saved or ""),
+        classify=_classify_command(config, saved),
+        notes=tuple(notes),
+        seconds=time.monotonic() - started,
+        **found,
+    )
+    write_reports(assessment, config.output)
+    return assessment
+
+
+def _check(config: AssessConfig) -> None:
+    """ConfigError for a number that makes no sense."""
+    checks = [
+        ("margin", 0 < config.margin < 1, "above 0 and below 1: 0.01 is one percentage point"),
+        ("max_p95", config.max_p95 is None or config.max_p95 > 0, "above 0 seconds"),
+        ("volume", config.volume is None or config.volume > 0, "above 0 rows a month"),
+        ("price_core_hour", (config.price_core_hour or 0) >= 0, "0 or more"),
+        ("price_label", (config.price_label or 0) >= 0, "0 or more"),
+        ("model_rows", config.model_rows is None or config.model_rows >= 1, "at least 1"),
+        ("max_minutes", config.max_minutes > 0, "above 0"),
+        ("shots", config.shots >= 0, "0 or more"),
+        ("max_text_tokens", config.max_text_tokens >= 1, "at least 1"),
+        ("max_rows", config.max_rows >= 1, "at least 1"),
+    ]
+    for name, is_right, wanted in checks:
+        if not is_right:
+            raise ConfigError(f"{name} is {getattr(config, name)}", f"it must be {wanted}")
+    if config.text_column == config.label_column:
+        raise ConfigError(
+            f"text and label are both in {config.text_column!r}",
+            "name them with --text-column and --label-column",
+        )
+
+
+def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, Profile]:
+    observer.stage(f"reading {config.labelled}")
+    labelled = read_labelled(config)
+    single = distinct(labelled.rows)
+    rows, rare = with_enough(single.rows)
+    grouped = config.group_column is not None
+    parts = split(rows, grouped=grouped, seed=config.seed)
+    described = profile(labelled, single, rare, parts, grouped=grouped)
+    observer.stage(
+        f"{len(parts.train):,} training and {len(parts.test):,} test rows of "
+        f"{len(described.classes)} labels; {single.exact + single.near:,} repetitions left out"
+    )
+    return parts, described
+
+
+def _ask_model(
+    config: AssessConfig, parts: Split, observer: Observer
+) -> tuple[ModelSide, dict[str, Any], int]:
+    """What the model said, what ran, and the bytes of its files."""
+    with load(
+        config.model,
+        engine=config.engine,
+        batching=config.batching,
+        allow_pickle=config.allow_pickle,
+        report=observer.stage,
+    ) as model:
+        traits = model.traits
+        ran = {
+            "engine": traits.name,
+            "compute_type": traits.compute_type,
+            "device": traits.device,
+            "workers x threads": f"{traits.workers} x {traits.threads}",
+            "batching": model.batching.policy,
+        }
+        return model_side(model, config, parts, observer.stage), ran, model.prepared.bytes_on_disk
+
+
+def as_classic_sees(
+    config: AssessConfig, parts: Split, observer: Observer, notes: list[str]
+) -> Classic:
+    """Rows as the classic contestants see them; embeddings that cannot be had are left out."""
+    cut = folds(parts.train, grouped=config.group_column is not None, seed=config.seed)
+    try:
+        return prepare_rows(parts, cut, config.embeddings, observer.stage)
+    except PackhorseError as error:
+        if config.embeddings is None:
+            raise
+        notes.append(f"Sentence embeddings took no part: {error}.")
+        return prepare_rows(parts, cut, None, observer.stage)
+
+
+def _costs(
+    config: AssessConfig,
+    outcome: Outcome,
+    work: Path,
+    model_bytes: int,
+    observer: Observer,
+    notes: list[str],
+) -> dict[str, Costs]:
+    """Saves every contestant that reads its rows and measures it in a process of its own."""
+    found = {}
+    for entry in outcome.entries:
+        if entry.kind == "dummy":
+            continue
+        observer.stage(f"measuring what {entry.title} costs")
+        save_entry(entry, work / entry.name, outcome.classes, config)
+        texts = [outcome.parts.test[place].text for place in entry.places]
+        further = model_bytes if entry.kind == "model" else _embedding_bytes(config, entry)
+        found[entry.name] = measured(work / entry.name, texts, entry.spent, further)
+    return found
+
+
+def _embedding_bytes(config: AssessConfig, entry: Entry) -> int:
+    if entry.tuned is None or entry.tuned.family.sees != "embeddings" or not config.embeddings:
+        return 0
+    folder = prepare_embedding_model(config.embeddings)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _saved(
+    config: AssessConfig, outcome: Outcome, found: dict[str, Any], work: Path
+) -> Path | None:
+    """Saves the winner. Where the rows were too few to say, that is the classic finalist, if it is
+    shown to have learnt anything."""
+    verdict: Verdict = found["verdict"]
+    name = verdict.winner
+    if verdict.kind == "too-small-to-say" and found["classic_gain"].is_superior:
+        name = outcome.classic.name
+    if not name:
+        return None
+    facts = {
+        "reason": verdict.reason,
+        "training_rows": len(outcome.parts.train),
+        "labels": list(outcome.classes),
+        "versions": versions(),
+    }
+    save_winner(verdict, name, work, config.output / WINNER, found["cascade"], facts)
+    return config.output / WINNER
+
+
+def _classify_command(config: AssessConfig, saved: Path | None) -> str:
+    if saved is None:
+        return ""
+    suffix = Path(config.labelled).suffix
+    return shlex.join(["packhorse", "classify", str(saved), f"INPUT{suffix}", "-o", "labels.jsonl"])
+
+
+def _settings(config: AssessConfig) -> dict[str, Any]:
+    """What the person asked for, as plain values."""
+    asked = asdict(config)
+    left_out = ("engine", "batching", "command", "output", "labelled", "label_names")
+    return {
+        name: value for name, value in asked.items() if value is not None and name not in left_out
+    } | {"labelled": Path(config.labelled).name}
+
+
+def _prompt(side: ModelSide) -> dict[str, Any]:
+    """What the model was asked: the longest prompting of all ways."""
+    parts = [entry.part.prompting for entry in side.entries if entry.part is not None]
+    longest = max(parts, key=lambda part: len(part.examples))
+    return {
+        "instruction": longest.whole_instruction,
+        "examples": [list(example) for example in longest.examples],
+        "names": dict(longest.names),
+    }

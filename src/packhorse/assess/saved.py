@@ -1,0 +1,150 @@
+"""A classifier on disk: a folder with card.json and what scikit-learn fitted, classifier.skops.
+
+skops is read instead of pickle because it runs nothing: the file says which types it holds, and
+only scikit-learn's own and those of TRUSTED are made. The card names the file's sha256, the
+language model's fingerprint, and everything the answers depend on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from packhorse.assess.prompting import Prompting
+from packhorse.atomic import atomic_file, make_folder, write_json
+from packhorse.config import EngineConfig
+from packhorse.errors import InputError, ModelError
+from packhorse.reports.documents import decode
+
+FORMAT = 1
+CARD = "card.json"
+FITTED = "classifier.skops"
+TRUSTED = frozenset(
+    {"sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"}
+)
+"""What skops does not trust by itself and a calibrated classifier consists of."""
+_HINT = "save it again with packhorse assess"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassicPart:
+    """family, value: what was fitted. sees: "pieces" (the file takes texts) or "embeddings".
+    embeddings: name of the sentence model, "" for none. sha256: of the file."""
+
+    family: str
+    value: float
+    sees: str
+    embeddings: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPart:
+    """model: as a person names it; fingerprint: of its files. answers: "choice" or "text". prior:
+    divided out of a choice, None for none."""
+
+    model: str
+    fingerprint: str
+    engine: EngineConfig
+    answers: Literal["choice", "text"]
+    prompting: Prompting
+    prior: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """kind: which parts answer. classes: sorted. threshold: of a cascade, see
+    `packhorse.assess.cascade`. text_column: where the texts it was assessed on stood. verdict: of
+    the assessment it comes from. facts: for people."""
+
+    kind: Literal["classic", "model", "cascade"]
+    title: str
+    classes: tuple[str, ...]
+    classic: ClassicPart | None = None
+    model: ModelPart | None = None
+    threshold: float | None = None
+    text_column: str = ""
+    verdict: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def write_fitted(folder: Path, fitted: Any) -> str:
+    """Writes what scikit-learn fitted into `folder`, made if missing; returns its sha256."""
+    import skops.io
+
+    make_folder(folder)
+    data = skops.io.dumps(fitted)
+    with atomic_file(folder / FITTED) as file:
+        file.write(data)
+    return sha256(data).hexdigest()
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes the card, last: a folder with a card is whole."""
+    make_folder(folder)
+    write_json(folder / CARD, asdict(card))
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a folder. Raises InputError for a folder without a readable one."""
+    path = folder / CARD
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{folder} holds no saved classifier: {CARD} cannot be read",
+            "name the folder that packhorse assess wrote, for example assessment/winner",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}", _HINT) from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{path} has format {found!r}, this version reads format {FORMAT}",
+            "use the packhorse that wrote it, or save it again",
+        )
+    try:
+        card: Card = decode(Card, document, "card")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}", _HINT) from error
+    parts = {"classic": (True, False), "model": (False, True), "cascade": (True, True)}
+    if (card.classic is not None, card.model is not None) != parts[card.kind]:
+        raise InputError(f"{path} is damaged: a {card.kind} lacks a part", _HINT)
+    return card
+
+
+def read_fitted(folder: Path, part: ClassicPart) -> Any:
+    """What scikit-learn fitted.
+
+    Raises ModelError for a file that is not the one the card names, that holds a type that is not
+    trusted, or that is no classifier of ours; nothing of it is run before.
+    """
+    import skops.io
+
+    path = folder / FITTED
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}", _HINT) from error
+    if sha256(data).hexdigest() != part.sha256:
+        raise ModelError(f"{path} is not the file its card names: it was changed", _HINT)
+    try:
+        strange = set(skops.io.get_untrusted_types(data=data)) - TRUSTED
+        if strange:
+            raise ModelError(
+                f"{path} holds {', '.join(sorted(strange))}, which no saved classifier needs",
+                "do not use a file you do not trust",
+            )
+        fitted = skops.io.loads(data, trusted=sorted(TRUSTED))
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ModelError(f"{path} cannot be read: {reason}", _HINT) from error
+    if not hasattr(fitted, "predict_proba") or not hasattr(fitted, "classes_"):
+        raise ModelError(f"{path} holds {type(fitted).__name__}, no classifier", _HINT)
+    return fitted

@@ -1,0 +1,72 @@
+"""Contestants as saved classifiers: each while it is measured, the winner for good."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from packhorse.assess.cascade import Cascade
+from packhorse.assess.config import AssessConfig
+from packhorse.assess.entries import Entry
+from packhorse.assess.judging import CASCADE
+from packhorse.assess.saved import (
+    Card,
+    ClassicPart,
+    read_card,
+    write_card,
+    write_fitted,
+)
+from packhorse.assess.verdict import Verdict
+from packhorse.errors import OutputError
+
+
+def save_entry(entry: Entry, folder: Path, classes: tuple[str, ...], config: AssessConfig) -> None:
+    """Saves a contestant so that it can be asked again."""
+    column, embeddings = config.text_column, config.embeddings
+    if entry.part is not None:
+        card = Card("model", entry.title, classes, model=entry.part, text_column=column)
+        write_card(folder, card)
+        return
+    assert entry.tuned is not None
+    family = entry.tuned.family
+    part = ClassicPart(
+        family=family.name,
+        value=entry.tuned.value,
+        sees=family.sees,
+        embeddings=embeddings or "" if family.sees == "embeddings" else "",
+        sha256=write_fitted(folder, entry.fitted),
+    )
+    card = Card("classic", entry.title, classes, classic=part, text_column=column)
+    write_card(folder, card)
+
+
+def save_winner(
+    verdict: Verdict,
+    name: str,
+    work: Path,
+    target: Path,
+    cascade: Cascade | None,
+    facts: dict[str, Any],
+) -> None:
+    """Moves what is saved of contestant `name` (or of both, for a cascade) from `work` to `target`,
+    in the place of an older winner."""
+    source = work / (cascade.classic if name == CASCADE and cascade else name)
+    card = read_card(source)
+    if name == CASCADE:
+        assert cascade is not None
+        model = read_card(work / cascade.model).model
+        title = f"{card.title}, where it is sure; else {read_card(work / cascade.model).title}"
+        card = replace(
+            card, kind="cascade", title=title, model=model, threshold=cascade.point.threshold
+        )
+    write_card(source, replace(card, verdict=verdict.title, facts=facts))
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        source.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror}", "choose another folder with -o"
+        ) from error

@@ -1,0 +1,142 @@
+"""Figures of one contestant from what it said of the test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.statistics import LEVEL, RESAMPLES, Estimate, wilson_interval
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a contestant said of rows.
+
+    labels: one a row; None for an answer that is no label and for a row that failed. probabilities:
+    [rows, classes], classes sorted, each row summing to 1; None where it gives none. failed: rows
+    that could not be run, among the None.
+    """
+
+    labels: tuple[str | None, ...]
+    probabilities: Floats | None = None
+    failed: int = 0
+
+    def of(self, places: Sequence[int]) -> Said:
+        """What was said of some of the rows."""
+        chosen = None if self.probabilities is None else self.probabilities[list(places)]
+        return Said(tuple(self.labels[place] for place in places), chosen)
+
+    def right(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
+        pairs = zip(self.labels, truth, strict=True)
+        return np.array([label == wanted for label, wanted in pairs], dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """rows: judged. accuracy: right / rows, Wilson interval; an answer that is no label is wrong.
+    macro_f1: mean over classes of F1. balanced_accuracy: mean over classes of recall. Both with
+    percentile bootstrap intervals over rows. calibration_error: see `expected_calibration_error`;
+    brier: see `brier_score`; None without probabilities. invalid: answers that are no label, of
+    `rows`; failed: rows that could not be run, counted among them. valid_accuracy: of answers
+    that are labels.
+    """
+
+    rows: int
+    accuracy: Estimate
+    macro_f1: Estimate
+    balanced_accuracy: Estimate
+    calibration_error: float | None
+    brier: float | None
+    invalid: int
+    failed: int
+    valid_accuracy: Estimate | None
+
+
+def figures(said: Said, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0) -> Figures:
+    """All figures; classes: sorted, of the training part."""
+    right = said.right(truth)
+    valid = np.array([label is not None for label in said.labels])
+    accuracy = wilson_interval(int(right.sum()), len(right))
+    assert accuracy is not None
+    order = {label: place for place, label in enumerate(classes)}
+    wanted = np.array([order[label] for label in truth])
+    given = np.array([len(order) if label is None else order[label] for label in said.labels])
+    chances = said.probabilities
+    return Figures(
+        rows=len(right),
+        accuracy=accuracy,
+        macro_f1=_bootstrapped(macro_f1, wanted, given, len(order), seed),
+        balanced_accuracy=_bootstrapped(balanced_accuracy, wanted, given, len(order), seed),
+        calibration_error=None
+        if chances is None
+        else expected_calibration_error(chances.max(axis=1), chances.argmax(axis=1) == wanted),
+        brier=None if chances is None else brier_score(chances, wanted),
+        invalid=int((~valid).sum()),
+        failed=said.failed,
+        valid_accuracy=wilson_interval(int(right[valid].sum()), int(valid.sum())),
+    )
+
+
+def macro_f1(confusion: Floats) -> Floats:
+    """Mean over classes of 2 TP / (2 TP + FP + FN), from counts [..., classes, classes + 1]: rows
+    by truth, columns by answer, the last column for answers that are no label. Classes that occur
+    neither in truth nor in answers are left out, as scikit-learn's f1_score does."""
+    hits = np.diagonal(confusion[..., :-1], axis1=-2, axis2=-1)
+    both = confusion.sum(axis=-1) + confusion[..., :-1].sum(axis=-2)
+    return _mean_of_known(2 * hits, both)
+
+
+def balanced_accuracy(confusion: Floats) -> Floats:
+    """Mean over classes of TP / rows of the class, of classes that occur in the truth. Source:
+    Brodersen et al. 2010; scikit-learn's balanced_accuracy_score."""
+    hits = np.diagonal(confusion[..., :-1], axis1=-2, axis2=-1)
+    return _mean_of_known(hits, confusion.sum(axis=-1))
+
+
+def expected_calibration_error(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
+    """sum over bins of (rows in bin / rows) |accuracy in bin - mean confidence in bin|; BINS bins
+    of equal width over [0, 1], each open below. Source: Naeini et al. 2015; Guo et al. 2017."""
+    edges = np.ceil(np.clip(confidence, 1e-12, 1.0) * BINS - 1e-9).astype(np.int64) - 1
+    gaps = np.zeros(BINS)
+    np.add.at(gaps, np.clip(edges, 0, BINS - 1), right.astype(np.float64) - confidence)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def brier_score(probabilities: Floats, truth: Ints) -> float:
+    """Mean over rows of sum over classes of (p - 1[class is the truth])^2, from 0 to 2. Source:
+    Brier 1950, which is twice the two-class form that scikit-learn gives by default."""
+    wanted = np.zeros_like(probabilities)
+    wanted[np.arange(len(truth)), truth] = 1.0
+    return float(((probabilities - wanted) ** 2).sum(axis=1).mean())
+
+
+def _mean_of_known(above: Floats, below: Floats) -> Floats:
+    known = below > 0
+    shares = np.divide(above, below, out=np.zeros_like(below, dtype=np.float64), where=known)
+    return np.asarray(shares.sum(axis=-1) / np.maximum(known.sum(axis=-1), 1), dtype=np.float64)
+
+
+def _bootstrapped(
+    measure: Callable[[Floats], Floats], truth: Ints, given: Ints, classes: int, seed: int
+) -> Estimate:
+    """The measure with a percentile interval of RESAMPLES draws of rows."""
+    cells = truth * (classes + 1) + given
+    shape = (classes, classes + 1)
+    counts = np.bincount(cells, minlength=classes * (classes + 1)).astype(np.float64)
+    value = float(measure(counts.reshape(shape)))
+    if len(cells) == 1:
+        return Estimate(value, None, None, 1, "one row, no interval", 0.0)
+    draws = np.random.default_rng(seed).multinomial(
+        len(cells), counts / counts.sum(), size=RESAMPLES
+    )
+    found = measure(draws.reshape(-1, *shape).astype(np.float64))
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), len(cells), "percentile bootstrap over rows")

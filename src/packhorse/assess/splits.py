@@ -1,0 +1,99 @@
+"""Who may see which rows: a test part that nothing is tuned on, and folds inside the rest."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.assess.rows import LabelledRow
+from packhorse.errors import InputError
+
+Places = npt.NDArray[np.int64]
+
+TEST_SHARE = 0.25
+FOLDS = 5
+REPEATS = 2
+MANY_CLASSES = 8
+"""Above so many, folds are not repeated: linear classifiers take a fit for each class."""
+_GROUP_FOLDS = round(1 / TEST_SHARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """train, test: rows. unseen: rows by label that the training part has fewer than two rows of (a
+    group may hold all of a label); they are in neither part."""
+
+    train: tuple[LabelledRow, ...]
+    test: tuple[LabelledRow, ...]
+    unseen: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Places of training rows: to fit on, and to judge by."""
+
+    fit: Places
+    judge: Places
+    repeat: int
+
+
+def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
+    """A quarter of the rows for the test, each class in proportion, no group on both sides.
+
+    Raises InputError for fewer groups than there are parts.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+    labels, groups = [row.label for row in rows], [row.group for row in rows]
+    places = np.arange(len(rows))
+    if grouped:
+        count = len(set(groups))
+        if count < _GROUP_FOLDS:
+            raise InputError(
+                f"the group column has {count} groups; a split needs at least {_GROUP_FOLDS}",
+                "leave --group-column out, or name a column with more groups",
+            )
+        parts = StratifiedGroupKFold(_GROUP_FOLDS, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes smaller than the parts
+            fit, test = next(parts.split(places, labels, groups))
+    else:
+        share = max(TEST_SHARE, len(set(labels)) / len(rows))
+        fit, test = train_test_split(places, test_size=share, stratify=labels, random_state=seed)
+    train = [rows[place] for place in sorted(fit)]
+    known = Counter(row.label for row in train)
+    seen = [rows[place] for place in sorted(test) if known[rows[place].label] > 1]
+    if len([count for count in known.values() if count > 1]) < 2 or not seen:
+        raise InputError(
+            "the groups leave fewer than two labels to learn from, or none to test",
+            "a group seems to hold all rows of a label: leave --group-column out or label more",
+        )
+    unseen = Counter(row.label for row in rows if known[row.label] < 2)
+    return Split(tuple(row for row in train if known[row.label] > 1), tuple(seen), dict(unseen))
+
+
+def folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
+    """REPEATS times (once for many classes) FOLDS stratified folds, fewer where the smallest class
+    has fewer rows.
+
+    A fold that would be fitted on one class only is left out.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labels = np.array([row.label for row in rows])
+    groups = [row.group for row in rows]
+    parts = min(FOLDS, min(Counter(labels.tolist()).values()), len(set(groups)))
+    repeats = REPEATS if len(set(labels.tolist())) <= MANY_CLASSES else 1
+    kind = StratifiedGroupKFold if grouped else StratifiedKFold
+    found = []
+    for repeat in range(repeats):
+        cut = kind(parts, shuffle=True, random_state=seed + repeat)
+        for fit, judge in cut.split(labels, labels, groups if grouped else None):
+            if len(set(labels[fit])) > 1:
+                found.append(Fold(fit, judge, repeat))
+    return found

@@ -1,0 +1,133 @@
+"""An assessment as report.md."""
+
+from __future__ import annotations
+
+from packhorse.assess.document import Assessment, Contestant
+from packhorse.assess.words import (
+    Column,
+    cascade_sentence,
+    columns,
+    economy_lines,
+    headline,
+    interval_text,
+    method_lines,
+    needed_sentence,
+    pair_sentence,
+    profile_lines,
+    titled,
+)
+from packhorse.reports.formats import number, percent
+from packhorse.reports.markdown import cell, escape, fenced, pairs, table
+
+
+def markdown_text(assessment: Assessment) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    sections = [
+        f"# packhorse assess: {escape(assessment.model)}",
+        escape(headline(assessment)),
+        f"## {escape(titled(assessment))}",
+        escape(assessment.verdict.reason),
+        *(f"Caution: {escape(caution)}" for caution in assessment.verdict.cautions),
+        fenced(assessment.classify) if assessment.classify else "",
+        "## Contestants",
+        *_contestants(assessment),
+        escape(pair_sentence(assessment)),
+        "## Labels needed",
+        _bullets([needed_sentence(curve) for curve in assessment.curves]),
+        _curves(assessment),
+        "## Cascade",
+        escape(cascade_sentence(assessment) or "There is none."),
+        _cascade(assessment),
+        "## What it costs",
+        _bullets(economy_lines(assessment)),
+        "## The rows",
+        _bullets(profile_lines(assessment)),
+        "## Settings that were chosen",
+        _settings(assessment),
+        "## How the contest was held",
+        _bullets([*method_lines(assessment), *assessment.notes]),
+        "## Machine, versions, command",
+        pairs(assessment.machine.items()),
+        pairs({**assessment.ran, **assessment.versions}.items()),
+        fenced(assessment.command) if assessment.command else "",
+        "## What the columns mean",
+        _meanings(assessment),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _contestants(assessment: Assessment) -> list[str]:
+    shown = columns(assessment)
+    header = ["Contestant", *(_heading(column) for column in shown)]
+    rows = [
+        [_named(each), *(_figure(column, each) for column in shown)]
+        for each in assessment.contestants
+    ]
+    return [table(header, rows), "★ finalist, chosen inside the training part."]
+
+
+def _heading(column: Column) -> str:
+    return escape(f"{column.heading} ({column.unit})" if column.unit else column.heading)
+
+
+def _named(contestant: Contestant) -> str:
+    return f"{escape(contestant.title)}{' ★' if contestant.finalist else ''}"
+
+
+def _figure(column: Column, contestant: Contestant) -> str:
+    figure = column.of(contestant)
+    return cell(figure.text, figure.around)
+
+
+def _curves(assessment: Assessment) -> str:
+    rows = [
+        [
+            escape(curve.title),
+            f"{point.per_class:,}",
+            f"{point.rows:,}",
+            cell(percent(point.mean), f"{percent(point.low)}–{percent(point.high)}"),
+        ]
+        for curve in assessment.curves
+        for point in curve.points
+    ]
+    header = ["Contestant", "Labels a class, at most", "Labels in all", "Accuracy"]
+    return table(header, rows) if rows else ""
+
+
+def _cascade(assessment: Assessment) -> str:
+    if assessment.cascade is None:
+        return ""
+    chosen = assessment.cascade.point
+    rows = [
+        [
+            f"{point.threshold:.3f}{' ★' if point is chosen else ''}",
+            percent(point.share),
+            cell(percent(point.accuracy.value), interval_text(point.accuracy)),
+            percent(point.validation_accuracy),
+            number(point.core_seconds),
+        ]
+        for point in assessment.cascade.points
+    ]
+    header = ["Threshold", "Rows to the model", "Right", "Right, validation", "core-s per 1,000"]
+    return table(header, rows)
+
+
+def _settings(assessment: Assessment) -> str:
+    lines = [
+        f"- {escape(each.title)}: validated {percent(each.validated)} on "
+        f"{escape(each.validated_on)}"
+        + "".join(f"; {escape(name)} {escape(value)}" for name, value in each.settings.items())
+        for each in assessment.contestants
+        if each.kind != "dummy"
+    ]
+    return "\n".join(lines) + "\n\n" + fenced(assessment.prompt["instruction"], "text")
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _meanings(assessment: Assessment) -> str:
+    return "\n".join(
+        f"- **{_heading(column)}**: {escape(column.meaning)}." for column in columns(assessment)
+    )

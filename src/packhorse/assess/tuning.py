@@ -1,0 +1,122 @@
+"""Settings of the classic contestants, chosen by repeated folds inside the training part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.assess.families import Family
+from packhorse.assess.features import CountedTexts
+from packhorse.assess.splits import Fold, Places
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What classic contestants learn from; places count rows of the training part.
+
+    pieces, embeddings: None where no contestant needs them.
+    """
+
+    labels: npt.NDArray[np.str_]
+    pieces: CountedTexts
+    embeddings: npt.NDArray[np.float32] | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self.labels.tolist())))
+
+    def seen(self, family: Family, fit: Places, *others: Places) -> list[Any]:
+        """What a family's classifier is given of the rows it is fitted on, and of others."""
+        if family.sees == "pieces":
+            return self.pieces.weighted(fit, *others)
+        if family.sees == "embeddings":
+            assert self.embeddings is not None
+            return [self.embeddings[places] for places in (fit, *others)]
+        return [np.zeros((len(places), 1), np.float32) for places in (fit, *others)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """value: the chosen setting. accuracy: mean over folds; spread: their standard deviation.
+    tried: (value, mean accuracy) of each. seconds, core_seconds: of all of it."""
+
+    family: Family
+    value: float
+    accuracy: float
+    spread: float
+    tried: tuple[tuple[float, float], ...]
+    seconds: float
+    core_seconds: float
+
+
+def tune(families: Sequence[Family], data: TrainingData, folds: Sequence[Fold]) -> list[Tuned]:
+    """The setting of the highest mean accuracy of each family; the first of equal ones."""
+    accuracies: dict[tuple[str, float], list[float]] = {}
+    spent = {family.name: (0.0, 0.0) for family in families}
+    for fold in folds:
+        for family in families:
+            wall, cores = time.perf_counter(), time.process_time()
+            fitted, judged = data.seen(family, fold.fit, fold.judge)
+            truth = data.labels[fold.judge]
+            classes = len(set(data.labels[fold.fit].tolist()))
+            for value in family.values or (0.0,):
+                classifier = family.make(value, classes).fit(fitted, data.labels[fold.fit])
+                accuracy = float((classifier.predict(judged) == truth).mean())
+                accuracies.setdefault((family.name, value), []).append(accuracy)
+            before = spent[family.name]
+            spent[family.name] = (
+                before[0] + time.perf_counter() - wall,
+                before[1] + time.process_time() - cores,
+            )
+    return [_chosen(family, accuracies, *spent[family.name]) for family in families]
+
+
+def _chosen(
+    family: Family,
+    accuracies: dict[tuple[str, float], list[float]],
+    seconds: float,
+    core_seconds: float,
+) -> Tuned:
+    values = family.values or (0.0,)
+    means = {value: float(np.mean(accuracies[family.name, value])) for value in values}
+    best = max(values, key=lambda value: means[value])
+    return Tuned(
+        family=family,
+        value=best,
+        accuracy=means[best],
+        spread=float(np.std(accuracies[family.name, best])),
+        tried=tuple(means.items()),
+        seconds=seconds,
+        core_seconds=core_seconds,
+    )
+
+
+def out_of_fold(tuned: Tuned, data: TrainingData, folds: Sequence[Fold], wanted: Places) -> Floats:
+    """Probabilities of the wanted training rows by classifiers that were not fitted on them:
+    [rows, classes], classes in the order of `data.classes`. Uses the first repeat of the folds."""
+    family, order = tuned.family, {label: place for place, label in enumerate(data.classes)}
+    found = np.zeros((len(wanted), len(order)))
+    row_of = {int(place): row for row, place in enumerate(wanted)}
+    for fold in (fold for fold in folds if fold.repeat == 0):
+        judge = np.array([place for place in fold.judge if int(place) in row_of], dtype=np.int64)
+        if not len(judge):
+            continue
+        fitted, judged = data.seen(family, fold.fit, judge)
+        classifier = finished(tuned, data.labels[fold.fit]).fit(fitted, data.labels[fold.fit])
+        columns = [order[label] for label in classifier.classes_]
+        rows = [row_of[int(place)] for place in judge]
+        found[np.ix_(rows, columns)] = classifier.predict_proba(judged)
+    return found
+
+
+def finished(tuned: Tuned, labels: npt.NDArray[np.str_]) -> Any:
+    """An unfitted classifier with probabilities, for a fit on these labels."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return tuned.family.finish(tuned.family.make(tuned.value, len(counts)), int(counts.min()))

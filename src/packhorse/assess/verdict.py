@@ -1,0 +1,209 @@
+"""Which to use: non-inferiority within a margin, said with its uncertainty.
+
+Classic and model are compared on the same test rows; the interval of the paired difference decides:
+
+    classic - model  above -margin       the classic one is as good: use it, it costs less
+                     below -margin       the model is better by more than the margin
+                     holds -margin       these rows are too few to say
+
+Who is not shown to beat always giving the most frequent label is never used. Where the classic one
+does not suffice, the cascade may: it is used if it is as good as the model at a lower cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from packhorse.assess.cascade import Cascade
+from packhorse.assess.entries import MODEL_TITLE
+from packhorse.assess.pairs import Pair, rows_needed
+
+Kind = Literal["classic", "language-model", "cascade", "neither", "too-small-to-say"]
+
+GAIN = 0.10
+"""A gain over the most frequent label that cannot be excluded means: too small to say."""
+MOST_TO_MODEL = 0.9
+"""A cascade that sends more rows than this to the model is the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All a verdict rests on.
+
+    pair: classic against model, on the model's test rows. classic_gain, model_gain: each against
+    the most frequent label. cascade: None where there is none. too_slow: names of contestants whose
+    p95 breaks the limit. titles: of contestants by name.
+    """
+
+    margin: float
+    pair: Pair
+    classic_gain: Pair
+    model_gain: Pair
+    cascade: Cascade | None
+    too_slow: frozenset[str]
+    titles: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """winner: name of the contestant, "cascade", or "" for none. reason: sentences. cautions: what
+    a reader must know before believing it. rows_needed: test rows with which the question would be
+    decided with 80 % power, where it was left open."""
+
+    kind: Kind
+    winner: str
+    title: str
+    reason: str
+    cautions: tuple[str, ...]
+    rows_needed: int | None
+
+
+def judge(case: Case, cautions: Sequence[str] = ()) -> Verdict:
+    """The verdict of a case."""
+    kind, winner, reason = _decided(case)
+    needed = None
+    if kind == "too-small-to-say":
+        pair = case.pair
+        needed = rows_needed(pair.left_only, pair.right_only, pair.rows, case.margin)
+        if needed is not None and needed <= pair.rows:
+            needed = None  # the rows failed by another test than this one
+        if needed is not None:
+            reason += (
+                f" If the differences stay as they are, about {needed:,} test rows would decide it."
+            )
+    return Verdict(kind, winner, _TITLES[kind], reason, tuple(cautions), needed)
+
+
+def _decided(case: Case) -> tuple[Kind, str, str]:
+    classic, model = case.pair.left, case.pair.right
+    knows, model_knows = case.classic_gain.is_superior, case.model_gain.is_superior
+    if not knows and not model_knows:
+        return _nobody(case)
+    if model in case.too_slow:
+        if knows and classic not in case.too_slow:
+            return "classic", classic, _only_fast_enough(case)
+        return "neither", "", "No contestant that has learnt anything keeps the limit of --max-p95."
+    if knows and case.pair.is_non_inferior(case.margin) and classic not in case.too_slow:
+        return "classic", classic, _as_good(case)
+    if not model_knows:
+        return "too-small-to-say", "", _open(case)
+    if knows and _cascade_serves(case):
+        return "cascade", "cascade", _cascade_reason(case)
+    if not knows or case.pair.is_inferior(case.margin):
+        return "language-model", model, _better_model(case)
+    return "too-small-to-say", "", _open(case)
+
+
+def _cascade_serves(case: Case) -> bool:
+    cascade = case.cascade
+    if cascade is None or "cascade" in case.too_slow:
+        return False
+    return (
+        cascade.against_model.is_non_inferior(case.margin)
+        and 0 < cascade.point.share <= MOST_TO_MODEL
+    )
+
+
+def _nobody(case: Case) -> tuple[Kind, str, str]:
+    gains = (case.classic_gain, case.model_gain)
+    said = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
+    open_ended = any((gain.difference.high or 1.0) >= GAIN for gain in gains)
+    if open_ended:
+        return (
+            "too-small-to-say",
+            "",
+            f"On {case.pair.rows:,} test rows nobody is shown to beat always giving the most "
+            f"frequent label, and nobody is shown not to: {said}.",
+        )
+    return (
+        "neither",
+        "",
+        "Neither the classic contestants nor the language model are shown to beat always giving "
+        f"the most frequent label: {said}. The labels do not follow from these texts in a way that "
+        "either of them finds.",
+    )
+
+
+def _as_good(case: Case) -> str:
+    start, rows = _capital(_name(case, case.pair.left)), f"on {case.pair.rows:,} test rows"
+    if case.pair.is_superior:
+        return (
+            f"{start} is better than {_name(case, case.pair.right)}: {_points(case.pair)} {rows}."
+        )
+    return (
+        f"{start} is as good as {_name(case, case.pair.right)}: {_points(case.pair)} {rows}, so if "
+        f"it is worse, then by less than the margin of {_number(case.margin)} points."
+    )
+
+
+def _better_model(case: Case) -> str:
+    knows = ""
+    if not case.classic_gain.is_superior:
+        knows = f", and is not shown to beat the most frequent label ({_points(case.classic_gain)})"
+    return (
+        f"{_capital(_name(case, case.pair.right))} is better than {_name(case, case.pair.left)}: "
+        f"the classic one has {_points(case.pair)} against it on {case.pair.rows:,} test rows"
+        f"{knows}."
+    )
+
+
+def _cascade_reason(case: Case) -> str:
+    assert case.cascade is not None
+    point = case.cascade.point
+    return (
+        f"{_capital(_name(case, case.pair.left))} alone is not shown to be as good as "
+        f"{_name(case, case.pair.right)} ({_points(case.pair)}); with the {point.share:.0%} of "
+        "rows it is least sure of given to the model it is: "
+        f"{_points(case.cascade.against_model)}, for {point.core_seconds:,.3g} core-seconds per "
+        "1,000 rows."
+    )
+
+
+def _only_fast_enough(case: Case) -> str:
+    return (
+        f"{_capital(_name(case, case.pair.right))} breaks the limit of --max-p95; "
+        f"{_name(case, case.pair.left)} keeps it and has {_points(case.pair)} against it on "
+        f"{case.pair.rows:,} test rows."
+    )
+
+
+def _open(case: Case) -> str:
+    return (
+        f"{case.pair.rows:,} test rows are too few: {_name(case, case.pair.left)} has "
+        f"{_points(case.pair)} against {_name(case, case.pair.right)}, and minus the margin of "
+        f"{_number(case.margin)} points lies inside the interval."
+    )
+
+
+def _name(case: Case, contestant: str) -> str:
+    """A title as it stands in a sentence."""
+    title = case.titles[contestant]
+    return f"the {title}" if title.startswith(MODEL_TITLE) else title
+
+
+def _points(pair: Pair) -> str:
+    """A difference in percentage points with its interval."""
+    difference = pair.difference
+    assert difference.low is not None
+    assert difference.high is not None
+    ends = f"{difference.low * 100:+.1f} to {difference.high * 100:+.1f}"
+    return f"{difference.value * 100:+.1f} points (95%: {ends})"
+
+
+def _number(share: float) -> str:
+    return f"{share * 100:g}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+_TITLES: dict[Kind, str] = {
+    "classic": "Use the classic classifier",
+    "language-model": "Use the language model",
+    "cascade": "Use both: the cascade",
+    "neither": "Use neither",
+    "too-small-to-say": "Too small to say",
+}

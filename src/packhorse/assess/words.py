@@ -1,0 +1,312 @@
+"""An assessment in words and figures: what every report says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from packhorse.assess.curve import LearningCurve
+from packhorse.assess.document import Assessment, Contestant
+from packhorse.assess.entries import MODEL_TITLE
+from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, show
+from packhorse.reports.words import counted, when
+from packhorse.statistics import Estimate
+
+KIND_NAMES = {"dummy": "reads nothing", "classic": "classic", "model": "language model"}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """value: what a column is sorted by. around: the interval as text, "" for none."""
+
+    text: str
+    value: float | None = None
+    around: str = ""
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of every contestant. more: whether more is better, None where neither is.
+    meaning: the definition, one sentence. lines: the heading in two lines, for a terminal."""
+
+    name: str
+    heading: str
+    unit: str
+    lines: tuple[str, str]
+    more: bool | None
+    meaning: str
+    of: Callable[[Contestant], Figure]
+
+
+def columns(assessment: Assessment) -> list[Column]:
+    """The figures of contestants, in the order of their weight."""
+    count = assessment.model_rows
+    same = f"on the {count:,} test rows that the language model was asked"
+    made = [
+        Column("accuracy", f"Accuracy, same {count:,} rows", "", ("right", f"of {count:,}"), True,
+               f"right answers / rows, {same}; 95% Wilson interval",
+               lambda each: estimate_figure(each.shared.accuracy)),
+        Column("all", "Accuracy, all its rows", "", ("right", "of all"), True,
+               "right answers / test rows it was asked: for classic contestants the whole test "
+               "part; 95% Wilson interval",
+               lambda each: estimate_figure(each.figures.accuracy)),
+        Column("f1", "Macro-F1", "", ("macro", "F1"), True,
+               f"mean over labels of F1, {same}; 95% bootstrap interval",
+               lambda each: estimate_figure(each.shared.macro_f1)),
+        Column("balanced", "Balanced accuracy", "", ("balanced", "accuracy"), True,
+               f"mean over labels of recall, {same}; 95% bootstrap interval",
+               lambda each: estimate_figure(each.shared.balanced_accuracy)),
+        Column("calibration", "Calibration error", "", ("calib.", "error"), False,
+               f"expected calibration error over 10 bins {same}: how far confidence and accuracy "
+               "are apart",
+               lambda each: plain_figure(each.shared.calibration_error, share)),
+        Column("brier", "Brier", "", ("Brier", "score"), False,
+               f"Brier score {same}, from 0 to 2",
+               lambda each: plain_figure(each.shared.brier, share)),
+        Column("invalid", "No label", "", ("no", "label"), False,
+               f"answers that are none of the labels / rows, {same}; they count as wrong",
+               lambda each: plain_figure(each.shared.invalid / each.shared.rows, percent)),
+        Column("seconds", "Time per 1,000 rows", "s", ("s per", "1,000"), False,
+               "wall seconds per 1,000 rows, many rows at a time, loaded already",
+               lambda each: cost_figure(each, "seconds", number)),
+        Column("core_seconds", "Work per 1,000 rows", "core-s", ("core-s", "1,000"), False,
+               "core-seconds per 1,000 rows: processor time of all cores together",
+               lambda each: cost_figure(each, "core_seconds", number)),
+        Column("p50", "One row, p50", "s", ("p50", "s"), False,
+               "median seconds of one row alone, in a process of its own",
+               lambda each: cost_figure(each, "p50", number)),
+        Column("p95", "One row, p95", "s", ("p95", "s"), False,
+               "19 of 20 rows alone took at most this long",
+               lambda each: cost_figure(each, "p95", number)),
+        Column("memory", "Peak memory", "GB", ("peak", "GB"), False,
+               "largest resident memory of the process that answers (1 GB = 10⁹ bytes)",
+               lambda each: cost_figure(each, "peak_memory_bytes", gigabytes)),
+        Column("disk", "On disk", "MB", ("disk", "MB"), False,
+               "size of all files it reads (1 MB = 10⁶ bytes)",
+               lambda each: cost_figure(each, "bytes_on_disk", megabytes)),
+        Column("start", "Cold start", "s", ("cold", "start"), False,
+               "seconds from the start of a process to its first answer, files in memory already",
+               lambda each: cost_figure(each, "cold_start", number)),
+    ]  # fmt: skip
+    everybody = assessment.contestants
+    return [column for column in made if any(column.of(c).text != ABSENT for c in everybody)]
+
+
+def share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def megabytes(value: float) -> str:
+    return number(value / 1e6)
+
+
+def plain_figure(value: float | None, form: Callable[[float], str]) -> Figure:
+    return Figure(show(value, form), finite(value))
+
+
+def cost_figure(contestant: Contestant, name: str, form: Callable[[float], str]) -> Figure:
+    value = None if contestant.costs is None else float(getattr(contestant.costs, name))
+    return plain_figure(value, form)
+
+
+def estimate_figure(estimate: Estimate) -> Figure:
+    return Figure(percent(estimate.value), estimate.value, interval_text(estimate), estimate)
+
+
+def interval_text(estimate: Estimate) -> str:
+    """low–high in per cent; "" where there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"{percent(estimate.low)}–{percent(estimate.high)}"
+
+
+def headline(assessment: Assessment) -> str:
+    """Rows, labels, machine, date on one line."""
+    known, machine = assessment.profile, assessment.machine
+    parts = [
+        str(assessment.settings.get("labelled", "")),
+        counted(known.rows, "row"),
+        counted(len(known.classes), "label"),
+        f"{known.train:,} to train, {known.test:,} to test",
+        str(machine.get("processor") or ""),
+        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
+        when(assessment.created),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def profile_lines(assessment: Assessment) -> list[str]:
+    """What the rows are like, and which were left out."""
+    known = assessment.profile
+    listed = ", ".join(f"{label} {count:,}" for label, count in list(known.classes.items())[:12])
+    more = f" and {len(known.classes) - 12} others" if len(known.classes) > 12 else ""
+    characters = known.characters
+    scripts = ", ".join(f"{name} {percent(part)}" for name, part in list(known.scripts.items())[:3])
+    lines = [
+        f"{known.rows:,} rows, {known.usable:,} usable"
+        + "".join(f", {count:,} {reason}" for reason, count in known.unusable.items())
+        + (f"; {known.drawn:,} of them drawn" if known.drawn < known.usable else ""),
+        f"Removed before splitting: {known.exact_duplicates:,} exact and {known.near_duplicates:,} "
+        f"near duplicates ({counted(known.conflicting, 'cluster')} with more than one label)",
+        f"Labels: {listed}{more}; the largest has {number(known.imbalance)} times the rows of the "
+        "smallest",
+        f"Lengths: median {characters['median']:,.0f} characters, p95 {characters['p95']:,.0f}, "
+        f"longest {characters['longest']:,.0f}; scripts: {scripts}",
+    ]
+    if known.groups:
+        lines.append(f"{known.groups:,} groups, none on both sides of the split")
+    for name, left in (("too few rows", known.rare), ("too few training rows", known.unseen)):
+        if left:
+            shown = ", ".join(f"{label} ({count})" for label, count in list(left.items())[:8])
+            lines.append(f"Labels left out for {name}: {shown}{', …' if len(left) > 8 else ''}")
+    return lines
+
+
+def pair_sentence(assessment: Assessment) -> str:
+    """The finalists compared, with every number that the verdict rests on."""
+    pair = assessment.pair
+    return (
+        f"{assessment.classic.title} against the {assessment.language_model.title}, on the same "
+        f"{pair.rows:,} rows: {points(pair.difference)}; right alone {pair.left_only:,} and "
+        f"{pair.right_only:,}; exact McNemar p = {probability(pair.mcnemar_p)}; bootstrap "
+        f"{points(pair.bootstrap)}."
+    )
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of accuracies in percentage points."""
+    ends = ""
+    if estimate.low is not None and estimate.high is not None:
+        ends = f" (95%: {100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    return f"{100 * estimate.value:+.1f} points{ends}"
+
+
+def probability(value: float) -> str:
+    return "below 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def needed_sentence(curve: LearningCurve) -> str:
+    """How many labels a class make up for the language model."""
+    first, last, needed = curve.points[0], curve.points[-1], curve.needed
+    title = curve.title[:1].upper() + curve.title[1:]
+    if needed.value is None:
+        said = (
+            f"{title} does not reach the language model's {percent(curve.level)} with all "
+            f"{last.rows:,} training labels"
+        )
+        reached = f"; {percent(needed.reached)} of resamples do" if needed.reached else ""
+        return f"{said}{reached}."
+    if needed.value == 0:
+        return (
+            f"{title} has the language model's {percent(curve.level)} with fewer than "
+            f"{first.per_class} labels a class{_span(curve)}."
+        )
+    return (
+        f"{title} needs about {needed.value:,.0f} labels a class to match the language model's "
+        f"{percent(curve.level)}{_span(curve)}."
+    )
+
+
+def _span(curve: LearningCurve) -> str:
+    low, high = curve.needed.low, curve.needed.high
+    if low == high == 0 or low is None:
+        return ""
+    start = f"fewer than {curve.points[0].per_class}" if low == 0 else f"{low:,.0f}"
+    end = "more than there are" if high is None else f"{high:,.0f}"
+    return f" (95%: {start} to {end})"
+
+
+def cascade_sentence(assessment: Assessment) -> str:
+    """The recommended cascade on the test rows; "" where there is none."""
+    cascade = assessment.cascade
+    if cascade is None:
+        return ""
+    point = cascade.point
+    rows = f"chosen on {cascade.validation_rows:,} validation rows"
+    if point.share == 0 and point.threshold == 0:
+        return (
+            "Together: on the validation rows the language model mends nothing of what the classic "
+            f"one is unsure of, so all rows stay with the classic one ({rows})."
+        )
+    if point.share == 1:
+        return (
+            "Together: the classic one is never so sure that it should decide: all rows go to the "
+            f"language model ({rows})."
+        )
+    return (
+        f"Together: below a confidence of {point.threshold:.3f} ({rows}) {percent(point.share)} of "
+        f"the test rows go to the language model; {percent(point.accuracy.value)} are right "
+        f"({interval_text(point.accuracy)}), {points(cascade.against_classic.difference)} against "
+        f"the classic one alone and {points(cascade.against_model.difference)} against the model, "
+        f"for {number(point.core_seconds)} core-seconds per 1,000 rows."
+    )
+
+
+def economy_lines(assessment: Assessment) -> list[str]:
+    """Break-even and a month's costs."""
+    known = assessment.economy
+    lines = []
+    if known.rows is None:
+        lines.append("The classic contestant saves no core time a row.")
+    else:
+        lines.append(
+            f"Tuning and fitting the classic finalist took {number(known.once_core_seconds)} "
+            f"core-seconds once; it saves {number(known.saved_core_seconds)} a row, so it has paid "
+            f"for itself after {math.ceil(known.rows):,} rows{_months(known.after_months)}."
+        )
+    if known.rows_with_labels is not None:
+        lines.append(
+            f"With its {known.labels:,} labels bought too: after "
+            f"{math.ceil(known.rows_with_labels):,} rows{_months(known.after_months_with_labels)}."
+        )
+    for month in known.months:
+        money = "" if month.money is None else f", {month.money:,.2f} in the prices' currency"
+        lines.append(
+            f"A month of {known.volume:,.0f} rows, {month.title}: {number(month.core_hours)} "
+            f"core-hours ({number(month.cores)} cores busy all the month){money}."
+        )
+    return lines
+
+
+def _months(months: float | None) -> str:
+    return "" if months is None else f" ({number(months)} months of the volume)"
+
+
+def titled(assessment: Assessment) -> str:
+    """The verdict in a few words, with who it is about."""
+    verdict = assessment.verdict
+    if verdict.kind in ("classic", "language-model"):
+        title = assessment.contestant(verdict.winner).title
+        return f"{verdict.title}: {title.removeprefix(f'{MODEL_TITLE}, ')}"
+    return verdict.title
+
+
+def method_lines(assessment: Assessment) -> list[str]:
+    """How the contest was held: what a reader must know to believe it."""
+    settings = assessment.settings
+    return [
+        "A quarter of the distinct rows is the test part, each label in proportion; nothing is "
+        "fitted, tuned or chosen on it. Classic contestants are tuned on the training part by "
+        f"{assessment.contestant('majority').validated_on.split(' ')[0]} stratified folds; "
+        "finalists are those with the highest accuracy inside the training part.",
+        f"The language model was asked {assessment.model_rows:,} test rows, drawn with each label "
+        f"in proportion, and {assessment.validation_rows:,} validation rows of the training part. "
+        "Everybody is compared on the same test rows.",
+        "Constrained choice: the probability of each label as the answer, mean over its tokens, "
+        "with what the model prefers whatever the text divided out where that serves the "
+        "validation rows. Free text: what the model writes is read for a label.",
+        f"The verdict is one of non-inferiority within a margin of {100 * settings['margin']:g} "
+        "points: the 95% score interval (Tango) of the paired difference classic - model lies "
+        "above minus the margin, below it, or holds it, which means: too small to say. Nobody is "
+        "used who is not shown to beat always giving the most frequent label.",
+        "Costs of one row, memory and cold start are measured in a process of its own that does "
+        "what packhorse classify does.",
+    ]
+
+
+def ran_line(ran: dict[str, Any]) -> str:
+    """What really ran, on one line."""
+    return ", ".join(f"{name} {value}" for name, value in ran.items())

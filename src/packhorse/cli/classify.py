@@ -1,0 +1,106 @@
+"""`packhorse classify SAVED INPUT -o OUTPUT`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS, options
+from packhorse.cli.progress import observer_for
+from packhorse.config import InputConfig
+from packhorse.errors import Interrupted
+from packhorse.journal import Journal
+from packhorse.manifest import RunReport
+from packhorse.workspace import Workspace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("saved", metavar="SAVED", type=Path, help="folder that assess has saved")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="CSV, TSV, Parquet, JSONL, text (a line a row), or - for stdin",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help=".jsonl, .csv, .parquet"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="label rows that failed again")
+    parser.add_argument(
+        "--json", action="store_true", help="the last line of stdout is one JSON document"
+    )
+    reading = parser.add_argument_group("input")
+    reading.add_argument(
+        "--text-column", metavar="NAME", help="column of the text (default: as it was assessed)"
+    )
+    reading.add_argument(
+        "--template", metavar="TEXT", help='text built from fields: "{title} {body}"'
+    )
+    reading.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
+    options.add_batching_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from packhorse.assess.classify import ClassifyConfig, classify
+
+    config = ClassifyConfig(
+        saved=arguments.saved,
+        input=arguments.input,
+        output=arguments.output,
+        reading=InputConfig(
+            prompt_column=arguments.text_column,
+            template=arguments.template,
+            limit=arguments.limit,
+        ),
+        batching=options.batching_config(arguments),
+        retry_failed=arguments.retry_failed,
+    )
+    try:
+        report = classify(config, observer_for(sys.stderr))
+    except Interrupted:
+        output = shlex.quote(str(arguments.output))
+        print(
+            "packhorse: labelled rows are kept; run the same command again to go on, or see\n"
+            f"  packhorse status {output}",
+            file=sys.stderr,
+        )
+        raise
+    print(_summary(report), file=sys.stderr if arguments.json else sys.stdout)
+    if arguments.json:
+        print(json.dumps(report.to_json()))
+    return EXIT_FAILED_ROWS if report.counts.failed else EXIT_DONE
+
+
+def _summary(report: RunReport) -> str:
+    """Counts by state, label and who decided; for the session that just ended, its time."""
+    counts = report.counts
+    labels: Counter[str] = Counter()
+    deciders: Counter[str] = Counter()
+    with Journal(Workspace(report.output).journal, read_only=True) as journal:
+        for record in journal.records():
+            if record.text is not None:
+                labels[record.text] += 1
+                deciders[(record.note or {}).get("answered_by", "")] += 1
+    lines = [f"{counts.rows:,} rows: {counts.completed:,} labelled, {counts.failed:,} failed"]
+    lines += [f"  {number:,} x {code}" for code, number in counts.failed_by_code.items()]
+    lines.append("labels      " + _listed(labels))
+    lines.append("decided by  " + _listed(deciders))
+    if report.session is not None:
+        seconds = report.session["seconds"]
+        lines.append(
+            f"time        {seconds.get('generate', 0.0):.3g} s labelling, "
+            f"{seconds.get('load', 0.0):.3g} s loading, {seconds['total']:.3g} s in all"
+        )
+        lines.append(f"memory      {report.session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
+    else:
+        lines.append("nothing was left to label")
+    lines.append(f"output      {report.output}")
+    lines.append(f"manifest    {report.manifest}")
+    return "\n".join(lines)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {number:,}" for name, number in counts.most_common()) or "none"
