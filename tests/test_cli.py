@@ -29,7 +29,8 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-FAKE = ("--engine", "fake", "--max-new-tokens", "5")
+FAKE_ENGINE = ("--engine", "fake")
+FAKE = (*FAKE_ENGINE, "--max-new-tokens", "5")
 
 
 def test_json_is_the_last_line_of_stdout(source: Path, tmp_path: Path) -> None:
@@ -74,6 +75,12 @@ REFUSALS = [
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"], "batch_size is 0"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--limit", "0"], "limit is 0"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--template", "{absent.x}"], ""),
+    (["assess", "fake", "absent.csv", *FAKE_ENGINE], "absent.csv does not exist"),
+    (["assess", "fake", "{in}", *FAKE_ENGINE, "--text-column", "promt"], "has no column 'promt'"),
+    (["assess", "fake", "{one}", *FAKE_ENGINE], "have the label 'a'"),
+    (["assess", "fake", "{in}", *FAKE_ENGINE, "--margin", "0"], "margin is 0.0"),
+    (["assess", "fake", "{in}", *FAKE_ENGINE, "--label-name", "a"], "'a' names nothing"),
+    (["classify", "{in}", "{in}", "-o", "{out}"], "holds no saved classifier"),
     (["status", "{out}"], "there is no journal"),
     (["export", "{out}"], "there is no journal"),
     (["prepare", "smollm2-135m-instuct"], "smollm2-135m-instruct"),
@@ -82,7 +89,9 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSALS)
 def test_refusals(arguments: list[str], said: str, source: Path, tmp_path: Path) -> None:
-    places = {"{in}": str(source), "{out}": str(tmp_path / "o.jsonl")}
+    one = tmp_path / "one.csv"
+    one.write_text("text,label\nfirst words,a\nother talk,a\n")
+    places = {"{in}": str(source), "{out}": str(tmp_path / "o.jsonl"), "{one}": str(one)}
     filled = arguments
     for name, place in places.items():
         filled = [argument.replace(name, place) for argument in filled]

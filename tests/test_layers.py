@@ -49,7 +49,10 @@ LAYERS = [
     {"cli"},
 ]
 FACADE = {"__init__", "__main__"}
-HEAVY = ("torch", "transformers", "ctranslate2", "sklearn", "fastapi", "pyarrow", "numpy", "rich")
+HEAVY = (
+    "torch", "transformers", "ctranslate2", "sklearn", "skops", "fastapi", "pyarrow", "numpy",
+    "rich",
+)  # fmt: skip
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -98,12 +101,15 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "compare", "status", "export", "prepare", "models"])
+@pytest.mark.parametrize(
+    "verb", ["run", "compare", "assess", "classify", "status", "export", "prepare", "models"]
+)
 def test_help_of_a_verb_loads_no_model_library(verb: str) -> None:
     probe = (
         f"import sys, packhorse.cli as c\ntry: c.main([{verb!r}, '--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'ctranslate2') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'ctranslate2', 'sklearn', 'skops') "
+        "if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout.strip().splitlines()[-1] == "[]"

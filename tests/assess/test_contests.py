@@ -18,7 +18,7 @@ from packhorse.assess.saved import read_card
 from packhorse.assess.splits import split
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
-from packhorse.errors import ConfigError, EngineError, InputError
+from packhorse.errors import ConfigError, EngineError, InputError, OutputError
 from packhorse.jobs import Silent
 
 NAMES = (
@@ -203,6 +203,14 @@ def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:
     costs[classic] = replace(costs[classic], p95=9.0)
     assert deciding.too_slow(config, costs, None) == {model, classic}
     assert deciding.too_slow(replace(config, max_p95=None), costs, both.cascade) == frozenset()
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report" / "winner").mkdir(parents=True)
+    (tmp_path / "report" / "winner" / "medal.txt").write_text("mine")
+    with pytest.raises(OutputError, match="holds no saved classifier"):
+        hold(tmp_path, texts(60, learnable=True), known=False)
+    assert (tmp_path / "report" / "winner" / "medal.txt").read_text() == "mine"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -107,15 +107,15 @@ def test_one_class() -> None:
 
 
 def test_rare_classes_are_left_out() -> None:
-    pairs = [(f"{label} {number}", label) for label, count in (("a", 9), ("b", 3), ("c", 2))
+    pairs = [(f"{label} {number}", label) for label, count in (("a", 9), ("b", 4), ("c", 3))
              for number in range(count)]  # fmt: skip
     kept, rare = with_enough(tuple(rows(pairs)))
     assert {row.label for row in kept} == {"a", "b"}
-    assert rare == {"c": 2}
+    assert rare == {"c": 3}
 
 
 def test_a_column_of_ids_is_no_column_of_labels() -> None:
-    with pytest.raises(InputError, match="fewer than two labels have 3 distinct rows") as caught:
+    with pytest.raises(InputError, match="fewer than two labels have 4 distinct rows") as caught:
         with_enough(tuple(rows([(str(number), f"id-{number}") for number in range(30)])))
     assert "ids" in caught.value.hint
 

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from labelled import rows
 
+from labelled import rows
 from packhorse.assess.splits import FOLDS, REPEATS, folds, split
 from packhorse.errors import InputError
 
-COUNTS = st.lists(st.integers(3, 60), min_size=2, max_size=6)
+COUNTS = st.lists(st.integers(4, 60), min_size=2, max_size=6)
 
 
 def of_counts(counts: list[int]) -> list[tuple[str, str]]:
@@ -34,7 +34,7 @@ def test_every_row_is_on_one_side_and_classes_are_in_proportion(
     train, test = (Counter(row.label for row in part) for part in (parts.train, parts.test))
     share = len(parts.test) / len(given_rows)
     for label, count in Counter(row.label for row in given_rows).items():
-        assert train[label] >= 2
+        assert train[label] >= 3
         assert abs(test[label] - count * share) <= 1
 
 

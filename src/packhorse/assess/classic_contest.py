@@ -11,7 +11,7 @@ import numpy as np
 
 from packhorse.assess.classifiers import Report, encoder_named
 from packhorse.assess.entries import Entry, Kind
-from packhorse.assess.families import FAMILIES, Family
+from packhorse.assess.families import FAMILIES, Family, fit
 from packhorse.assess.features import CountedTexts, vectorizer
 from packhorse.assess.rows import LabelledRow
 from packhorse.assess.scoring import Said
@@ -77,7 +77,7 @@ def _entry(tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, flo
     labels = data.labels[classic.train]
     started = time.perf_counter(), time.process_time()
     fitted, asked = data.seen(family, classic.train, classic.test)
-    classifier = finished(tuned, labels).fit(fitted, labels)
+    classifier = fit(finished(tuned, labels), fitted, labels)
     spent = _since(started, 1.0)
     chances = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
     # A support vector machine decides by its margin, and its probabilities follow from that one.

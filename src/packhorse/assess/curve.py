@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from packhorse.assess.families import fit
 from packhorse.assess.splits import Places
 from packhorse.assess.tuning import TrainingData, Tuned
 from packhorse.statistics import LEVEL, RESAMPLES
@@ -96,7 +97,7 @@ def learning_curve(
             chosen = train[drawn(labels, size, seed + draw)]
             fitted, judged = data.seen(tuned.family, chosen, test)
             classifier = tuned.family.make(tuned.value, len(set(labels.tolist())))
-            classifier.fit(fitted, data.labels[chosen])
+            fit(classifier, fitted, data.labels[chosen])
             draws.append(classifier.predict(judged) == truth)
         right.append(np.array(draws))
         rows.append(len(chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,15 @@ class Family:
     values: tuple[float, ...]
     make: Callable[[float, int], Any]
     finish: Callable[[Any, int], Any] = lambda classifier, smallest_class: classifier
+
+
+def fit(classifier: Any, seen: Any, labels: Any) -> Any:
+    """The classifier, fitted; one that MOST_ITERATIONS do not bring to its end is judged as it is."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return classifier.fit(seen, labels)
 
 
 def _majority(value: float, classes: int) -> Any:

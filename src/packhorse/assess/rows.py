@@ -12,8 +12,8 @@ from packhorse.errors import InputError
 from packhorse.labels import normalise
 from packhorse.sources import read_fields
 
-FEWEST_OF_A_CLASS = 3
-"""Rows a class needs: one to test, two to train and tune on."""
+FEWEST_OF_A_CLASS = 4
+"""Rows a class needs: one to test, three to train on, so that each fold is fitted on two."""
 
 
 @dataclass(frozen=True, slots=True)

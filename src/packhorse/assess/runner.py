@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from packhorse.assess.classic_contest import Classic, classic_entries, prepare_rows
@@ -22,11 +23,12 @@ from packhorse.assess.model_contest import ModelSide, model_side
 from packhorse.assess.profile import Profile, profile
 from packhorse.assess.report import write_reports
 from packhorse.assess.rows import read_labelled, with_enough
+from packhorse.assess.saved import CARD
 from packhorse.assess.saving import save_entry, save_winner
 from packhorse.assess.splits import Split, folds, split
 from packhorse.assess.verdict import Verdict
 from packhorse.atomic import make_folder
-from packhorse.errors import ConfigError, PackhorseError
+from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.machine import machine
 from packhorse.manifest import versions
 from packhorse.models import prepare_embedding_model
@@ -51,12 +53,13 @@ def assess(config: AssessConfig, observer: Observer) -> Assessment:
     _check(config)
     started = time.monotonic()
     parts, described = _rows(config, observer)
+    make_folder(config.output)
     side, ran, model_bytes = _ask_model(config, parts, observer)
     notes = list(side.notes)
     classic = as_classic_sees(config, parts, observer, notes)
     entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
     outcome = Outcome(parts, classic, side, entries, config.seed)
-    work = make_folder(config.output / "contestants")
+    work = Path(mkdtemp(prefix=".contestants-", dir=config.output))
     try:
         costs = _costs(config, outcome, work, model_bytes, observer, notes)
         observer.stage("drawing learning curves, judging")
@@ -103,6 +106,11 @@ def _check(config: AssessConfig) -> None:
     for name, is_right, wanted in checks:
         if not is_right:
             raise ConfigError(f"{name} is {getattr(config, name)}", f"it must be {wanted}")
+    winner = config.output / WINNER
+    if winner.exists() and not (winner / CARD).exists():
+        raise OutputError(
+            f"{winner} is there and holds no saved classifier", "name another folder: -o"
+        )
     if config.text_column == config.label_column:
         raise ConfigError(
             f"text and label are both in {config.text_column!r}",

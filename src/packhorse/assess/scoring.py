@@ -30,9 +30,10 @@ class Said:
     failed: int = 0
 
     def of(self, places: Sequence[int]) -> Said:
-        """What was said of some of the rows."""
+        """What was said of some of the rows; failures are counted for all of them only."""
         chosen = None if self.probabilities is None else self.probabilities[list(places)]
-        return Said(tuple(self.labels[place] for place in places), chosen)
+        failed = self.failed if len(places) == len(self.labels) else 0
+        return Said(tuple(self.labels[place] for place in places), chosen, failed)
 
     def right(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
         pairs = zip(self.labels, truth, strict=True)

@@ -16,6 +16,7 @@ from packhorse.errors import InputError
 Places = npt.NDArray[np.int64]
 
 TEST_SHARE = 0.25
+FEWEST_TO_TRAIN = 3
 FOLDS = 5
 REPEATS = 2
 MANY_CLASSES = 8
@@ -25,8 +26,8 @@ _GROUP_FOLDS = round(1 / TEST_SHARE)
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """train, test: rows. unseen: rows by label that the training part has fewer than two rows of (a
-    group may hold all of a label); they are in neither part."""
+    """train, test: rows. unseen: counts by label of rows that are in neither part, because the
+    training part has fewer than FEWEST_TO_TRAIN of them (a group may hold all of a label)."""
 
     train: tuple[LabelledRow, ...]
     test: tuple[LabelledRow, ...]
@@ -67,21 +68,23 @@ def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
         fit, test = train_test_split(places, test_size=share, stratify=labels, random_state=seed)
     train = [rows[place] for place in sorted(fit)]
     known = Counter(row.label for row in train)
-    seen = [rows[place] for place in sorted(test) if known[rows[place].label] > 1]
-    if len([count for count in known.values() if count > 1]) < 2 or not seen:
+    enough = {label for label, count in known.items() if count >= FEWEST_TO_TRAIN}
+    seen = [rows[place] for place in sorted(test) if rows[place].label in enough]
+    if len(enough) < 2 or not seen:
         raise InputError(
             "the groups leave fewer than two labels to learn from, or none to test",
             "a group seems to hold all rows of a label: leave --group-column out or label more",
         )
-    unseen = Counter(row.label for row in rows if known[row.label] < 2)
-    return Split(tuple(row for row in train if known[row.label] > 1), tuple(seen), dict(unseen))
+    unseen = Counter(row.label for row in rows if row.label not in enough)
+    return Split(tuple(row for row in train if row.label in enough), tuple(seen), dict(unseen))
 
 
 def folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
     """REPEATS times (once for many classes) FOLDS stratified folds, fewer where the smallest class
     has fewer rows.
 
-    A fold that would be fitted on one class only is left out.
+    A fold that would be fitted on fewer than two rows of a class is left out. Raises InputError
+    where none is left.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -94,6 +97,12 @@ def folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold
     for repeat in range(repeats):
         cut = kind(parts, shuffle=True, random_state=seed + repeat)
         for fit, judge in cut.split(labels, labels, groups if grouped else None):
-            if len(set(labels[fit])) > 1:
+            counts = Counter(labels[fit].tolist())
+            if min(counts.values()) > 1 and len(counts) > 1:
                 found.append(Fold(fit, judge, repeat))
+    if not found:
+        raise InputError(
+            "no part of the training rows has two rows of each label, so nothing can be tuned",
+            "leave --group-column out or label more rows",
+        )
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.assess.families import Family
+from packhorse.assess.families import Family, fit
 from packhorse.assess.features import CountedTexts
 from packhorse.assess.splits import Fold, Places
 
@@ -67,7 +67,7 @@ def tune(families: Sequence[Family], data: TrainingData, folds: Sequence[Fold]) 
             truth = data.labels[fold.judge]
             classes = len(set(data.labels[fold.fit].tolist()))
             for value in family.values or (0.0,):
-                classifier = family.make(value, classes).fit(fitted, data.labels[fold.fit])
+                classifier = fit(family.make(value, classes), fitted, data.labels[fold.fit])
                 accuracy = float((classifier.predict(judged) == truth).mean())
                 accuracies.setdefault((family.name, value), []).append(accuracy)
             before = spent[family.name]
@@ -109,7 +109,8 @@ def out_of_fold(tuned: Tuned, data: TrainingData, folds: Sequence[Fold], wanted:
         if not len(judge):
             continue
         fitted, judged = data.seen(family, fold.fit, judge)
-        classifier = finished(tuned, data.labels[fold.fit]).fit(fitted, data.labels[fold.fit])
+        labels = data.labels[fold.fit]
+        classifier = fit(finished(tuned, labels), fitted, labels)
         columns = [order[label] for label in classifier.classes_]
         rows = [row_of[int(place)] for place in judge]
         found[np.ix_(rows, columns)] = classifier.predict_proba(judged)
