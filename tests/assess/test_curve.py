@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from labelled import WORDS
 
+from labelled import WORDS
 from packhorse.assess.curve import (
     SMALLEST,
     CurvePoint,

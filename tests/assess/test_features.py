@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from labelled import rows, texts
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, cross_val_predict
 from sklearn.pipeline import Pipeline
 
+from labelled import rows, texts
 from packhorse.assess.families import FAMILIES
 from packhorse.assess.features import CountedTexts, vectorizer
 from packhorse.assess.splits import Fold, folds

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from labelled import rows, texts, write_answers
 
 import packhorse
 import tiny_models
+from labelled import rows, texts, write_answers
 from packhorse.assess.budget import FEWEST_ROWS, WAYS, rows_for_model
 from packhorse.assess.config import AssessConfig
 from packhorse.assess.language_model import choices, choosing, label_in, written

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skops.io
-from labelled import texts
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from labelled import texts
 from packhorse.assess.classifiers import open_saved
 from packhorse.assess.families import FAMILIES
 from packhorse.assess.features import vectorizer

@@ -30,7 +30,7 @@ class Family:
 
 
 def fit(classifier: Any, seen: Any, labels: Any) -> Any:
-    """The classifier, fitted; one that MOST_ITERATIONS do not bring to its end is judged as it is."""
+    """The classifier, fitted; judged as it is where MOST_ITERATIONS do not bring it to its end."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
