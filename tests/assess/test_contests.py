@@ -15,7 +15,7 @@ from packhorse.assess.document import Assessment
 from packhorse.assess.report import read_report
 from packhorse.assess.runner import assess
 from packhorse.assess.saved import read_card
-from packhorse.assess.splits import split
+from packhorse.assess.splits import folds, split
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
 from packhorse.errors import ConfigError, EngineError, InputError, OutputError
@@ -186,7 +186,9 @@ def test_embeddings_that_cannot_be_had_take_no_part(home: Path) -> None:
     parts = split(rows(texts(40, learnable=True)), grouped=False, seed=0)
     notes: list[str] = []
     config = AssessConfig("fake", "rows.csv", embeddings="no-such-model")
-    classic = runner.as_classic_sees(config, parts, Silent(), notes)
+    classic = runner.as_classic_sees(
+        config, parts, folds(parts.train, grouped=False, seed=0), Silent(), notes
+    )
     assert classic.data.embeddings is None
     assert "embeddings took no part: no embedding model 'no-such-model'" in notes[0]
 

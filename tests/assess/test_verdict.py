@@ -59,6 +59,10 @@ GOOD_CASCADE, NO_CASCADE = (3, 0, 1000, 0.2), None
         (WORSE, IGNORANT, KNOWS, NO_CASCADE, ("choice",), "neither", ""),
         (SAME, KNOWS, KNOWS, NO_CASCADE, ("svm", "choice"), "neither", ""),
         (WORSE, KNOWS, KNOWS, NO_CASCADE, ("svm",), "language-model", "choice"),
+        (SAME, KNOWS, KNOWS, GOOD_CASCADE, ("svm", "cascade"), "language-model", "choice"),
+        (SAME, KNOWS, IGNORANT, NO_CASCADE, ("svm",), "neither", ""),
+        (OPEN, IGNORANT, KNOWS, NO_CASCADE, (), "too-small-to-say", ""),
+        (WORSE, KNOWS, IGNORANT, NO_CASCADE, (), "language-model", "choice"),
     ],
 )  # fmt: skip
 def test_verdicts(
@@ -86,6 +90,10 @@ def test_verdicts(
     assert found.cautions == ("a caution",)
     assert found.reason.endswith(".")
     assert (found.rows_needed is not None) == ("would decide" in found.reason)
+    if "is better than" in found.reason:
+        assert compared in (WORSE, (90, 2, 600))
+    if "inside the interval" in found.reason:
+        assert compared == OPEN
 
 
 def test_a_wider_margin_lets_the_classic_one_win() -> None:

@@ -55,8 +55,8 @@ def too_slow(
         return frozenset()
     slow = {name for name, each in costs.items() if each.p95 > config.max_p95}
     if cascade is not None:
-        slowest = cascade.model if cascade.point.share > P95_SHARE else cascade.classic
-        slow |= {CASCADE} if slowest in slow else set()
+        asked = {cascade.classic} | ({cascade.model} if cascade.point.share > P95_SHARE else set())
+        slow |= {CASCADE} if asked & slow else set()
     return frozenset(slow)
 
 

@@ -25,7 +25,7 @@ from packhorse.assess.report import write_reports
 from packhorse.assess.rows import read_labelled, with_enough
 from packhorse.assess.saved import CARD
 from packhorse.assess.saving import save_entry, save_winner
-from packhorse.assess.splits import Split, folds, split
+from packhorse.assess.splits import Fold, Split, folds, split
 from packhorse.assess.verdict import Verdict
 from packhorse.atomic import make_folder
 from packhorse.errors import ConfigError, OutputError, PackhorseError
@@ -52,16 +52,16 @@ def assess(config: AssessConfig, observer: Observer) -> Assessment:
     """
     _check(config)
     started = time.monotonic()
-    parts, described = _rows(config, observer)
+    parts, cut, described = _rows(config, observer)
     make_folder(config.output)
     side, ran, model_bytes = _ask_model(config, parts, observer)
     notes = list(side.notes)
-    classic = as_classic_sees(config, parts, observer, notes)
+    classic = as_classic_sees(config, parts, cut, observer, notes)
     entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
     outcome = Outcome(parts, classic, side, entries, config.seed)
     work = Path(mkdtemp(prefix=".contestants-", dir=config.output))
     try:
-        costs = _costs(config, outcome, work, model_bytes, observer, notes)
+        costs = _costs(config, outcome, work, model_bytes, observer)
         observer.stage("drawing learning curves, judging")
         found = judged(config, outcome, costs)
         saved = _saved(config, outcome, found, work)
@@ -118,19 +118,21 @@ def _check(config: AssessConfig) -> None:
         )
 
 
-def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, Profile]:
+def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, list[Fold], Profile]:
+    """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config)
     single = distinct(labelled.rows)
     rows, rare = with_enough(single.rows)
     grouped = config.group_column is not None
     parts = split(rows, grouped=grouped, seed=config.seed)
+    cut = folds(parts.train, grouped=grouped, seed=config.seed)
     described = profile(labelled, single, rare, parts, grouped=grouped)
     observer.stage(
         f"{len(parts.train):,} training and {len(parts.test):,} test rows of "
         f"{len(described.classes)} labels; {single.exact + single.near:,} repetitions left out"
     )
-    return parts, described
+    return parts, cut, described
 
 
 def _ask_model(
@@ -156,10 +158,9 @@ def _ask_model(
 
 
 def as_classic_sees(
-    config: AssessConfig, parts: Split, observer: Observer, notes: list[str]
+    config: AssessConfig, parts: Split, cut: list[Fold], observer: Observer, notes: list[str]
 ) -> Classic:
     """Rows as the classic contestants see them; embeddings that cannot be had are left out."""
-    cut = folds(parts.train, grouped=config.group_column is not None, seed=config.seed)
     try:
         return prepare_rows(parts, cut, config.embeddings, observer.stage)
     except PackhorseError as error:
@@ -175,7 +176,6 @@ def _costs(
     work: Path,
     model_bytes: int,
     observer: Observer,
-    notes: list[str],
 ) -> dict[str, Costs]:
     """Saves every contestant that reads its rows and measures it in a process of its own."""
     found = {}

@@ -81,18 +81,20 @@ def _decided(case: Case) -> tuple[Kind, str, str]:
     knows, model_knows = case.classic_gain.is_superior, case.model_gain.is_superior
     if not knows and not model_knows:
         return _nobody(case)
-    if model in case.too_slow:
+    if case.too_slow & {classic, model}:
         if knows and classic not in case.too_slow:
-            return "classic", classic, _only_fast_enough(case)
-        return "neither", "", "No contestant that has learnt anything keeps the limit of --max-p95."
-    if knows and case.pair.is_non_inferior(case.margin) and classic not in case.too_slow:
+            return "classic", classic, _only_fast_enough(case, classic, model)
+        if model_knows and model not in case.too_slow:
+            return "language-model", model, _only_fast_enough(case, model, classic)
+        return "neither", "", "Nobody who is shown to know anything keeps the limit of --max-p95."
+    if knows and case.pair.is_non_inferior(case.margin):
         return "classic", classic, _as_good(case)
-    if not model_knows:
-        return "too-small-to-say", "", _open(case)
-    if knows and _cascade_serves(case):
+    if knows and model_knows and _cascade_serves(case):
         return "cascade", "cascade", _cascade_reason(case)
-    if not knows or case.pair.is_inferior(case.margin):
+    if case.pair.is_inferior(case.margin):  # and so better than the most frequent label, too
         return "language-model", model, _better_model(case)
+    if not knows and case.pair.is_non_inferior(case.margin):
+        return "language-model", model, _only_one_that_knows(case)
     return "too-small-to-say", "", _open(case)
 
 
@@ -109,8 +111,7 @@ def _cascade_serves(case: Case) -> bool:
 def _nobody(case: Case) -> tuple[Kind, str, str]:
     gains = (case.classic_gain, case.model_gain)
     said = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
-    open_ended = any((gain.difference.high or 1.0) >= GAIN for gain in gains)
-    if open_ended:
+    if any(not gain.is_inferior(-GAIN) for gain in gains):
         return (
             "too-small-to-say",
             "",
@@ -161,11 +162,18 @@ def _cascade_reason(case: Case) -> str:
     )
 
 
-def _only_fast_enough(case: Case) -> str:
+def _only_one_that_knows(case: Case) -> str:
     return (
-        f"{_capital(_name(case, case.pair.right))} breaks the limit of --max-p95; "
-        f"{_name(case, case.pair.left)} keeps it and has {_points(case.pair)} against it on "
-        f"{case.pair.rows:,} test rows."
+        f"Only {_name(case, case.pair.right)} is shown to beat always giving the most frequent "
+        f"label: {_points(case.model_gain)}; {_name(case, case.pair.left)} has "
+        f"{_points(case.classic_gain)}."
+    )
+
+
+def _only_fast_enough(case: Case, fast: str, slow: str) -> str:
+    return (
+        f"{_capital(_name(case, slow))} breaks the limit of --max-p95; {_name(case, fast)} keeps "
+        f"it. Classic against model: {_points(case.pair)} on {case.pair.rows:,} test rows."
     )
 
 
