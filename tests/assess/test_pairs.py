@@ -104,9 +104,18 @@ def test_rows_needed_have_the_promised_power() -> None:
     assert 0.74 <= np.mean(shown) <= 0.86
 
 
+def test_rows_needed_to_show_inferiority_have_it_too() -> None:
+    needed = rows_needed(20, 60, 1000, 0.02)
+    assert needed is not None
+    share = np.array([20, 60]) * 81 / 1002 / 80
+    draws = np.random.default_rng(2).multinomial(needed, [*share, 1 - share.sum()], size=600)
+    shown = [(tango_interval(int(b), int(c), needed).high or 1) < -0.02 for b, c, _ in draws]
+    assert 0.74 <= np.mean(shown) <= 0.86
+
+
 @pytest.mark.parametrize(
     ("counts", "margin", "possible"),
-    [((0, 2, 100), 0.01, False), ((0, 1, 100), 0.01, False), ((0, 0, 5), 0.01, True)],
+    [((0, 2, 100), 0.01, True), ((0, 1, 100), 0.01, False), ((0, 0, 5), 0.01, True)],
 )
 def test_rows_needed_where_the_difference_is_the_margin(
     counts: tuple[int, int, int], margin: float, possible: bool

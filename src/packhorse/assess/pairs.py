@@ -107,19 +107,21 @@ def tango_statistic(only_left: int, only_right: int, rows: int, difference: floa
 
 
 def rows_needed(only_left: int, only_right: int, rows: int, margin: float) -> int | None:
-    """Test rows for non-inferiority by `margin` with 80 % power, were the true rates those seen.
+    """Test rows that show non-inferiority by `margin`, or inferiority where the difference seen is
+    below -margin, with 80 % power, were the true rates those seen.
 
     n = (z_0.975 + z_0.8)^2 (p - d^2) / (margin + d)^2, p = (b + c + 1) / (n + 2) the share of rows
     only one has right, so that none seen is not taken for none, d the difference seen. None where d
-    is not above -margin: no number of rows would show it. Source: Connett et al. 1987, with the
-    margin of Liu et al. 2002, Statistics in Medicine 21, 231-245.
+    is -margin: no number of rows would show either. Source: Connett et al. 1987, with the margin of
+    Liu et al. 2002, Statistics in Medicine 21, 231-245.
     """
     difference = (only_left - only_right) / rows
-    if difference <= -margin:
+    distance = margin + difference
+    if abs(distance) < 1e-9:
         return None
     discordant = (only_left + only_right + 1) / (rows + 2)
     spread = max(discordant - difference**2, 0.0)
-    return math.ceil((_Z + _Z_POWER) ** 2 * spread / (margin + difference) ** 2)
+    return math.ceil((_Z + _Z_POWER) ** 2 * spread / distance**2)
 
 
 def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:

@@ -63,16 +63,11 @@ class Verdict:
 def judge(case: Case, cautions: Sequence[str] = ()) -> Verdict:
     """The verdict of a case."""
     kind, winner, reason = _decided(case)
-    needed = None
-    if kind == "too-small-to-say":
-        pair = case.pair
-        needed = rows_needed(pair.left_only, pair.right_only, pair.rows, case.margin)
-        if needed is not None and needed <= pair.rows:
-            needed = None  # the rows failed by another test than this one
-        if needed is not None:
-            reason += (
-                f" If the differences stay as they are, about {needed:,} test rows would decide it."
-            )
+    needed = _rows_to_decide(case) if kind == "too-small-to-say" else None
+    if needed is not None:
+        reason += (
+            f" If the differences stay as they are, about {needed:,} test rows would decide it."
+        )
     return Verdict(kind, winner, _TITLES[kind], reason, tuple(cautions), needed)
 
 
@@ -96,6 +91,20 @@ def _decided(case: Case) -> tuple[Kind, str, str]:
     if not knows and case.pair.is_non_inferior(case.margin):
         return "language-model", model, _only_one_that_knows(case)
     return "too-small-to-say", "", _open(case)
+
+
+def _rows_to_decide(case: Case) -> int | None:
+    """Test rows for what was left open: who beats the most frequent label, or which of the two is
+    better; None where no number of rows is known."""
+    gains = (case.classic_gain, case.model_gain)
+    pairs = [(case.pair, case.margin)]
+    if not any(gain.is_superior for gain in gains):
+        pairs = [(gain, 0.0) for gain in gains if gain.difference.value > 0]
+    found = [
+        (rows_needed(each.left_only, each.right_only, each.rows, margin), each.rows)
+        for each, margin in pairs
+    ]
+    return min((needed for needed, rows in found if needed and needed > rows), default=None)
 
 
 def _cascade_serves(case: Case) -> bool:
