@@ -48,13 +48,14 @@ def test_rows_without_label_or_text_are_counted(tmp_path: Path) -> None:
     given = [
         {"text": "x", "label": "a"}, {"text": "y"}, {"text": "y", "label": None},
         {"text": "y", "label": "  "}, {"text": " ", "label": "a"}, {"label": "a"},
-        {"text": ["y"], "label": "a"},
+        {"text": ["y"], "label": "a"}, {"text": "y \ud800", "label": "a"},
     ]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in given) + "not json\n")
+    path.write_text("".join(json.dumps(line) + "\n" for line in given) + "not json\n"
+                    + '{"text": ' + "[" * 100_000 + "\n")  # fmt: skip
     found = read_labelled(config(path))
     assert [row.text for row in found.rows] == ["x"]
-    assert found.total == 8
-    assert found.unusable == {"without a label": 3, "without text": 2, "unreadable": 2}
+    assert found.total == 10
+    assert found.unusable == {"without a label": 3, "without text": 2, "unreadable": 4}
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])

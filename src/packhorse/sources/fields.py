@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from packhorse.sources.faults import RowError
-from packhorse.sources.rows import Record
+from packhorse.sources.rows import NO_CHARACTER, TOO_DEEP, Record
 from packhorse.sources.template import text_of
 
 
@@ -32,6 +32,8 @@ def to_fields(index: int, record: Record, names: Sequence[str]) -> FieldRow:
         fields = record.read()
     except RowError as error:
         return FieldRow(index, record.line, {}, (), str(error))
+    except RecursionError:
+        return FieldRow(index, record.line, {}, (), TOO_DEEP)
     values, fault = {}, ""
     for name in names:
         value = fields.get(name)
@@ -40,6 +42,9 @@ def to_fields(index: int, record: Record, names: Sequence[str]) -> FieldRow:
                 raise value
             if value is not None:
                 values[name] = text_of(value, name)
+                values[name].encode("utf-8")
         except RowError as error:
             fault = fault or str(error)
+        except UnicodeEncodeError:
+            fault = fault or NO_CHARACTER
     return FieldRow(index, record.line, values, tuple(fields), fault)

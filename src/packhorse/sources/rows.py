@@ -71,6 +71,13 @@ class Layout:
         return tuple(dict.fromkeys((self.id_field, *self.prompt_names)))
 
 
+NO_CHARACTER = (
+    "the row holds half a surrogate pair (such as \\ud800), which is no character; "
+    "remove it, or write both halves"
+)
+TOO_DEEP = "the JSON is nested too deeply; flatten the row"
+
+
 class Keys:
     """Names rows across runs, so that a finished row is known again wherever it stands.
 
@@ -121,12 +128,9 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
         code, message = error.code, str(error)
     except UnicodeEncodeError:
         code = "invalid_unicode"
-        message = (
-            "the row holds half a surrogate pair (such as \\ud800), which is no character; "
-            "remove it, or write both halves"
-        )
+        message = NO_CHARACTER
     except RecursionError:
-        code, message = "malformed_json", "the JSON is nested too deeply; flatten the row"
+        code, message = "malformed_json", TOO_DEEP
     else:
         own_or_fallback = record.fallback_id if row_id is None else row_id
         return Request(index, own_or_fallback, record.line, content, options, key, bare)
