@@ -11,5 +11,5 @@ costs, probe, economy                what an answer costs, and from which volume
 verdict                              which to use
 saved, saving, classifiers, classify a classifier on disk, and at work
 runner                               the whole of it
-words, terminal, tables, page, html/, report     the reports
+columns, words, terminal, tables, page, html/, report     the reports
 """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from packhorse.assess.columns import Column, columns, interval_text
 from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.words import (
-    Column,
     cascade_sentence,
-    columns,
     economy_lines,
     headline,
-    interval_text,
     method_lines,
     needed_sentence,
     pair_sentence,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from packhorse.assess.columns import Column, columns
 from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.words import (
-    Column,
     cascade_sentence,
-    columns,
     economy_lines,
     headline,
     needed_sentence,
