@@ -17,6 +17,9 @@ from packhorse.assess.words import (
 from packhorse.reports.formats import number, percent
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 
+MOST_LINES = 12
+"""Of the cascade's curve, about; report.json has all points."""
+
 
 def markdown_text(assessment: Assessment) -> str:
     """The report as GitHub-flavoured Markdown."""
@@ -93,18 +96,22 @@ def _curves(assessment: Assessment) -> str:
 
 
 def _cascade(assessment: Assessment) -> str:
-    if assessment.cascade is None:
+    """Every so many points, the ends and the chosen one."""
+    cascade = assessment.cascade
+    if cascade is None:
         return ""
-    chosen = assessment.cascade.point
+    step = max(1, len(cascade.points) // MOST_LINES)
+    shown = {*range(0, len(cascade.points), step), cascade.chosen, len(cascade.points) - 1}
     rows = [
         [
-            f"{point.threshold:.3f}{' ★' if point is chosen else ''}",
+            f"{point.threshold:.4g}{' ★' if place == cascade.chosen else ''}",
             percent(point.share),
             cell(percent(point.accuracy.value), interval_text(point.accuracy)),
             percent(point.validation_accuracy),
             number(point.core_seconds),
         ]
-        for point in assessment.cascade.points
+        for place, point in enumerate(cascade.points)
+        if place in shown
     ]
     header = ["Threshold", "Rows to the model", "Right", "Right, validation", "core-s per 1,000"]
     return table(header, rows)

@@ -154,16 +154,19 @@ def economy_lines(assessment: Assessment) -> list[str]:
             f"{math.ceil(known.rows_with_labels):,} rows{_months(known.after_months_with_labels)}."
         )
     for month in known.months:
+        busy = f" ({number(month.cores)} cores busy all the month)" if month.cores >= 0.1 else ""
         money = "" if month.money is None else f", {month.money:,.2f} in the prices' currency"
         lines.append(
             f"A month of {known.volume:,.0f} rows, {month.title}: {number(month.core_hours)} "
-            f"core-hours ({number(month.cores)} cores busy all the month){money}."
+            f"core-hours{busy}{money}."
         )
     return lines
 
 
 def _months(months: float | None) -> str:
-    return "" if months is None else f" ({number(months)} months of the volume)"
+    if months is None:
+        return ""
+    return f" ({number(months)} months of the volume)" if months >= 1 else ", in the first month"
 
 
 def titled(assessment: Assessment) -> str:

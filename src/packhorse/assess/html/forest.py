@@ -41,7 +41,7 @@ class Forest:
 
 def forest(assessment: Assessment, *, narrow: bool) -> Forest:
     """The drawing, in the order of the contestants."""
-    width, left, right, pitch = (360.0, 8.0, 14.0, 42.0) if narrow else (1000.0, 330.0, 130.0, 28.0)
+    width, left, right, pitch = (360.0, 8.0, 14.0, 42.0) if narrow else (1000.0, 330.0, 152.0, 28.0)
     known = assessment.contestants
     lowest = min(each.shared.accuracy.low or 0.0 for each in known)
     x = share_axis(lowest, left, width - right)
