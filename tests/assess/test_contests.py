@@ -205,6 +205,8 @@ def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:
     costs[classic] = replace(costs[classic], p95=9.0)
     assert deciding.too_slow(config, costs, None) == {model, classic}
     assert deciding.too_slow(replace(config, max_p95=None), costs, both.cascade) == frozenset()
+    costs[model] = replace(costs[model], p95=1.0)
+    assert deciding.too_slow(config, costs, both.cascade) == {classic, "cascade"}
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
