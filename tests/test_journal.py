@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,15 @@ def test_a_journal_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(OutputError, match="format 99"):
         Journal(path)
+
+
+def test_many_may_open_a_new_journal_at_once(tmp_path: Path) -> None:
+    """`packhorse status` may look at a job in the moment that it begins."""
+
+    def opened(path: Path) -> int:
+        with Journal(path) as journal:
+            return journal.counts().rows
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            assert list(threads.map(opened, [tmp_path / f"{number}.sqlite3"] * 8)) == [0] * 8

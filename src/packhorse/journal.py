@@ -260,7 +260,7 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
         database.executescript(_SCHEMA)
         found = database.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
         if found is None:
-            database.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            database.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
             database.commit()
     except sqlite3.DatabaseError as error:
         raise OutputError(
