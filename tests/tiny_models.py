@@ -2,6 +2,7 @@
 
     tiny_llama(folder)   rotary positions, grouped key/value heads, chat template, three specials
     tiny_gpt2(folder)    learned absolute positions, no chat template, one special
+    tiny_gptj(folder)    the same tokenizer, a family that is not folded for int8
     tiny_gguf(folder)    a tiny_llama folder as a float32 GGUF file, as llama.cpp would write it
 
 Weights are large enough that greedy output differs between prompts and does not loop on one token.
@@ -107,6 +108,42 @@ def tiny_gpt2(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
     tiny_tokenizer(folder, (ENDOFTEXT,))
     with torch.random.fork_rng():
         _save(GPT2LMHeadModel(config), folder, seed)
+    return folder
+
+
+def tiny_gptj(folder: Path) -> Path:
+    """A GPT-J with 4 heads; id 0 is endoftext, which begins and ends every text."""
+    import torch
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    config = GPTJConfig(
+        vocab_size=VOCAB_SIZE,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        n_positions=MAX_CONTEXT,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_tokenizer(folder, (ENDOFTEXT,))
+    with torch.random.fork_rng():
+        _save(GPTJForCausalLM(config), folder, 0)
+    return folder
+
+
+def with_outlier(folder: Path) -> Path:
+    """Makes the second layer of a tiny_llama read a channel a hundred times larger than the others;
+    what it computes stays the same."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    layer = "model.layers.1."
+    weights[layer + "post_attention_layernorm.weight"][7] *= 100
+    weights[layer + "mlp.gate_proj.weight"][:, 7] /= 100
+    weights[layer + "mlp.up_proj.weight"][:, 7] /= 100
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

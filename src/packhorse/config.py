@@ -26,6 +26,7 @@ QUANTIZATIONS = (
     "int8_bfloat16",
     "int16",
 )
+QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
 ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -36,6 +37,8 @@ class EngineConfig:
 
     engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
     quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
+    quantization_method: how a model is made ready for int8 on ctranslate2; "auto" is what
+        `packhorse quantize` found for it, else the best its family can have.
     workers, threads: None is the fastest that was measured where the engine was calibrated, else
         one single-threaded worker a core for ctranslate2, one with all cores for transformers.
     """
@@ -45,6 +48,7 @@ class EngineConfig:
     quantization: str = "auto"
     workers: int | None = None
     threads: int | None = None
+    quantization_method: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
         "engine": traits.name,
         "device": traits.device,
         "compute_type": traits.compute_type,
+        "quantization_method": model.prepared.quantization_method,
         "workers": traits.workers,
         "threads": traits.threads,
         "max_context": traits.max_context,
@@ -65,11 +66,17 @@ def plan_line(resolved: dict[str, Any]) -> str:
     """`resolved_settings` as one line for a person."""
     budget = resolved["token_budget"]
     return (
-        f"{resolved['engine']} {resolved['compute_type']} on {resolved['device']}, "
+        f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
         f"{resolved['workers']} x {resolved['threads']} threads, {resolved['batching']}, "
         f"at most {budget['tokens']:,} tokens a batch (by {budget['decided_by']}; memory allows "
         f"{budget['memory_tokens']:,} from {budget['available_bytes'] / 1e9:.1f} GB free)"
     )
+
+
+def compute_format(resolved: dict[str, Any]) -> str:
+    """Compute type, and how the model was made ready for it: "int8_float32 (rotate-smooth)"."""
+    method = resolved.get("quantization_method")
+    return f"{resolved['compute_type']} ({method})" if method else str(resolved["compute_type"])
 
 
 def model_identity(prepared: PreparedModel) -> dict[str, Any]:
@@ -78,6 +85,7 @@ def model_identity(prepared: PreparedModel) -> dict[str, Any]:
         "name": prepared.name,
         "kind": prepared.kind,
         "quantization": prepared.quantization,
+        "quantization_method": prepared.quantization_method,
         "fingerprint": prepared.fingerprint,
     }
 

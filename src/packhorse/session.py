@@ -181,6 +181,7 @@ def prepare_for(
         engine=engine.engine,
         quantization=engine.quantization,
         device=engine.device,
+        quantization_method=engine.quantization_method,
         allow_pickle=allow_pickle,
         report=report,
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from packhorse.compare.grid import Combination, combinations
+from packhorse.compare.grid import Combination, combinations, engine_config
 from packhorse.errors import ConfigError
 
 
@@ -30,6 +30,7 @@ def test_names_given_twice_are_tried_once() -> None:
         (["vllm"], ["float32"], ["single"], "unknown engine 'vllm'"),
         (["fake"], ["int3"], ["single"], "unknown quantization 'int3'"),
         (["fake"], ["float32"], ["sortd"], "unknown batching policy 'sortd'"),
+        (["ctranslate2"], ["int16:rotate"], ["single"], "unknown quantization 'int16:rotate'"),
         (["transformers"], ["int8"], ["single"], "no engine of transformers runs int8"),
         ([], ["float32"], ["single"], "no engine"),
     ],
@@ -47,6 +48,18 @@ def test_the_command_is_one_a_shell_can_run() -> None:
         "packhorse run 'my model' in.jsonl -o answers.jsonl --engine ctranslate2 "
         "--quantization int8 --batching sorted --batch-size 16 --max-new-tokens 64"
     )
+
+
+def test_a_way_into_int8_is_part_of_the_format() -> None:
+    grid = combinations(["ctranslate2"], ["int8", "int8:plain"], ["sorted-dynamic"], 8)
+    assert [c.name for c in grid] == [
+        "ctranslate2 int8 sorted-dynamic", "ctranslate2 int8:plain sorted-dynamic"
+    ]  # fmt: skip
+    assert grid[1].slug == "ctranslate2-int8-plain-sorted-dynamic"
+    assert grid[1].options()[2:6] == ["--quantization", "int8", "--quantization-method", "plain"]
+    plain = engine_config("ctranslate2", "int8:plain")
+    assert (plain.quantization, plain.quantization_method) == ("int8", "plain")
+    assert engine_config("ctranslate2", "int8").quantization_method == "auto"
 
 
 def test_a_token_limit_is_said_only_where_it_counts() -> None:

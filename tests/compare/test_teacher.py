@@ -180,12 +180,20 @@ def test_a_changed_model_is_found(llama: Path, tmp_path: Path) -> None:
 
 
 def test_int8_of_the_demonstration_model(demo_model_folder: Path) -> None:
-    """Close to float32, and not equal to it."""
+    """Close to float32, not equal to it, and closer for having been made ready."""
     from transformers import AutoTokenizer
 
     from packhorse.models import prepare
 
-    quantized = prepare("smollm2-135m-instruct", engine="ctranslate2", quantization="int8").folder
+    plain, ready = (
+        prepare(
+            "smollm2-135m-instruct",
+            engine="ctranslate2",
+            quantization="int8",
+            quantization_method=method,
+        )
+        for method in ("plain", "auto")
+    )
     tokenizer = AutoTokenizer.from_pretrained(demo_model_folder)
     rows = [
         (tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"])
@@ -196,10 +204,13 @@ def test_int8_of_the_demonstration_model(demo_model_folder: Path) -> None:
         ]
     ]
     reference: LogProbs = TransformersLogProbs(demo_model_folder)
-    trial = CTranslate2LogProbs(quantized, "int8")
+    trial = CTranslate2LogProbs(plain.folder, "int8")
     assert trial.compute_type.startswith("int8")
     result = teacher_forced(reference, trial, rows)
+    better = teacher_forced(reference, CTranslate2LogProbs(ready.folder, "int8"), rows)
     assert result is not None
+    assert better is not None
     assert 0.001 < result.kl_divergence.value < 0.3
+    assert 0.0005 < better.kl_divergence.value < 0.6 * result.kl_divergence.value
     assert result.top1_agreement.value > 0.6
     assert result.perplexity_ratio.value == pytest.approx(1.0, abs=0.3)

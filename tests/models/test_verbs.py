@@ -16,11 +16,11 @@ Captured = pytest.CaptureFixture[str]
 
 def test_prepare_for_a_person(tiny: Tiny, home: Path, capsys: Captured) -> None:
     folder = tiny("llama")
-    assert main(["prepare", str(folder), "--engine", "ctranslate2", "--quantization", "int8"]) == 0
+    assert main(["prepare", str(folder), "--engine", "ctranslate2", "--quantization", "int16"]) == 0
     out, err = capsys.readouterr()
-    assert err == "converting llama to CTranslate2 int8\n"
+    assert err == "converting llama to CTranslate2 int16\n"
     assert f"{folder} is ready for ctranslate2" in out
-    assert str(home / "llama-int8-") in out
+    assert str(home / "llama-int16-") in out
 
 
 def test_prepare_for_a_program(tiny: Tiny, home: Path, capsys: Captured) -> None:

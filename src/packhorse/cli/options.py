@@ -11,6 +11,7 @@ from packhorse.config import (
     DEVICES,
     ENGINES,
     ON_TOO_LONG,
+    QUANTIZATION_METHODS,
     QUANTIZATIONS,
     BatchingConfig,
     EngineConfig,
@@ -37,12 +38,23 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         default=default(EngineConfig, "quantization"),
         help="number format of weights and products (default: what costs no accuracy)",
     )
+    add_method_option(group)
     group.add_argument("--workers", type=int, metavar="N", help="batches in flight at once")
     group.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
     group.add_argument(
         "--allow-pickle",
         action="store_true",
         help="accept PyTorch .bin weights where there is no safetensors file",
+    )
+
+
+def add_method_option(group: Any) -> None:
+    group.add_argument(
+        "--quantization-method",
+        choices=QUANTIZATION_METHODS,
+        default=default(EngineConfig, "quantization_method"),
+        help="how a model is made ready for int8 on ctranslate2 (default: what packhorse quantize "
+        "found, else the best its family can have)",
     )
 
 
@@ -132,7 +144,12 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
-        options.engine, options.device, options.quantization, options.workers, options.threads
+        options.engine,
+        options.device,
+        options.quantization,
+        options.workers,
+        options.threads,
+        options.quantization_method,
     )
 
 

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=options.default(EngineConfig, "quantization"),
         help="number format of the weights stored for ctranslate2",
     )
+    options.add_method_option(parser)
     parser.add_argument(
         "--device", choices=DEVICES, default=options.default(EngineConfig, "device")
     )
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         engine=arguments.engine,
         quantization=arguments.quantization,
         device=arguments.device,
+        quantization_method=arguments.quantization_method,
         allow_pickle=arguments.allow_pickle,
         report=lambda message: print(message, file=sys.stderr, flush=True),
     )
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         "engine": prepared.engine,
         "kind": prepared.kind,
         "quantization": prepared.quantization,
+        "quantization_method": prepared.quantization_method,
         "folder": str(prepared.folder),
         "bytes_on_disk": prepared.bytes_on_disk,
         "fingerprint": prepared.fingerprint,
@@ -64,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     print(f"{prepared.name} is ready for {prepared.engine}")
     print(f"  folder       {prepared.folder}")
-    print(f"  weights      {prepared.quantization}, {prepared.bytes_on_disk / 1e6:,.0f} MB")
+    method = f" ({prepared.quantization_method})" if prepared.quantization_method else ""
+    print(f"  weights      {prepared.quantization}{method}, {prepared.bytes_on_disk / 1e6:,.0f} MB")
     print(f"  fingerprint  {prepared.fingerprint[:12]}")
     return EXIT_DONE

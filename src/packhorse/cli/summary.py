@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from packhorse.manifest import RunReport
+from packhorse.manifest import RunReport, compute_format
 
 
 def run_summary(report: RunReport) -> str:
@@ -26,7 +26,7 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
     seconds = session["seconds"]
     latency = session["latency_seconds"]
     lines = [
-        f"model       {resolved['engine']} {resolved['compute_type']} on {resolved['device']}, "
+        f"model       {resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
         f"{resolved['workers']} worker(s) x {resolved['threads']} thread(s)",
         f"batching    {resolved['batching']}, {session['batches']:,} batches, "
         f"{_figure(session['rows_per_batch'])} rows each, at most "

@@ -7,22 +7,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.batching import POLICIES
-from packhorse.config import ENGINES, QUANTIZATIONS
+from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig
 from packhorse.errors import ConfigError
 
 REFERENCE_BATCHING = "single"
 
+
+def _named_formats() -> list[str]:
+    """Every format, and the int8 formats with every method."""
+    formats = [name for name in QUANTIZATIONS if name != "auto"]
+    int8 = [name for name in formats if name.startswith("int8")]
+    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
+    return formats + [f"{form}:{method}" for form in int8 for method in methods]
+
+
 # What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
 _FORMATS = {
     "transformers": ("float32", "bfloat16", "float16"),
-    "ctranslate2": tuple(name for name in QUANTIZATIONS if name != "auto"),
+    "ctranslate2": tuple(_named_formats()),
     "fake": ("float32", "int8", "int16"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig."""
+    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig.
+
+    quantization: a format, or, for int8 on ctranslate2, "FORMAT:METHOD" (see EngineConfig).
+    """
 
     engine: str
     quantization: str
@@ -36,14 +48,15 @@ class Combination:
 
     @property
     def slug(self) -> str:
-        return self.name.replace(" ", "-")
+        return self.name.replace(" ", "-").replace(":", "-")
 
     def options(self) -> list[str]:
         """The options of `packhorse run` that select this combination."""
-        chosen = [
-            "--engine", self.engine, "--quantization", self.quantization,
-            "--batching", self.batching,
-        ]  # fmt: skip
+        form, _, method = self.quantization.partition(":")
+        chosen = ["--engine", self.engine, "--quantization", form]
+        if method:
+            chosen += ["--quantization-method", method]
+        chosen += ["--batching", self.batching]
         if self.batching in ("fixed", "sorted"):
             chosen += ["--batch-size", str(self.batch_size)]
         if self.max_batch_tokens is not None and "dynamic" in self.batching:
@@ -70,7 +83,7 @@ def combinations(
     Raises ConfigError for an unknown name and for a grid without any combination.
     """
     _known("engine", engines, [name for name in ENGINES if name != "auto"])
-    _known("quantization", quantizations, [name for name in QUANTIZATIONS if name != "auto"])
+    _known("quantization", quantizations, _named_formats())
     _known("batching policy", batchings, list(POLICIES))
     grid = [
         Combination(engine, quantization, batching, batch_size, max_batch_tokens)
@@ -85,6 +98,12 @@ def combinations(
             "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items()),
         )
     return grid
+
+
+def engine_config(engine: str, quantization: str) -> EngineConfig:
+    """What runs a combination's engine and "FORMAT" or "FORMAT:METHOD"."""
+    form, _, method = quantization.partition(":")
+    return EngineConfig(engine, quantization=form, quantization_method=method or "auto")
 
 
 def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
-from packhorse.compare.grid import Combination
+from packhorse.compare.grid import Combination, engine_config
 from packhorse.compare.quality import (
     Embed,
     Output,
@@ -23,9 +23,9 @@ from packhorse.compare.speed import speed
 from packhorse.compare.teacher import LogProbs, TeacherForced, scorer, teacher_forced
 from packhorse.compare.ties import compare_repeats
 from packhorse.compare.trial import Outcome, RowResult, read_rows
-from packhorse.config import EngineConfig
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
+from packhorse.manifest import compute_format
 from packhorse.models import prepare_embedding_model
 from packhorse.session import prepare_for
 from packhorse.statistics import Estimate
@@ -103,7 +103,7 @@ class Judge:
             batching=combination.batching,
             status="ok" if repeats and not failed else "failed",
             reason=failed[0] if failed else "",
-            compute_type=str(resolved.get("compute_type", "")),
+            compute_type=compute_format(resolved) if resolved else "",
             threads=threads,
             repeats=tuple(repeats),
             speed=speed(repeats),
@@ -151,7 +151,7 @@ class Judge:
         which has no tokenizer worth scoring with."""
         if self.reference.engine == "fake":
             return [() for _ in self.sample.requests]
-        engine = EngineConfig(self.reference.engine, quantization=self.reference.quantization)
+        engine = engine_config(self.reference.engine, self.reference.quantization)
         codec = prepare_for(self.config.model, engine).codec()
         tokenizer = Tokenizer(codec, self.config.reading.system)
         encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
@@ -188,8 +188,9 @@ class Judge:
         return self._forced[key]
 
     def _scorer(self, engine: str, quantization: str) -> LogProbs | None:
-        prepared = prepare_for(self.config.model, EngineConfig(engine, quantization=quantization))
-        return scorer(engine, prepared.folder, quantization)
+        chosen = engine_config(engine, quantization)
+        prepared = prepare_for(self.config.model, chosen)
+        return scorer(engine, prepared.folder, chosen.quantization)
 
     def _worst(self, report: QualityReport, runs: TrialRuns) -> tuple[document.WorstRow, ...]:
         prompts = {str(request.id): _shown(request.content) for request in self.sample.requests}

@@ -13,13 +13,17 @@ from typing import Any
 
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
-from packhorse.compare.grid import REFERENCE_BATCHING, Combination, combinations
+from packhorse.compare.grid import (
+    REFERENCE_BATCHING,
+    Combination,
+    combinations,
+    engine_config,
+)
 from packhorse.compare.judge import Judge, Observer, TrialRuns
 from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
 from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command, run_repeat
-from packhorse.config import EngineConfig
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
 from packhorse.machine import machine
@@ -165,7 +169,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
 
 def _prepare(config: CompareConfig, combination: Combination, observer: Observer) -> None:
     """Fetches and converts before anything is timed; what cannot be prepared fails in its trial."""
-    engine = EngineConfig(combination.engine, quantization=combination.quantization)
+    engine = engine_config(combination.engine, combination.quantization)
     try:
         prepare_for(config.model, engine, report=observer.stage)
     except PackhorseError as error:
@@ -189,7 +193,7 @@ def _run_reference(
     observer: Observer,
 ) -> Path:
     """The output of the reference run, from the cache when this very run was made before."""
-    engine = EngineConfig(reference.engine, quantization=reference.quantization)
+    engine = engine_config(reference.engine, reference.quantization)
     identity = {
         "model": prepare_for(config.model, engine).fingerprint,
         "reference": reference.name,

@@ -13,7 +13,7 @@ from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import PLANNED
 from packhorse.calibration import Calibration, stored_calibration
-from packhorse.compare.grid import Combination, combinations
+from packhorse.compare.grid import Combination, combinations, engine_config
 from packhorse.compare.trial import packhorse_command
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding, Prompt
@@ -162,7 +162,7 @@ def _candidates(
     kinds = dict.fromkeys((each.engine, each.quantization) for each in grid)
     first: PackhorseError | None = None
     for engine, quantization in kinds:
-        chosen = EngineConfig(engine, quantization=quantization)
+        chosen = engine_config(engine, quantization)
         try:
             prepared = prepare_for(config.model, chosen, report=report)
             found = stored_calibration(prepared, chosen)
@@ -185,7 +185,10 @@ def _calibrated_apart(
 ) -> Calibration:
     """Calibrates in a process of its own, whose memory is that of a run."""
     report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = ["calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization]
+    command = [
+        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
+        "--quantization-method", engine.quantization_method,
+    ]  # fmt: skip
     ended = subprocess.run(
         packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
     )

@@ -36,6 +36,12 @@ Build = Callable[[Path, Path], None]
 """Fills the empty folder given first; the second is scratch space that is removed afterwards."""
 
 
+def slug(model: str) -> str:
+    """What a person calls a model, as a part of a file name."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in model)
+    return kept.lower().strip(".-_")[:60] or "model"
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """What an entry is made from and how; equal keys share an entry.
@@ -56,9 +62,7 @@ class Key:
 
     @property
     def folder_name(self) -> str:
-        kept = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in self.model)
-        slug = kept.lower().strip(".-_")[:60] or "model"
-        return f"{slug}-{self.variant}-{self.digest[:12]}"
+        return f"{slug(self.model)}-{self.variant}-{self.digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

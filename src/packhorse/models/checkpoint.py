@@ -6,6 +6,7 @@ Looks at names, JSON and headers only; loads no library.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ class Checkpoint:
     @property
     def bytes_on_disk(self) -> int:
         return sum((self.folder / name).stat().st_size for name in self.files)
+
+    def copy_tokenizer(self, folder: Path, *others: str) -> None:
+        """Copies the tokenizer and generation_config.json, and `others` where they are there."""
+        for name in [*tokenizer_files(self.folder), "generation_config.json", *others]:
+            if (self.folder / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / name, folder / name)
 
 
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from packhorse.models.checkpoint import (
     Checkpoint,
     require_all_weights,
     require_own_class,
-    tokenizer_files,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
 from packhorse.models.quiet import quiet_transformers
@@ -31,8 +29,13 @@ def converter_version() -> str:
     return f"{CONVERSION} {version('ctranslate2')}"
 
 
-def convert_checkpoint(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
+def convert_checkpoint(
+    checkpoint: Checkpoint, quantization: str, folder: Path, model: Any = None
+) -> None:
     """Write `checkpoint` as a CTranslate2 folder with weights in `quantization` into `folder`.
+
+    model: the checkpoint loaded and changed, to be converted in its place; it cannot be used
+    afterwards.
 
     The tokenizer goes into `tokenizer/` together with the Hugging Face config: a config.json of
     that model type beside tokenizer.json is what makes AutoTokenizer choose the same class as
@@ -47,22 +50,20 @@ def convert_checkpoint(checkpoint: Checkpoint, quantization: str, folder: Path) 
         )
     require_own_class(checkpoint)
     _require_space(checkpoint, quantization, folder)
-    _convert(checkpoint, quantization, folder)
+    _convert(checkpoint, quantization, folder, model)
     read_variables(folder)
-    tokenizer = folder / TOKENIZER
-    for name in [*tokenizer_files(checkpoint.folder), "config.json", "generation_config.json"]:
-        if (checkpoint.folder / name).is_file():
-            (tokenizer / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.folder / name, tokenizer / name)
+    checkpoint.copy_tokenizer(folder / TOKENIZER, "config.json")
 
 
-def _convert(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
+def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: Any) -> None:
     from ctranslate2.converters import TransformersConverter
 
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
         """Converts no random numbers in place of missing weights, and never offers to run code."""
 
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
+            if changed is not None:
+                return changed
             model, loading = model_class.from_pretrained(path, output_loading_info=True, **options)
             require_all_weights(loading)
             return model

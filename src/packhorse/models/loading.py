@@ -1,0 +1,44 @@
+"""A checkpoint's weights in float32, ready to be looked at and changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import Checkpoint, require_all_weights, require_own_class
+from packhorse.models.quiet import quiet_transformers
+
+_STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def float32_bytes(checkpoint: Checkpoint) -> int:
+    """Size of the weights in float32 (bytes)."""
+    stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
+    return 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+
+
+def load_float32(checkpoint: Checkpoint) -> Any:
+    """The transformers model of a checkpoint on the CPU, without gradients of its weights.
+
+    Raises ModelError where weights are missing or the model cannot be loaded.
+    """
+    import transformers
+
+    loader: Any = transformers.AutoModelForCausalLM
+    require_own_class(checkpoint)
+    try:
+        with quiet_transformers():
+            model, loading = loader.from_pretrained(
+                checkpoint.folder,
+                dtype="float32",
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers raises many kinds for what it cannot load
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"cannot load {checkpoint.folder}: {reason}", "copy or fetch the model again"
+        ) from error
+    require_all_weights(loading)
+    return model.eval().requires_grad_(False)

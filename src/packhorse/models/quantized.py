@@ -1,0 +1,200 @@
+"""Checkpoints made ready for int8 and converted, and the recipes that `packhorse quantize` found.
+
+    $PACKHORSE_HOME/recipes/<model>-<digest>.json     the recipe of a model, preferred from then on
+
+What a conversion did is in the entry itself (`quantization.json`): it moves with the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packhorse.atomic import write_json
+from packhorse.batching.memory import available_bytes
+from packhorse.errors import ModelError, OutputError
+from packhorse.models.cache import slug
+from packhorse.models.checkpoint import Checkpoint
+from packhorse.models.convert import convert_checkpoint
+from packhorse.models.ctranslate2_folder import NOTE
+from packhorse.models.facts import stated_context
+from packhorse.models.loading import float32_bytes, load_float32
+from packhorse.models.prepared import Report
+from packhorse.models.quiet import quiet_transformers
+from packhorse.models.storage import cache_root
+from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
+from packhorse.quantization.progress import Steps
+from packhorse.quantization.prompts import (
+    MAX_PROMPT_TOKENS,
+    prompt_ids,
+    shipped_bytes,
+    shipped_requests,
+)
+from packhorse.quantization.recipe import CODE, Recipe
+from packhorse.tokenization import HuggingFaceCodec
+
+if TYPE_CHECKING:
+    from packhorse.quantization.structure import Structure
+
+_STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
+_WORKING_BYTES = 2_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model is to be made ready: by the method that was asked for, or by a recipe."""
+
+    asked: str
+    recipe: Recipe | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.asked == PLAIN or (self.recipe is not None and self.recipe.method == PLAIN)
+
+    def variant(self, form: str) -> str:
+        """The name of the entry's kind, for people: "int8", "int8-auto", "int8-tuned"."""
+        if self.is_plain:
+            return form
+        return f"{form}-tuned" if self.recipe else f"{form}-{self.asked}"
+
+    def decides(self) -> tuple[str, ...]:
+        """What of an entry's key comes from the way; () for plain."""
+        if self.is_plain:
+            return ()
+        if self.recipe:
+            return ("recipe", self.recipe.digest)
+        return ("quick", self.asked, CODE, sha256(shipped_bytes()).hexdigest())
+
+
+def way_for(asked: str, title: str, origin: Sequence[str], report: Report) -> Way:
+    """`asked` with "auto" looked up: what `packhorse quantize` found for this model, if it ran."""
+    recipe = stored_recipe(title, origin, report) if asked == AUTO else None
+    return Way(asked, recipe)
+
+
+class CannotFoldError(ModelError):
+    """This model cannot be made ready for int8, here or at all; its message says why."""
+
+
+def convert_ready(
+    checkpoint: Checkpoint, form: str, way: Way, folder: Path, title: str, report: Report
+) -> None:
+    """Writes `checkpoint` into `folder` as a CTranslate2 folder in an int8 format, made ready.
+
+    Raises CannotFoldError for a family nobody knows how to fold, or for want of memory.
+    """
+    from packhorse.quantization.rounding import round_weights
+
+    steps = Steps(f"making {title} ready for int8", _STEPS, report)
+    structure, recipe = _folded(checkpoint, way, steps)
+    round_weights(structure, recipe.rows, steps.begin("rounding weights"))
+    steps.begin("converting")
+    convert_checkpoint(checkpoint, form, folder, structure.model)
+    write_json(folder / NOTE, _note(way, recipe))
+
+
+def write_folded(
+    checkpoint: Checkpoint, way: Way, folder: Path, title: str, report: Report
+) -> None:
+    """Writes `checkpoint` into `folder` as a Hugging Face folder in float32, folded but not
+    rounded: it computes what the checkpoint computes. Raises CannotFoldError as `convert_ready`."""
+    steps = Steps(f"folding {title}", {name: _STEPS[name] for name in list(_STEPS)[:2]}, report)
+    structure, recipe = _folded(checkpoint, way, steps)
+    with quiet_transformers():
+        structure.model.save_pretrained(folder)
+    checkpoint.copy_tokenizer(folder)
+    write_json(folder / NOTE, _note(way, recipe))
+
+
+def _note(way: Way, recipe: Recipe) -> dict[str, str]:
+    source = "packhorse quantize" if way.recipe else "default"
+    return {"method": recipe.method, "recipe": source}
+
+
+def method_of(folder: Path) -> str:
+    """How the model in a CTranslate2 folder was made ready; "" where nothing tells."""
+    try:
+        return str(json.loads((folder / NOTE).read_bytes())["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, Recipe]:
+    """The checkpoint loaded and folded, and by which recipe."""
+    methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)
+    from packhorse.quantization.folding import fold, quick_recipe
+    from packhorse.quantization.structure import structure_of
+
+    steps.begin("loading")
+    structure = structure_of(load_float32(checkpoint))
+    recipe = way.recipe
+    if recipe is None:
+        room = stated_context(checkpoint.config) or MAX_PROMPT_TOKENS
+        codec = HuggingFaceCodec(checkpoint.folder)
+        prompts = prompt_ids(codec, shipped_requests(), min(room, MAX_PROMPT_TOKENS))
+        recipe = quick_recipe(structure, methods[-1], prompts)
+    fold(structure, recipe, steps.begin("reading prompts"))
+    return structure, recipe
+
+
+def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
+    """The methods that `asked` allows for this checkpoint, the best last.
+
+    Raises CannotFoldError for a family nobody knows how to fold and for want of memory, ConfigError
+    for a method by name that the family cannot have.
+    """
+    family = str(checkpoint.config["model_type"])
+    methods = methods_for(family, asked)
+    if not methods:
+        raise CannotFoldError(
+            f"{family} models cannot be made ready for int8",
+            f"this can be done for {', '.join(FAMILIES)}",
+        )
+    needed, free = float32_bytes(checkpoint) + _WORKING_BYTES, available_bytes()
+    if needed > free:
+        raise CannotFoldError(
+            f"making the model ready for int8 takes {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free",
+            "free some memory, or choose --quantization-method plain",
+        )
+    return methods
+
+
+def store_recipe(
+    title: str, origin: Sequence[str], recipe: Recipe, found: Mapping[str, Any]
+) -> Path:
+    """Keeps the recipe of a model; what was kept before is replaced. found: what it came to.
+
+    Raises ModelError for a cache that cannot be written.
+    """
+    path = _recipe_path(title, origin)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"recipe": recipe.to_json(), "found": dict(found)})
+    except (OSError, OutputError) as error:
+        raise ModelError(
+            f"the recipe cannot be kept: {error}",
+            "set PACKHORSE_HOME to a folder you may write to",
+        ) from error
+    return path
+
+
+def stored_recipe(title: str, origin: Sequence[str], report: Report) -> Recipe | None:
+    """The recipe that was kept for a model; None for none, or, with a word, for one unusable."""
+    path = _recipe_path(title, origin)
+    try:
+        return Recipe.from_json(json.loads(path.read_bytes())["recipe"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        report(f"{path} cannot be used ({error}): run packhorse quantize again")
+        return None
+
+
+def _recipe_path(title: str, origin: Sequence[str]) -> Path:
+    digest = sha256(json.dumps(list(origin)).encode()).hexdigest()[:12]
+    return cache_root() / "recipes" / f"{slug(title)}-{digest}.json"

@@ -1,0 +1,55 @@
+"""The prompts that calibrate a model where nobody gives others: 96 of our own, shipped with the
+package; questions, instructions, texts to summarise or classify, code, and a dozen languages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from importlib import resources
+
+from packhorse.data import Request
+from packhorse.tokenization import Codec, Refusal, Tokenizer
+
+_FILE = "calibration.jsonl"
+MAX_PROMPT_TOKENS = 512
+
+
+def shipped_bytes() -> bytes:
+    """The file of the shipped prompts, JSONL with `messages`."""
+    return (resources.files(__package__) / _FILE).read_bytes()
+
+
+def shipped_requests() -> list[Request]:
+    """The shipped prompts, mixed: any part of them holds some of each kind."""
+    rows = [json.loads(line) for line in shipped_bytes().decode("utf-8").splitlines()]
+    return [
+        Request(index=index, id=index, line=index + 1, content=tuple(row["messages"]))
+        for index, row in enumerate(rows)
+    ]
+
+
+def prompt_ids(
+    codec: Codec, requests: Iterable[Request], max_tokens: int = MAX_PROMPT_TOKENS
+) -> list[tuple[int, ...]]:
+    """Token ids of the requests that can be read, cut to their last `max_tokens` tokens.
+
+    A model without a chat template gets the messages as paragraphs of one text.
+    """
+    if not codec.has_chat_template:
+        requests = [_as_text(request) for request in requests]
+    return list(_readable(Tokenizer(codec), list(requests), max_tokens))
+
+
+def _readable(
+    tokenizer: Tokenizer, requests: list[Request], max_tokens: int
+) -> Iterator[tuple[int, ...]]:
+    for ids in tokenizer.encode(requests, [1 << 30] * len(requests)):
+        if not isinstance(ids, Refusal):
+            yield ids[-max_tokens:]
+
+
+def _as_text(request: Request) -> Request:
+    if isinstance(request.content, str):
+        return request
+    text = "\n\n".join(str(message["content"]) for message in request.content)
+    return Request(request.index, request.id, request.line, text)

@@ -1,0 +1,210 @@
+"""int8 models in the cache: how they were made ready, what is preferred, what cannot be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny_models
+from packhorse.compare.teacher import (
+    CTranslate2LogProbs,
+    LogProbs,
+    TransformersLogProbs,
+    teacher_forced,
+)
+from packhorse.errors import ConfigError, ModelError
+from packhorse.models import PreparedModel, cached_models, prepare, smoothed_checkpoint
+from packhorse.models import quantized as ready
+from packhorse.models.original import find_original
+from packhorse.quantization.recipe import CalibrationRow, Recipe
+
+Tiny = Callable[[str], Path]
+ROWS = [(tuple(range(3, 40, 2)), tuple(range(100, 160, 3))), ((9, 8, 7, 6), (250, 40, 31, 77))]
+RECIPE = Recipe("smooth", 0, {"0.qkv": 0.5, "1.mlp": 0.3}, (CalibrationRow((4, 5, 6), (7, 8)),))
+
+
+def int8(folder: Path, method: str = "auto", **options: Any) -> PreparedModel:
+    return prepare(
+        str(folder),
+        engine="ctranslate2",
+        quantization="int8",
+        quantization_method=method,
+        **options,
+    )
+
+
+def divergence(reference: LogProbs, prepared: PreparedModel) -> float:
+    found = teacher_forced(reference, CTranslate2LogProbs(prepared.folder, "int8"), ROWS)
+    assert found is not None
+    return found.kl_divergence.value
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "method"),
+    [
+        ("tied", "auto", "rotate-smooth"),
+        ("tied", "smooth", "smooth"),
+        ("tied", "rotate", "rotate"),
+        ("tied", "plain", "plain"),
+        ("gpt2", "auto", "smooth"),
+    ],
+)
+def test_an_int8_model_says_how_it_was_made_ready(
+    tiny: Tiny, home: Path, name: str, asked: str, method: str
+) -> None:
+    folder = tiny(name)
+    prepared = int8(folder, asked)
+    assert (prepared.quantization, prepared.quantization_method) == ("int8", method)
+    moved = prepare(str(prepared.folder))
+    assert moved.quantization_method == ("" if asked == "plain" else method)
+    assert int8(folder, asked) == prepared
+
+
+def test_it_loses_less_than_a_plain_one(tiny: Tiny, home: Path) -> None:
+    folder = tiny_models.with_outlier(tiny("llama"))
+    reference = TransformersLogProbs(folder)
+    plain = divergence(reference, int8(folder, "plain"))
+    for method in ("auto", "smooth", "rotate"):
+        assert divergence(reference, int8(folder, method)) < 0.5 * plain
+
+
+def test_other_formats_are_left_alone(tiny: Tiny, home: Path) -> None:
+    folder = str(tiny("llama"))
+    for form in ("float32", "int16"):
+        assert prepare(folder, engine="ctranslate2", quantization=form).quantization_method == ""
+    with pytest.raises(ConfigError, match="is for int8, not for float32"):
+        prepare(folder, engine="ctranslate2", quantization_method="rotate")
+    with pytest.raises(ConfigError, match="no quantization method 'awq'"):
+        prepare(folder, quantization_method="awq")
+
+
+def test_a_family_that_cannot_be_folded_is_converted_plain(
+    tmp_path: Path, home: Path, messages: list[str]
+) -> None:
+    folder = tiny_models.tiny_gptj(tmp_path / "gptj")
+    prepared = int8(folder, report=messages.append)
+    assert prepared.quantization_method == "plain"
+    assert messages == [
+        "gptj models cannot be made ready for int8: it is converted as it is, and may lose much of "
+        "its accuracy",
+        "converting gptj to CTranslate2 int8",
+    ]
+    assert prepared.folder == int8(folder, "plain").folder
+    with pytest.raises(ConfigError, match="gptj models cannot be quantized by rotate") as caught:
+        int8(folder, "rotate")
+    assert "auto, plain" in caught.value.hint
+    assert len(cached_models()) == 1
+
+
+def test_a_method_the_family_cannot_have(tiny: Tiny, home: Path) -> None:
+    with pytest.raises(ConfigError, match="gpt2 models cannot be quantized by rotate-smooth") as e:
+        int8(tiny("gpt2"), "rotate-smooth")
+    assert e.value.hint == "for this family: auto, plain, smooth"
+
+
+def test_too_little_memory(
+    tiny: Tiny, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("llama")
+    monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
+    assert int8(folder, report=messages.append).quantization_method == "plain"
+    assert "takes 2.5 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
+    with pytest.raises(ModelError, match=r"1\.0 GB are free") as caught:
+        int8(folder, "rotate")
+    assert "--quantization-method plain" in caught.value.hint
+    monkeypatch.undo()
+    monkeypatch.setenv("PACKHORSE_HOME", str(home))
+    assert int8(folder).quantization_method == "rotate-smooth", "it is tried again later"
+
+
+def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
+    folder = tiny("llama")
+    quick = int8(folder)
+    original = find_original(str(folder), allow_pickle=False, report=print)
+    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    tuned = int8(folder)
+    assert tuned.folder.name.startswith("llama-int8-tuned-")
+    assert tuned.quantization_method == "smooth"
+    assert tuned.fingerprint not in (quick.fingerprint, int8(folder, "smooth").fingerprint)
+    assert int8(folder, "rotate-smooth").quantization_method == "rotate-smooth"
+    (tuned.folder / "model.bin").unlink()
+    assert int8(folder) == tuned, "it is built again from the recipe alone"
+    changed = Recipe("smooth", 0, {"0.qkv": 0.6}, RECIPE.rows)
+    ready.store_recipe(original.title, original.identity(), changed, {})
+    assert int8(folder).fingerprint != tuned.fingerprint
+
+
+def test_a_recipe_belongs_to_one_model(tiny: Tiny, home: Path) -> None:
+    folder = tiny("llama")
+    original = find_original(str(folder), allow_pickle=False, report=print)
+    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    tiny_models.tiny_llama(folder, seed=3)
+    assert int8(folder).quantization_method == "rotate-smooth"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"recipe": {"code": "quantization-0"}}'])
+def test_a_recipe_that_cannot_be_used(
+    tiny: Tiny, home: Path, messages: list[str], damage: str
+) -> None:
+    folder = tiny("llama")
+    original = find_original(str(folder), allow_pickle=False, report=print)
+    path = ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    path.write_text(damage)
+    assert int8(folder, report=messages.append).quantization_method == "rotate-smooth"
+    assert "run packhorse quantize again" in messages[0]
+
+
+def test_a_recipe_for_plain_int8(tiny: Tiny, home: Path) -> None:
+    folder = tiny("llama")
+    original = find_original(str(folder), allow_pickle=False, report=print)
+    plain = Recipe("plain", 0, {}, ())
+    ready.store_recipe(original.title, original.identity(), plain, {})
+    assert int8(folder) == int8(folder, "plain")
+
+
+@pytest.mark.parametrize("name", ["tied", "gpt2"])
+def test_a_smoothed_checkpoint_computes_the_same(tiny: Tiny, home: Path, name: str) -> None:
+    folder = tiny(name)
+    prepared = smoothed_checkpoint(str(folder))
+    assert (prepared.kind, prepared.quantization) == ("huggingface", "float32")
+    assert prepared.quantization_method == ("smooth" if name == "gpt2" else "rotate-smooth")
+    config = json.loads((prepared.folder / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    before, after = TransformersLogProbs(folder), TransformersLogProbs(prepared.folder)
+    for prompt, continuation in ROWS:
+        expected = before.log_probs(prompt, continuation)
+        ours = after.log_probs(prompt, continuation)
+        assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
+    assert prepared.codec().encode_fragment("loads") == prepare(
+        str(folder)
+    ).codec().encode_fragment("loads")
+    assert smoothed_checkpoint(str(folder)) == prepared
+    assert prepare(str(prepared.folder), engine="transformers").bytes_on_disk > 0
+
+
+def test_a_smoothed_checkpoint_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
+    folder = tiny("llama")
+    quick = smoothed_checkpoint(str(folder))
+    original = find_original(str(folder), allow_pickle=False, report=print)
+    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    assert smoothed_checkpoint(str(folder)).quantization_method == "smooth"
+    named = smoothed_checkpoint(str(folder), quantization_method="rotate-smooth")
+    assert named.quantization_method == quick.quantization_method
+
+
+def test_what_cannot_be_folded_has_no_smoothed_checkpoint(
+    tiny: Tiny, tmp_path: Path, home: Path
+) -> None:
+    folder = tiny("gpt2")
+    with pytest.raises(ConfigError, match="cannot be quantized by rotate"):
+        smoothed_checkpoint(str(folder), quantization_method="rotate")
+    with pytest.raises(ModelError, match="gptj models cannot be made ready for int8"):
+        smoothed_checkpoint(str(tiny_models.tiny_gptj(tmp_path / "gptj")))
+    assert smoothed_checkpoint(str(folder), quantization_method="plain").folder == folder
+    with pytest.raises(ModelError, match="is converted already"):
+        smoothed_checkpoint(str(int8(folder).folder))

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from packhorse.quantization.progress import Steps
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
+    clock, lines = Clock(), list[str]()
+    steps = Steps(
+        "making m ready", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
+    )
+    steps.begin("loading")
+    clock.now = 10.0
+    reading = steps.begin("reading")
+    clock.now = 12.0
+    reading(0.1)
+    clock.now = 20.0
+    reading(0.5)
+    clock.now = 400.0
+    steps.begin("rounding")(1.0)
+    assert lines == [
+        "making m ready: loading",
+        "making m ready: reading, about 90 s left".replace("90 s", "2 min"),
+        "making m ready: reading, 50%, about 60 s left",
+        "making m ready: rounding, about 10 min left",
+    ]
+
+
+def test_a_step_that_is_left_out_counts_as_done() -> None:
+    clock, lines = Clock(), list[str]()
+    steps = Steps("m", {"a": 1, "b": 8, "c": 1}, lines.append, clock)
+    clock.now = 9.0
+    steps.begin("c")
+    assert lines == ["m: c, about 1 s left"]

@@ -1,0 +1,99 @@
+"""Weights rounded for their outputs: still CTranslate2's int8, and closer to the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import random_model, random_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from packhorse.quantization import rounding
+from packhorse.quantization.int8 import rounded, row_scale
+from packhorse.quantization.methods import FAMILIES
+from packhorse.quantization.structure import Projection, Site, structure_of
+
+
+def as_converted(weight: Tensor) -> Tensor:
+    """What CTranslate2's converter makes of a weight, in its own arithmetic."""
+    value = weight.numpy().copy()
+    scale = 127.0 / np.abs(value).max(axis=1)
+    return torch.from_numpy(np.rint(value * scale[:, None]).astype(np.int8))
+
+
+def site_of(weight: Tensor) -> Site:
+    return Site(0, "mlp", (), (Projection(torch.nn.Identity(), weight, None),))
+
+
+def correlated(tokens: int, channels: int, seed: int) -> Tensor:
+    """Activations that mostly lie in a few directions, as real ones do."""
+    draw = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(channels // 4, channels, generator=draw)
+    common = torch.randn(tokens, channels // 4, generator=draw) @ mixing
+    return common + 0.1 * torch.randn(tokens, channels, generator=draw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_on_the_grid_that_conversion_finds(family: str) -> None:
+    model = random_model(family)
+    structure = structure_of(model)
+    rounding.round_weights(structure, random_rows(8))
+    for site in structure.sites:
+        for reader in site.readers:
+            integers = as_converted(reader.weight)
+            assert (integers.abs().amax(1) == 127).all()
+            off = reader.weight * row_scale(reader.weight) - integers
+            assert float(off.abs().max()) < 1e-3
+
+
+def test_outputs_on_other_tokens_change_less_than_by_rounding_to_nearest() -> None:
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    seen, unseen = correlated(600, 64, 2), correlated(200, 64, 2)
+    ours = weight.clone()
+    rounding._round_site(site_of(ours), seen.T @ seen)
+
+    def error(other: Tensor) -> float:
+        return float(((other - weight) @ unseen.T).square().mean())
+
+    assert error(ours) < 0.5 * error(rounded(weight))
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), outputs=st.integers(1, 12), channels=st.integers(1, 150))
+def test_channels_without_correlation_are_rounded_to_nearest(
+    seed: int, outputs: int, channels: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, channels, generator=draw)
+    moments = torch.diag(torch.rand(channels, generator=draw) + 0.1)
+    ours = weight.clone()
+    rounding._round_site(site_of(ours), moments)
+    torch.testing.assert_close(ours, rounded(weight))
+
+
+def test_channels_that_are_always_zero_do_no_harm() -> None:
+    weight = torch.randn(5, 16)
+    ours = weight.clone()
+    rounding._round_site(site_of(ours), torch.zeros(16, 16))
+    torch.testing.assert_close(ours, rounded(weight))
+
+
+def test_little_memory_takes_more_passes_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = random_rows(6)
+    whole, parts = random_model("llama"), random_model("llama")
+    rounding.round_weights(structure_of(whole), rows[:3])
+    structure = structure_of(parts)
+    monkeypatch.setattr(rounding, "_STATISTICS_BYTES", 40_000)
+    groups = rounding._groups(structure.sites)
+    assert len(groups) > 2
+    assert [site for group in groups for site in group] == list(structure.sites)
+    shares: list[float] = []
+    rounding.round_weights(structure, rows[:3], shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    first = structure.sites[0].readers[0].weight
+    torch.testing.assert_close(first, structure_of(whole).sites[0].readers[0].weight)

@@ -1,0 +1,125 @@
+"""The search, and the prediction it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import logits, random_model, random_rows
+
+from packhorse.quantization.divergence import divergence, int8_divergence, reference
+from packhorse.quantization.folding import fold
+from packhorse.quantization.int8 import int8_arithmetic, rounded
+from packhorse.quantization.methods import FAMILIES
+from packhorse.quantization.recipe import Recipe
+from packhorse.quantization.search import ALPHAS, search
+from packhorse.quantization.sensitivity import predicted_divergence
+from packhorse.quantization.structure import structure_of
+
+ROWS, HELD_OUT = random_rows(24, seed=1), random_rows(12, seed=2)
+
+
+def with_outliers(family: str) -> Any:
+    """A model one of whose channels is much larger than the rest, in the stream and in its MLP."""
+    model = random_model(family)
+    if family == "gpt2":
+        model.transformer.h[1].ln_2.weight[7] *= 60
+        model.transformer.h[1].mlp.c_fc.weight[7] /= 60
+        return model
+    layer = model.model.layers[1]
+    layer.post_attention_layernorm.weight[7] *= 60
+    layer.mlp.gate_proj.weight[:, 7] /= 60
+    layer.mlp.up_proj.weight[:, 7] /= 60
+    layer.mlp.up_proj.weight[11] *= 40
+    layer.mlp.down_proj.weight[:, 11] /= 40
+    return model
+
+
+def kl(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    """Mean over all positions, nats."""
+    total = [
+        (p.exp() * (p - q)).sum(-1)
+        for p, q in (
+            (a.log_softmax(-1), b.log_softmax(-1)) for a, b in zip(before, after, strict=True)
+        )
+    ]
+    return float(torch.cat(total).mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_what_rounding_at_one_place_costs_is_predicted(family: str) -> None:
+    """Against the divergence measured with that one place rounded."""
+    model = random_model(family)
+    structure = structure_of(model)
+    structure.embedding.weight.data.copy_(rounded(structure.embedding.weight.data))
+    rows = random_rows(60, answers=False)
+    before = logits(model, rows)
+    sites = [site for site in structure.scalable_sites() if site.layer == 1]
+    ones = {
+        site.name: [torch.ones(len(site.makers[0])), torch.ones(len(site.makers[0]))]
+        for site in sites
+    }
+    predicted = predicted_divergence(structure, rows, ones)
+    for site in sites:
+        with int8_arithmetic(replace(structure, sites=(site,))):
+            measured = kl(before, logits(model, rows))
+        first, second = predicted[site.name]
+        assert first == pytest.approx(second)
+        assert first == pytest.approx(measured, rel=0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outliers_are_found_and_dealt_with(family: str) -> None:
+    model = with_outliers(family)
+    found = search(model, FAMILIES[family], ROWS, HELD_OUT)
+    assert {trial.recipe.method for trial in found.trials} == {"plain", *FAMILIES[family]}
+    divergences = [trial.divergence.kl for trial in found.trials]
+    assert divergences == sorted(divergences)
+    (plain,) = (t for t in found.trials if t.recipe.method == "plain")
+    assert found.best.divergence.kl < 0.5 * plain.divergence.kl
+    assert found.best.divergence.top1 >= plain.divergence.top1
+    assert set(found.best.recipe.alphas.values()) <= set(ALPHAS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_never_worse_than_plain_by_its_own_measure(family: str, seed: int) -> None:
+    found = search(random_model(family, seed=seed), ("smooth",), ROWS[:6], HELD_OUT)
+    plain = next(t for t in found.trials if t.recipe.method == "plain")
+    assert found.best.divergence.kl <= plain.divergence.kl
+
+
+def test_the_recipe_gives_again_what_the_search_measured() -> None:
+    model = with_outliers("llama")
+    before = logits(model, HELD_OUT)
+    best = search(model, ("rotate-smooth",), ROWS, HELD_OUT).best
+    assert torch.equal(logits(model, HELD_OUT)[0], before[0]), "the model itself is left alone"
+    structure = structure_of(model)
+    expected = reference(structure, HELD_OUT)
+    fold(structure, Recipe.from_json(best.recipe.to_json()))
+    assert divergence(structure, expected).kl < 1e-6
+    assert int8_divergence(structure, expected).kl == pytest.approx(best.divergence.kl, rel=0.02)
+
+
+def test_progress_is_told_by_method() -> None:
+    told: list[tuple[str, float]] = []
+    search(random_model("llama"), ("smooth", "rotate"), ROWS, HELD_OUT, lambda *p: told.append(p))
+    assert [share for name, share in told if name == "smooth"][-1] == 1.0
+    assert [name for name, share in told if share == 1.0][-1] == "rotate"
+    shares = [share for name, share in told if name == "smooth"]
+    assert shares == sorted(shares)
+
+
+def test_equal_recipes_have_equal_digests_and_others_others() -> None:
+    recipe = Recipe("smooth", 0, {"0.qkv": 0.3}, tuple(ROWS[:2]))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert Recipe.from_json(recipe.to_json()).digest == recipe.digest
+    for other in (
+        replace(recipe, method="rotate-smooth"),
+        replace(recipe, seed=1),
+        replace(recipe, alphas={"0.qkv": 0.45}),
+        replace(recipe, rows=tuple(ROWS[:3])),
+    ):
+        assert other.digest != recipe.digest
