@@ -31,6 +31,7 @@ LAYERS = [
     {"workspace"},
     {"journal"},
     {"reports"},
+    {"quantization"},
     {"models"},
     {"embeddings"},
     {"engines"},
@@ -45,6 +46,7 @@ LAYERS = [
     {"pipeline"},
     {"compare"},
     {"assess"},
+    {"quantizing"},
     {"forecast"},
     {"cli"},
 ]
@@ -102,7 +104,8 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "compare", "assess", "classify", "status", "export", "prepare", "models"]
+    "verb",
+    ["run", "compare", "assess", "classify", "status", "export", "quantize", "prepare", "models"],
 )
 def test_help_of_a_verb_loads_no_model_library(verb: str) -> None:
     probe = (

@@ -27,6 +27,7 @@ VERBS = {
     "calibrate": "measure again what a model costs on this machine",
     "status": "how far the job of an output is",
     "export": "write what an unfinished job has so far",
+    "quantize": "find the way into int8 that changes a model least, and keep it",
     "prepare": "fetch, convert and verify a model",
     "models": "list the model names and what is cached",
 }

@@ -1,0 +1,155 @@
+"""`packhorse quantize`, from prompts to what it gained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import packhorse
+import tiny_models
+from packhorse import EngineConfig, JobConfig
+from packhorse.cli import main
+from packhorse.data import Decoding
+from packhorse.errors import PackhorseError
+from packhorse.models import prepare
+from packhorse.quantization.prompts import prompt_ids, shipped_requests
+from packhorse.quantizing import QuantizeConfig, quantize
+from packhorse.tokenization import ByteCodec
+
+Tiny = Callable[[str], Path]
+
+
+def test_the_shipped_prompts_are_many_and_mixed() -> None:
+    requests = shipped_requests()
+    assert len({str(request.content) for request in requests}) == 96
+    rows = prompt_ids(ByteCodec(), requests)
+    assert len(rows) == 96
+    assert max(map(len, rows)) <= 512
+    roles = [{message["role"] for message in request.content} for request in requests]  # type: ignore[index]
+    for part in (requests[:24], requests[72:]):
+        texts = "".join(str(request.content) for request in part)
+        assert any(ord(character) > 0x3000 for character in texts), "no language of Asia"
+        assert "```" in texts or "def " in texts or "function" in texts, "no code"
+    assert sum("system" in row for row in roles) >= 8
+    assert sum("assistant" in row for row in roles) >= 4
+
+
+def test_what_is_found_is_kept_and_used(tiny: Tiny, home: Path, tmp_path: Path) -> None:
+    folder, lines = str(tiny_models.with_outlier(tiny("llama"))), list[str]()
+    output = tmp_path / "copy"
+    report = quantize(
+        QuantizeConfig(folder, rows=24, max_new_tokens=12, output=output), lines.append
+    )
+    assert (report.rows, report.held_out) == (24, 8)
+    assert set(report.simulated) == {"plain", "smooth", "rotate", "rotate-smooth"}
+    assert report.method == min(report.simulated, key=report.simulated.__getitem__)
+    assert report.chosen.method == report.method
+    assert report.chosen.forced.kl_divergence.value < 0.7 * report.plain.forced.kl_divergence.value
+    for simulated, accuracy in (("plain", report.plain), (report.method, report.chosen)):
+        assert accuracy.quality.judged == 8
+        measured = accuracy.forced.kl_divergence.value
+        assert measured == pytest.approx(report.simulated[simulated], rel=0.4)
+    steps = dict.fromkeys(line.partition(": ")[2].partition(",")[0] for line in lines)
+    assert list(steps) == [
+        "answering", "smooth", "rotate", "rotate-smooth", "converting", "measuring",
+    ]  # fmt: skip
+    used = prepare(folder, engine="ctranslate2", quantization="int8")
+    assert used.quantization_method == report.method
+    copied = prepare(str(output))
+    assert (copied.engine, copied.quantization_method) == ("ctranslate2", report.method)
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_run_says_which_method_ran(tiny: Tiny, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("The packhorse carries\nWho wrote this?\n")
+    folder, said = str(tiny("llama")), dict[str, Any]()
+    for method in ("auto", "plain"):
+        report = packhorse.run(
+            JobConfig(
+                model=folder,
+                input=str(tmp_path / "in.txt"),
+                output=tmp_path / f"{method}.jsonl",
+                engine=EngineConfig("ctranslate2", quantization="int8", quantization_method=method),
+                batching=packhorse.BatchingConfig("single"),
+                decoding=Decoding(max_new_tokens=4),
+            )
+        )
+        assert report.resolved is not None
+        said[method] = report.resolved["quantization_method"]
+        assert report.model["quantization_method"] == said[method]
+    assert said == {"auto": "rotate-smooth", "plain": "plain"}
+
+
+def test_calibration_rows_of_ones_own(tiny: Tiny, home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("question\n" + "".join(f"What is {n} times {n}?\n" for n in range(20)))
+    options = ["--calibration", str(file), "--template", "Answer: {question}", "--rows", "15"]
+    report = tmp_path / "report.json"
+    folder = str(tiny_models.with_outlier(tiny("llama")))
+    command = ["quantize", folder, *options, "--method", "smooth", "--json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda text, **_: report.write_text(str(text)))
+        assert main(command) == 0
+    document = json.loads(report.read_text())
+    assert (document["rows"], document["held_out"]) == (15, 5)
+    assert set(document["simulated"]) == {"plain", "smooth"}
+    assert document["chosen"]["judged"] == 5
+    kept = json.loads(Path(document["recipe"]).read_text())["recipe"]
+    assert len(kept["rows"]) == 10
+
+
+def test_the_summary_shows_both(tiny: Tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", str(tiny("gpt2")), "--rows", "12"]) == 0
+    shown = capsys.readouterr()
+    assert "answering" in shown.err
+    for part in ("searched", "plain int8", "KL divergence", "matched prefix", "of 4", "recipe"):
+        assert part in shown.out
+
+
+def test_back_to_plain(tiny: Tiny, home: Path) -> None:
+    folder = str(tiny("llama"))
+    report = quantize(QuantizeConfig(folder, method="plain", rows=9, max_new_tokens=4))
+    assert report.method == "plain"
+    assert report.chosen == report.plain
+    assert prepare(folder, engine="ctranslate2", quantization="int8").quantization_method == "plain"
+
+
+def test_a_family_that_cannot_be_folded(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tiny_models.tiny_gptj(tmp_path / "gptj"))
+    assert main(["quantize", folder, "--rows", "9"]) == 0
+    shown = capsys.readouterr()
+    assert "gptj models cannot be made ready for int8: plain int8 is all there is" in shown.err
+    assert shown.out.startswith(f"{folder} in int8: plain\n  measured on 3 rows")
+    assert main(["quantize", folder, "--rows", "9", "--method", "rotate"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization": "float32"}, "float32 needs no search"),
+        ({"quantization": "int16"}, "int16 needs no search"),
+        ({"rows": 8}, "rows is 8"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 256}, "leaves no room for a prompt"),
+        ({"output": Path()}, "is there already"),
+        ({"method": "awq"}, "no quantization method 'awq'"),
+        ({"calibration": Path("absent.jsonl")}, "absent.jsonl does not exist"),
+    ],
+)
+def test_what_cannot_be_done(tiny: Tiny, home: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PackhorseError, match=message):
+        quantize(QuantizeConfig(str(tiny("llama")), **options))
+    assert not list(home.glob("recipes/*"))
+
+
+def test_too_few_rows_of_ones_own(tiny: Tiny, home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "few.jsonl"
+    file.write_text('{"prompt": "one"}\n{"broken\n' + '{"prompt": ""}\n' * 20)
+    with pytest.raises(PackhorseError, match="1 prompts can be read"):
+        quantize(QuantizeConfig(str(tiny("llama")), calibration=file))
