@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 import tiny_models
+from servers import FAKE, Served, served
 
 if TYPE_CHECKING:
     from packhorse.assess.document import Assessment
@@ -89,3 +90,18 @@ def both(folders: dict[str, Path]) -> Assessment:
     from contests import hold_both
 
     return hold_both(folders["both"])
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Iterator[Served]:
+    """`packhorse serve` with the fake engine; answers at once."""
+    with served(*FAKE) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow_server() -> Iterator[Served]:
+    """The same, 20 ms a token and two batches at a time."""
+    arguments = ("--workers", "2", "--max-queue", "6")
+    with served(*FAKE, *arguments, seconds_per_token=0.02) as server:
+        yield server

@@ -48,6 +48,7 @@ LAYERS = [
     {"assess"},
     {"quantizing"},
     {"forecast"},
+    {"serve"},
     {"cli"},
 ]
 FACADE = {"__init__", "__main__"}
@@ -105,8 +106,11 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["run", "compare", "assess", "classify", "status", "export", "quantize", "prepare", "models"],
-)
+    [
+        "run", "serve", "compare", "assess", "classify", "status", "export",
+        "quantize", "prepare", "plan", "calibrate", "models",
+    ],
+)  # fmt: skip
 def test_help_of_a_verb_loads_no_model_library(verb: str) -> None:
     probe = (
         f"import sys, packhorse.cli as c\ntry: c.main([{verb!r}, '--help'])\n"

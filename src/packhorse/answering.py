@@ -56,8 +56,9 @@ class Answering:
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
         """One outcome for every request, in the order they finish."""
-        watch = StopStrings(self.tokenizer.codec, self._underway)
+        watch = StopStrings(self.tokenizer.codec, lambda row: self._underway[row][1].decoding.stop)
         for result in self.engine.run(self._batches(requests, self.deduplicate), watch):
+            watch.forget(result.index)
             yield from self._without_running()
             outcome = self._outcome(result)
             self._learn(outcome)
@@ -177,15 +178,16 @@ class Answering:
 class StopStrings:
     """The engine's watch: ends a row when the text it generated contains one of its stop strings.
 
-    Only the tail that a stop string could reach into is decoded at each token.
+    stops_of: the stop strings of a row under way. Only the tail that one could reach into is
+    decoded at each token.
     """
 
     codec: Codec
-    underway: dict[int, tuple[Request, Prompt]]
+    stops_of: Callable[[int], tuple[str, ...]]
     _tails: dict[int, deque[int]] = field(default_factory=dict)
 
     def __call__(self, row: int, token_id: int) -> bool:
-        stop = self.underway[row][1].decoding.stop
+        stop = self.stops_of(row)
         if not stop:
             return False
         tail = self._tails.get(row)
@@ -195,9 +197,13 @@ class StopStrings:
         tail.append(token_id)
         text = self.codec.decode(tuple(tail))
         if any(string in text for string in stop):
-            del self._tails[row]
+            self.forget(row)
             return True
         return False
+
+    def forget(self, row: int) -> None:
+        """The row has ended, whatever ended it."""
+        self._tails.pop(row, None)
 
 
 def windows(requests: Iterable[Request], rows: int) -> Iterator[list[Request]]:

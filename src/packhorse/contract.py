@@ -34,6 +34,8 @@ class EngineTraits:
     mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
     shares_prefixes: `Batch.shared_prefix` is computed once, not once a row.
     runs_side_by_side: it may be loaded with several workers.
+    rows_under_way: rows it computes at the same time at most, whatever batches they came in, for an
+        engine that rows join and leave at every step; 0 for one that takes batches as they are.
     """
 
     name: str
@@ -51,6 +53,7 @@ class EngineTraits:
     mixed_decoding: bool = True
     shares_prefixes: bool = False
     runs_side_by_side: bool = False
+    rows_under_way: int = 0
 
 
 class TokenWatch(Protocol):
@@ -70,6 +73,10 @@ class Engine(Protocol):
     has finish reason "stop". A row that fails, or whose batch fails and cannot be split further,
     is a Failure; nothing else is lost. Closing the iterator cancels what is in flight. Both
     methods may be called once the engine is loaded; `close` releases memory and may be repeated.
+
+    A batch without prompts says that there is nothing to add for now: the engine yields what is
+    ready, goes on with what it has and asks again. A source that waits for its rows while others
+    are under way gives these instead of blocking.
     """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,27 @@ def test_batches_are_pulled_as_there_is_room(subject: Subject, engine: Engine) -
         answered += 1
         assert pulled - answered // 2 <= engine.traits.workers + 2
     assert (pulled, answered) == (20, 40)
+
+
+def test_a_source_with_nothing_for_now_holds_back_no_result(
+    subject: Subject, engine: Engine
+) -> None:
+    """Batches without prompts, until the row before has its result."""
+    prompts = subject.prompts(3, seed=5)
+    found: set[int] = set()
+    deadline = time.monotonic() + 60
+
+    def source() -> Iterator[Batch]:
+        for prompt in prompts:
+            yield Batch((prompt,))
+            while prompt.index not in found:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+                yield Batch(())
+
+    for result in engine.run(source()):
+        found.add(result.index)
+    assert found == {0, 1, 2}
 
 
 def test_watch_sees_each_token_once_in_order(subject: Subject, engine: Engine) -> None:

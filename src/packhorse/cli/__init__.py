@@ -20,6 +20,7 @@ EXIT_FAILED_ROWS = 3
 
 VERBS = {
     "run": "run a model over a file of prompts; run again to go on where it stopped",
+    "serve": "answer requests as they come, batched, over OpenAI's HTTP interface",
     "compare": "what each technique costs and buys on your own prompts, and which to use",
     "assess": "whether a classic classifier would do, on your labelled rows, at what cost",
     "classify": "label a file with what assess has saved",

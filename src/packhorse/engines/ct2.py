@@ -166,7 +166,7 @@ class CTranslate2Engine:
                 if is_more and underway <= self._traits.workers and run.results.empty():
                     batch = next(batches, None)
                     is_more = batch is not None
-                    if batch is not None:
+                    if batch is not None and batch.prompts:
                         executor.submit(self._work, batch, run)
                         underway += 1
                     continue

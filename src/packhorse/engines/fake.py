@@ -132,8 +132,9 @@ class FakeEngine:
             while is_more and len(underway) < self._traits.workers:
                 batch = next(batches, None)
                 is_more = batch is not None
-                if batch is not None:
-                    underway.append(self._answer(batch, watch))
+                if batch is None or not batch.prompts:
+                    break
+                underway.append(self._answer(batch, watch))
             for steps in list(underway):
                 for result in steps:
                     if result is None:

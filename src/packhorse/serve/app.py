@@ -1,0 +1,81 @@
+"""The application: routes, and every refusal in one shape."""
+
+from __future__ import annotations
+
+import logging
+from hashlib import sha256
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from packhorse import __version__
+from packhorse.serve.config import ServeConfig
+from packhorse.serve.figures import Figures
+from packhorse.serve.guard import Guard, Rules
+from packhorse.serve.problems import Problem
+from packhorse.serve.routes import health_routes, openai_routes
+from packhorse.serve.service import Service
+
+_log = logging.getLogger("packhorse.serve")
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def application(config: ServeConfig, service: Service, figures: Figures) -> Guard:
+    """The ASGI application of a server."""
+    app = FastAPI(
+        title="packhorse",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.include_router(openai_routes(service, config.bounds))
+    app.include_router(health_routes(service))
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(Exception, _answer_bug)
+    return Guard(app, rules(config), figures)  # type: ignore[arg-type]
+
+
+def rules(config: ServeConfig) -> Rules:
+    return Rules(
+        host=config.host,
+        allowed_hosts=frozenset(name.lower() for name in config.allowed_hosts),
+        keys=tuple(sha256(key.encode()).digest() for key in config.api_keys),
+        bounds=config.bounds,
+    )
+
+
+async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem)
+    return JSONResponse(error.to_json(), error.status, error.headers())
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    """Paths and methods there are not, and bodies that are no JSON."""
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "invalid_request")
+    problem = Problem(error.status_code, code, str(error.detail))
+    return JSONResponse(
+        problem.to_json(), problem.status, {**(error.headers or {}), **problem.headers()}
+    )
+
+
+async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
+    """Names the first field that is wrong; its value is not sent back."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(step) for step in first["loc"] if step != "body"]
+    param = ".".join(place) or None
+    message = f"{param or 'the body'}: {first['msg']}"
+    problem = Problem(400, "invalid_request", message, param=param)
+    return JSONResponse(problem.to_json(), problem.status, problem.headers())
+
+
+async def _answer_bug(request: Request, error: Exception) -> JSONResponse:
+    """uvicorn logs the traceback; the client gets none."""
+    problem = Problem(500, "internal_error", "the server failed on this request")
+    return JSONResponse(problem.to_json(), problem.status, problem.headers())

@@ -1,0 +1,174 @@
+"""The engine's process: loads the model, pulls batches from the server, tells of every token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+
+from packhorse.answering import StopStrings
+from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.contract import EngineTraits
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.errors import PackhorseError
+from packhorse.models import PreparedModel
+from packhorse.serve.channel import Channel, Message
+from packhorse.serve.wire import read_batch, ready_message, timing_values
+from packhorse.session import Model, load_prepared
+
+WAIT_SECONDS = 0.004
+"""How long an engine with rows under way may be kept waiting for another batch."""
+NOTHING = Batch(())
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What to load: `packhorse.session.load_prepared`'s arguments, and what requests get."""
+
+    prepared: PreparedModel
+    engine: EngineConfig
+    batching: BatchingConfig
+    decoding: Decoding
+
+
+def main(connection: Connection, loading: Loading) -> None:
+    """The process from start to end. The server decides when it ends: signals meant for both, such
+    as Ctrl-C on a terminal, are left to the server; a server that is gone ends it at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    inbox = _Inbox()
+    channel = Channel(connection, inbox.receive, lambda: os._exit(1))
+    try:
+        model = load_prepared(
+            loading.prepared,
+            loading.engine,
+            loading.batching,
+            lambda text: channel.send({"kind": "report", "text": text}),
+        )
+    except PackhorseError as error:
+        refusal = {"kind": "refused", "message": str(error), "hint": error.hint}
+        channel.send({**refusal, "error": type(error).__name__})
+    else:
+        with model:
+            budget = model.budget(loading.decoding)
+            channel.send(ready_message(model, budget.tokens, _description(model, budget.tokens)))
+            _Working(model, channel, inbox).run()
+    channel.finish()
+    sys.stdout.flush()
+    os._exit(0)  # threads of libraries that will not end must not keep it
+
+
+class _Inbox:
+    """What the server sent. cancelled: rows nobody waits for; they end at their next token."""
+
+    def __init__(self) -> None:
+        self.messages: SimpleQueue[Message] = SimpleQueue()
+        self.cancelled: set[int] = set()
+        self._open: set[int] = set()
+
+    def receive(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message["kind"] == "cancel":
+                self.cancelled |= self._open.intersection(message["rows"])
+                continue
+            if message["kind"] == "batch":
+                self._open.update(row for row, *_ in message["rows"])
+            self.messages.put(message)
+
+    def settle(self, row: int) -> None:
+        """The row has its result."""
+        self._open.discard(row)
+        self.cancelled.discard(row)
+
+
+class _Working:
+    """Runs what the server sends until it says stop."""
+
+    def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
+        self._model, self._channel, self._inbox = model, channel, inbox
+        self._source = _Source(model.traits, channel, inbox.messages)
+        self._stops = StopStrings(model.codec, self._stops_of)
+
+    def run(self) -> None:
+        for result in self._model.engine.run(self._source, self._watch):
+            self._source.settle(result.index)
+            self._stops.forget(result.index)
+            self._inbox.settle(result.index)
+            self._channel.send(_result_message(result))
+
+    def _watch(self, row: int, token_id: int) -> bool:
+        self._channel.send({"kind": "token", "row": row, "id": token_id})
+        return self._stops(row, token_id) or row in self._inbox.cancelled
+
+    def _stops_of(self, row: int) -> tuple[str, ...]:
+        return self._source.underway[row].decoding.stop
+
+
+class _Source(Iterator[Batch]):
+    """The batches an engine pulls: what the server sends, and nothing while it sends nothing.
+
+    The server is asked for a batch when the engine can begin it, so that rows wait where they can
+    still be put together with others: an engine that takes batches as they are is asked for as
+    many as it has workers.
+    """
+
+    def __init__(self, traits: EngineTraits, channel: Channel, inbox: SimpleQueue[Message]) -> None:
+        self._traits, self._channel, self._inbox = traits, channel, inbox
+        self._has_asked = False
+        self._batch_of: dict[int, set[int]] = {}
+        self.underway: dict[int, Prompt] = {}
+
+    def __next__(self) -> Batch:
+        if not self._has_asked and self._may_ask():
+            self._channel.send({"kind": "room"})
+            self._has_asked = True
+        try:
+            message = self._inbox.get(timeout=WAIT_SECONDS if self.underway else None)
+        except Empty:
+            return NOTHING
+        if message["kind"] == "stop":
+            raise StopIteration
+        self._has_asked = False
+        batch = read_batch(message)
+        rows = {prompt.index for prompt in batch.prompts}
+        for prompt in batch.prompts:
+            self.underway[prompt.index] = prompt
+            self._batch_of[prompt.index] = rows
+        return batch
+
+    def settle(self, row: int) -> None:
+        """The row has its result."""
+        del self.underway[row]
+        self._batch_of.pop(row).discard(row)
+
+    def _may_ask(self) -> bool:
+        if self._traits.rows_under_way:
+            return True
+        batches = {id(rows) for rows in self._batch_of.values()}
+        return len(batches) < self._traits.workers
+
+
+def _result_message(result: Completion | Failure) -> Message:
+    if isinstance(result, Failure):
+        failure = {"row": result.index, "code": result.code, "message": result.message}
+        return {"kind": "failed", **failure}
+    return {
+        "kind": "done",
+        "row": result.index,
+        "reason": result.finish_reason,
+        "tokens": len(result.token_ids),
+        "timing": timing_values(result.timing),
+    }
+
+
+def _description(model: Model, max_batch_tokens: int) -> str:
+    traits = model.traits
+    return (
+        f"{traits.name} {traits.compute_type} on {traits.device}, {traits.workers} x "
+        f"{traits.threads} threads, {model.batching.policy}, at most {max_batch_tokens:,} tokens "
+        "a batch"
+    )

@@ -1,0 +1,79 @@
+"""What a server is: frozen, composed, inert. The command line reads its defaults from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.data import Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """When rows that wait go to the engine.
+
+    max_delay_seconds: a row waits this long at most for others to share a batch with, while the
+        engine has room. An engine that rows join at every step makes nobody wait.
+    patience_seconds: a row that has waited longer goes before all that came after it, whatever it
+        costs.
+    max_rows, max_tokens: rows and tokens (prompt and new) that wait at most; more are refused.
+    """
+
+    max_delay_seconds: float = 0.01
+    patience_seconds: float = 10.0
+    max_rows: int = 1024
+    max_tokens: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a client may take before it has a row of its own.
+
+    body_bytes: of a request, but for uploaded files, which may have upload_bytes. header_bytes: of
+        a request line and its headers. messages: of one chat. prompts: of one completion request.
+    connections: open at the same time. header_seconds, body_seconds: to send them in.
+    write_seconds: to take what was sent, once the buffers are full.
+    """
+
+    body_bytes: int = 4 << 20
+    upload_bytes: int = 256 << 20
+    header_bytes: int = 16 << 10
+    messages: int = 1024
+    prompts: int = 64
+    connections: int = 2048
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    write_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """One server: a model behind a port.
+
+    name: what clients call the model; None is `model` itself, a path's last part.
+    decoding: what a request that says nothing gets. port 0 is any free one.
+    api_keys: any of them lets a client in; none is needed where there are none.
+    allowed_hosts: names by which clients may call the server, beside localhost and IP addresses.
+    drain_seconds: time for requests under way once the server is told to end.
+    state: folder for files and batches; None is a folder in the user's cache.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    decoding: Decoding = field(default_factory=Decoding)
+    waits: Waits = field(default_factory=Waits)
+    bounds: Bounds = field(default_factory=Bounds)
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    drain_seconds: float = 30.0
+    state: Path | None = None
+    allow_pickle: bool = False
+
+    @property
+    def served_name(self) -> str:
+        return self.name or Path(self.model).name

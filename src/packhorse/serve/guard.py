@@ -1,0 +1,227 @@
+"""What a request must be before anything looks at it: from an allowed host and origin, with a key
+where keys are asked for, of a bounded size, sent in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import ip_address
+from typing import Any
+
+from packhorse.serve.config import Bounds
+from packhorse.serve.figures import Figures
+from packhorse.serve.problems import Problem
+
+Scope = dict[str, Any]
+Event = dict[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
+"""What needs no key: the page holds no data."""
+UPLOADS = "/v1/files"
+_DISCARDED_BYTES = 64 << 20
+_DISCARDING_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """host: what the server listens on. keys: digests of the API keys, none where all may come."""
+
+    host: str
+    allowed_hosts: frozenset[str]
+    keys: tuple[bytes, ...]
+    bounds: Bounds
+
+    def problem(self, scope: Scope) -> Problem | None:
+        """Why a request is refused by its headers alone."""
+        headers = dict(scope["headers"])
+        sizes = (len(name) + len(value) + 4 for name, value in scope["headers"])
+        if (
+            len(scope["raw_path"]) + len(scope["query_string"]) + sum(sizes)
+            > self.bounds.header_bytes
+        ):
+            return Problem(431, "headers_too_large", "the headers have too many bytes")
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._is_allowed_host(host):
+            return Problem(421, "wrong_host", "this server is not called by that name")
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1") not in (
+            f"http://{host}",
+            f"https://{host}",
+        ):
+            return Problem(403, "wrong_origin", "pages of other sites may not use this server")
+        if scope["path"] not in OPEN_PATHS and not self._has_key(headers):
+            return Problem(401, "invalid_api_key", "an API key is needed: Authorization: Bearer …")
+        return self._body_problem(scope, headers)
+
+    def most_bytes(self, scope: Scope) -> int:
+        return self.bounds.upload_bytes if scope["path"] == UPLOADS else self.bounds.body_bytes
+
+    def _is_allowed_host(self, host: str) -> bool:
+        """A page that has its own name resolve to this machine (DNS rebinding) sends its own name;
+        an address cannot be taken over like that."""
+        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":")[0]
+        name = name.lower().rstrip(".")
+        if name in self.allowed_hosts or name in ("localhost", self.host.lower()):
+            return True
+        try:
+            ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        digest = sha256(given.strip()).digest()
+        matches = [hmac.compare_digest(digest, key) for key in self.keys]
+        return not self.keys or (scheme.lower() == b"bearer" and any(matches))
+
+    def _body_problem(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+        if scope["method"] not in ("POST", "PUT", "PATCH"):
+            return None
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self.most_bytes(scope):
+            return _too_large(self.most_bytes(scope))
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        wanted = b"multipart/form-data" if scope["path"] == UPLOADS else b"application/json"
+        has_body = length not in (b"", b"0") or b"transfer-encoding" in headers
+        if has_body and kind != wanted:
+            return Problem(415, "unsupported_media_type", f"send the body as {wanted.decode()}")
+        return None
+
+
+class Guard:
+    """ASGI middleware around an application; it counts responses too."""
+
+    def __init__(self, application: Application, rules: Rules, figures: Figures) -> None:
+        self._application, self._rules, self._figures = application, rules, figures
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        counted = self._counting(scope, send)
+        problem = self._rules.problem(scope)
+        try:
+            if problem is not None:
+                raise problem
+            bounded = await self._bounded(scope, receive)
+        except Problem as refusal:
+            if refusal.status == 413:
+                await _discard(receive)
+            await respond(refusal, counted)
+            return
+        await self._application(scope, bounded, counted)
+
+    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """What the application receives: a body that is read already, within bounds; an upload is
+        passed on as it comes."""
+        most = self._rules.most_bytes(scope)
+        if scope["path"] == UPLOADS:
+            return _bounded_upload(receive, most, self._rules.bounds.body_seconds)
+        try:
+            async with asyncio.timeout(self._rules.bounds.body_seconds):
+                body = await _read(receive, most)
+        except TimeoutError:
+            raise _too_slow() from None
+        unread = [body]
+
+        async def replay() -> Event:
+            if unread:
+                return {"type": "http.request", "body": unread.pop(), "more_body": False}
+            return await receive()
+
+        return replay
+
+    def _counting(self, scope: Scope, send: Send) -> Send:
+        async def counted(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                route = scope.get("route")
+                path = getattr(route, "path", "unknown")
+                self._figures.responses.labels(path, str(event["status"])).inc()
+                event["headers"] = [*event.get("headers", []), *_ALWAYS]
+            await send(event)
+
+        return counted
+
+
+async def respond(problem: Problem, send: Send) -> None:
+    body = json.dumps(problem.to_json()).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **problem.headers(),
+    }
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _read(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            raise Problem(400, "incomplete_body", "the request ended before its body")
+        body += event.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        if not event.get("more_body"):
+            return bytes(body)
+
+
+async def _discard(receive: Receive) -> None:
+    """Takes what is still coming, for a while: a connection that is closed on data that was not
+    read loses the answer."""
+    left = _DISCARDED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARDING_SECONDS):
+            while left > 0:
+                event = await receive()
+                left -= len(event.get("body", b""))
+                if not event.get("more_body"):
+                    return
+
+
+def _bounded_upload(receive: Receive, most: int, seconds: float) -> Receive:
+    """A pause of `seconds` ends an upload, not its length."""
+    taken = 0
+
+    async def bounded() -> Event:
+        nonlocal taken
+        try:
+            async with asyncio.timeout(seconds if taken >= 0 else None):
+                event = await receive()
+        except TimeoutError:
+            raise _too_slow() from None
+        if event["type"] == "http.request" and taken >= 0:
+            taken += len(event.get("body", b""))
+            if taken > most:
+                raise _too_large(most)
+            if not event.get("more_body"):
+                taken = -1
+        return event
+
+    return bounded
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body has more than {most:,} bytes")
+
+
+def _too_slow() -> Problem:
+    return Problem(408, "request_timeout", "the body took too long")
+
+
+_ALWAYS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]

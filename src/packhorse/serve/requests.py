@@ -1,0 +1,117 @@
+"""From a request's body to rows: the same rules as for lines of a batch file, and what only a live
+request can ask for (streaming, several choices)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+from packhorse.data import Decoding, Message, Request
+from packhorse.serve.problems import Problem
+from packhorse.serve.schemas import ChatRequest, CompletionRequest
+from packhorse.sources.faults import RowError
+from packhorse.sources.messages import read_messages
+from packhorse.sources.openai import unwrap
+from packhorse.sources.options import read_options
+
+_LIVE_FIELDS = ("n", "stream", "stream_options", "logprobs", "top_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request wants.
+
+    contents: a chat, or one or more texts to be continued as they stand. options: decoding options
+    it brings, by Decoding's names. choices: of each content. include_usage: a last chunk with the
+    tokens used ends the stream.
+    """
+
+    contents: tuple[str | tuple[Message, ...], ...]
+    options: Mapping[str, Any]
+    choices: int
+    is_stream: bool
+    include_usage: bool
+
+    def requests(self) -> list[Request]:
+        return [
+            Request(index, index, 0, content, self.options, bare=isinstance(content, str))
+            for index, content in enumerate(self.contents)
+        ]
+
+
+def read_chat(body: ChatRequest, most_messages: int) -> Work:
+    """Raises Problem for what cannot be honoured."""
+    if len(body.messages) > most_messages:
+        raise Problem(
+            400, "too_many_messages", f"at most {most_messages} messages", param="messages"
+        )
+    if body.logprobs or body.top_logprobs:
+        raise _no_logprobs()
+    fields = _unwrapped("/v1/chat/completions", body.model_dump(exclude_unset=True))
+    try:
+        messages = read_messages(fields["messages"])
+    except RowError as error:
+        raise Problem(400, error.code, str(error), param="messages") from None
+    return _work(body, (messages,), fields)
+
+
+def read_completion(body: CompletionRequest, most_prompts: int) -> Work:
+    """Raises Problem for what cannot be honoured."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if len(prompts) > most_prompts:
+        raise Problem(400, "too_many_prompts", f"at most {most_prompts} prompts", param="prompt")
+    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
+    if len(texts) < len(prompts):
+        raise Problem(400, "unsupported_prompt", "a prompt is text, not tokens", param="prompt")
+    if not all(text.strip() for text in texts):
+        raise Problem(400, "empty_prompt", "a prompt is blank; give it text", param="prompt")
+    if body.logprobs is not None:
+        raise _no_logprobs()
+    fields = _unwrapped("/v1/completions", body.model_dump(exclude_unset=True))
+    return _work(body, texts, fields)
+
+
+def choice_decoding(decoding: Decoding, choice: int) -> Decoding:
+    """The decoding of one of several choices: the first has the seed that was asked for, the others
+    one derived from it."""
+    if decoding.seed is None or choice == 0:
+        return decoding
+    digest = blake2b(f"{decoding.seed}:{choice}".encode(), digest_size=8).digest()
+    return replace(decoding, seed=int.from_bytes(digest, "big") >> 1)
+
+
+def _unwrapped(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    asked = {name: value for name, value in body.items() if name not in _LIVE_FIELDS}
+    try:
+        return unwrap({"url": url, "body": asked})
+    except RowError as error:
+        raise Problem(400, error.code, str(error)) from None
+
+
+def _work(
+    body: ChatRequest | CompletionRequest,
+    contents: tuple[str | tuple[Message, ...], ...],
+    fields: Mapping[str, Any],
+) -> Work:
+    try:
+        options = read_options(fields)
+    except RowError as error:
+        raise Problem(400, error.code, str(error)) from None
+    is_stream = bool(body.stream)
+    if body.stream_options is not None and not is_stream:
+        raise Problem(
+            400, "bad_option", "stream_options belongs to a stream", param="stream_options"
+        )
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    return Work(contents, options, body.n or 1, is_stream, include_usage)
+
+
+def _no_logprobs() -> Problem:
+    return Problem(
+        400,
+        "unsupported_option",
+        "this engine does not tell probabilities of tokens; leave logprobs out",
+        param="logprobs",
+    )

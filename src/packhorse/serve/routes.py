@@ -1,0 +1,122 @@
+"""The way of a request: read -> admit -> run -> answer, for chats and for texts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from packhorse.serve import schemas
+from packhorse.serve.answers import Kind, chunks, whole
+from packhorse.serve.config import Bounds
+from packhorse.serve.problems import Problem
+from packhorse.serve.requests import Work, read_chat, read_completion
+from packhorse.serve.service import Service
+
+T = TypeVar("T")
+
+
+def openai_routes(service: Service, bounds: Bounds) -> APIRouter:
+    """Chats, completions and models."""
+    router = APIRouter(responses=schemas.ERRORS)
+
+    @router.post("/v1/chat/completions", responses={200: {"model": schemas.ChatResponse}})
+    async def chat(body: schemas.ChatRequest, request: Request) -> Response:
+        service.check_model(body.model)
+        return await _answer(service, "chat", read_chat(body, bounds.messages), request)
+
+    @router.post("/v1/completions", responses={200: {"model": schemas.CompletionResponse}})
+    async def completions(body: schemas.CompletionRequest, request: Request) -> Response:
+        service.check_model(body.model)
+        return await _answer(service, "text", read_completion(body, bounds.prompts), request)
+
+    @router.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        raise Problem(404, "unsupported", "this engine makes no embeddings")
+
+    @router.get("/v1/models")
+    async def models() -> schemas.ModelList:
+        return schemas.ModelList(data=[_card(service)])
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> schemas.ModelCard:
+        service.check_model(model)
+        return _card(service)
+
+    return router
+
+
+def health_routes(service: Service) -> APIRouter:
+    """Live: the process answers. Ready: requests would be taken. Metrics: in Prometheus' format."""
+    router = APIRouter(responses=schemas.ERRORS)
+
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/health/ready")
+    async def ready() -> dict[str, str]:
+        service.require_ready()
+        return {"status": service.supervisor.state}
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        text = generate_latest(service.supervisor.figures.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+async def _answer(service: Service, kind: Kind, work: Work, request: Request) -> Response:
+    choices = await service.admit(work)
+    if not work.is_stream:
+        return JSONResponse(await unless_gone(request, whole(service, kind, choices)))
+    stream = chunks(service, kind, work, choices)
+    first = await unless_gone(request, _first(stream))
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(
+        _chained(first, stream), media_type="text/event-stream", headers=headers
+    )
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Problem(499, "client_left", "the client left")
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(stream: AsyncIterator[bytes]) -> bytes:
+    return await anext(stream)
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for chunk in rest:
+            yield chunk
+    finally:
+        await rest.aclose()  # type: ignore[attr-defined]
+
+
+def _card(service: Service) -> schemas.ModelCard:
+    loaded = service.supervisor.loaded
+    context = loaded.batching.traits.max_context if loaded else None
+    return schemas.ModelCard(id=service.name, created=service.created, max_model_len=context)

@@ -1,0 +1,144 @@
+"""What requests look like, with a bound on everything; unknown fields are looked at later.
+
+What pydantic refuses is a request that has the wrong shape. What has the right shape and cannot be
+honoured is refused by `packhorse.sources.openai`, by the same rules as lines of a batch file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MOST_TEXT = 4 << 20
+MOST_CHOICES = 8
+MOST_LOGPROBS = 20
+MOST_STOPS = 16
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Part(BaseModel):
+    """A piece of a message's content; text is all that can be run."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Annotated[str, Field(max_length=64)]
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    role: Annotated[str, Field(min_length=1, max_length=32)]
+    content: Text | Annotated[list[Part], Field(max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=128)] | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    include_usage: bool | None = None
+
+
+class _Sampling(BaseModel):
+    """Fields that chats and texts have in common; numbers are strict: "1" is no number."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model: Name
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100, strict=True)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stream_options: StreamOptions | None = None
+
+
+class ChatRequest(_Sampling):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 16)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
+    logprobs: Annotated[bool, Field(strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+
+
+class CompletionRequest(_Sampling):
+    prompt: Text | Annotated[list[Text | int | list[int]], Field(min_length=1, max_length=1 << 16)]
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """What every answer of 4xx and 5xx holds."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """Tokens; end tokens are not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatResponse(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class CompletionResponse(BaseModel):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """max_model_len: prompt and new tokens of one row at most, once the engine is loaded."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "packhorse"
+    max_model_len: int | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+Errors = dict[int | str, dict[str, Any]]
+ERRORS: Errors = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}

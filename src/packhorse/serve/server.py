@@ -1,0 +1,176 @@
+"""From options to a server that listens, and from a signal to one that has ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+
+from packhorse.errors import ConfigError
+from packhorse.models import PreparedModel
+from packhorse.serve.app import application
+from packhorse.serve.child import Loading
+from packhorse.serve.config import ServeConfig
+from packhorse.serve.figures import Figures
+from packhorse.serve.protocol import bounded_protocol
+from packhorse.serve.service import Service
+from packhorse.serve.supervisor import Supervisor
+from packhorse.serve.waiting import WaitingRows
+from packhorse.session import check_batching, check_decoding, prepare_for
+
+Report = Callable[[str], None]
+CLOSE_SECONDS = 5
+"""For answers that are written while connections close."""
+BACKLOG = 2048
+
+
+def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
+    """Serves until SIGINT or SIGTERM; returns whether all requests under way could be answered.
+
+    A second signal ends it without waiting. Raises PackhorseError for what cannot be served:
+    options, the port, the model, the engine.
+    """
+    check(config)
+    listener = listen(config.host, config.port)
+    with contextlib.closing(listener):
+        prepared = prepare_for(
+            config.model, config.engine, allow_pickle=config.allow_pickle, report=report
+        )
+        allow_many_connections(config.bounds.connections)
+        return asyncio.run(_serve(config, prepared, listener, report))
+
+
+def check(config: ServeConfig) -> None:
+    """Raises ConfigError for options that make no sense or are not safe."""
+    check_batching(config.batching)
+    check_decoding(config.decoding)
+    if not config.api_keys and not _is_loopback(config.host):
+        raise ConfigError(
+            f"others can reach {config.host}, and no API key is asked for",
+            "give --api-key-file, or listen on 127.0.0.1",
+        )
+    at_least = {
+        "max_queue": (config.waits.max_rows, 1),
+        "max_queue_tokens": (config.waits.max_tokens, 1),
+        "max_delay": (config.waits.max_delay_seconds, 0),
+        "drain_seconds": (config.drain_seconds, 0),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise ConfigError(f"{name} is {value}", f"give {least} or more")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
+            "choose another --port or --host",
+        ) from error
+    return listener
+
+
+def allow_many_connections(connections: int) -> None:
+    """Raises the limit of open files where it is lower than what connections need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signals: `_serve` decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    config: ServeConfig, prepared: PreparedModel, listener: socket.socket, report: Report
+) -> bool:
+    figures = Figures()
+    what = Loading(prepared, config.engine, config.batching, config.decoding)
+    supervisor = Supervisor(what, WaitingRows(config.waits), figures, report)
+    service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
+    server = _Server(
+        uvicorn.Config(
+            application(config, service, figures),
+            http=bounded_protocol(config.bounds),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=config.bounds.header_bytes,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+            backlog=BACKLOG,
+        )
+    )
+    signals = _Signals()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(supervisor.start())
+    asked = asyncio.create_task(signals.asked.wait())
+    try:
+        await _first_of(loading, asked, serving)
+        if loading.done():
+            loading.result()
+            report(f"serving {service.name} at {address_of(listener)}")
+            await _first_of(asked, serving)
+        report("finishing what is under way; signal again to end at once")
+        return await supervisor.drain(config.drain_seconds, signals.hurried)
+    finally:
+        loading.cancel()
+        asked.cancel()
+        server.should_exit, server.force_exit = True, signals.hurried.is_set()
+        await supervisor.stop()
+        await serving
+        service.close()
+
+
+class _Signals:
+    """asked: set by the first SIGINT or SIGTERM; hurried: by the second."""
+
+    def __init__(self) -> None:
+        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._handle)
+
+    def _handle(self) -> None:
+        (self.hurried if self.asked.is_set() else self.asked).set()
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+def address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

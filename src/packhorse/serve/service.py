@@ -1,0 +1,160 @@
+"""From what a request wants to rows under way: tokenizing beside the event loop, admission."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from packhorse.data import Decoding, Prompt, Request
+from packhorse.errors import ConfigError
+from packhorse.models import PreparedModel
+from packhorse.serve.problems import Problem
+from packhorse.serve.requests import Work, choice_decoding
+from packhorse.serve.supervisor import Ended, Row, Supervisor
+from packhorse.session import check_decoding
+from packhorse.tokenization import Codec, Refusal, Tokenizer
+
+LONGEST_RETRY_SECONDS = 60
+_RATE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One text a client gets. Choices that cannot differ share a row.
+
+    content: number of the prompt in its request.
+    """
+
+    index: int
+    content: int
+    row: Row
+
+
+@dataclass(slots=True)
+class Service:
+    """What routes need: a model that is served.
+
+    name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
+    in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
+    """
+
+    name: str
+    prepared: PreparedModel
+    decoding: Decoding
+    supervisor: Supervisor
+    codec: Codec
+    created: int = field(default_factory=lambda: int(time.time()))
+    _encoder: Tokenizer = field(init=False)
+    _thread: ThreadPoolExecutor = field(init=False)
+    _indexes: itertools.count[int] = field(default_factory=itertools.count)
+    _ended: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    _encoding: int = 0
+
+    def __post_init__(self) -> None:
+        self._encoder = Tokenizer(self.prepared.codec())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def check_model(self, name: str) -> None:
+        """Raises Problem for a model that is not served."""
+        if name != self.name:
+            raise Problem(
+                404, "model_not_found", f"the model served here is {self.name!r}", param="model"
+            )
+
+    def require_ready(self) -> int:
+        """Tokens of a row at most. Raises Problem while nothing can be taken."""
+        supervisor = self.supervisor
+        if supervisor.state in ("draining", "stopped"):
+            raise Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
+        if supervisor.loaded is None:
+            raise Problem(503, "not_ready", "the model is being loaded", retry_after=5)
+        return supervisor.loaded.batching.traits.max_context
+
+    async def admit(self, work: Work) -> list[Choice]:
+        """The choices of a request, waiting for the engine. Raises Problem."""
+        max_context = self.require_ready()
+        decoding = replace(self.decoding, **work.options)
+        self._require_room(len(work.contents))
+        encoded = await self._encode(work.requests(), max_context, decoding, work)
+        prompts: list[Prompt] = []
+        places: list[tuple[int, int]] = []
+        for content, ids in enumerate(encoded):
+            room = max_context - len(ids)
+            chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
+            can_differ = not (chosen.greedy or chosen.top_k == 1)
+            for choice in range(work.choices):
+                if choice == 0 or can_differ:
+                    own = choice_decoding(chosen, choice)
+                    prompts.append(Prompt(next(self._indexes), ids, own))
+                places.append((content, len(prompts) - 1))
+        self.require_ready()
+        rows = self.supervisor.submit(prompts)
+        if rows is None:
+            raise self._full(len(prompts))
+        return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
+
+    def abandon(self, choices: list[Choice]) -> None:
+        """The client of these has gone or has its answer."""
+        rows = {id(choice.row): choice.row for choice in choices}
+        self._ended.extend(
+            time.monotonic() for row in rows.values() if isinstance(row.outcome, Ended)
+        )
+        self.supervisor.abandon([row for row in rows.values() if row.outcome is None])
+
+    def retry_after(self) -> int:
+        """Whole seconds until what waits now may be done, by how fast rows ended lately."""
+        now = time.monotonic()
+        recent = [moment for moment in self._ended if now - moment < _RATE_SECONDS]
+        if not recent:
+            return LONGEST_RETRY_SECONDS // 4
+        rate = len(recent) / max(1.0, now - recent[0])
+        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(len(self.supervisor.waiting) / rate)))
+
+    async def _encode(
+        self, requests: list[Request], max_context: int, decoding: Decoding, work: Work
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each; a limit the client did not set itself shrinks to the room there is."""
+        try:
+            check_decoding(decoding, max_context if "max_new_tokens" in work.options else None)
+        except ConfigError as error:
+            raise Problem(400, "bad_option", str(error)) from None
+        least_new = decoding.max_new_tokens if "max_new_tokens" in work.options else 1
+        rooms = [max_context - least_new] * len(requests)
+        loop = asyncio.get_running_loop()
+        self._encoding += len(requests)
+        try:
+            encoded = await loop.run_in_executor(
+                self._thread, self._encoder.encode, requests, rooms
+            )
+        finally:
+            self._encoding -= len(requests)
+        found = []
+        for ids in encoded:
+            if isinstance(ids, Refusal):
+                code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
+                raise Problem(400, code, ids.message.split(", or use --")[0])
+            found.append(ids)
+        return found
+
+    def _require_room(self, rows: int) -> None:
+        """Refuses before any work what could not wait anyway."""
+        waiting = self.supervisor.waiting
+        if len(waiting) + self._encoding + rows > waiting.waits.max_rows:
+            raise self._full(rows)
+
+    def _full(self, rows: int) -> Problem:
+        self.supervisor.figures.rows_refused.inc(rows)
+        return Problem(
+            429,
+            "queue_full",
+            "too many requests wait for the engine; try again later",
+            retry_after=self.retry_after(),
+        )

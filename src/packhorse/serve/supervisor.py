@@ -1,0 +1,312 @@
+"""Keeps an engine running in a process of its own, and feeds it.
+
+What it runs when it dies is answered with `engine_restarted` (never tried again: it may be what
+killed it); what waits goes on waiting for the next one, which starts after a back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Literal
+
+from packhorse.data import Failure, FinishReason, Prompt, Timing
+from packhorse.errors import ConfigError, EngineError, ModelError, PackhorseError
+from packhorse.serve import child
+from packhorse.serve.channel import Channel, Message
+from packhorse.serve.figures import Figures
+from packhorse.serve.waiting import WaitingRows
+from packhorse.serve.wire import Loaded, batch_message, read_ready, read_timing
+
+State = Literal["starting", "ready", "restarting", "draining", "stopped"]
+FIRST_BACK_OFF_SECONDS = 0.5
+LONGEST_BACK_OFF_SECONDS = 30.0
+STEADY_SECONDS = 60.0
+"""An engine that ran this long did not die of being started."""
+STOP_SECONDS = 5.0
+_LOADING_ERRORS = {"ConfigError": ConfigError, "ModelError": ModelError}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A row's completion without its tokens, which came before."""
+
+    reason: FinishReason
+    timing: Timing
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A row of a client's request. token_ids: generated so far. outcome: None while it runs.
+
+    arrived: seconds of `time.monotonic`. readers: each is set whenever a token or the outcome is
+    added, and cleared by whoever reads. done: set with the outcome.
+    """
+
+    prompt: Prompt
+    arrived: float
+    token_ids: list[int] = field(default_factory=list)
+    outcome: Ended | Failure | None = None
+    readers: list[asyncio.Event] = field(default_factory=list)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self._wake()
+
+    def settle(self, outcome: Ended | Failure) -> None:
+        self.outcome = outcome
+        self.done.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for reader in self.readers:
+            reader.set()
+
+
+class Supervisor:
+    """Runs rows on an engine that may die. All methods belong to the event loop's thread.
+
+    loading: what the process loads. report: called with lines for people.
+    """
+
+    def __init__(
+        self,
+        loading: child.Loading,
+        waiting: WaitingRows,
+        figures: Figures,
+        report: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.state: State = "starting"
+        self.waiting, self.figures = waiting, figures
+        self.loaded: Loaded | None = None
+        self.restarts = 0
+        self._loading, self._report = loading, report
+        self._rows: dict[int, Row] = {}
+        self._in_flight: set[int] = set()
+        self._has_room = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._engine: _EngineProcess | None = None
+        self._first: asyncio.Future[Loaded] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        figures.watch("waiting_rows", "Rows that wait for the engine", waiting.__len__)
+        figures.watch("waiting_tokens", "Prompt and new tokens that wait", lambda: waiting.tokens)
+        figures.watch("running_rows", "Rows in the engine", lambda: len(self._in_flight))
+        figures.watch("ready", "1 while requests are taken", lambda: self.state == "ready")
+
+    async def start(self) -> Loaded:
+        """Returns once the engine is loaded. Raises PackhorseError if it cannot be."""
+        self._first = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep_running())
+        return await self._first
+
+    def submit(self, prompts: Sequence[Prompt]) -> list[Row] | None:
+        """Lets all of `prompts` run, or none: None where too many wait. Each index is its own."""
+        now = time.monotonic()
+        if not self.waiting.offer(prompts, now):
+            return None
+        rows = [Row(prompt, now) for prompt in prompts]
+        self._rows.update((row.prompt.index, row) for row in rows)
+        self._idle.clear()
+        self._feed()
+        return rows
+
+    def abandon(self, rows: Sequence[Row]) -> None:
+        """Nobody waits for these any more: those that wait leave, those that run end at their next
+        token; rows that are done are left as they are."""
+        running = []
+        for row in rows:
+            index = row.prompt.index
+            if self._rows.pop(index, None) is None:
+                continue
+            self.figures.rows_abandoned.inc()
+            if not self.waiting.withdraw(index) and index in self._in_flight:
+                running.append(index)
+        if running and self._engine is not None:
+            self._engine.channel.send({"kind": "cancel", "rows": running})
+        self._note_idle()
+
+    async def drain(self, seconds: float, hurried: asyncio.Event) -> bool:
+        """Lets what waits and runs end, for so long and until `hurried` is set; then the rest is
+        answered with `shutting_down`. Returns whether all of it ended by itself."""
+        self.state = "draining"
+        waits = [asyncio.create_task(each.wait()) for each in (self._idle, hurried)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        is_clean = self._idle.is_set()
+        self._fail(list(self._rows), "shutting_down", "the server is shutting down")
+        return is_clean
+
+    async def stop(self) -> None:
+        """Ends the engine's process; rows that are left are answered with `shutting_down`."""
+        self.state = "stopped"
+        if self._task is not None:
+            self._task.cancel()
+        self._fail(list(self._rows), "shutting_down", "the server is shutting down")
+        if self._engine is not None:
+            await self._engine.end(at_once=bool(self._in_flight))
+
+    async def _keep_running(self) -> None:
+        back_off = FIRST_BACK_OFF_SECONDS
+        while True:
+            started = time.monotonic()
+            self._engine = engine = _EngineProcess(self._loading, self._handle)
+            await engine.ended.wait()
+            self._lose_engine()
+            if self._first is not None and not self._first.done():
+                self._first.set_exception(engine.refusal or _died_loading(engine.exit_code))
+                return
+            if time.monotonic() - started > STEADY_SECONDS:
+                back_off = FIRST_BACK_OFF_SECONDS
+            why = engine.refusal or f"it ended with {engine.exit_code}"
+            self._report(f"the engine is restarted in {back_off:g} s: {why}")
+            await asyncio.sleep(back_off)
+            back_off = min(2 * back_off, LONGEST_BACK_OFF_SECONDS)
+
+    def _lose_engine(self) -> None:
+        self.waiting.batching, self._has_room = None, False
+        if self.state == "ready":
+            self.state = "restarting"
+        self.restarts += 1
+        self.figures.engine_restarts.inc()
+        lost, self._in_flight = self._in_flight, set()
+        message = "the engine stopped while it ran this request; it is being restarted"
+        self._fail([index for index in lost if index in self._rows], "engine_restarted", message)
+
+    def _handle(self, messages: list[Message]) -> None:
+        for message in messages:
+            match message["kind"]:
+                case "token":
+                    self._take_token(message["row"], message["id"])
+                case "done":
+                    ended = Ended(message["reason"], read_timing(message["timing"]))
+                    self._settle(message["row"], ended)
+                case "failed":
+                    row = message["row"]
+                    self._settle(row, Failure(row, message["code"], message["message"]))
+                case "room":
+                    self._has_room = True
+                case "ready":
+                    self._be_ready(read_ready(message))
+                case "report":
+                    self._report(message["text"])
+        self._feed()
+
+    def _be_ready(self, loaded: Loaded) -> None:
+        self.loaded, self.waiting.batching = loaded, loaded.batching
+        if self.state in ("starting", "restarting"):
+            self.state = "ready"
+        self._report(loaded.description)
+        if self._first is not None and not self._first.done():
+            self._first.set_result(loaded)
+
+    def _take_token(self, index: int, token_id: int) -> None:
+        self.figures.generated_tokens.inc()
+        row = self._rows.get(index)
+        if row is not None:
+            if not row.token_ids:
+                self.figures.first_token_seconds.observe(time.monotonic() - row.arrived)
+            row.add(token_id)
+
+    def _settle(self, index: int, outcome: Ended | Failure) -> None:
+        self._in_flight.discard(index)
+        row = self._rows.pop(index, None)
+        if row is not None:
+            row.settle(outcome)
+            self.figures.count_outcome(row.prompt, outcome, time.monotonic() - row.arrived)
+        self._note_idle()
+
+    def _fail(self, indexes: Sequence[int], code: str, message: str) -> None:
+        for index in indexes:
+            self.waiting.withdraw(index)
+            self._settle(index, Failure(index, code, message))
+
+    def _note_idle(self) -> None:
+        if not self._rows:
+            self._idle.set()
+
+    def _feed(self) -> None:
+        """Sends the engine a batch if it has room and one is due, or looks again when one is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._has_room or self._engine is None:
+            return
+        now = time.monotonic()
+        batch = self.waiting.take(now)
+        if batch is not None:
+            self._has_room = False
+            self._in_flight.update(prompt.index for prompt in batch.prompts)
+            self.figures.count_batch(batch)
+            self._engine.channel.send(batch_message(batch))
+        elif (due := self.waiting.due_at()) is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, due - now), self._feed)
+
+
+class _EngineProcess:
+    """One life of the engine. handle: gets its messages in the event loop.
+
+    ended: set when it is gone. refusal: why it could not load, where it said so.
+    """
+
+    def __init__(self, loading: child.Loading, handle: Callable[[list[Message]], None]) -> None:
+        self.ended = asyncio.Event()
+        self.refusal: PackhorseError | None = None
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=child.main, args=(theirs, loading), name="packhorse-engine", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.channel = Channel(ours, self._received, self._closed)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
+    async def end(self, *, at_once: bool) -> None:
+        """Asks it to end, and ends it if it does not; at_once: without asking."""
+        self.channel.send({"kind": "stop"})
+        try:
+            await asyncio.wait_for(self.ended.wait(), 0 if at_once else STOP_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self.ended.wait()
+
+    def _received(self, messages: list[Message]) -> None:
+        self._in_loop(self._take, messages)
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message["kind"] == "refused":
+                kind = _LOADING_ERRORS.get(message["error"], EngineError)
+                self.refusal = kind(message["message"], message["hint"])
+        self._handle(messages)
+
+    def _closed(self) -> None:
+        self._process.join(STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._in_loop(self.ended.set)
+
+    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _died_loading(exit_code: int | None) -> EngineError:
+    return EngineError(
+        f"the engine's process ended with {exit_code} while it loaded the model",
+        "what it wrote above says more; a negative number is a signal, -9 often too little memory",
+    )

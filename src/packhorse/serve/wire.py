@@ -1,0 +1,70 @@
+"""What the server and its engine's process say to each other, as JSON.
+
+to the engine      batch (rows to run), cancel (rows nobody waits for), stop
+from the engine    ready (loaded), refused (cannot be loaded), report (a line for people),
+                   room (send a batch), token, done, failed (one row each)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from packhorse.batching.policies import Limits
+from packhorse.calibration import Calibration
+from packhorse.contract import EngineTraits
+from packhorse.data import Batch, Decoding, Prompt, Timing
+from packhorse.serve.channel import Message
+from packhorse.serve.waiting import Batching
+from packhorse.session import Model
+
+
+def batch_message(batch: Batch) -> Message:
+    rows = [[prompt.index, prompt.token_ids, asdict(prompt.decoding)] for prompt in batch.prompts]
+    return {"kind": "batch", "shared_prefix": batch.shared_prefix, "rows": rows}
+
+
+def read_batch(message: Message) -> Batch:
+    prompts = tuple(
+        Prompt(index, tuple(ids), Decoding(**{**decoding, "stop": tuple(decoding["stop"])}))
+        for index, ids, decoding in message["rows"]
+    )
+    return Batch(prompts, message["shared_prefix"])
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loaded engine says of itself. description: the line `packhorse run` prints."""
+
+    batching: Batching
+    description: str
+
+
+def ready_message(model: Model, max_batch_tokens: int, description: str) -> Message:
+    return {
+        "kind": "ready",
+        "traits": asdict(model.traits),
+        "policy": model.batching.policy,
+        "batch_size": model.batching.batch_size,
+        "max_batch_tokens": max_batch_tokens,
+        "share_prefixes": model.batching.share_prefixes,
+        "calibration": model.calibration.to_json() if model.calibration else None,
+        "description": description,
+    }
+
+
+def read_ready(message: Message) -> Loaded:
+    known = message["calibration"]
+    costs = Calibration.from_json(known).costs() if known else None
+    limits = Limits(message["batch_size"], message["max_batch_tokens"], costs)
+    traits = EngineTraits(**message["traits"])
+    batching = Batching(traits, message["policy"], limits, message["share_prefixes"])
+    return Loaded(batching, message["description"])
+
+
+def timing_values(timing: Timing) -> list[float | None]:
+    return [timing.submitted, timing.finished, timing.first_token]
+
+
+def read_timing(values: list[Any]) -> Timing:
+    return Timing(*values)
