@@ -49,6 +49,7 @@ LAYERS = [
     {"quantizing"},
     {"forecast"},
     {"serve"},
+    {"load_test"},
     {"cli"},
 ]
 FACADE = {"__init__", "__main__"}
@@ -107,7 +108,7 @@ def test_importing_loads_no_heavy_library(code: str) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        "run", "serve", "compare", "assess", "classify", "status", "export",
+        "run", "serve", "load-test", "compare", "assess", "classify", "status", "export",
         "quantize", "prepare", "plan", "calibrate", "models",
     ],
 )  # fmt: skip

@@ -216,11 +216,11 @@ def test_tokens_are_those_of_the_rows_that_wait(data: st.DataObject) -> None:
         prompt = row(index, data.draw(st.integers(1, 99)))
         if rows.offer([prompt], float(index)):
             inside[index] = tokens_of(prompt)
-        if inside and data.draw(st.integers(0, 1)):
+        if data.draw(st.booleans()) and inside:
             gone = data.draw(st.sampled_from(sorted(inside)))
             rows.withdraw(gone)
             del inside[gone]
-        if data.draw(st.integers(0, 1)):
+        if data.draw(st.booleans()):
             for prompt in (rows.take(float(index)) or Batch(())).prompts:
                 del inside[prompt.index]
         assert (rows.tokens, len(rows)) == (sum(inside.values()), len(inside))

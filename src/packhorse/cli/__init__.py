@@ -21,6 +21,7 @@ EXIT_FAILED_ROWS = 3
 VERBS = {
     "run": "run a model over a file of prompts; run again to go on where it stopped",
     "serve": "answer requests as they come, batched, over OpenAI's HTTP interface",
+    "load-test": "send a server requests at given rates and report how it answers",
     "compare": "what each technique costs and buys on your own prompts, and which to use",
     "assess": "whether a classic classifier would do, on your labelled rows, at what cost",
     "classify": "label a file with what assess has saved",
@@ -75,7 +76,7 @@ def _parser(verb: str | None) -> argparse.ArgumentParser:
     for name, help_text in VERBS.items():
         sub = verbs.add_parser(name, help=help_text, description=_sentence(help_text))
         if name == verb:
-            module = import_module(f"packhorse.cli.{name}")
+            module = import_module(f"packhorse.cli.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser

@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name clients call the server by, beside localhost and addresses; repeatable",
     )
     group.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="for files and batches, which are not served without it",
+    )
+    group.add_argument(
         "--drain-seconds",
         type=float,
         metavar="S",
@@ -145,6 +151,7 @@ def _config(arguments: argparse.Namespace) -> ServeConfig:
         ),
         api_keys=_api_keys(arguments.api_key_file),
         allowed_hosts=tuple(arguments.allow_host),
+        state=arguments.state,
         drain_seconds=arguments.drain_seconds,
         allow_pickle=arguments.allow_pickle,
     )

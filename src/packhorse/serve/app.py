@@ -11,9 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from packhorse import __version__
+from packhorse.serve.batch_routes import batch_routes, file_routes, no_batch_routes
+from packhorse.serve.batches import Batches
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.figures import Figures
 from packhorse.serve.guard import Guard, Rules
+from packhorse.serve.page import page_routes
 from packhorse.serve.problems import Problem
 from packhorse.serve.routes import health_routes, openai_routes
 from packhorse.serve.service import Service
@@ -22,8 +25,10 @@ _log = logging.getLogger("packhorse.serve")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def application(config: ServeConfig, service: Service, figures: Figures) -> Guard:
-    """The ASGI application of a server."""
+def application(
+    config: ServeConfig, service: Service, figures: Figures, batches: Batches | None
+) -> Guard:
+    """The ASGI application of a server. batches: None where it keeps no files."""
     app = FastAPI(
         title="packhorse",
         version=__version__,
@@ -33,6 +38,12 @@ def application(config: ServeConfig, service: Service, figures: Figures) -> Guar
     )
     app.include_router(openai_routes(service, config.bounds))
     app.include_router(health_routes(service))
+    app.include_router(page_routes(service))
+    if batches is None:
+        app.include_router(no_batch_routes())
+    else:
+        app.include_router(file_routes(batches.files))
+        app.include_router(batch_routes(batches))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)

@@ -56,7 +56,7 @@ class ServeConfig:
     api_keys: any of them lets a client in; none is needed where there are none.
     allowed_hosts: names by which clients may call the server, beside localhost and IP addresses.
     drain_seconds: time for requests under way once the server is told to end.
-    state: folder for files and batches; None is a folder in the user's cache.
+    state: folder for files and batches, of this server alone; without one there are none.
     """
 
     model: str

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from packhorse.batching.expected import sizes_of
-from packhorse.data import Batch, Failure, Prompt
+from packhorse.data import Batch, Prompt
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536)
 
 
+@dataclass(slots=True)
+class Recent:
+    """What happened last, for the page (seconds, rows); generated_tokens: since the start."""
+
+    generated_tokens: int = 0
+    batch_rows: deque[int] = field(default_factory=lambda: deque(maxlen=60))
+    first_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=500))
+    row_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=500))
+
+
 class Figures:
     """Counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
+        self.recent = Recent()
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -53,14 +67,26 @@ class Figures:
 
     def count_batch(self, batch: Batch) -> None:
         sizes = sizes_of(batch)
+        self.recent.batch_rows.append(len(sizes))
         self.batch_rows.observe(len(sizes))
         self.batch_tokens.observe(sum(row.shared + row.prompt + row.new for row in sizes))
 
-    def count_outcome(self, prompt: Prompt, outcome: object, seconds: float) -> None:
-        """seconds: since the row was admitted."""
-        if isinstance(outcome, Failure):
-            self.rows_ended.labels(outcome.code).inc()
-            return
+    def count_token(self, first_seconds: float | None) -> None:
+        """first_seconds: since the row was admitted, for its first token."""
+        self.recent.generated_tokens += 1
+        self.generated_tokens.inc()
+        if first_seconds is not None:
+            self.recent.first_seconds.append(first_seconds)
+            self.first_token_seconds.observe(first_seconds)
+
+    def count_failed(self, code: str) -> None:
+        self.rows_ended.labels(code).inc()
+
+    def count_completed(self, prompt: Prompt, arrived: float, submitted: float) -> None:
+        """arrived: when the row was admitted; submitted: when the engine took its batch."""
+        seconds = time.monotonic() - arrived
         self.rows_ended.labels("completed").inc()
         self.prompt_tokens.inc(len(prompt.token_ids))
+        self.queue_seconds.observe(max(0.0, submitted - arrived))
         self.row_seconds.observe(seconds)
+        self.recent.row_seconds.append(seconds)

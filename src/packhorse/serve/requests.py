@@ -25,7 +25,7 @@ class Work:
 
     contents: a chat, or one or more texts to be continued as they stand. options: decoding options
     it brings, by Decoding's names. choices: of each content. include_usage: a last chunk with the
-    tokens used ends the stream.
+    tokens used ends the stream. is_bare: texts are continued as they stand.
     """
 
     contents: tuple[str | tuple[Message, ...], ...]
@@ -33,10 +33,11 @@ class Work:
     choices: int
     is_stream: bool
     include_usage: bool
+    is_bare: bool = True
 
     def requests(self) -> list[Request]:
         return [
-            Request(index, index, 0, content, self.options, bare=isinstance(content, str))
+            Request(index, index, 0, content, self.options, bare=self.is_bare)
             for index, content in enumerate(self.contents)
         ]
 

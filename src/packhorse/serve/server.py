@@ -9,16 +9,20 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import filelock
 import uvicorn
 
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel
 from packhorse.serve.app import application
+from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.figures import Figures
+from packhorse.serve.files import FileStore
 from packhorse.serve.protocol import bounded_protocol
 from packhorse.serve.service import Service
 from packhorse.serve.supervisor import Supervisor
@@ -39,7 +43,9 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
     """
     check(config)
     listener = listen(config.host, config.port)
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(listener))
+        stack.enter_context(held(config.state))
         prepared = prepare_for(
             config.model, config.engine, allow_pickle=config.allow_pickle, report=report
         )
@@ -84,6 +90,24 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+@contextlib.contextmanager
+def held(state: Path | None) -> Iterator[None]:
+    """Holds the folder for files and batches; ConfigError where it cannot be had."""
+    if state is None:
+        yield
+        return
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(state / "lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ConfigError(f"another server uses {state}", "give each its own --state") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{state} cannot be used: {error.strerror}", "name another folder"
+        ) from error
+
+
 def allow_many_connections(connections: int) -> None:
     """Raises the limit of open files where it is lower than what connections need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -109,9 +133,13 @@ async def _serve(
     what = Loading(prepared, config.engine, config.batching, config.decoding)
     supervisor = Supervisor(what, WaitingRows(config.waits), figures, report)
     service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
+    batches = None
+    if config.state is not None:
+        store = FileStore(config.state / "files")
+        batches = Batches(config.state / "batches", store, service)
     server = _Server(
         uvicorn.Config(
-            application(config, service, figures),
+            application(config, service, figures, batches),
             http=bounded_protocol(config.bounds),
             ws="none",
             lifespan="off",
@@ -128,12 +156,16 @@ async def _serve(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(supervisor.start())
     asked = asyncio.create_task(signals.asked.wait())
+    batching = asyncio.create_task(batches.run()) if batches else None
     try:
         await _first_of(loading, asked, serving)
         if loading.done():
             loading.result()
             report(f"serving {service.name} at {address_of(listener)}")
             await _first_of(asked, serving)
+        if batching is not None:
+            batching.cancel()
+            await asyncio.gather(batching, return_exceptions=True)
         report("finishing what is under way; signal again to end at once")
         return await supervisor.drain(config.drain_seconds, signals.hurried)
     finally:

@@ -96,8 +96,13 @@ class Supervisor:
         self._idle.set()
         figures.watch("waiting_rows", "Rows that wait for the engine", waiting.__len__)
         figures.watch("waiting_tokens", "Prompt and new tokens that wait", lambda: waiting.tokens)
-        figures.watch("running_rows", "Rows in the engine", lambda: len(self._in_flight))
+        figures.watch("running_rows", "Rows in the engine", lambda: self.rows_running)
         figures.watch("ready", "1 while requests are taken", lambda: self.state == "ready")
+
+    @property
+    def rows_running(self) -> int:
+        """Rows in the engine, those whose clients have left included."""
+        return len(self._in_flight)
 
     async def start(self) -> Loaded:
         """Returns once the engine is loaded. Raises PackhorseError if it cannot be."""
@@ -207,11 +212,10 @@ class Supervisor:
             self._first.set_result(loaded)
 
     def _take_token(self, index: int, token_id: int) -> None:
-        self.figures.generated_tokens.inc()
         row = self._rows.get(index)
+        is_first = row is not None and not row.token_ids
+        self.figures.count_token(time.monotonic() - row.arrived if row and is_first else None)
         if row is not None:
-            if not row.token_ids:
-                self.figures.first_token_seconds.observe(time.monotonic() - row.arrived)
             row.add(token_id)
 
     def _settle(self, index: int, outcome: Ended | Failure) -> None:
@@ -219,7 +223,10 @@ class Supervisor:
         row = self._rows.pop(index, None)
         if row is not None:
             row.settle(outcome)
-            self.figures.count_outcome(row.prompt, outcome, time.monotonic() - row.arrived)
+            if isinstance(outcome, Failure):
+                self.figures.count_failed(outcome.code)
+            else:
+                self.figures.count_completed(row.prompt, row.arrived, outcome.timing.submitted)
         self._note_idle()
 
     def _fail(self, indexes: Sequence[int], code: str, message: str) -> None:

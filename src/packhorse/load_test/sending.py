@@ -1,0 +1,146 @@
+"""Sends requests when they are due and notes what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import httpx
+
+from packhorse.data import Request
+from packhorse.errors import InputError
+
+_OPTION_NAMES = {"max_new_tokens": "max_tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one request; seconds since the trial's start.
+
+    due: when it was to be sent; sent: when it was. first_token, finished: None where it failed.
+    tokens: generated, as the server counts them. error: its code, or what went wrong; "" for none.
+    """
+
+    due: float
+    sent: float
+    first_token: float | None
+    finished: float | None
+    tokens: int
+    error: str
+
+
+def arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """Moments of `count` requests of a Poisson process of `rate` a second, from 0 (seconds)."""
+    if math.isinf(rate):
+        return [0.0] * count
+    chance = random.Random(seed)  # noqa: S311 - repeatable arrivals, not secrecy
+    gaps = [chance.expovariate(rate) for _ in range(count - 1)]
+    return list(accumulate(gaps, initial=0.0))
+
+
+def body_of(request: Request, model: str, max_new_tokens: int | None) -> tuple[str, dict[str, Any]]:
+    """Path and body that ask a server for what `packhorse run` would do with a row."""
+    options = {_OPTION_NAMES.get(name, name): value for name, value in request.options.items()}
+    if max_new_tokens is not None:
+        options.setdefault("max_tokens", max_new_tokens)
+    shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
+    if isinstance(request.content, str) and request.bare:
+        return "/v1/completions", {**options, **shared, "prompt": request.content}
+    messages: list[Any] = (
+        [{"role": "user", "content": request.content}]
+        if isinstance(request.content, str)
+        else [dict(message) for message in request.content]
+    )
+    return "/v1/chat/completions", {**options, **shared, "messages": messages}
+
+
+def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_seconds, limits=limits)
+
+
+async def served_model(client: httpx.AsyncClient) -> str:
+    """The name of the model behind a server. Raises InputError where none answers."""
+    try:
+        answer = await client.get("/v1/models")
+        answer.raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"no server to be tested answers at {client.base_url}: {error}",
+            "start one with packhorse serve, and give its address, such as http://127.0.0.1:8000",
+        ) from error
+
+
+async def send_all(
+    client: httpx.AsyncClient, bodies: Sequence[tuple[str, dict[str, Any]]], due: Sequence[float]
+) -> list[Reply]:
+    """One reply for each moment of `due`, in that order; bodies are taken in turn."""
+    started = time.monotonic()
+
+    async def at(number: int) -> Reply:
+        await asyncio.sleep(due[number] - (time.monotonic() - started))
+        path, body = bodies[number % len(bodies)]
+        return await _send(client, path, body, due[number], started)
+
+    return list(await asyncio.gather(*(at(number) for number in range(len(due)))))
+
+
+async def _send(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], due: float, started: float
+) -> Reply:
+    def now() -> float:
+        return time.monotonic() - started
+
+    sent, first, tokens = now(), None, 0
+    try:
+        async with client.stream("POST", path, json=body) as answer:
+            if answer.status_code != 200:
+                await answer.aread()
+                return Reply(due, sent, None, None, 0, _code(answer))
+            async for event in _events(answer):
+                if event is None:
+                    return Reply(due, sent, first, now(), tokens, "")
+                if "error" in event:
+                    return Reply(due, sent, first, None, tokens, str(event["error"]["code"]))
+                if first is None and _has_text(event):
+                    first = now()
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    except httpx.HTTPError as error:
+        return Reply(due, sent, first, None, tokens, type(error).__name__)
+    return Reply(due, sent, first, None, tokens, "incomplete_stream")
+
+
+async def _events(answer: httpx.Response) -> Any:
+    """Documents of a stream of server-sent events, and None at its orderly end."""
+    async for line in answer.aiter_lines():
+        if line == "data: [DONE]":
+            yield None
+        elif line.startswith("data: "):
+            yield json.loads(line[6:])
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    for choice in event.get("choices", ()):
+        if (
+            choice.get("finish_reason")
+            or choice.get("text")
+            or choice.get("delta", {}).get("content")
+        ):
+            return True
+    return False
+
+
+def _code(answer: httpx.Response) -> str:
+    try:
+        return f"{answer.status_code} {answer.json()['error']['code']}"
+    except (ValueError, LookupError, TypeError):
+        return str(answer.status_code)

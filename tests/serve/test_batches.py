@@ -1,0 +1,157 @@
+"""Files and batches through OpenAI's own client; the journal behind them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import packhorse
+from packhorse import EngineConfig
+from servers import FAKE, Served, served, wait_until
+
+
+def line(number: int, **body: Any) -> dict[str, Any]:
+    url = "/v1/completions"
+    request = {"model": "fake", "prompt": f"row {number}", "max_tokens": 20, **body}
+    return {"custom_id": f"id-{number}", "method": "POST", "url": url, "body": request}
+
+
+def jsonl(lines: list[dict[str, Any]]) -> bytes:
+    return "\n".join(map(json.dumps, lines)).encode()
+
+
+def client_of(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+
+
+def begun(client: openai.OpenAI, lines: list[dict[str, Any]]) -> str:
+    file = client.files.create(file=("rows.jsonl", jsonl(lines)), purpose="batch")
+    return client.batches.create(
+        input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+    ).id
+
+
+def ended(client: openai.OpenAI, batch: str) -> Any:
+    found: list[Any] = []
+
+    def has_ended() -> bool:
+        found.append(client.batches.retrieve(batch))
+        return found[-1].status in ("completed", "failed", "cancelled")
+
+    wait_until(has_ended, seconds=60)
+    return found[-1]
+
+
+def counts(client: openai.OpenAI, batch: str) -> Any:
+    return client.batches.retrieve(batch).request_counts
+
+
+def output_of(client: openai.OpenAI, batch: Any) -> list[dict[str, Any]]:
+    text = client.files.content(batch.output_file_id).text
+    return [json.loads(each) for each in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(*FAKE, "--state", str(tmp_path_factory.mktemp("state"))) as running:
+        yield running
+
+
+def test_a_batch_has_every_row_once_in_order(server: Served) -> None:
+    client = client_of(server)
+    lines = [*(line(number) for number in range(80)), line(80, tools=[{"type": "function"}])]
+    batch = ended(client, begun(client, lines))
+    assert (batch.status, batch.request_counts.total) == ("completed", 81)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (80, 1)
+    rows = output_of(client, batch)
+    assert [row["custom_id"] for row in rows] == [f"id-{number}" for number in range(81)]
+    with packhorse.load("fake", engine=EngineConfig(engine="fake")) as model:
+        prompts = [f"row {number}" for number in range(80)]
+        texts = {
+            answer.index: answer.text
+            for answer in model.generate(prompts, max_new_tokens=20)
+            if isinstance(answer, packhorse.Answer)
+        }
+    got = [row["response"]["body"]["choices"][0]["text"] for row in rows[:80]]
+    assert got == [texts[number] for number in range(80)]
+    assert rows[80]["error"]["code"] == "unsupported_option"
+
+
+def test_files_can_be_listed_and_removed(server: Served) -> None:
+    client = client_of(server)
+    file = client.files.create(file=("../../x.jsonl", b"{}\n"), purpose="batch")
+    assert (file.bytes, file.filename) == (3, "../../x.jsonl")
+    assert client.files.content(file.id).read() == b"{}\n"
+    assert file.id in [each.id for each in client.files.list()]
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/files/absent", 404),
+        ("/v1/files/..%2F..%2Flock/content", 404),
+        ("/v1/files/file-000000000000000000000000", 404),
+        ("/v1/batches/batch_0", 404),
+    ],
+)
+def test_names_that_are_not_there(server: Served, path: str, status: int) -> None:
+    with server.client() as client:
+        answer = client.get(path)
+    assert (answer.status_code, "error" in answer.json()) == (status, True)
+
+
+def test_bad_uploads_and_batches(server: Served, fake_server: Served) -> None:
+    with server.client() as client:
+        assert client.post("/v1/files", files={"other": b"x"}).status_code == 400
+        for purpose in ("fine-tune", ""):
+            fields = {"purpose": purpose}
+            answer = client.post("/v1/files", files={"file": b"x"}, data=fields)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "purpose")
+        assert client.post("/v1/files", json={}).status_code == 415
+        body = {"input_file_id": "file-0", "endpoint": "/v1/completions"}
+        assert client.post("/v1/batches", json=body).status_code == 400
+        whole = {**body, "completion_window": "24h"}
+        assert client.post("/v1/batches", json=whole).status_code == 404
+    with fake_server.client() as client:
+        assert client.get("/v1/files").status_code == 404
+        assert client.post("/v1/batches", json={}).status_code == 404
+
+
+def test_a_file_that_is_no_input_fails_its_batch(server: Served) -> None:
+    client = client_of(server)
+    batch = ended(client, begun(client, [line(1), line(1)]))
+    assert batch.status == "failed"
+    assert "same id" in batch.errors.data[0].message
+
+
+def test_a_batch_can_be_cancelled_and_outlives_its_server(tmp_path: Path) -> None:
+    state = ("--state", str(tmp_path))
+    lines = [line(number) for number in range(150)]
+    with served(*FAKE, *state, seconds_per_token=0.02) as server:
+        client = client_of(server)
+        interrupted = begun(client, lines)
+        wait_until(lambda: counts(client, interrupted).completed >= 10)
+        server.process.kill()
+        server.process.wait()
+    time.sleep(0.1)
+    with served(*FAKE, *state) as server:
+        client = client_of(server)
+        batch = ended(client, interrupted)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 150)
+        ids = [row["custom_id"] for row in output_of(client, batch)]
+        assert ids == [each["custom_id"] for each in lines]
+    with served(*FAKE, *state, seconds_per_token=0.02) as server:
+        client = client_of(server)
+        cancelled = begun(client, lines)
+        wait_until(lambda: counts(client, cancelled).total > 0)
+        client.batches.cancel(cancelled)
+        assert ended(client, cancelled).status == "cancelled"
