@@ -23,6 +23,7 @@ from packhorse.serve.child import Loading
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.figures import Figures
 from packhorse.serve.files import FileStore
+from packhorse.serve.guard import Guard
 from packhorse.serve.protocol import bounded_protocol
 from packhorse.serve.service import Service
 from packhorse.serve.supervisor import Supervisor
@@ -133,25 +134,8 @@ async def _serve(
     what = Loading(prepared, config.engine, config.batching, config.decoding)
     supervisor = Supervisor(what, WaitingRows(config.waits), figures, report)
     service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
-    batches = None
-    if config.state is not None:
-        store = FileStore(config.state / "files")
-        batches = Batches(config.state / "batches", store, service)
-    server = _Server(
-        uvicorn.Config(
-            application(config, service, figures, batches),
-            http=bounded_protocol(config.bounds),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=config.bounds.header_bytes,
-            timeout_graceful_shutdown=CLOSE_SECONDS,
-            backlog=BACKLOG,
-        )
-    )
+    batches = _batches(config, service)
+    server = _Server(_uvicorn(config, application(config, service, figures, batches)))
     signals = _Signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(supervisor.start())
@@ -175,6 +159,28 @@ async def _serve(
         await supervisor.stop()
         await serving
         service.close()
+
+
+def _batches(config: ServeConfig, service: Service) -> Batches | None:
+    if config.state is None:
+        return None
+    return Batches(config.state / "batches", FileStore(config.state / "files"), service)
+
+
+def _uvicorn(config: ServeConfig, guarded: Guard) -> uvicorn.Config:
+    return uvicorn.Config(
+        guarded,
+        http=bounded_protocol(config.bounds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=config.bounds.header_bytes,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+        backlog=BACKLOG,
+    )
 
 
 class _Signals:

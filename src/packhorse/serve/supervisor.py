@@ -10,14 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import Literal
 
 from packhorse.data import Failure, FinishReason, Prompt, Timing
-from packhorse.errors import ConfigError, EngineError, ModelError, PackhorseError
 from packhorse.serve import child
-from packhorse.serve.channel import Channel, Message
+from packhorse.serve.channel import Message
 from packhorse.serve.figures import Figures
+from packhorse.serve.process import EngineProcess, died_loading
 from packhorse.serve.waiting import WaitingRows
 from packhorse.serve.wire import Loaded, batch_message, read_ready, read_timing
 
@@ -26,8 +25,6 @@ FIRST_BACK_OFF_SECONDS = 0.5
 LONGEST_BACK_OFF_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 """An engine that ran this long did not die of being started."""
-STOP_SECONDS = 5.0
-_LOADING_ERRORS = {"ConfigError": ConfigError, "ModelError": ModelError}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ class Supervisor:
         self._in_flight: set[int] = set()
         self._has_room = False
         self._timer: asyncio.TimerHandle | None = None
-        self._engine: _EngineProcess | None = None
+        self._engine: EngineProcess | None = None
         self._first: asyncio.Future[Loaded] | None = None
         self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
@@ -161,11 +158,11 @@ class Supervisor:
         back_off = FIRST_BACK_OFF_SECONDS
         while True:
             started = time.monotonic()
-            self._engine = engine = _EngineProcess(self._loading, self._handle)
+            self._engine = engine = EngineProcess(self._loading, self._handle)
             await engine.ended.wait()
             self._lose_engine()
             if self._first is not None and not self._first.done():
-                self._first.set_exception(engine.refusal or _died_loading(engine.exit_code))
+                self._first.set_exception(engine.refusal or died_loading(engine.exit_code))
                 return
             if time.monotonic() - started > STEADY_SECONDS:
                 back_off = FIRST_BACK_OFF_SECONDS
@@ -255,65 +252,3 @@ class Supervisor:
         elif (due := self.waiting.due_at()) is not None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, due - now), self._feed)
-
-
-class _EngineProcess:
-    """One life of the engine. handle: gets its messages in the event loop.
-
-    ended: set when it is gone. refusal: why it could not load, where it said so.
-    """
-
-    def __init__(self, loading: child.Loading, handle: Callable[[list[Message]], None]) -> None:
-        self.ended = asyncio.Event()
-        self.refusal: PackhorseError | None = None
-        self._handle = handle
-        self._loop = asyncio.get_running_loop()
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=child.main, args=(theirs, loading), name="packhorse-engine", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self.channel = Channel(ours, self._received, self._closed)
-
-    @property
-    def exit_code(self) -> int | None:
-        return self._process.exitcode
-
-    async def end(self, *, at_once: bool) -> None:
-        """Asks it to end, and ends it if it does not; at_once: without asking."""
-        self.channel.send({"kind": "stop"})
-        try:
-            await asyncio.wait_for(self.ended.wait(), 0 if at_once else STOP_SECONDS)
-        except TimeoutError:
-            self._process.kill()
-            await self.ended.wait()
-
-    def _received(self, messages: list[Message]) -> None:
-        self._in_loop(self._take, messages)
-
-    def _take(self, messages: list[Message]) -> None:
-        for message in messages:
-            if message["kind"] == "refused":
-                kind = _LOADING_ERRORS.get(message["error"], EngineError)
-                self.refusal = kind(message["message"], message["hint"])
-        self._handle(messages)
-
-    def _closed(self) -> None:
-        self._process.join(STOP_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._in_loop(self.ended.set)
-
-    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call, *arguments)
-
-
-def _died_loading(exit_code: int | None) -> EngineError:
-    return EngineError(
-        f"the engine's process ended with {exit_code} while it loaded the model",
-        "what it wrote above says more; a negative number is a signal, -9 often too little memory",
-    )

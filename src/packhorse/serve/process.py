@@ -1,0 +1,77 @@
+"""The server's side of its engine's process: one life of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from multiprocessing import get_context
+
+from packhorse.errors import ConfigError, EngineError, ModelError, PackhorseError
+from packhorse.serve import child
+from packhorse.serve.channel import Channel, Message
+
+STOP_SECONDS = 5.0
+_LOADING_ERRORS = {"ConfigError": ConfigError, "ModelError": ModelError}
+
+
+class EngineProcess:
+    """One life of the engine. handle: gets its messages in the event loop.
+
+    ended: set when it is gone. refusal: why it could not load, where it said so.
+    """
+
+    def __init__(self, loading: child.Loading, handle: Callable[[list[Message]], None]) -> None:
+        self.ended = asyncio.Event()
+        self.refusal: PackhorseError | None = None
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(
+            target=child.main, args=(theirs, loading), name="packhorse-engine", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.channel = Channel(ours, self._received, self._closed)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.exitcode
+
+    async def end(self, *, at_once: bool) -> None:
+        """Asks it to end, and ends it if it does not; at_once: without asking."""
+        self.channel.send({"kind": "stop"})
+        try:
+            await asyncio.wait_for(self.ended.wait(), 0 if at_once else STOP_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+            await self.ended.wait()
+
+    def _received(self, messages: list[Message]) -> None:
+        self._in_loop(self._take, messages)
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message["kind"] == "refused":
+                kind = _LOADING_ERRORS.get(message["error"], EngineError)
+                self.refusal = kind(message["message"], message["hint"])
+        self._handle(messages)
+
+    def _closed(self) -> None:
+        self._process.join(STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._in_loop(self.ended.set)
+
+    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def died_loading(exit_code: int | None) -> EngineError:
+    """Why there is no engine, where it could not say so itself."""
+    return EngineError(
+        f"the engine's process ended with {exit_code} while it loaded the model",
+        "what it wrote above says more; a negative number is a signal, -9 often too little memory",
+    )
