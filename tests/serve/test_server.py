@@ -195,6 +195,7 @@ def test_an_engine_that_dies_costs_what_it_ran(slow_server: Served) -> None:
     assert int(results[0].headers["retry-after"]) >= 1
     with slow_server.client() as client:
         assert client.get("/health/live").status_code == 200
+        wait_until(lambda: client.get("/health/ready").status_code == 503)
         waited = in_background(stalled, slow_server, 3)
         wait_until(lambda: client.get("/health/ready").status_code == 200)
     waited[0].join()

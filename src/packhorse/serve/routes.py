@@ -61,7 +61,9 @@ def health_routes(service: Service) -> APIRouter:
     @router.get("/health/ready")
     async def ready() -> dict[str, str]:
         service.require_ready()
-        return {"status": service.supervisor.state}
+        if service.supervisor.state != "ready":
+            raise Problem(503, "not_ready", "the engine is being restarted", retry_after=5)
+        return {"status": "ready"}
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

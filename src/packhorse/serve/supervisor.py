@@ -187,10 +187,12 @@ class Supervisor:
                 case "token":
                     self._take_token(message["row"], message["id"])
                 case "done":
+                    self._in_flight.discard(message["row"])
                     ended = Ended(message["reason"], read_timing(message["timing"]))
                     self._settle(message["row"], ended)
                 case "failed":
                     row = message["row"]
+                    self._in_flight.discard(row)
                     self._settle(row, Failure(row, message["code"], message["message"]))
                 case "room":
                     self._has_room = True
@@ -216,7 +218,6 @@ class Supervisor:
             row.add(token_id)
 
     def _settle(self, index: int, outcome: Ended | Failure) -> None:
-        self._in_flight.discard(index)
         row = self._rows.pop(index, None)
         if row is not None:
             row.settle(outcome)
