@@ -25,8 +25,8 @@ from packhorse.atomic import write_json
 from packhorse.config import InputConfig
 from packhorse.data import Answer, Failure, Request
 from packhorse.errors import PackhorseError
+from packhorse.jobs import export_journal
 from packhorse.journal import Journal
-from packhorse.pipeline import export_journal
 from packhorse.serve.files import FileStore
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work
