@@ -1,0 +1,148 @@
+"""Bounds on peers, with bounds small enough to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import uvicorn
+
+from packhorse.serve.config import Bounds
+from packhorse.serve.figures import Figures
+from packhorse.serve.guard import Event, Guard, Receive, Rules, Scope, Send
+from packhorse.serve.protocol import bounded_protocol
+
+SMALL = Bounds(
+    body_bytes=100,
+    upload_bytes=1000,
+    connections=2,
+    header_seconds=0.2,
+    body_seconds=0.2,
+    write_seconds=0.2,
+)
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the length of the body, however it comes."""
+    length, event = 0, await receive()
+    while True:
+        length += len(event["body"])
+        if not event.get("more_body"):
+            break
+        event = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+def exchanged(path: str, chunks: list[bytes], *, stalls: bool = False) -> tuple[int, bytes]:
+    """Status and body that a guarded `echo` answers to a body in chunks."""
+    sent: list[Event] = []
+    coming = list(chunks)
+
+    async def receive() -> Event:
+        if coming:
+            more = len(coming) > 1 or stalls
+            return {"type": "http.request", "body": coming.pop(0), "more_body": more}
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def send(event: Event) -> None:
+        sent.append(event)
+
+    kind = b"multipart/form-data" if path == "/v1/files" else b"application/json"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", kind), (b"transfer-encoding", b"x")],
+    }
+    rules = Rules("127.0.0.1", frozenset(), (), SMALL)
+    asyncio.run(Guard(echo, rules, Figures())(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "stalls", "status"),
+    [
+        ([b"a" * 60, b"b" * 40], False, 200),
+        ([b"a" * 60, b"b" * 41], False, 413),
+        ([b"a" * 60], True, 408),
+    ],
+)
+def test_bodies(chunks: list[bytes], stalls: bool, status: int) -> None:
+    found, body = exchanged("/v1/completions", chunks, stalls=stalls)
+    assert found == status
+    assert body == b"100" if status == 200 else json.loads(body)["error"]["type"]
+
+
+def test_an_upload_may_be_larger_and_is_passed_on_as_it_comes() -> None:
+    assert exchanged("/v1/files", [b"a" * 600, b"b" * 400]) == (200, b"1000")
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    """128 MB, far more than buffers hold."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(2000):
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def with_server(application: Any, client: Callable[[int], Awaitable[None]]) -> None:
+    """Runs `client` against a server with small bounds; it gets the port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        application, http=bounded_protocol(SMALL), lifespan="off", ws="none",
+        log_config=None, timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve([listener]))
+    try:
+        await client(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def taken_from(connection: socket.socket) -> int:
+    """Bytes that are still there, until the connection ends or is reset."""
+    taken, loop = 0, asyncio.get_running_loop()
+    with suppress(ConnectionResetError):
+        while chunk := await loop.sock_recv(connection, 1 << 20):
+            taken += len(chunk)
+    return taken
+
+
+def test_a_reader_that_takes_nothing_is_let_go() -> None:
+    async def client(port: int) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setblocking(False)
+            await loop.sock_sendall(connection, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await asyncio.sleep(0.8)
+            assert await taken_from(connection) < 64 << 20
+
+    asyncio.run(asyncio.wait_for(with_server(endless, client), 20))
+
+
+def test_headers_that_dribble_and_connections_that_are_too_many() -> None:
+    async def client(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        started = asyncio.get_running_loop().time()
+        for piece in (b"GET", b" / HT", b"TP/1.1\r\n"):
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        assert b" 408 " in await reader.read()
+        assert asyncio.get_running_loop().time() - started < 5
+        pairs = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        assert b" 503 " in await pairs[-1][0].read()
+        for _, each in [(reader, writer), *pairs]:
+            each.close()
+
+    asyncio.run(asyncio.wait_for(with_server(echo, client), 20))
