@@ -13,7 +13,7 @@ from typing import Literal
 from packhorse.data import Decoding
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
-ENGINES = ("auto", "transformers", "ctranslate2", "fake")
+ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",
@@ -41,6 +41,8 @@ class EngineConfig:
         `packhorse quantize` found for it, else the best its family can have.
     workers, threads: None is the fastest that was measured where the engine was calibrated, else
         one single-threaded worker a core for ctranslate2, one with all cores for transformers.
+    cache_bytes: memory for keys and values, for an engine that allocates it once (packed); None is
+        what 65,536 tokens take, at most half of what is free.
     """
 
     engine: str = "auto"
@@ -49,14 +51,16 @@ class EngineConfig:
     workers: int | None = None
     threads: int | None = None
     quantization_method: str = "auto"
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchingConfig:
     """How rows are put into batches.
 
-    policy: a name of `packhorse.batching.POLICIES`; "auto" is planned for an engine that computes
-        prompts past the shortest of a batch token by token, and sorted-dynamic for all others.
+    policy: a name of `packhorse.batching.POLICIES`; "auto" is continuous for an engine that rows
+        join and leave at every step, planned for one that computes prompts past the shortest of a
+        batch token by token, and sorted-dynamic for all others.
     batch_size: rows a batch, for the policies that count rows.
     max_batch_tokens: tokens a batch, padding and tokens still to be generated included, for the
         policies that count tokens; None is derived from free memory and the engine.

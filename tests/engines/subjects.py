@@ -68,6 +68,32 @@ def ctranslate2(name: str, folder: Path, end_ids: tuple[int, ...], **facts: Any)
     return Subject(name, make, **{"ids": range(3, 300), "end_ids": end_ids, **facts})
 
 
+def packed(
+    name: str, folder: Path, end_ids: tuple[int, ...], quantization: str, **facts: Any
+) -> Subject:
+    """Few rows, short steps and a cache of two rows at most, so that prompts are cut and rows are
+    put back all the time."""
+    from packhorse.engines.packed import PackedEngine
+    from packhorse.engines.packed.architecture import read_architecture
+    from packhorse.engines.packed.cache import bytes_per_token
+
+    def make(**options: Any) -> Engine:
+        token_bytes = bytes_per_token(read_architecture(folder), quantized=quantization == "int8")
+        context = options.get("max_context", 256)
+        defaults = {
+            "end_ids": end_ids,
+            "max_context": 256,
+            "quantization": quantization,
+            "rows": 6,
+            "step_tokens": 37,
+            "threads": 2,
+            "cache_bytes": 2 * context * token_bytes,
+        }
+        return PackedEngine(folder, **{**defaults, **options})
+
+    return Subject(name, make, **{"ids": range(3, 300), "end_ids": end_ids, **facts})
+
+
 def in_batches(prompts: Sequence[Prompt], rows: int) -> Iterator[Batch]:
     return (Batch(tuple(prompts[start : start + rows])) for start in range(0, len(prompts), rows))
 

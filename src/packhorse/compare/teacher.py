@@ -191,9 +191,26 @@ class CTranslate2LogProbs:
         return log_softmax(np.asarray(storage)[0, len(prompt_ids) - 1 :])
 
 
+class PackedLogProbs:
+    """A Hugging Face folder on the packed engine, in its float32 or int8."""
+
+    def __init__(self, folder: Path, compute_type: str = "float32") -> None:
+        from packhorse.engines.packed import PackedEngine, read_architecture
+
+        context = read_architecture(folder).config.max_position_embeddings
+        self._engine = PackedEngine(
+            folder, end_ids=(), max_context=context, quantization=compute_type, threads=1
+        )
+
+    def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
+        ids = _joined(prompt_ids, continuation_ids)
+        return log_softmax(self._engine.logits_after(ids, len(continuation_ids)))
+
+
 SCORERS: Mapping[str, Callable[[Path, str], LogProbs] | None] = {
     "transformers": TransformersLogProbs,
     "ctranslate2": CTranslate2LogProbs,
+    "packed": PackedLogProbs,
     "fake": None,
 }
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOADERS = {
     "transformers": "packhorse.engines.hf:load",
     "ctranslate2": "packhorse.engines.ct2:load",
+    "packed": "packhorse.engines.packed:load",
     "fake": "packhorse.engines.fake:load",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
@@ -26,7 +26,10 @@ from packhorse.models.quantized import (
 from packhorse.models.resolve import CTranslate2Folder, HubModel, engine_for, resolve
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 
-_TRANSFORMERS_FORMATS = ("auto", "float32", "bfloat16", "float16")
+_FORMATS = {
+    "transformers": ("auto", "float32", "bfloat16", "float16"),
+    "packed": ("auto", "float32", "int8"),
+}
 _warn: Report = logging.getLogger("packhorse.models").warning
 
 
@@ -88,9 +91,9 @@ def _prepare(asked: _Asked) -> PreparedModel:
         return _ready(asked.model, source.path, asked.report)
     assert not isinstance(source, HubModel)
     original = Original(source, asked.allow_pickle, asked.report)
-    if chosen == "transformers":
-        return original.prepared(asked.model)
-    return _for_ctranslate2(original, asked)
+    if chosen == "ctranslate2":
+        return _for_ctranslate2(original, asked)
+    return replace(original.prepared(asked.model), asked_engine=chosen)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
@@ -206,8 +209,9 @@ def _check_names(quantization: str, device: str) -> None:
 
 
 def _check_formats(engine: str, quantization: str) -> None:
-    if engine == "transformers" and quantization not in _TRANSFORMERS_FORMATS:
+    formats = _FORMATS.get(engine, (quantization,))
+    if quantization not in formats:
         raise ConfigError(
-            f"the transformers engine does not run {quantization}",
-            "add --engine ctranslate2, or choose float32, bfloat16 or float16",
+            f"the {engine} engine does not run {quantization}",
+            f"add --engine ctranslate2, or choose {', '.join(formats[1:])}",
         )

@@ -27,6 +27,7 @@ class PreparedModel:
     bytes_on_disk: size of those files (bytes).
     quantization_method: how the weights were made ready for int8, a name of
         `packhorse.config.QUANTIZATION_METHODS`; "" where they were not, or nothing tells.
+    asked_engine: the engine it was prepared for, where several load its kind.
     """
 
     name: str
@@ -37,11 +38,13 @@ class PreparedModel:
     fingerprint: str
     bytes_on_disk: int
     quantization_method: str = ""
+    asked_engine: str = ""
 
     @property
     def engine(self) -> str:
-        """The engine that loads this kind."""
-        return "transformers" if self.kind == "huggingface" else self.kind
+        """The engine that loads it."""
+        usual = "transformers" if self.kind == "huggingface" else self.kind
+        return self.asked_engine or usual
 
     def codec(self) -> Codec:
         """The model's tokenizer, loaded."""

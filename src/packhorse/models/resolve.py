@@ -90,13 +90,13 @@ def engine_for(source: Source, engine: str) -> str:
     ready = isinstance(source, CTranslate2Folder)
     if engine == "auto":
         return "ctranslate2" if ready else "transformers"
-    if engine not in ("transformers", "ctranslate2"):
+    if engine not in ("transformers", "ctranslate2", "packed"):
         raise ConfigError(
-            f"the engine {engine!r} takes no model", "use transformers or ctranslate2"
+            f"the engine {engine!r} takes no model", "use transformers, ctranslate2 or packed"
         )
-    if ready and engine == "transformers":
+    if ready and engine != "ctranslate2":
         raise ConfigError(
-            "a CTranslate2 folder cannot run on transformers",
+            f"a CTranslate2 folder cannot run on {engine}",
             "use --engine ctranslate2, or give the Hugging Face folder it was made from",
         )
     return engine

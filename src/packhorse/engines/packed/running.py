@@ -1,0 +1,218 @@
+"""One `run` of the packed engine: threads that compute steps, and the rows they pass around."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from packhorse.contract import TokenWatch
+from packhorse.data import Batch, Failure
+from packhorse.engines.packed.network import (
+    SAMPLED_AT_ONCE,
+    Network,
+    Scratch,
+    Step,
+    empty_step,
+)
+from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
+from packhorse.engines.rows import NOT_NUMBERS, Result, Row, WatchError, diagnose, refuse
+from packhorse.engines.sampling import choose_tokens, is_greedy, row_generator
+from packhorse.errors import EngineError
+
+QUEUE_SHARE = 4
+"""Rows wait for their turn up to this share of the rows under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A thread ended, by `error` or because nothing was left."""
+
+    error: BaseException | None
+
+
+_HUNGRY = object()
+"""Wakes the caller's thread: there is room for more rows."""
+
+
+class Run:
+    """Rows from `batches` to results.
+
+    network, scheduler: of this run alone while it lasts. scratches: one a thread. end_ids: token
+    ids that end a row.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        scheduler: Scheduler,
+        scratches: list[Scratch],
+        end_ids: frozenset[int],
+        max_context: int,
+        watch: TokenWatch | None,
+    ) -> None:
+        self._network, self._scheduler, self._scratches = network, scheduler, scratches
+        self._end_ids, self._max_context, self._watch = end_ids, max_context, watch
+        self._queue_rows = max(1, len(scheduler.tables) // QUEUE_SHARE)
+        self._results: SimpleQueue[object] = SimpleQueue()
+        self._changed = threading.Condition()
+        self._has_input, self._is_cancelled = True, False
+        self._was_hungry = self._was_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(scratch,), name="packed", daemon=True)
+            for scratch in scratches
+        ]
+
+    def results(self, batches: Iterator[Batch]) -> Iterator[Result]:
+        """Results as rows finish. Rows are pulled as there is room; ready results go first."""
+        working = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+        try:
+            while working:
+                while self._wants_rows() and self._results.empty():
+                    batch = next(batches, None)
+                    if batch is None:
+                        self._end_input()
+                    else:
+                        yield from self._enlist(batch)
+                outcome = self._results.get()
+                if isinstance(outcome, _Ended):
+                    working -= 1
+                    if outcome.error is not None:
+                        raise outcome.error
+                elif outcome is not _HUNGRY:
+                    yield outcome  # type: ignore[misc]
+        finally:
+            self.cancel()
+        if self._was_closed:
+            raise EngineError("the engine was closed during a run", "load the model again")
+
+    def cancel(self, *, closes: bool = False) -> None:
+        """Ends the steps under way and waits for them. closes: the engine is closed."""
+        with self._changed:
+            self._is_cancelled = True
+            self._was_closed |= closes and self._has_work()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _enlist(self, batch: Batch) -> Iterator[Result]:
+        """Lets a batch's rows wait for their turn; yields those that cannot run."""
+        rows = [Row(prompt) for prompt in batch.prompts]
+        vocabulary, positions = self._network.built.vocabulary, self._network.built.positions
+        accepted = []
+        for row in rows:
+            prompt = row.prompt
+            last = len(prompt.token_ids) + prompt.decoding.max_new_tokens
+            if failure := refuse(row, self._max_context, vocabulary):
+                yield failure
+            elif positions and last > positions:
+                yield row.fail("engine_error", f"the model has {positions} positions, not {last}")
+            else:
+                prefix = prompt.token_ids[: batch.shared_prefix]
+                accepted.append(Sequence(row, prefix, row_generator(prompt.decoding)))
+        with self._changed:
+            self._scheduler.add(accepted)
+            self._changed.notify_all()
+
+    def _wants_rows(self) -> bool:
+        with self._changed:
+            self._was_hungry = False
+            return self._has_input and len(self._scheduler.waiting) < self._queue_rows
+
+    def _end_input(self) -> None:
+        with self._changed:
+            self._has_input = False
+            self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        return self._has_input or bool(self._scheduler.waiting or self._scheduler.running)
+
+    def _work(self, scratch: Scratch) -> None:
+        """Computes steps until nothing is left, in a thread of its own."""
+        usual, error = torch.get_num_threads(), None
+        torch.set_num_threads(1)
+        tables = self._scheduler.tables
+        try:
+            step = empty_step(scratch.stream.shape[0], len(tables))
+            while chosen := self._next():
+                self._compute(chosen, step, scratch)
+        except WatchError as raised:
+            error = raised.error
+        except BaseException as raised:  # noqa: BLE001 - `results` raises it in the caller's thread
+            error = raised
+        finally:
+            torch.set_num_threads(usual)
+            self._results.put(_Ended(error))
+
+    def _next(self) -> list[tuple[Sequence, int]]:
+        """Rows of the next step, once there are some; none when nothing is left to do."""
+        with self._changed:
+            while not self._is_cancelled and self._has_work():
+                chosen = self._scheduler.schedule()
+                if self._has_input and len(self._scheduler.waiting) < self._queue_rows:
+                    if not self._was_hungry:
+                        self._results.put(_HUNGRY)
+                    self._was_hungry = True
+                if chosen:
+                    return chosen
+                self._changed.wait()
+            self._changed.notify_all()
+            return []
+
+    def _compute(self, chosen: list[tuple[Sequence, int]], step: Step, scratch: Scratch) -> None:
+        try:
+            ending = pack(chosen, step)
+            self._network.run(step, self._scheduler.tables, scratch)
+            tokens = self._tokens(ending, scratch)
+        except Exception as error:  # noqa: BLE001 - what libraries raise is not theirs to choose
+            self._separate(chosen, error)
+            return
+        results: dict[Sequence, Result] = {}
+        for sequence, token in zip(ending, tokens, strict=True):
+            if token is None:
+                results[sequence] = sequence.row.fail("engine_error", NOT_NUMBERS)
+            elif result := sequence.row.take(token, self._end_ids, self._watch):
+                results[sequence] = result
+        with self._changed:
+            for sequence, count in chosen:
+                self._scheduler.advance(sequence, count)
+                if outcome := results.get(sequence):
+                    damaged = isinstance(outcome, Failure)
+                    self._scheduler.remove(sequence, is_damaged=damaged)
+            self._changed.notify_all()
+        for outcome in results.values():
+            self._results.put(outcome)
+
+    def _tokens(self, ending: list[Sequence], scratch: Scratch) -> list[int | None]:
+        """The next token of each row; None for one whose logits are no numbers."""
+        decodings = [sequence.row.prompt.decoding for sequence in ending]
+        greedy = sum(map(is_greedy, decodings))
+        best, best_at = self._network.choose(greedy, scratch)
+        tokens: list[int | None] = [
+            token if number else None
+            for token, number in zip(best_at.tolist(), np.isfinite(best).tolist(), strict=True)
+        ]
+        for first in range(greedy, len(ending), SAMPLED_AT_ONCE):
+            rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
+            logits = self._network.logits(rows, scratch)
+            draws = [sequence.draws for sequence in ending[rows]]
+            tokens += choose_tokens(torch.from_numpy(logits), decodings[rows], draws)
+        return tokens
+
+    def _separate(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
+        """A step failed: its rows are tried again one by one; one that was alone has failed."""
+        with self._changed:
+            for sequence, _ in reversed(chosen):
+                if len(chosen) > 1:
+                    self._scheduler.put_back(sequence, runs_alone=True)
+                else:
+                    self._scheduler.remove(sequence, is_damaged=True)
+                    self._results.put(sequence.row.fail(*diagnose(error)))
+            self._changed.notify_all()

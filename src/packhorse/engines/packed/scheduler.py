@@ -1,0 +1,242 @@
+"""Which tokens the next step computes.
+
+Rows under way that wait for their next token come first, then prompts, as many of their tokens as a
+step has room for (chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), then rows that wait, in
+the order they came. A row that is done leaves at once.
+
+When blocks run out, the row that came last is put back: it waits again, first in line, and goes on
+after its last token when there is room, its keys and values computed anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from packhorse.engines.packed.blocks import BlockPool
+from packhorse.engines.packed.cache import KeyValueCache
+from packhorse.engines.packed.network import Step
+from packhorse.engines.packed.tiles import BLOCK
+from packhorse.engines.rows import Row
+from packhorse.engines.sampling import is_greedy
+
+LOOK_AHEAD = 64
+"""Waiting rows that are looked at for one that can be admitted."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A row on its way.
+
+    prefix: leading tokens that other rows have in common with it. draws: its own random numbers.
+    known: prompt and what was generated when it was last admitted. computed: tokens whose keys and
+    values are in the cache. table: its row of `tables`, -1 while it waits. is_busy: a step that
+    holds it is being computed. runs_alone: a step that held it failed, so it shares none any more.
+    teaches: its prefix is to be remembered.
+    """
+
+    row: Row
+    prefix: tuple[int, ...]
+    draws: random.Random
+    known: tuple[int, ...] = ()
+    computed: int = 0
+    table: int = -1
+    blocks: list[int] = field(default_factory=list)
+    is_busy: bool = False
+    runs_alone: bool = False
+    teaches: bool = False
+
+    @property
+    def left(self) -> int:
+        """Tokens to be computed before the next one is known."""
+        return len(self.row.prompt.token_ids) + len(self.row.token_ids) - self.computed
+
+    def next_tokens(self, count: int) -> tuple[int, ...]:
+        """The `count` tokens to be computed next."""
+        if self.computed < len(self.known):
+            return self.known[self.computed : self.computed + count]
+        return (self.row.token_ids[-1],)
+
+
+class Scheduler:
+    """rows: under way at most. step_tokens: of a step at most, more than `rows`. workers: steps
+    computed at the same time. context: tokens of a row at most; the cache must hold as many.
+
+    Not safe for threads: callers hold a lock.
+    """
+
+    def __init__(
+        self, cache: KeyValueCache, rows: int, step_tokens: int, workers: int, context: int
+    ) -> None:
+        self.tables = np.zeros((rows, -(-context // BLOCK)), np.int32)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.times_put_back = 0
+        self._cache, self._pool = cache, BlockPool(cache.blocks)
+        self._step_tokens, self._workers = step_tokens, workers
+        self._free_tables = list(range(rows - 1, -1, -1))
+        self._teachers: dict[tuple[int, ...], Sequence] = {}
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        self.waiting.extend(sequences)
+
+    def schedule(self) -> list[tuple[Sequence, int]]:
+        """Rows of the next step and how many tokens of each; they are busy from now on. Empty when
+        nothing can be computed before a step under way ends or rows are added."""
+        chosen: list[tuple[Sequence, int]] = []
+        room = self._step_tokens
+        for sequence, tokens in self._candidates():
+            if sequence.runs_alone and chosen:
+                continue
+            count = min(tokens, room)
+            if not self._reach(sequence, sequence.computed + count):
+                continue
+            sequence.is_busy = True
+            chosen.append((sequence, count))
+            room -= count
+            if room == 0 or sequence.runs_alone:
+                break
+        return chosen
+
+    def advance(self, sequence: Sequence, count: int) -> None:
+        """`count` more tokens are in the cache."""
+        sequence.computed += count
+        sequence.is_busy = False
+        blocks = min(-(-len(sequence.prefix) // BLOCK), len(sequence.known) // BLOCK)
+        if sequence.teaches and sequence.computed >= blocks * BLOCK:
+            self._pool.remember(sequence.known, sequence.blocks[:blocks])
+            self._stop_teaching(sequence)
+
+    def remove(self, sequence: Sequence, *, is_damaged: bool = False) -> None:
+        """The row is done. is_damaged: its keys and values are no numbers."""
+        if is_damaged:
+            self._pool.forget(sequence.blocks)
+            self._cache.clear(sequence.blocks)
+        self._leave(sequence)
+
+    def put_back(self, sequence: Sequence, *, runs_alone: bool = False) -> None:
+        """The row waits again, first in line."""
+        self.times_put_back += 1
+        sequence.runs_alone |= runs_alone
+        self._leave(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _candidates(self) -> Iterator[tuple[Sequence, int]]:
+        """Rows that could be computed now, in order of preference, and their tokens.
+
+        Of the rows that wait for one token a worker takes its share, so that none idles.
+        """
+        decoding = [each for each in self.running if each.left == 1]
+        share = -(-len(decoding) // self._workers)
+        ready = [each for each in decoding if not each.is_busy]
+        yield from ((each, 1) for each in ready[:share] if each.table >= 0)
+        for sequence in list(self.running):
+            if not sequence.is_busy and sequence.left > 1 and sequence.table >= 0:
+                yield sequence, sequence.left
+        while (admitted := self._admit()) is not None:
+            yield admitted, admitted.left
+
+    def _admit(self) -> Sequence | None:
+        """The first waiting row that can be under way from now on, if any. Rows wait for one that
+        computes their prefix."""
+        if not self._free_tables:
+            return None
+        for place in range(min(LOOK_AHEAD, len(self.waiting))):
+            sequence = self.waiting[place]
+            if sequence.prefix and sequence.prefix in self._teachers:
+                continue
+            if not self._fits(sequence):
+                return None
+            del self.waiting[place]
+            self._enter(sequence)
+            return sequence
+        return None
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there are blocks for the row and one more for each that is under way."""
+        needed = -(-sequence.left // BLOCK) + len(self.running) + 1
+        return needed <= self._pool.available or not self.running
+
+    def _enter(self, sequence: Sequence) -> None:
+        sequence.known = sequence.row.sequence
+        sequence.table = self._free_tables.pop()
+        self.running.append(sequence)
+        if sequence.prefix:
+            self._use_prefix(sequence)
+        self._reach(sequence, len(sequence.known))
+
+    def _use_prefix(self, sequence: Sequence) -> None:
+        """Takes over what is known of the row's prefix. The rest of it is the row's to teach."""
+        wanted = sequence.prefix[: len(sequence.known) - 1]
+        match, pool = self._pool.match(wanted), self._pool
+        pool.share(match.blocks)
+        self._hold(sequence, match.blocks)
+        sequence.computed = len(match.blocks) * BLOCK
+        if match.copied:
+            pool.share([match.source])
+            if pool.available:
+                self._hold(sequence, [pool.take()])
+                self._cache.copy(match.source, sequence.blocks[-1])
+                sequence.computed += match.copied
+            pool.release([match.source])
+        if sequence.computed < len(wanted):
+            sequence.teaches = True
+            self._teachers[sequence.prefix] = sequence
+
+    def _reach(self, sequence: Sequence, tokens: int) -> bool:
+        """Whether the row has blocks for `tokens` tokens; rows that came later are put back for
+        them."""
+        needed = -(-tokens // BLOCK) - len(sequence.blocks)
+        while needed > self._pool.available:
+            later = self.running[self.running.index(sequence) + 1 :]
+            victim = next((each for each in reversed(later) if not each.is_busy), None)
+            if victim is None:
+                return False
+            self.put_back(victim)
+        if needed > 0:
+            self._hold(sequence, [self._pool.take() for _ in range(needed)])
+        return True
+
+    def _hold(self, sequence: Sequence, blocks: list[int] | tuple[int, ...]) -> None:
+        start = len(sequence.blocks)
+        sequence.blocks += blocks
+        self.tables[sequence.table, start : start + len(blocks)] = blocks
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        self._free_tables.append(sequence.table)
+        self.running.remove(sequence)
+        sequence.blocks, sequence.table, sequence.computed = [], -1, 0
+        sequence.is_busy = False
+        self._stop_teaching(sequence)
+
+    def _stop_teaching(self, sequence: Sequence) -> None:
+        if sequence.teaches:
+            sequence.teaches = False
+            del self._teachers[sequence.prefix]
+
+
+def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
+    """Writes a step; returns the rows whose logits it gives, in the order of its `ends`: those that
+    take the most probable token come first."""
+    step.count = step.span_count = 0
+    ends: tuple[list[tuple[Sequence, int]], ...] = ([], [])
+    for sequence, count in chosen:
+        first, position = step.count, sequence.computed
+        packed = slice(first, first + count)
+        step.tokens[packed] = sequence.next_tokens(count)
+        step.positions[packed] = np.arange(position, position + count)
+        step.table_of[packed] = sequence.table
+        step.spans[step.span_count] = (first, count, position, sequence.table, first)
+        step.count, step.span_count = first + count, step.span_count + 1
+        if count == sequence.left:
+            draws = not is_greedy(sequence.row.prompt.decoding)
+            ends[draws].append((sequence, first + count - 1))
+    every = [*ends[False], *ends[True]]
+    step.end_count = len(every)
+    step.ends[: len(every)] = [token for _, token in every]
+    return [sequence for sequence, _ in every]

@@ -1,0 +1,280 @@
+"""Weights of a Hugging Face folder as the packed engine multiplies with them.
+
+float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
+have one for each row, so that a row's numbers never depend on its neighbours. What such a scale
+costs in accuracy is caused by a few large activations, most of all before the MLP's second product.
+There the engine turns activations by a Hadamard matrix, block by block, which spreads them; the
+weights are turned back here: W a = (W H / n) (H a), since a Hadamard matrix of order n is symmetric
+and H H = n I (Ashkboos et al. 2024, arXiv 2404.00456). See `Architecture.hadamard` for n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.vectors import LANES
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import open_checkpoint
+
+HEAD_COLUMNS = 8192
+"""Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
+_DAMAGED = "the files do not belong to their config; copy or fetch the model again"
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A product. weight: [inputs, outputs] int8 or float32. scales: [outputs], 1 for float32.
+    bias: [outputs]."""
+
+    weight: Tensor
+    scales: Floats
+    bias: Floats
+
+    def multiply(self, rows: Tensor, product: Tensor) -> None:
+        """product = rows x weight; int8 rows give int32 sums."""
+        if self.weight.dtype == torch.int8:
+            torch._int_mm(rows, self.weight, out=product)  # noqa: SLF001 - no public one
+        else:
+            torch.mm(rows, self.weight, out=product)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """query_norm, key_norm: [padded head], empty where heads have no norm."""
+
+    attention_norm: Norm
+    qkv: Linear
+    out: Linear
+    mlp_norm: Norm
+    up: Linear
+    down: Linear
+    query_norm: Floats
+    key_norm: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """embeddings: [vocabulary, hidden] float32, or the bits of float16 beside int8 weights.
+    learned: [positions, hidden], empty where positions rotate. head: logits of HEAD_COLUMNS tokens
+    each."""
+
+    embeddings: NDArray[Any]
+    learned: Floats
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    head: tuple[Linear, ...]
+
+    @property
+    def head_scales(self) -> Floats:
+        return np.concatenate([part.scales for part in self.head])
+
+    def bytes(self) -> int:
+        """Memory they take."""
+        tables = [torch.from_numpy(self.embeddings), torch.from_numpy(self.learned)]
+        linears = [part.weight for part in self.head]
+        for layer in self.layers:
+            linears += [part.weight for part in (layer.qkv, layer.out, layer.up, layer.down)]
+        stored = [tensor.untyped_storage() for tensor in (*tables, *linears)]
+        return sum({each.data_ptr(): each.nbytes() for each in stored}.values())
+
+
+def load_weights(folder: Path, built: Architecture, *, quantized: bool) -> Weights:
+    """Reads, arranges and, if `quantized`, rounds the weights, one layer at a time.
+
+    Raises ModelError for weights that are missing or have another shape than the config says.
+    """
+    stored = _Stored(folder)
+    make = _Maker(built, quantized)
+    gpt2 = built.family == "gpt2"
+    names = ("wte", "ln_f") if gpt2 else ("embed_tokens", "norm")
+    embeddings = stored.get(f"{names[0]}.weight", built.vocabulary, built.hidden)
+    layers = tuple(
+        (_gpt2_layer if gpt2 else _llama_layer)(stored, make, number)
+        for number in range(built.layers)
+    )
+    head = embeddings
+    if not built.ties_head:
+        head = stored.get("lm_head.weight", built.vocabulary, built.hidden)
+    learned = np.empty((0, 0), np.float32)
+    if gpt2:
+        learned = stored.get("wpe.weight", built.positions, built.hidden).numpy()
+    return Weights(
+        embeddings=(embeddings.half().view(torch.int16) if quantized else embeddings).numpy(),
+        learned=learned,
+        layers=layers,
+        final_norm=make.norm(stored, names[1]),
+        head=tuple(
+            make.linear(head[start : start + HEAD_COLUMNS])
+            for start in range(0, built.vocabulary, HEAD_COLUMNS)
+        ),
+    )
+
+
+class _Stored:
+    """The tensors of a folder by name, read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tensors: dict[str, tuple[Any, str]] = {}
+        checkpoint = open_checkpoint(folder, allow_pickle=True)
+        for file in checkpoint.weights:
+            for name, opened in self._open(folder / file, checkpoint.pickled):
+                bare = name.removeprefix("model.").removeprefix("transformer.")
+                self._tensors[bare] = (opened, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """A tensor as float32, of the shape given."""
+        if name not in self:
+            raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
+        opened, full = self._tensors[name]
+        tensor: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
+                _DAMAGED,
+            )
+        return tensor.float().contiguous()
+
+    def optional(self, name: str, *shape: int) -> Tensor:
+        return self.get(name, *shape) if name in self else torch.zeros(*shape)
+
+    @staticmethod
+    def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
+        if pickled:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            yield from ((name, loaded) for name in loaded)
+        else:
+            from safetensors import safe_open
+
+            opened: Any = safe_open(file, framework="pt")
+            yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Arranges weights, given as [outputs, inputs]."""
+
+    built: Architecture
+    quantized: bool
+
+    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        outputs = weight.shape[0]
+        held = np.zeros(outputs, np.float32) if bias is None else bias.contiguous().numpy()
+        if not self.quantized:
+            return Linear(weight.t(), np.ones(outputs, np.float32), held)
+        scales = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
+        whole = (weight / scales[:, None]).round().to(torch.int8)
+        return Linear(whole.t().contiguous(), scales.numpy(), held)
+
+    def norm(self, stored: _Stored, name: str) -> Norm:
+        hidden = self.built.hidden
+        return Norm(
+            stored.get(f"{name}.weight", hidden).numpy(),
+            stored.optional(f"{name}.bias", hidden).numpy(),
+        )
+
+    def head_norm(self, stored: _Stored, name: str) -> Floats:
+        if not self.built.has_head_norms:
+            return np.empty(0, np.float32)
+        weight = stored.get(f"{name}.weight", self.built.head_size)
+        return self.padded(weight[:, None])[:, 0].contiguous().numpy()
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """[heads x head size, n] -> [heads x padded head, n]: both halves of each head padded."""
+        built, inputs = self.built, rows.shape[1]
+        half, whole = built.head_size // 2, built.padded_head // 2
+        if half == whole:
+            return rows
+        halves = rows.reshape(-1, half, inputs)
+        return torch.nn.functional.pad(halves, (0, 0, 0, whole - half)).reshape(-1, inputs)
+
+    def down(self, weight: Tensor, bias: Tensor) -> Linear:
+        """The MLP's second product: [hidden, inner], turned where activations are."""
+        order = self.built.hadamard if self.quantized else 1
+        matrix = torch.ones(1, 1)
+        while len(matrix) < order:
+            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+        blocks = weight.reshape(len(weight), -1, order, LANES)
+        turned = torch.einsum("obnl,nm->obml", blocks, matrix / order)
+        return self.linear(turned.reshape(weight.shape), bias)
+
+
+def _llama_layer(stored: _Stored, make: _Maker, number: int) -> Layer:
+    built, start = make.built, f"layers.{number}."
+    width, hidden, inner = built.heads * built.head_size, built.hidden, built.inner
+    kv_width = built.kv_heads * built.head_size
+
+    def both(names: tuple[str, ...], widths: tuple[int, ...]) -> Linear:
+        weights, biases = [], []
+        for name, outputs in zip(names, widths, strict=True):
+            weight = stored.get(f"{start}{name}.weight", outputs, hidden)
+            bias = stored.optional(f"{start}{name}.bias", outputs)[:, None]
+            is_head = name.startswith("self_attn")
+            weights.append(make.padded(weight) if is_head else weight)
+            biases.append(make.padded(bias) if is_head else bias)
+        return make.linear(torch.cat(weights), torch.cat(biases)[:, 0])
+
+    out = stored.get(f"{start}self_attn.o_proj.weight", hidden, width)
+    down = stored.get(f"{start}mlp.down_proj.weight", hidden, inner)
+    return Layer(
+        attention_norm=make.norm(stored, f"{start}input_layernorm"),
+        qkv=both(
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            (width, kv_width, kv_width),
+        ),
+        out=make.linear(
+            make.padded(out.t().contiguous()).t().contiguous(),
+            stored.optional(f"{start}self_attn.o_proj.bias", hidden),
+        ),
+        mlp_norm=make.norm(stored, f"{start}post_attention_layernorm"),
+        up=both(("mlp.gate_proj", "mlp.up_proj"), (inner, inner)),
+        down=make.down(down, stored.optional(f"{start}mlp.down_proj.bias", hidden)),
+        query_norm=make.head_norm(stored, f"{start}self_attn.q_norm"),
+        key_norm=make.head_norm(stored, f"{start}self_attn.k_norm"),
+    )
+
+
+def _gpt2_layer(stored: _Stored, make: _Maker, number: int) -> Layer:
+    """GPT-2 stores weights as [inputs, outputs], and queries, keys and values as one."""
+    built, start = make.built, f"h.{number}."
+    hidden, inner = built.hidden, built.inner
+
+    def weight(name: str, inputs: int, outputs: int) -> Tensor:
+        return stored.get(f"{start}{name}.weight", inputs, outputs).t().contiguous()
+
+    def bias(name: str, outputs: int) -> Tensor:
+        return stored.get(f"{start}{name}.bias", outputs)
+
+    qkv = make.padded(weight("attn.c_attn", hidden, 3 * hidden))
+    qkv_bias = make.padded(bias("attn.c_attn", 3 * hidden)[:, None])[:, 0]
+    out = make.padded(stored.get(f"{start}attn.c_proj.weight", hidden, hidden)).t().contiguous()
+    none = np.empty(0, np.float32)
+    return Layer(
+        attention_norm=make.norm(stored, f"{start}ln_1"),
+        qkv=make.linear(qkv, qkv_bias),
+        out=make.linear(out, bias("attn.c_proj", hidden)),
+        mlp_norm=make.norm(stored, f"{start}ln_2"),
+        up=make.linear(weight("mlp.c_fc", hidden, inner), bias("mlp.c_fc", inner)),
+        down=make.down(weight("mlp.c_proj", inner, hidden), bias("mlp.c_proj", hidden)),
+        query_norm=none,
+        key_norm=none,
+    )

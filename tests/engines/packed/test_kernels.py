@@ -1,0 +1,114 @@
+"""What stands between the products, against torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from packhorse.engines.packed.kernels import activate, add_and_normalize, choose_best, normalize
+from packhorse.engines.packed.vectors import LANES
+
+ROWS, WIDTH = 5, 96
+Floats = NDArray[np.float32]
+
+
+def floats(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def positive(count: int, seed: int) -> Floats:
+    return (np.square(floats(count, seed=seed)) / 100).astype(np.float32)
+
+
+def product(rows: int, columns: int) -> tuple[NDArray[np.int32], Floats, Floats, Floats, Floats]:
+    """Sums, scales of rows and of columns, bias, and the numbers they stand for."""
+    sums = np.random.default_rng(1).integers(-40_000, 40_000, (rows, columns)).astype(np.int32)
+    by_row, by_column = positive(rows, seed=2), positive(columns, seed=3)
+    bias = floats(columns, seed=4)
+    numbers = sums * by_row[:, None] * by_column + bias
+    return sums, by_row, by_column, bias, numbers.astype(np.float32)
+
+
+def dequantized(output: NDArray[np.int8], scales: Floats) -> Floats:
+    return output.reshape(len(scales), -1) * scales[:, None]
+
+
+@pytest.mark.parametrize("centers", [False, True])
+def test_norms(centers: bool) -> None:
+    stream, weight, bias = floats(ROWS, WIDTH), floats(WIDTH, seed=5), floats(WIDTH, seed=6)
+    output, scales = np.empty(ROWS * WIDTH, np.float32), np.ones(ROWS, np.float32)
+    held, epsilon = np.empty(WIDTH, np.float32), np.float32(1e-5)
+    normalize(stream, ROWS, weight, bias, centers, epsilon, held, output, scales)
+    given, shape = torch.from_numpy(stream), (WIDTH,)
+    if centers:
+        expected = torch.layer_norm(given, shape, torch.tensor(weight), torch.tensor(bias), 1e-5)
+    else:
+        expected = torch.rms_norm(given, shape, torch.tensor(weight), 1e-5)
+    assert output.reshape(ROWS, WIDTH) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_row_of_int8_is_near_its_numbers_and_does_not_see_its_neighbours() -> None:
+    sums, by_row, by_column, bias, numbers = product(ROWS, WIDTH)
+    weight = np.ones(WIDTH, np.float32)
+
+    def run(rows: slice) -> tuple[NDArray[np.int8], Floats, Floats]:
+        stream = floats(ROWS, WIDTH)[rows].copy()
+        count = len(stream)
+        output, scales = np.empty(count * WIDTH, np.int8), np.empty(count, np.float32)
+        add_and_normalize(
+            sums[rows].ravel(), by_row[rows].copy(), by_column, bias, stream, count,
+            weight, bias, False, np.float32(1e-5), np.empty(WIDTH, np.float32), output, scales,
+        )  # fmt: skip
+        return output, scales, stream
+
+    output, scales, stream = run(slice(None))
+    assert stream == pytest.approx(floats(ROWS, WIDTH) + numbers, rel=1e-5, abs=1e-4)
+    expected = torch.rms_norm(torch.from_numpy(stream), (WIDTH,), torch.from_numpy(weight), 1e-5)
+    assert (np.abs(dequantized(output, scales) - expected.numpy()) <= 0.51 * scales[:, None]).all()
+    for row in range(ROWS):
+        alone, scale, _ = run(slice(row, row + 1))
+        assert (alone == output.reshape(ROWS, WIDTH)[row]).all()
+        assert scale[0] == scales[row]
+
+
+@pytest.mark.parametrize("turned", [1, 2])
+@pytest.mark.parametrize("gated", [False, True])
+def test_activations(gated: bool, turned: int) -> None:
+    columns = 2 * WIDTH if gated else WIDTH
+    sums, by_row, by_column, bias, numbers = product(ROWS, columns)
+    output, scales = np.empty(ROWS * WIDTH, np.int8), np.empty(ROWS, np.float32)
+    activate(
+        sums.ravel(), by_row, by_column, bias, ROWS, WIDTH, gated, turned,
+        np.empty(WIDTH, np.float32), output, scales,
+    )  # fmt: skip
+    gate = torch.from_numpy(numbers)
+    if gated:
+        expected = torch.nn.functional.silu(gate[:, :WIDTH]) * gate[:, WIDTH:]
+    else:
+        expected = torch.nn.functional.gelu(gate, approximate="tanh")
+    if turned == 2:
+        pairs = expected.reshape(ROWS, -1, 2, LANES)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        expected = torch.stack([first + second, first - second], dim=2).reshape(ROWS, WIDTH)
+    error = np.abs(dequantized(output, scales) - expected.numpy())
+    assert (error <= 0.51 * scales[:, None] + 1e-5).all()
+
+
+@pytest.mark.parametrize("width", [48, 50])
+def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
+    sums: Any = np.random.default_rng(7).integers(-9, 10, (40, 2 * width)).astype(np.int32)
+    ones = np.ones(40, np.float32)
+    ones[3] = np.nan
+    best, at = np.full(40, -np.inf, np.float32), np.zeros(40, np.int64)
+    for start in (0, width):
+        part = np.ascontiguousarray(sums[:, start : start + width]).ravel()
+        scales = np.ones(2 * width, np.float32)
+        choose_best(part, ones, scales, start, 40, width, best, at)
+    expected = sums.argmax(axis=1)
+    assert best[3] == -np.inf
+    expected[3] = 0
+    assert at.tolist() == expected.tolist()
