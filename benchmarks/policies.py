@@ -22,8 +22,10 @@ from statistics import median
 from typing import Any
 
 from packhorse.batching import POLICIES
+from packhorse.batching.policies import CONTINUOUS
 
 ENGINES = ("transformers:float32", "ctranslate2:int8")
+BATCHED = [name for name in POLICIES if name != CONTINUOUS]
 
 
 def arguments() -> argparse.Namespace:
@@ -35,7 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE:FORMAT")
-    parser.add_argument("--batchings", nargs="+", default=list(POLICIES), choices=tuple(POLICIES))
+    parser.add_argument("--batchings", nargs="+", default=BATCHED, choices=BATCHED)
     return parser.parse_args()
 
 

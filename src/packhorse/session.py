@@ -8,7 +8,7 @@ from typing import Any
 
 from packhorse.answering import Answering
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
-from packhorse.batching.policies import AUTO, PLANNED, Limits, policy_named
+from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, Limits, policy_named
 from packhorse.calibration import Calibration, calibrate, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
@@ -199,6 +199,12 @@ def load_prepared(
     known = stored_calibration(prepared, engine)
     loaded = load_engine(prepared, facts, _divided(engine, known))
     policy = _decided(batching.policy, loaded.traits)
+    if policy == CONTINUOUS and not loaded.traits.rows_under_way:
+        loaded.close()
+        raise ConfigError(
+            f"the engine {loaded.traits.name} computes batches as they are, none can be continuous",
+            "add --engine packed, or use another --batching",
+        )
     if policy == PLANNED and known is None:
         loaded.close()
         known = calibrate(prepared, engine, report)
@@ -217,6 +223,8 @@ def _decided(policy: str, traits: EngineTraits) -> str:
     """ "auto" as what suits the engine's cost rule."""
     if policy != AUTO:
         return policy
+    if traits.rows_under_way:
+        return CONTINUOUS
     return PLANNED if traits.cost_rule == "forced-prefix" else "sorted-dynamic"
 
 

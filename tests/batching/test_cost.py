@@ -152,3 +152,26 @@ def test_memory_is_of_the_largest_batch_on_every_worker() -> None:
         Batch((Prompt(0, (5,) * length, Decoding(max_new_tokens=1)),)) for length in (9, 99, 49)
     ]
     assert expect(batches, costs, traits).peak_bytes == 100 + 50
+
+
+def test_rows_that_come_and_go_are_one_batch_in_an_engine_without_batches() -> None:
+    traits = replace(
+        FakeEngine(cost_rule="packed").traits,
+        rows_under_way=2,
+        cache_bytes_per_token=10,
+        preferred_batch_tokens=1000,
+    )
+    costs = Costs(CostModel("packed", 1, COEFFICIENTS), always_to_the_limit(4))
+    lengths = [(30, 10), (12, 10), (50, 0)]
+    batches = [
+        Batch((Prompt(0, (5,) * length, Decoding(max_new_tokens=4)),), shared)
+        for length, shared in lengths
+    ]
+    rows = [RowSize(length - shared, 4, shared) for length, shared in lengths]
+    apart = [work_of("packed", [row], [4]) for row in rows]
+    work = Work(*map(sum, zip(*apart, strict=True)))._replace(batches=1, steps=3)
+    found = expect(batches, costs, traits)
+    assert found.seconds == pytest.approx(costs.model.seconds(work))
+    assert found.peak_bytes == (54 + 34) * 10
+    assert expect(batches, costs, replace(traits, preferred_batch_tokens=60)).peak_bytes == 600
+    assert expect([], costs, traits).seconds == 0

@@ -52,3 +52,15 @@ def test_different_heads_share_no_batch() -> None:
         prefixes = {prompt.token_ids[: batch.shared_prefix] for prompt in batch.prompts}
         assert len(prefixes) == 1
     assert sorted(prompt.index for batch in batches for prompt in batch.prompts) == list(range(20))
+
+
+def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
+    lengths = [3, 60, 20, 90]
+    rows = [
+        Prompt(i, (*HEAD, *range(1000 * i, 1000 * i + n)), GREEDY) for i, n in enumerate(lengths)
+    ]
+    rows.append(Prompt(4, (7,) * 120, GREEDY))
+    batches = plan(rows, "continuous", Limits(2, 1), mixed_decoding=True, share_prefixes=True)
+    indices = [[prompt.index for prompt in batch.prompts] for batch in batches]
+    assert indices == [[3, 1], [4], [2, 0]]
+    assert [batch.shared_prefix for batch in batches] == [len(HEAD), 0, len(HEAD)]

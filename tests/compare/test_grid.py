@@ -20,6 +20,19 @@ def test_formats_an_engine_does_not_know_are_left_out() -> None:
     ]
 
 
+def test_continuous_is_the_policy_of_the_packed_engine_and_of_no_other() -> None:
+    grid = combinations(
+        ["ctranslate2", "packed"], ["float32", "int8", "int16"], ["sorted", "continuous"], 8
+    )
+    assert [c.name for c in grid] == [
+        "ctranslate2 float32 sorted",
+        "ctranslate2 int8 sorted",
+        "ctranslate2 int16 sorted",
+        "packed float32 continuous",
+        "packed int8 continuous",
+    ]
+
+
 def test_names_given_twice_are_tried_once() -> None:
     assert len(combinations(["fake", "fake"], ["float32"], ["single", "single"], 8)) == 1
 
@@ -33,6 +46,8 @@ def test_names_given_twice_are_tried_once() -> None:
         (["ctranslate2"], ["int16:rotate"], ["single"], "unknown quantization 'int16:rotate'"),
         (["transformers"], ["int8"], ["single"], "no engine of transformers runs int8"),
         ([], ["float32"], ["single"], "no engine"),
+        (["packed"], ["float32"], ["single"], "no engine of packed runs float32 in batches single"),
+        (["fake"], ["float32"], ["continuous"], "in batches continuous"),
     ],
 )
 def test_what_cannot_be_tried(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packhorse.batching.cost import Costs
+from packhorse.batching.cost import Costs, Work
 from packhorse.batching.policies import RowSize
 from packhorse.contract import EngineTraits
 from packhorse.data import Batch
@@ -22,12 +22,44 @@ class Expected:
 def expect(batches: Sequence[Batch], costs: Costs, traits: EngineTraits) -> Expected:
     """The expectation of `batches`, taken by free workers in their order.
 
-    The memory is that of the largest batches, one on every worker.
+    The memory is that of the largest batches, one on every worker. An engine that rows join and
+    leave at every step runs all of them as one.
     """
+    if traits.rows_under_way:
+        return _expect_continuous(
+            [row for batch in batches for row in sizes_of(batch)], costs, traits
+        )
     sizes = [sizes_of(batch) for batch in batches]
     seconds = [costs.batch_seconds(batch) for batch in sizes]
     needs = sorted((batch_bytes(batch, costs, traits) for batch in sizes), reverse=True)
     return Expected(costs.makespan(seconds), sum(needs[: traits.workers]))
+
+
+def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> Expected:
+    """Rows that come and go: steps overlap, so that only those of the longest row count as such.
+
+    The memory is the cache of the longest rows that are under way at the same time, at most what
+    was allocated.
+    """
+    if not sizes:
+        return Expected(0.0, 0)
+    expected = {row.new: costs.expectation(row.new) for row in sizes}
+    spans = [expected[row.new].mean - 1 for row in sizes]
+    squares = [expected[row.new].mean_square - 2 * expected[row.new].mean + 1 for row in sizes]
+    work = Work(
+        batches=1,
+        prefill_tokens=sum(row.prompt for row in sizes),
+        prefill_pairs=sum(row.prompt * (row.prompt / 2 + row.shared) for row in sizes),
+        steps=float(expected[max(expected)].longest(len(sizes))[-1]) - 1,
+        row_steps=sum(spans),
+        row_contexts=sum(
+            span * (row.shared + row.prompt) + square / 2
+            for row, span, square in zip(sizes, spans, squares, strict=True)
+        ),
+    )
+    longest = sorted((row.shared + row.prompt + row.new for row in sizes), reverse=True)
+    tokens = min(sum(longest[: traits.rows_under_way]), traits.preferred_batch_tokens)
+    return Expected(costs.model.seconds(work), tokens * traits.cache_bytes_per_token)
 
 
 def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.policies import PLANNED, Limits, policy_named
+from packhorse.batching.policies import CONTINUOUS, PLANNED, Limits, policy_named
 from packhorse.batching.prefixes import shared_prefixes
 from packhorse.data import Batch, Decoding, Prompt
 
@@ -29,11 +29,13 @@ def plan(
     mixed_decoding: an engine trait; where it is False, rows of different decoding settings never
     share a batch. share_prefixes: rows are grouped by the leading tokens they have in common, as
     far as that saves work. Groups keep the order in which their first row appears; `planned` puts
-    the batches that take longest first.
+    the batches that take longest first, `continuous` those of the longest prompts.
     """
     cut = policy_named(policy)
     groups: dict[tuple[Decoding | None, tuple[int, ...]], list[Prompt]] = {}
-    prefixes = _prefixes(prompts, limits) if share_prefixes else [0] * len(prompts)
+    prefixes = [0] * len(prompts)
+    if share_prefixes:
+        prefixes = _prefixes(prompts, limits, has_batches=policy != CONTINUOUS)
     for prompt, length in zip(prompts, prefixes, strict=True):
         decoding = None if mixed_decoding else _shared(prompt.decoding)
         groups.setdefault((decoding, prompt.token_ids[:length]), []).append(prompt)
@@ -47,11 +49,16 @@ def plan(
     costs = limits.costs
     if policy == PLANNED and costs is not None and len(groups) > 1:
         batches.sort(key=lambda batch: -costs.batch_seconds(sizes_of(batch)))
+    if policy == CONTINUOUS:
+        batches.sort(key=lambda batch: -len(batch.prompts[0].token_ids))
     return batches
 
 
-def _prefixes(prompts: Sequence[Prompt], limits: Limits) -> list[int]:
-    """The shared prefix of each prompt; one more group of rows costs about one more batch."""
+def _prefixes(prompts: Sequence[Prompt], limits: Limits, *, has_batches: bool) -> list[int]:
+    """The shared prefix of each prompt; one more group of rows costs about one more batch, where
+    rows are computed in batches."""
+    if not has_batches:
+        return shared_prefixes([prompt.token_ids for prompt in prompts], 0.0)
     most_new = max((prompt.decoding.max_new_tokens for prompt in prompts), default=1)
     cost = float(TOKENS_A_STEP * min(most_new, _ASSUMED_NEW_TOKENS))
     if limits.costs is not None:

@@ -46,6 +46,7 @@ class Limits:
 AUTO = "auto"
 """What suits the engine."""
 PLANNED = "planned"
+CONTINUOUS = "continuous"
 
 Policy = Callable[[Sequence[RowSize], Limits], list[list[int]]]
 
@@ -102,6 +103,12 @@ def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     return [list(batch) for batch in best_plan(sizes, limits, limits.costs).batches]
 
 
+def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
+    """Longest first, for an engine that rows join and leave at every step: batches are only the
+    order in which rows are admitted, `batch_size` of them handed over at once."""
+    return _cut_by_rows(longest_first(sizes), limits.batch_size)
+
+
 POLICIES: dict[str, Policy] = {
     "single": single,
     "fixed": fixed,
@@ -109,6 +116,7 @@ POLICIES: dict[str, Policy] = {
     "sorted": sorted_by_length,
     "sorted-dynamic": sorted_dynamic,
     PLANNED: planned,
+    CONTINUOUS: continuous,
 }
 
 

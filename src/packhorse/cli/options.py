@@ -42,6 +42,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, metavar="N", help="batches in flight at once")
     group.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
     group.add_argument(
+        "--cache-gb",
+        type=float,
+        metavar="GB",
+        help="memory for keys and values of the packed engine, allocated once (default: what "
+        "65,536 tokens take, at most half of what is free)",
+    )
+    group.add_argument(
         "--allow-pickle",
         action="store_true",
         help="accept PyTorch .bin weights where there is no safetensors file",
@@ -65,7 +72,7 @@ def add_batching_options(parser: argparse.ArgumentParser) -> None:
         choices=(AUTO, *POLICIES),
         default=default(BatchingConfig, "policy"),
         help="how rows are put into batches (default: what suits the engine: planned for "
-        "ctranslate2, sorted-dynamic for transformers)",
+        "ctranslate2, sorted-dynamic for transformers, continuous for packed)",
     )
     group.add_argument(
         "--batch-size",
@@ -143,6 +150,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:
+    cache_bytes = None if options.cache_gb is None else round(options.cache_gb * 1e9)
     return EngineConfig(
         options.engine,
         options.device,
@@ -150,6 +158,7 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
         options.workers,
         options.threads,
         options.quantization_method,
+        cache_bytes,
     )
 
 

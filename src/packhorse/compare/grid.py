@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.batching import POLICIES
+from packhorse.batching.policies import CONTINUOUS
 from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig
 from packhorse.errors import ConfigError
 
@@ -25,8 +26,11 @@ def _named_formats() -> list[str]:
 _FORMATS = {
     "transformers": ("float32", "bfloat16", "float16"),
     "ctranslate2": tuple(_named_formats()),
+    "packed": ("float32", "int8"),
     "fake": ("float32", "int8", "int16"),
 }
+_CONTINUOUS_ENGINES = ("packed",)
+"""Rows join and leave them at every step, so that all other policies come to the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def combinations(
     batch_size: int,
     max_batch_tokens: int | None = None,
 ) -> list[Combination]:
-    """Every engine x quantization it knows x batching, in that order.
+    """Every engine x quantization it knows x batching that is its own, in that order.
 
     Raises ConfigError for an unknown name and for a grid without any combination.
     """
@@ -91,11 +95,14 @@ def combinations(
         for quantization in dict.fromkeys(quantizations)
         if quantization in _FORMATS[engine]
         for batching in dict.fromkeys(batchings)
+        if (batching == CONTINUOUS) == (engine in _CONTINUOUS_ENGINES)
     ]
     if not grid:
         raise ConfigError(
-            f"no engine of {', '.join(engines)} runs {', '.join(quantizations)}",
-            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items()),
+            f"no engine of {', '.join(engines)} runs {', '.join(quantizations)} in batches "
+            f"{', '.join(batchings)}",
+            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items())
+            + f"; {CONTINUOUS} batches are those of {', '.join(_CONTINUOUS_ENGINES)}",
         )
     return grid
 

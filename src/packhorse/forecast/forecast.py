@@ -11,7 +11,7 @@ from typing import Any
 
 from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
-from packhorse.batching.policies import PLANNED
+from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, stored_calibration
 from packhorse.compare.grid import Combination, combinations, engine_config
 from packhorse.compare.trial import packhorse_command
@@ -101,7 +101,8 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
     )
     candidates, failed = _candidates(config, grid, report)
     fastest = min(candidates, key=_seconds_a_token)
-    batching = replace(config.batching, policy=PLANNED)
+    policy = CONTINUOUS if fastest.calibration.traits.rows_under_way else PLANNED
+    batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
         report(f"looking {config.input} over")
         tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
