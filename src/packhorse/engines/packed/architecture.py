@@ -165,7 +165,7 @@ def _gpt2(config: Any) -> Architecture:
 def _require_whole_vectors(built: Architecture) -> None:
     for name in ("hidden", "inner"):
         if getattr(built, name) % LANES:
-            raise _cannot(f"a {name} size of {getattr(built, name)}, only multiples of {LANES}")
+            raise _cannot(f"{name} sizes of {getattr(built, name)}, only multiples of {LANES}")
 
 
 def _cannot(what: str) -> EngineError:

@@ -151,12 +151,12 @@ class PackedEngine:
 
     def _try_out(self, folder: Path) -> None:
         """Computes one token, for which kernels are compiled where none are kept."""
-        started = time.monotonic()
+        started, known = time.monotonic(), compiled_now()
         batch = Batch((Prompt(0, (0,), Decoding(max_new_tokens=1)),))
         (result,) = self.run(iter([batch]))
         if isinstance(result, Failure):
             raise ModelError(f"{folder} cannot be run: {result.message}", _DAMAGED)
-        if count := compiled_now():
+        if count := compiled_now() - known:
             _log.warning(
                 "compiled %d kernels of the packed engine in %.0f s, kept in %s",
                 count, time.monotonic() - started, kernel_folder(),

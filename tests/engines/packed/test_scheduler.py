@@ -1,0 +1,142 @@
+"""Which tokens a step computes; rows are put back, none is lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packhorse.data import Completion, Decoding, Prompt
+from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.cache import KeyValueCache
+from packhorse.engines.packed.network import empty_step
+from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
+from packhorse.engines.packed.tiles import BLOCK
+from packhorse.engines.rows import Row
+
+ROWS, STEP_TOKENS, CONTEXT = 4, 23, 4 * BLOCK
+SMALL = Architecture(
+    family="llama", layers=1, hidden=16, inner=16, heads=1, kv_heads=1, head_size=32,
+    vocabulary=99, epsilon=1e-5, windows=(0,), positions=0, is_gated=True, has_head_norms=False,
+    ties_head=True, config=None,
+)  # fmt: skip
+PREFIXES = (tuple(range(1, 20)), tuple(range(1, 35)), (7,) * 9, ())
+Chosen = list[tuple[Sequence, int]]
+
+
+class Simulation:
+    """Steps without a network: each token writes its id where its values would be, and finds the
+    ids of all tokens before it, or the scheduler mixed rows up."""
+
+    def __init__(self, blocks: int) -> None:
+        self.cache = KeyValueCache(SMALL, blocks, quantized=False)
+        self.scheduler = Scheduler(self.cache, ROWS, STEP_TOKENS, workers=2, context=CONTEXT)
+        self.under_way: list[Chosen] = []
+        self.done: list[Completion] = []
+
+    def add(self, prompts: list[Prompt], prefixes: list[tuple[int, ...]]) -> None:
+        pairs = zip(prompts, prefixes, strict=True)
+        self.scheduler.add(Sequence(Row(each), prefix, random.Random(0)) for each, prefix in pairs)
+
+    def start(self) -> bool:
+        chosen = self.scheduler.schedule()
+        if chosen:
+            assert sum(count for _, count in chosen) <= STEP_TOKENS
+            self.under_way.append(chosen)
+        return bool(chosen)
+
+    def finish(self, number: int) -> None:
+        chosen, step = self.under_way.pop(number), empty_step(STEP_TOKENS, ROWS)
+        ending = pack(chosen, step)
+        written: Any = self.cache.values[0, :, 0, :, 0]
+        for token, position, table in zip(
+            step.tokens[: step.count], step.positions, step.table_of, strict=False
+        ):
+            block = self.scheduler.tables[table, position // BLOCK]
+            written[block, position % BLOCK] = token
+        for sequence, count in chosen:
+            held = self.scheduler.tables[sequence.table]
+            reached = sequence.computed + count
+            found = written[held[: -(-reached // BLOCK)]].ravel()[:reached]
+            assert tuple(found) == sequence.row.sequence[:reached]
+            self.scheduler.advance(sequence, count)
+        for sequence in ending:
+            known = sequence.row.sequence
+            if result := sequence.row.take((sum(known) + len(known)) % 97 + 1, (), None):
+                self.done.append(result)
+                self.scheduler.remove(sequence)
+
+    def run(self, chance: random.Random) -> None:
+        while self.scheduler.waiting or self.scheduler.running:
+            wants = len(self.under_way) < 2 and chance.random() < 0.6
+            if not (wants and self.start()):
+                assert self.under_way or self.start(), "nothing goes on"
+                self.finish(chance.randrange(len(self.under_way)))
+
+
+def some_rows(chance: random.Random, rows: int) -> tuple[list[Prompt], list[tuple[int, ...]]]:
+    prefixes = [chance.choice(PREFIXES) for _ in range(rows)]
+    prompts = []
+    for index, prefix in enumerate(prefixes):
+        own = tuple(chance.choices(range(1, 90), k=chance.randint(1, 8)))
+        new = chance.randint(1, CONTEXT - len(prefix) - len(own))
+        prompts.append(Prompt(index, prefix + own, Decoding(max_new_tokens=new)))
+    return prompts, prefixes
+
+
+@given(seed=st.integers(0, 10**6), blocks=st.integers(4, 14))
+def test_rows_find_their_own_tokens_however_few_blocks_there_are(seed: int, blocks: int) -> None:
+    chance, simulation = random.Random(seed), Simulation(blocks)
+    simulation.add(*some_rows(chance, 9))
+    simulation.run(chance)
+    assert sorted(result.index for result in simulation.done) == list(range(9))
+    assert all(result.finish_reason == "length" for result in simulation.done)
+
+
+def test_a_row_is_put_back_when_blocks_run_out_and_goes_on() -> None:
+    simulation = Simulation(blocks=6)
+    prompts = [Prompt(i, (1 + i,) * 20, Decoding(max_new_tokens=40)) for i in range(2)]
+    simulation.add(prompts, [(), ()])
+    simulation.run(random.Random(3))
+    assert simulation.scheduler.times_put_back > 0
+    assert sorted(len(result.token_ids) for result in simulation.done) == [40, 40]
+
+
+def test_a_prompt_is_cut_and_the_rest_of_the_step_given_to_the_next() -> None:
+    simulation = Simulation(blocks=12)
+    lengths = [30, 5, 9]
+    prompts = [Prompt(i, (1,) * n, Decoding(max_new_tokens=2)) for i, n in enumerate(lengths)]
+    simulation.add(prompts, [(), (), ()])
+    steps = []
+    while simulation.start():
+        steps.append([(each.row.prompt.index, count) for each, count in simulation.under_way[0]])
+        simulation.finish(0)
+    assert steps[:2] == [[(0, 23)], [(0, 7), (1, 5), (2, 9)]]
+
+
+def test_rows_wait_for_the_one_that_computes_their_prefix_and_share_its_blocks() -> None:
+    simulation, prefix = Simulation(blocks=14), PREFIXES[1]
+    prompts = [Prompt(i, (*prefix, 50 + i), Decoding(max_new_tokens=1)) for i in range(3)]
+    simulation.add(prompts, [prefix] * 3)
+    computed = 0
+    while simulation.start():
+        computed += sum(count for _, count in simulation.under_way[0])
+        simulation.finish(0)
+    whole = len(prefix) // BLOCK * BLOCK
+    assert computed == sum(len(prompt.token_ids) for prompt in prompts) - 2 * whole
+    assert len(simulation.done) == 3
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
+    simulation = Simulation(blocks=12)
+    prompts = [Prompt(i, (1,) * 4, Decoding(max_new_tokens=1)) for i in range(rows)]
+    simulation.add(prompts, [()] * rows)
+    simulation.start()
+    for sequence, _ in reversed(simulation.under_way.pop()):
+        simulation.scheduler.put_back(sequence, runs_alone=True)
+    simulation.run(random.Random(0))
+    assert sorted(result.index for result in simulation.done) == list(range(rows))
