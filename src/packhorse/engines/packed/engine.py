@@ -20,7 +20,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
-from packhorse.engines.packed.network import PHASES, Network, Scratch
+from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.running import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import logits_after
@@ -110,11 +110,11 @@ class PackedEngine:
         return self._traits
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of all threads together in each of `network.PHASES` so far."""
-        return {
-            phase: sum(scratch.seconds[phase] for scratch in self._scratches) for phase in PHASES
-        }
+    def spent(self) -> dict[str, float]:
+        """Seconds of all threads together in each of `network.PHASES`, and `network.COUNTS`, so
+        far."""
+        kept = [{**scratch.seconds, **scratch.counts} for scratch in self._scratches]
+        return {name: sum(each[name] for each in kept) for name in (*PHASES, *COUNTS)}
 
     def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
         """See `packhorse.contract.Engine`. Rows are pulled as there is room for them: `rows` are

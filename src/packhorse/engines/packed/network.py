@@ -35,6 +35,7 @@ Ints = NDArray[np.int32]
 SAMPLED_AT_ONCE = 16
 """Rows whose logits are all written out at the same time."""
 PHASES = ("products", "attention", "head", "between")
+COUNTS = ("steps", "tokens", "pairs", "logits")
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ def empty_step(tokens: int, rows: int) -> Step:
 class Scratch:
     """Memory of one thread for steps of up to `tokens` tokens, `rows` of which want logits.
 
-    seconds: spent in each of PHASES so far.
+    seconds: spent in each of PHASES so far. counts: steps, tokens, pairs of a token and one it
+    attends to (windows aside), and rows whose logits were wanted, so far.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Scratch:
         self.last_spans = np.empty((rows, 5), np.int32)
         self.best, self.best_at = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.counts = dict.fromkeys(COUNTS, 0)
         self._tensors = torch.from_numpy(self.product), torch.from_numpy(self.taken)
         self._marked = 0.0
 
@@ -108,7 +111,13 @@ class Scratch:
         arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
         return sum(array.nbytes for array in arrays)
 
-    def start_clock(self) -> None:
+    def start(self, step: Step) -> None:
+        """Counts a step that begins, and starts the clock."""
+        spans = step.spans[: step.span_count].astype(np.int64)
+        pairs = spans[:, 1] * spans[:, 2] + spans[:, 1] * (spans[:, 1] + 1) // 2
+        found = (1, step.count, int(pairs.sum()), step.end_count)
+        for name, value in zip(COUNTS, found, strict=True):
+            self.counts[name] += value
         self._marked = time.perf_counter()
 
     def clock(self, phase: str) -> None:
@@ -140,7 +149,7 @@ class Network:
         tables: [rows, blocks] blocks of each row's cache. In the last layer only the tokens that
         want logits go on past their keys and values.
         """
-        scratch.start_clock()
+        scratch.start(step)
         weights, count, stream = self.weights, step.count, scratch.stream
         embed(step.tokens, step.positions, count, weights.embeddings, weights.learned, stream)
         first = weights.layers[0].attention_norm

@@ -2,15 +2,14 @@
 
 float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
 have one for each row, so that a row's numbers never depend on its neighbours. What such a scale
-costs in accuracy is caused by a few large activations, most of all before the MLP's second product.
-There the engine turns activations by a Hadamard matrix, block by block, which spreads them; the
-weights are turned back here: W a = (W H / n) (H a), since a Hadamard matrix of order n is symmetric
-and H H = n I (Ashkboos et al. 2024, arXiv 2404.00456). See `Architecture.hadamard` for n.
+costs in accuracy is caused by a few large activations, which `stored` spreads. Before the MLP's
+second product nothing can be folded, so the engine turns its input by a Hadamard matrix, block by
+block, and the weights are turned back here: W a = (W H / n) (H a), since a Hadamard matrix of order
+n as built here is symmetric and H H = n I. See `Architecture.hadamard` for n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.engines.packed.vectors import LANES
-from packhorse.errors import ModelError
-from packhorse.models.checkpoint import open_checkpoint
 
 HEAD_COLUMNS = 8192
 """Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
-_DAMAGED = "the files do not belong to their config; copy or fetch the model again"
 Floats = NDArray[np.float32]
 
 
@@ -99,18 +96,16 @@ def load_weights(folder: Path, built: Architecture, *, quantized: bool) -> Weigh
 
     Raises ModelError for weights that are missing or have another shape than the config says.
     """
-    stored = _Stored(folder)
-    make = _Maker(built, quantized)
     gpt2 = built.family == "gpt2"
+    stored = Rotated(folder, built) if quantized and not gpt2 else Stored(folder)
+    make = _Maker(built, quantized)
     names = ("wte", "ln_f") if gpt2 else ("embed_tokens", "norm")
     embeddings = stored.get(f"{names[0]}.weight", built.vocabulary, built.hidden)
     layers = tuple(
         (_gpt2_layer if gpt2 else _llama_layer)(stored, make, number)
         for number in range(built.layers)
     )
-    head = embeddings
-    if not built.ties_head:
-        head = stored.get("lm_head.weight", built.vocabulary, built.hidden)
+    head = stored.head(built, embeddings)
     learned = np.empty((0, 0), np.float32)
     if gpt2:
         learned = stored.get("wpe.weight", built.positions, built.hidden).numpy()
@@ -124,49 +119,6 @@ def load_weights(folder: Path, built: Architecture, *, quantized: bool) -> Weigh
             for start in range(0, built.vocabulary, HEAD_COLUMNS)
         ),
     )
-
-
-class _Stored:
-    """The tensors of a folder by name, read when they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tensors: dict[str, tuple[Any, str]] = {}
-        checkpoint = open_checkpoint(folder, allow_pickle=True)
-        for file in checkpoint.weights:
-            for name, opened in self._open(folder / file, checkpoint.pickled):
-                bare = name.removeprefix("model.").removeprefix("transformer.")
-                self._tensors[bare] = (opened, name)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def get(self, name: str, *shape: int) -> Tensor:
-        """A tensor as float32, of the shape given."""
-        if name not in self:
-            raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
-        opened, full = self._tensors[name]
-        tensor: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
-        if tuple(tensor.shape) != shape:
-            raise ModelError(
-                f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
-                _DAMAGED,
-            )
-        return tensor.float().contiguous()
-
-    def optional(self, name: str, *shape: int) -> Tensor:
-        return self.get(name, *shape) if name in self else torch.zeros(*shape)
-
-    @staticmethod
-    def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
-        if pickled:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            yield from ((name, loaded) for name in loaded)
-        else:
-            from safetensors import safe_open
-
-            opened: Any = safe_open(file, framework="pt")
-            yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +137,14 @@ class _Maker:
         whole = (weight / scales[:, None]).round().to(torch.int8)
         return Linear(whole.t().contiguous(), scales.numpy(), held)
 
-    def norm(self, stored: _Stored, name: str) -> Norm:
+    def norm(self, stored: Stored, name: str) -> Norm:
         hidden = self.built.hidden
         return Norm(
             stored.get(f"{name}.weight", hidden).numpy(),
             stored.optional(f"{name}.bias", hidden).numpy(),
         )
 
-    def head_norm(self, stored: _Stored, name: str) -> Floats:
+    def head_norm(self, stored: Stored, name: str) -> Floats:
         if not self.built.has_head_norms:
             return np.empty(0, np.float32)
         weight = stored.get(f"{name}.weight", self.built.head_size)
@@ -218,7 +170,7 @@ class _Maker:
         return self.linear(turned.reshape(weight.shape), bias)
 
 
-def _llama_layer(stored: _Stored, make: _Maker, number: int) -> Layer:
+def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:
     built, start = make.built, f"layers.{number}."
     width, hidden, inner = built.heads * built.head_size, built.hidden, built.inner
     kv_width = built.kv_heads * built.head_size
@@ -253,7 +205,7 @@ def _llama_layer(stored: _Stored, make: _Maker, number: int) -> Layer:
     )
 
 
-def _gpt2_layer(stored: _Stored, make: _Maker, number: int) -> Layer:
+def _gpt2_layer(stored: Stored, make: _Maker, number: int) -> Layer:
     """GPT-2 stores weights as [inputs, outputs], and queries, keys and values as one."""
     built, start = make.built, f"h.{number}."
     hidden, inner = built.hidden, built.inner

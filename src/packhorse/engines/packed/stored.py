@@ -1,0 +1,123 @@
+"""The tensors of a checkpoint by name: as they are, or turned so that int8 loses little.
+
+A few channels of the residual stream are a hundred times larger than the rest, which costs int8
+with one scale a row most of its accuracy. RMSNorm commutes with an orthogonal matrix Q, so a model
+whose gains were multiplied into the weights that read them computes the same when all that writes
+to the stream is multiplied by Q and all that reads it by Q^T; a signed Hadamard matrix spreads
+those channels over all. Values and what reads them are turned in the same way within each head
+(QuaRot, Ashkboos et al. 2024, arXiv 2404.00456, section 4). Both need no calibration and cost
+nothing later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from packhorse.engines.packed.architecture import Architecture
+from packhorse.errors import ModelError
+from packhorse.models.checkpoint import open_checkpoint
+from packhorse.quantization.hadamard import rotation_matrix
+
+_DAMAGED = "the files do not belong to their config; copy or fetch the model again"
+
+
+class Stored:
+    """The tensors of a Hugging Face folder as float32, read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tensors: dict[str, tuple[Any, str]] = {}
+        checkpoint = open_checkpoint(folder, allow_pickle=True)
+        for file in checkpoint.weights:
+            for name, opened in _open(folder / file, checkpoint.pickled):
+                bare = name.removeprefix("model.").removeprefix("transformer.")
+                self._tensors[bare] = (opened, name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def read(self, name: str, *shape: int) -> Tensor:
+        """A tensor as it is stored; ModelError where it is missing or has another shape."""
+        if name not in self:
+            raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
+        opened, full = self._tensors[name]
+        tensor: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
+        if tuple(tensor.shape) != shape:
+            raise ModelError(
+                f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
+                _DAMAGED,
+            )
+        return tensor.float().contiguous()
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """A tensor as the model is to compute with it."""
+        return self.read(name, *shape)
+
+    def optional(self, name: str, *shape: int) -> Tensor:
+        """`get`, or zeros where there is none: a bias that a family may have."""
+        return self.get(name, *shape) if name in self else torch.zeros(*shape)
+
+    def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
+        """What the logits are computed with, [vocabulary, hidden]; `embeddings` as `get` gave."""
+        if built.ties_head:
+            return embeddings
+        return self.get("lm_head.weight", built.vocabulary, built.hidden)
+
+
+class Rotated(Stored):
+    """A model of the Llama kind whose residual stream and values are turned; see the module."""
+
+    def __init__(self, folder: Path, built: Architecture) -> None:
+        super().__init__(folder)
+        self._stream = rotation_matrix(built.hidden, seed=0).float()
+        self._values = rotation_matrix(built.head_size, None).float()
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        tensor, owner = self.read(name, *shape), name.split(".")[-2]
+        if name == "norm.weight" or owner in ("input_layernorm", "post_attention_layernorm"):
+            return torch.ones_like(tensor)
+        if owner in ("v_proj", "o_proj"):
+            tensor = self._turn_heads(tensor, owner)
+        if owner == "embed_tokens":
+            return tensor @ self._stream
+        if owner in ("o_proj", "down_proj"):
+            return (tensor.t() @ self._stream).t().contiguous()
+        if name.endswith(".bias") or owner in ("q_norm", "k_norm"):
+            return tensor
+        norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
+        return self._read_stream(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
+
+    def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
+        """A head that shares its numbers with the embeddings gets its own."""
+        name = "embed_tokens.weight" if built.ties_head else "lm_head.weight"
+        return self._read_stream(self.read(name, *embeddings.shape), "norm.weight")
+
+    def _read_stream(self, weight: Tensor, norm: str) -> Tensor:
+        """Weights [outputs, hidden] of a product of what `norm` gives."""
+        return (weight * self.read(norm, weight.shape[1])) @ self._stream
+
+    def _turn_heads(self, tensor: Tensor, owner: str) -> Tensor:
+        """The numbers of each head: outputs of v_proj, inputs of o_proj."""
+        size = len(self._values)
+        if owner == "v_proj":
+            heads = tensor.reshape(-1, size, tensor.numel() // len(tensor))
+            return torch.einsum("hdi,de->hei", heads, self._values).reshape(tensor.shape)
+        if tensor.dim() == 1:
+            return tensor
+        return (tensor.reshape(-1, size) @ self._values).reshape(tensor.shape)
+
+
+def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
+    if pickled:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        yield from ((name, loaded) for name in loaded)
+    else:
+        from safetensors import safe_open
+
+        opened: Any = safe_open(file, framework="pt")
+        yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
