@@ -1,4 +1,4 @@
-"""The demonstration model on both engines: alone and in a batch, what `generate` gives."""
+"""The demonstration model on every engine: alone and in a batch, what `generate` gives."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from subjects import alone, ctranslate2, run, tokens, transformers, with_decoding
+from subjects import alone, ctranslate2, packed, run, tokens, transformers, with_decoding
 
 from packhorse.contract import Engine
 from packhorse.data import Decoding, Prompt
@@ -70,7 +71,12 @@ def real_ctranslate2(folder: Path) -> Engine:
     return ctranslate2("ctranslate2 smollm2", float32.folder, end_ids=(2,)).make(max_context=8192)
 
 
-@pytest.mark.parametrize("load", [real_transformers, real_ctranslate2])
+def real_packed(folder: Path) -> Engine:
+    """Steps of 37 tokens, six rows at most and a cache for 512 tokens: rows are put back."""
+    return packed("packed smollm2", folder, (2,), "float32").make()
+
+
+@pytest.mark.parametrize("load", [real_transformers, real_ctranslate2, real_packed])
 def test_the_real_model_alone_and_in_a_batch_equals_generate(
     load: Callable[[Path], Engine],
     demo_model_folder: Path,
@@ -83,3 +89,20 @@ def test_the_real_model_alone_and_in_a_batch_equals_generate(
     seeded = [with_decoding(row, temperature=0.8, seed=row.index) for row in real_prompts[:3]]
     assert tokens(run(engine, seeded, 3)) == alone(engine, seeded)
     engine.close()
+
+
+def test_int8_on_the_packed_engine_stays_near_float32(
+    demo_model_folder: Path, real_prompts: list[Prompt], real_reference: dict[int, Any]
+) -> None:
+    """Without the turns of `stored` and `kernels` it diverges more than ten times as far."""
+    from packhorse.compare.teacher import PackedLogProbs
+
+    whole, rounded = (PackedLogProbs(demo_model_folder, form) for form in ("float32", "int8"))
+    divergences, agreed = [], []
+    for prompt in real_prompts:
+        given = prompt.token_ids, real_reference[prompt.index]
+        expected, found = whole.log_probs(*given), rounded.log_probs(*given)
+        divergences.append((np.exp(expected) * (expected - found)).sum(axis=1))
+        agreed.append(expected.argmax(axis=1) == found.argmax(axis=1))
+    assert np.concatenate(divergences).mean() < 0.01
+    assert np.concatenate(agreed).mean() > 0.9

@@ -37,9 +37,8 @@ def attend(
     own one included, 0 for all. queries: [kv heads, tokens, group, width], scaled by
     1/sqrt(head size). keys: [layers, blocks, kv heads, width, BLOCK], values: [layers, blocks,
     kv heads, BLOCK, width], their scales [layers, blocks, kv heads, BLOCK], empty for float32.
-    scores: [TILE_ROWS, positions], sums: [TILE_ROWS, width], shares:
-    [TILE_ROWS]: scratch. output: [rows, kv heads x
-    group x width].
+    scores: [TILE_ROWS, positions], sums: [TILE_ROWS, width], shares: [TILE_ROWS]: scratch.
+    output: [rows, kv heads x group x width].
 
     A tile is TILE_ROWS pairs of token and query head that share a key/value head. All scores of a
     tile are computed before their softmax, so a row's sums have the same order in any tile.
@@ -80,12 +79,21 @@ def attend(
                         rows, width, sums, 0, width, scores, (block - begin) * BLOCK,
                         scores.shape[1], values, place * width, width,
                     )  # fmt: skip
-                for row in range(rows):
-                    token, member = divmod(pair + row, group)
-                    to = (row_out + token) * output.shape[1] + (head * group + member) * width
-                    share = splat(shares[row])
-                    for column in range(0, width, BLOCK):
-                        store(output, to + column, load(sums, row * width + column) * share)
+                _write(rows, pair, group, head, width, row_out, sums, shares, output)
+
+
+@inlined
+def _write(
+    rows: int, pair: int, group: int, head: int, width: int, row_out: int,
+    sums: Any, shares: Any, output: Any,
+) -> None:  # fmt: skip
+    """A tile's sums x shares to their places in `output`."""
+    for row in range(rows):
+        token, member = divmod(pair + row, group)
+        to = (row_out + token) * output.shape[1] + (head * group + member) * width
+        share = splat(shares[row])
+        for column in range(0, width, BLOCK):
+            store(output, to + column, load(sums, row * width + column) * share)
 
 
 @inlined

@@ -96,7 +96,9 @@ class Scratch:
         self.best, self.best_at = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
+        self.second = np.empty(tokens * built.qkv_width if quantized else 0, sums)
         self._tensors = torch.from_numpy(self.product), torch.from_numpy(self.taken)
+        self._second = torch.from_numpy(self.second)
         self._marked = 0.0
 
     def views(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +108,11 @@ class Scratch:
             taken[: rows * inputs].view(rows, inputs),
             product[: rows * outputs].view(rows, outputs),
         )
+
+    def spare(self, rows: int, linear: Linear) -> Tensor:
+        """Room for the product of a second digit, where `linear` has one."""
+        outputs = 0 if linear.finer is None else linear.weight.shape[1]
+        return self._second[: rows * outputs].view(rows, outputs)
 
     def bytes(self) -> int:
         arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
@@ -205,7 +212,7 @@ class Network:
             width = part.weight.shape[1]
             taken, _ = scratch.views(rows.stop, self.built.hidden, 0)
             _, product = scratch.views(rows.stop - rows.start, 0, width)
-            part.multiply(taken[rows], product)
+            part.multiply(taken[rows], product, product)
             yield start, width
             start += width
 
@@ -259,7 +266,7 @@ class Network:
         scratch.clock("between")
 
     def _multiply(self, linear: Linear, count: int, scratch: Scratch) -> None:
-        linear.multiply(*scratch.views(count, *linear.weight.shape))
+        linear.multiply(*scratch.views(count, *linear.weight.shape), scratch.spare(count, linear))
         scratch.clock("products")
 
     def _keep_ends(self, step: Step, scratch: Scratch) -> tuple[NDArray[np.float32], Ints]:

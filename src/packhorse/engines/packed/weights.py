@@ -1,7 +1,8 @@
 """Weights of a Hugging Face folder as the packed engine multiplies with them.
 
 float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
-have one for each row, so that a row's numbers never depend on its neighbours. What such a scale
+have one for each row, so that a row's numbers never depend on its neighbours. Queries, keys and
+values, which lose most to rounding, have weights of two int8 digits. What such a scale
 costs in accuracy is caused by a few large activations, which `stored` spreads. Before the MLP's
 second product nothing can be folded, so the engine turns its input by a Hadamard matrix, block by
 block, and the weights are turned back here: W a = (W H / n) (H a), since a Hadamard matrix of order
@@ -25,24 +26,32 @@ from packhorse.engines.packed.vectors import LANES
 
 HEAD_COLUMNS = 8192
 """Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
+FINER = 16
+"""Steps of a second digit in one of the first: sums of up to 8,000 inputs stay within int32."""
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A product. weight: [inputs, outputs] int8 or float32. scales: [outputs], 1 for float32.
-    bias: [outputs]."""
+    bias: [outputs]. finer: a second digit of the weights, worth 1 / FINER of the first, where int8
+    is too coarse; None for no more."""
 
     weight: Tensor
     scales: Floats
     bias: Floats
+    finer: Tensor | None = None
 
-    def multiply(self, rows: Tensor, product: Tensor) -> None:
-        """product = rows x weight; int8 rows give int32 sums."""
-        if self.weight.dtype == torch.int8:
-            torch._int_mm(rows, self.weight, out=product)  # noqa: SLF001 - no public one
-        else:
+    def multiply(self, rows: Tensor, product: Tensor, spare: Tensor) -> None:
+        """product = rows x weight; int8 rows give int32 sums, with a second digit FINER times as
+        large. spare: scratch like `product`."""
+        if self.weight.dtype != torch.int8:
             torch.mm(rows, self.weight, out=product)
+            return
+        torch._int_mm(rows, self.weight, out=product)  # noqa: SLF001 - no public one
+        if self.finer is not None:
+            torch._int_mm(rows, self.finer, out=spare)  # noqa: SLF001
+            torch.add(spare, product, alpha=FINER, out=product)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Weights:
         linears = [part.weight for part in self.head]
         for layer in self.layers:
             linears += [part.weight for part in (layer.qkv, layer.out, layer.up, layer.down)]
+            linears += [] if layer.qkv.finer is None else [layer.qkv.finer]
         stored = [tensor.untyped_storage() for tensor in (*tables, *linears)]
         return sum({each.data_ptr(): each.nbytes() for each in stored}.values())
 
@@ -128,14 +138,19 @@ class _Maker:
     built: Architecture
     quantized: bool
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None = None, *, digits: int = 1) -> Linear:
         outputs = weight.shape[0]
         held = np.zeros(outputs, np.float32) if bias is None else bias.contiguous().numpy()
         if not self.quantized:
             return Linear(weight.t(), np.ones(outputs, np.float32), held)
         scales = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
-        whole = (weight / scales[:, None]).round().to(torch.int8)
-        return Linear(whole.t().contiguous(), scales.numpy(), held)
+        steps = weight / scales[:, None]
+        whole = steps.round()
+        first = whole.to(torch.int8).t().contiguous()
+        if digits == 1:
+            return Linear(first, scales.numpy(), held)
+        finer = ((steps - whole) * FINER).round().to(torch.int8)
+        return Linear(first, (scales / FINER).numpy(), held, finer.t().contiguous())
 
     def norm(self, stored: Stored, name: str) -> Norm:
         hidden = self.built.hidden
@@ -183,7 +198,8 @@ def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:
             is_head = name.startswith("self_attn")
             weights.append(make.padded(weight) if is_head else weight)
             biases.append(make.padded(bias) if is_head else bias)
-        return make.linear(torch.cat(weights), torch.cat(biases)[:, 0])
+        digits = 2 if names[0].startswith("self_attn") else 1
+        return make.linear(torch.cat(weights), torch.cat(biases)[:, 0], digits=digits)
 
     out = stored.get(f"{start}self_attn.o_proj.weight", hidden, width)
     down = stored.get(f"{start}mlp.down_proj.weight", hidden, inner)
@@ -222,7 +238,7 @@ def _gpt2_layer(stored: Stored, make: _Maker, number: int) -> Layer:
     none = np.empty(0, np.float32)
     return Layer(
         attention_norm=make.norm(stored, f"{start}ln_1"),
-        qkv=make.linear(qkv, qkv_bias),
+        qkv=make.linear(qkv, qkv_bias, digits=2),
         out=make.linear(out, bias("attn.c_proj", hidden)),
         mlp_norm=make.norm(stored, f"{start}ln_2"),
         up=make.linear(weight("mlp.c_fc", hidden, inner), bias("mlp.c_fc", inner)),
