@@ -36,8 +36,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle-requests", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--delays", type=float, nargs="+", default=[0, 10, 100], metavar="MS")
-    parser.add_argument("engine_options", nargs="*")
-    return parser.parse_args()
+    given, engine_options = sys.argv[1:], []
+    if "--" in given:
+        place = given.index("--")
+        given, engine_options = given[:place], given[place + 1 :]
+    parser.set_defaults(engine_options=engine_options)
+    return parser.parse_args(given)
 
 
 def run_rows_per_second(options: argparse.Namespace) -> float:
