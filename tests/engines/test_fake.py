@@ -121,4 +121,4 @@ def test_an_unknown_engine_lists_the_known_ones() -> None:
 
     with pytest.raises(EngineError, match="no engine 'vllm'") as error:
         loader_named("vllm")
-    assert error.value.hint == "one of transformers, ctranslate2, fake"
+    assert error.value.hint == "one of transformers, ctranslate2, packed, fake"
