@@ -62,7 +62,7 @@ def test_int8_says_what_really_ran_and_every_row_comes_back(
             model=str(demo_model_folder),
             input=str(EXAMPLES),
             output=tmp_path / "out.jsonl",
-            engine=EngineConfig("ctranslate2", quantization="int8"),
+            engine=EngineConfig("ctranslate2", quantization="int8", quantization_method="plain"),
             decoding=Decoding(max_new_tokens=4),
             reading=packhorse.InputConfig(limit=16),
         )
