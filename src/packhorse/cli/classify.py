@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS, options
-from packhorse.cli.progress import observer_for
+from packhorse.cli import options
+from packhorse.cli.jobs import carry_out
 from packhorse.config import InputConfig
-from packhorse.errors import Interrupted
 from packhorse.journal import Journal
 from packhorse.manifest import RunReport
 from packhorse.workspace import Workspace
@@ -58,20 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         batching=options.batching_config(arguments),
         retry_failed=arguments.retry_failed,
     )
-    try:
-        report = classify(config, observer_for(sys.stderr))
-    except Interrupted:
-        output = shlex.quote(str(arguments.output))
-        print(
-            "packhorse: labelled rows are kept; run the same command again to go on, or see\n"
-            f"  packhorse status {output}",
-            file=sys.stderr,
-        )
-        raise
-    print(_summary(report), file=sys.stderr if arguments.json else sys.stdout)
-    if arguments.json:
-        print(json.dumps(report.to_json()))
-    return EXIT_FAILED_ROWS if report.counts.failed else EXIT_DONE
+    return carry_out(partial(classify, config), arguments, _summary, done="labelled")
 
 
 def _summary(report: RunReport) -> str:

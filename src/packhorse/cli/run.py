@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
+from functools import partial
 from pathlib import Path
 
-from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS, options
-from packhorse.cli.progress import observer_for
+from packhorse.cli import options
+from packhorse.cli.jobs import carry_out
 from packhorse.cli.summary import run_summary
 from packhorse.config import JobConfig
-from packhorse.errors import Interrupted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +54,4 @@ def run(arguments: argparse.Namespace) -> int:
         allow_pickle=arguments.allow_pickle,
         warmup_rows=arguments.warm_up_rows,
     )
-    try:
-        report = run_job(config, observer_for(sys.stderr))
-    except Interrupted:
-        output = shlex.quote(str(arguments.output))
-        print(
-            "packhorse: finished rows are kept; run the same command again to go on, or see\n"
-            f"  packhorse status {output}",
-            file=sys.stderr,
-        )
-        raise
-    print(run_summary(report), file=sys.stderr if arguments.json else sys.stdout)
-    if arguments.json:
-        print(json.dumps(report.to_json()))
-    return EXIT_FAILED_ROWS if report.counts.failed else EXIT_DONE
+    return carry_out(partial(run_job, config), arguments, run_summary, done="finished")
