@@ -1,15 +1,16 @@
 """CTranslate2 as packhorse plans it against CTranslate2's own settings, on the same rows.
 
-    python benchmarks/ct2_settings.py MODEL INPUT [--rows 200] [--repeats 5] [--finalists 3]
+    python benchmarks/ct2_settings.py MODEL INPUT [--rows 200] [--repeats 5] [--screen-rows 64]
 
 Both run the same prepared int8 model. CTranslate2's own way is one call of `generate_batch` with
 all prompts, `max_batch_size` and `batch_type` of its own (it sorts and cuts by itself), without the
 prompt in the result; its prompts are tokenized beforehand and its answers not decoded, while
 packhorse's time includes both. Every run is a process of its own, warmed up first.
 
-All settings run once; then `planned` and the fastest `--finalists` of CTranslate2's own run
-`--repeats` times, interleaved. A run that takes `--give-up` times as long as `planned` did is
-stopped and counts as "more than". The last line is one JSON document with every raw value.
+All settings run once on the first `--screen-rows`; then `planned` and the fastest `--finalists` of
+CTranslate2's own run `--repeats` times on all rows, interleaved, and the fastest with its default
+threads (one worker of them all) once. A run that takes `--give-up` times as long as `planned` did
+is stopped and counts as "more than". The last line is one JSON document with every raw value.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("input")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--finalists", type=int, default=3)
+    parser.add_argument("--screen-rows", type=int, default=64)
+    parser.add_argument("--finalists", type=int, default=2)
     parser.add_argument("--give-up", type=float, default=4.5)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--quantization", default="int8")
@@ -128,11 +130,13 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "rows": len(results)}
 
 
-def run_trial(options: argparse.Namespace, name: str, most_seconds: float | None) -> dict[str, Any]:
+def run_trial(
+    options: argparse.Namespace, name: str, rows: int, most_seconds: float | None
+) -> dict[str, Any]:
     """One trial in a fresh process; {"over": seconds} when it was stopped."""
     command = [
         sys.executable, __file__, options.model, options.input, "--trial", name,
-        "--rows", str(options.rows), "--max-new-tokens", str(options.max_new_tokens),
+        "--rows", str(rows), "--max-new-tokens", str(options.max_new_tokens),
         "--quantization", options.quantization, "--cores", str(options.cores),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -148,6 +152,10 @@ def run_trial(options: argparse.Namespace, name: str, most_seconds: float | None
     return found
 
 
+def seconds_of(trial: dict[str, Any]) -> float:
+    return float(trial.get("seconds", float("inf")))
+
+
 def main() -> None:
     options = arguments()
     own = settings(options.cores)
@@ -156,43 +164,56 @@ def main() -> None:
         trial = planned_trial(options) if is_planned else own_trial(options, own[options.trial])
         print(json.dumps(trial))
         return
-    run_trial(options, PLANNED, None)  # converts and calibrates where that was not done before
-    runs: dict[str, list[dict[str, Any]]] = {PLANNED: [run_trial(options, PLANNED, None)]}
-    patience = options.give_up * runs[PLANNED][0]["seconds"]
-    for name in own:
-        runs[name] = [run_trial(options, name, patience + 10)]
-        print(f"{name}: {runs[name][0]}", file=sys.stderr)
-    finished = [name for name in own if "seconds" in runs[name][0]]
-    finalists = sorted(finished, key=lambda name: runs[name][0]["seconds"])[: options.finalists]
+    run_trial(options, PLANNED, 4, None)  # converts and calibrates where that was not done before
+    screened = screen(options, own)
+    ranking = sorted(own, key=lambda name: seconds_of(screened[name]))
+    finalists = ranking[: options.finalists]
+    runs: dict[str, list[dict[str, Any]]] = {PLANNED: [], **{name: [] for name in finalists}}
     for repeat in range(options.repeats):
-        for name in (PLANNED, *finalists):
-            runs[name].append(run_trial(options, name, None))
-            print(f"repeat {repeat + 1} {name}: {runs[name][-1]}", file=sys.stderr)
-    report(options, runs, finalists)
-    print(json.dumps(runs))
+        for name, trials in runs.items():
+            trials.append(run_trial(options, name, options.rows, None))
+            print(f"repeat {repeat + 1} {name}: {trials[-1]}", file=sys.stderr)
+    ours = median(seconds_of(trial) for trial in runs[PLANNED])
+    default = next(name for name in ranking if own[name][2] == 1)
+    patience = options.give_up * ours + 10
+    of_default = run_trial(options, default, options.rows, patience)
+    report(options, screened, runs)
+    best = min(median(seconds_of(trial) for trial in runs[name]) for name in finalists)
+    print(f"planned is {best / ours:.2f} times as fast as the best of CTranslate2's own settings")
+    least = f"more than {patience / ours:.1f}" if "over" in of_default else (
+        f"{seconds_of(of_default) / ours:.2f}"
+    )  # fmt: skip
+    print(f"and {least} times as fast as {default}, the best with its default threads")
+    print(json.dumps({"screened": screened, "runs": runs, "default threads": of_default}))
+
+
+def screen(options: argparse.Namespace, own: dict[str, Setting]) -> dict[str, dict[str, Any]]:
+    """Every setting, and `planned`, once on the first rows."""
+    found = {PLANNED: run_trial(options, PLANNED, options.screen_rows, None)}
+    patience = options.give_up * seconds_of(found[PLANNED]) + 10
+    for name in own:
+        found[name] = run_trial(options, name, options.screen_rows, patience)
+        print(f"{name}: {found[name]}", file=sys.stderr)
+    return found
 
 
 def report(
-    options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], finalists: list[str]
+    options: argparse.Namespace,
+    screened: dict[str, dict[str, Any]],
+    runs: dict[str, list[dict[str, Any]]],
 ) -> None:
+    print(f"{options.input}, {options.max_new_tokens} new tokens, {options.quantization}")
+    print("batch_type max_batch_size, workers x threads: seconds")
     print(
-        f"{options.rows} rows of {options.input}, {options.max_new_tokens} new tokens, "
-        f"{options.quantization}, {options.cores} cores"
+        f"{'':26}{options.screen_rows:>8} rows   {options.rows} rows, median of {options.repeats}"
     )
-    print("batch_type max_batch_size, workers x threads: seconds, tokens generated")
-    for name, trials in runs.items():
-        first = trials[0]
-        if "over" in first:
-            print(f"{name:26} more than {first['over']:.0f}, stopped")
-            continue
-        repeats = [trial["seconds"] for trial in trials[1:]]
+    for name, trial in screened.items():
+        once = f"> {trial['over']:.0f}" if "over" in trial else f"{trial['seconds']:.1f}"
         middle = ""
-        if repeats:
-            middle = f"median {median(repeats):.1f} ({min(repeats):.1f}-{max(repeats):.1f})"
-        print(f"{name:26}{first['seconds']:8.1f} once{first['tokens']:8}   {middle}")
-    ours = median(trial["seconds"] for trial in runs[PLANNED][1:])
-    best = min(median(trial["seconds"] for trial in runs[name][1:]) for name in finalists)
-    print(f"planned is {best / ours:.2f} times as fast as the best of CTranslate2's own settings")
+        if trials := runs.get(name):
+            values = [seconds_of(one) for one in trials]
+            middle = f"{median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+        print(f"{name:26}{once:>13}   {middle}")
 
 
 if __name__ == "__main__":
