@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from packhorse.data import Batch, Completion, Failure, Scores
+from packhorse.data import Batch, Completion, Failure, Scores, TokenLogProbs
 
 CostRule = Literal["padded", "forced-prefix", "packed"]
 
@@ -36,6 +36,7 @@ class EngineTraits:
     runs_side_by_side: it may be loaded with several workers.
     rows_under_way: rows it computes at the same time at most, whatever batches they came in, for an
         engine that rows join and leave at every step; 0 for one that takes batches as they are.
+    gives_log_probs: it honours `Decoding.top_log_probs`; any other is not given such rows.
     """
 
     name: str
@@ -54,6 +55,7 @@ class EngineTraits:
     shares_prefixes: bool = False
     runs_side_by_side: bool = False
     rows_under_way: int = 0
+    gives_log_probs: bool = False
 
 
 class TokenWatch(Protocol):
@@ -64,6 +66,17 @@ class TokenWatch(Protocol):
     """
 
     def __call__(self, row: int, token_id: int) -> bool: ...
+
+
+@runtime_checkable
+class LogProbsWatch(TokenWatch, Protocol):
+    """A watch that wants log-probabilities as they come.
+
+    `take_log_probs` is called right before the watch is called for the same token, in the same
+    thread, of rows that ask for them.
+    """
+
+    def take_log_probs(self, row: int, token: TokenLogProbs) -> None: ...
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 RowId = str | int
 Message = Mapping[str, Any]
 FinishReason = Literal["stop", "length"]
+MOST_LOG_PROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Decoding:
     top_k: sample among the k most probable tokens; 0 is no limit.
     seed: makes sampling repeatable; None draws differently each time.
     stop: generation ends before the first of these strings, which is not part of the text.
+    top_log_probs: log-probabilities are wanted: of each token, and of so many of the most probable
+        ones in its place, up to MOST_LOG_PROBS; None is not asked for. See TokenLogProbs.
     """
 
     max_new_tokens: int = 256
@@ -35,6 +38,7 @@ class Decoding:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_log_probs: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -106,16 +110,34 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogProbs:
+    """How probable a generated token was, and which others were.
+
+    log_prob: natural logarithm of the softmax of the model's own logits over the whole vocabulary,
+    as at temperature 1 without top_k and top_p, whatever the row's decoding does to them before it
+    draws (what OpenAI tells). Logits are float32, the softmax is summed in float64.
+    alternatives: (token id, log-probability) of the most probable tokens in this place, most
+    probable first, of equals the smaller id; the generated token need not be among them.
+    """
+
+    token_id: int
+    log_prob: float
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """What an engine generated for one row: ids without the end-of-sequence token.
 
     finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
+    log_probs: one for each of `token_ids`; None where they were not asked for.
     """
 
     index: int
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     timing: Timing
+    log_probs: tuple[TokenLogProbs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +159,7 @@ class Answer:
 
     text: without special tokens, cut before the first stop string.
     prompt_tokens, completion_tokens: as computed by the engine (tokens).
+    log_probs: one for each of `token_ids`; None where they were not asked for.
     """
 
     index: int
@@ -147,6 +170,7 @@ class Answer:
     finish_reason: FinishReason
     prompt_tokens: int
     timing: Timing
+    log_probs: tuple[TokenLogProbs, ...] | None = None
 
     @property
     def completion_tokens(self) -> int:

@@ -12,7 +12,7 @@ from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, Limits, polic
 from packhorse.calibration import Calibration, calibrate, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
-from packhorse.data import Answer, Decoding, Failure, Message, Request, Scores
+from packhorse.data import MOST_LOG_PROBS, Answer, Decoding, Failure, Message, Request, Scores
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError
 from packhorse.meters import Meter
@@ -251,6 +251,11 @@ def check_decoding(decoding: Decoding, max_context: int | None = None) -> None:
         ("top_k", decoding.top_k >= 0, "0 (no limit) or more"),
         ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "from 0 to 2^63 - 1"),
         ("stop", all(decoding.stop), "texts of at least one character"),
+        (
+            "top_log_probs",
+            decoding.top_log_probs is None or 0 <= decoding.top_log_probs <= MOST_LOG_PROBS,
+            f"None or from 0 to {MOST_LOG_PROBS}",
+        ),
     ]
     for name, is_right, wanted in ranges:
         if not is_right:

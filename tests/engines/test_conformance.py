@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from subjects import (
 )
 
 from packhorse.contract import Engine
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt, TokenLogProbs
 from packhorse.errors import EngineError
 
 TINY = (
@@ -398,6 +399,143 @@ def test_rows_of_one_batch_may_decode_differently(subject: Subject, engine: Engi
     )
     prompts = [with_decoding(prompt, **ways[prompt.index % 4]) for prompt in subject.prompts(12)]
     assert tokens(run(engine, prompts, 12)) == alone(engine, prompts)
+
+
+def log_probs(results: dict[int, Completion | Failure]) -> dict[int, tuple[TokenLogProbs, ...]]:
+    found = {}
+    for index, result in results.items():
+        assert isinstance(result, Completion)
+        assert result.log_probs is not None
+        assert tuple(each.token_id for each in result.log_probs) == result.token_ids
+        found[index] = result.log_probs
+    return found
+
+
+def flat(found: dict[int, tuple[TokenLogProbs, ...]]) -> list[float]:
+    """Every log-probability: of rows in order, of each token and of its alternatives."""
+    rows = [each for index in sorted(found) for each in found[index]]
+    return [value for each in rows for value in (each.log_prob, *dict(each.alternatives).values())]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_log_probs_are_given_where_they_are_asked_for(
+    subject: Subject, engine: Engine, count: int
+) -> None:
+    assert engine.traits.gives_log_probs
+    plain = subject.prompts(9, seed=2)
+    asking = [with_decoding(prompt, top_log_probs=count) for prompt in plain]
+    expected = alone(engine, plain)
+    mixed = [*plain[:4], *asking[4:]]
+    random.Random(count).shuffle(mixed)
+    results = run(engine, mixed, 9)
+    assert tokens(results) == expected
+    for index in range(4):
+        result = results.pop(index)
+        assert isinstance(result, Completion)
+        assert result.log_probs is None
+    for row in log_probs(results).values():
+        for each in row:
+            values = [value for _, value in each.alternatives]
+            assert len(dict(each.alternatives)) == len(values) == count
+            assert values == sorted(values, reverse=True)
+            assert each.log_prob <= 0
+            assert sum(map(math.exp, values)) < 1 + 1e-9
+            if count:
+                assert each.alternatives[0] == (each.token_id, each.log_prob)
+
+
+@LAW
+@given(seed=st.integers(0, 99), batch=st.integers(2, 12), shared=st.integers(0, 20))
+def test_batch_mates_change_no_log_prob(
+    subject: Subject, engine: Engine, seed: int, batch: int, shared: int
+) -> None:
+    prompts = subject.prompts(12, seed, top_log_probs=3)
+    prefix = prompts[0].token_ids[:1] * shared
+    prompts = [replace(prompt, token_ids=prefix + prompt.token_ids) for prompt in prompts]
+    expected = log_probs(
+        {prompt.index: result for prompt in prompts for result in run(engine, [prompt], 1).values()}
+    )
+    random.Random(seed).shuffle(prompts)
+    batches = [Batch(each.prompts, shared) for each in in_batches(prompts, batch)]
+    found = log_probs({result.index: result for result in engine.run(iter(batches))})
+    assert flat(found) == pytest.approx(flat(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("transformers llama", "llama"),
+        ("transformers gpt2", "gpt2"),
+        ("ctranslate2 llama", "llama"),
+        ("ctranslate2 gpt2", "gpt2"),
+        ("packed llama float32", "llama"),
+        ("packed gpt2 float32", "gpt2"),
+    ],
+)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "top_k": 40, "seed": 3}], ids=str)
+def test_log_probs_are_those_of_the_models_own_logits(
+    subjects: dict[str, Subject],
+    built: dict[str, Path],
+    name: str,
+    model: str,
+    sampling: dict[str, Any],
+) -> None:
+    """Computed anew, the whole row at once, whatever temperature and top_k the row draws with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    engine = subjects[name].make()
+    plain = subjects[name].prompts(6, seed=4, top_log_probs=4)
+    prompts = [with_decoding(prompt, **sampling) for prompt in plain]
+    found = log_probs(run(engine, prompts, 6))
+    engine.close()
+    reference = AutoModelForCausalLM.from_pretrained(built[model], dtype="float32").eval()
+    for prompt in prompts:
+        row = found[prompt.index]
+        ids = torch.tensor([[*prompt.token_ids, *(each.token_id for each in row)]])
+        with torch.inference_mode():
+            whole = reference(ids).logits[0].log_softmax(-1)[len(prompt.token_ids) - 1 : -1]
+        for each, values in zip(row, whole, strict=True):
+            assert each.log_prob == pytest.approx(values[each.token_id].item(), abs=1e-4)
+            best = values.topk(4)
+            assert [alternative for _, alternative in each.alternatives] == pytest.approx(
+                best.values.tolist(), abs=1e-4
+            )
+            for token_id, value in each.alternatives:
+                assert value == pytest.approx(values[token_id].item(), abs=1e-4)
+
+
+def test_a_seed_draws_the_same_with_log_probs(subject: Subject, engine: Engine) -> None:
+    prompts = sampled(subject, 6)
+    asking = [with_decoding(prompt, top_log_probs=2) for prompt in prompts]
+    assert tokens(run(engine, asking, 4)) == alone(engine, prompts)
+
+
+def test_a_watch_is_told_log_probs_before_their_token(subject: Subject, engine: Engine) -> None:
+    told: dict[int, list[TokenLogProbs]] = {}
+    seen: dict[int, int] = {}
+
+    class Watch:
+        def take_log_probs(self, row: int, token: TokenLogProbs) -> None:
+            told.setdefault(row, []).append(token)
+
+        def __call__(self, row: int, token_id: int) -> bool:
+            seen[row] = seen.get(row, 0) + 1
+            if row % 2 == 0:
+                assert len(told[row]) == seen[row]
+                assert told[row][-1].token_id == token_id
+            return seen[row] == 6
+
+    prompts = [
+        with_decoding(prompt, top_log_probs=None if prompt.index % 2 else 2)
+        for prompt in subject.prompts(8)
+    ]
+    results = run(engine, prompts, 4, Watch())
+    asked = {index: result for index, result in results.items() if index % 2 == 0}
+    assert {row: tuple(each) for row, each in told.items()} == {
+        row: found for row, found in log_probs(asked).items() if found
+    }
+    assert told
 
 
 def broken_rows(subjects: dict[str, Subject], name: str) -> tuple[Engine, list[Prompt]]:

@@ -15,14 +15,24 @@ from typing import Any
 import ctranslate2
 import numpy as np
 import pytest
-from subjects import Subject, alone, converted, in_batches, run, tokens
+from subjects import (
+    Subject,
+    alone,
+    codes,
+    converted,
+    in_batches,
+    run,
+    tokens,
+    with_decoding,
+)
 
 import packhorse
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Completion, Decoding, Prompt
-from packhorse.engines import load_engine
+from packhorse.engines import ct2_log_probs, load_engine
 from packhorse.engines.ct2 import CTranslate2Engine
 from packhorse.engines.ct2_seeded import NO_SEED, ROWS_PER_LOAD, as_32_bits
+from packhorse.engines.rows import Row
 from packhorse.errors import EngineError, ModelError
 from packhorse.models import model_facts, prepare
 
@@ -182,6 +192,48 @@ def test_a_seeded_row_that_fails_does_not_spoil_the_next(
 def test_seeds_of_32_bits(seed: int, same: bool) -> None:
     assert (as_32_bits(seed) == seed) is same
     assert 0 <= as_32_bits(seed) < NO_SEED
+
+
+def asking(rows: int, **decoding: Any) -> list[Prompt]:
+    return ROWS.prompts(rows, seed=7, max_new_tokens=40, top_log_probs=2, **decoding)
+
+
+def test_batches_that_ask_for_log_probs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that run together never keep more logits than allowed, and all of them run."""
+    monkeypatch.setattr(ct2_log_probs, "KEPT_BYTES", 4 * 300 * 500)
+    monkeypatch.setattr(ct2_log_probs, "LEAST_STEPS", 30)
+    rows = [Row(prompt) for prompt in asking(40)]
+    seen = []
+    for group, steps in ct2_log_probs.bounded(rows, 300):
+        lengths = [len(row.sequence) for row in group]
+        assert lengths == sorted(lengths, reverse=True)
+        assert len(group) * (lengths[0] - lengths[-1] + steps) <= 500
+        assert steps >= 30
+        seen += [row.prompt.index for row in group]
+    assert sorted(seen) == list(range(40))
+    assert len(list(ct2_log_probs.bounded(rows[:1], 300))) == 1
+
+
+@pytest.mark.parametrize("steps", [7, 90])
+def test_rows_go_on_when_their_logits_fill_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    engine, prompts = engine_of(folder), asking(9)
+    expected = run(engine, prompts, 9)
+    monkeypatch.setattr(ct2_log_probs, "KEPT_BYTES", 4 * 300 * steps)
+    monkeypatch.setattr(ct2_log_probs, "LEAST_STEPS", 5)
+    found = run(engine, prompts, 9)
+    assert tokens(found) == tokens(expected)
+    for index, result in found.items():
+        other = expected[index]
+        assert isinstance(result, Completion)
+        assert isinstance(other, Completion)
+        pairs = zip(result.log_probs or (), other.log_probs or (), strict=True)
+        for one, two in pairs:
+            assert one.log_prob == pytest.approx(two.log_prob, abs=1e-4)
+    seeded = [with_decoding(prompt, temperature=1.0, seed=1) for prompt in prompts]
+    refused = dict.fromkeys(range(9), "bad_option" if steps < 40 else "")
+    assert codes(run(engine, seeded, 9)) == refused
 
 
 def test_rows_without_a_seed_follow_the_probabilities(folder: Path) -> None:

@@ -70,6 +70,8 @@ def _prefixes(prompts: Sequence[Prompt], limits: Limits, *, has_batches: bool) -
 
 
 def _shared(decoding: Decoding) -> Decoding:
-    """What rows of one batch must have in common: how they sample."""
+    """What rows of one batch must have in common: how they sample, and whether log-probabilities
+    are asked for."""
     seed = None if decoding.greedy else decoding.seed
-    return replace(decoding, stop=(), max_new_tokens=1, seed=seed)
+    top = None if decoding.top_log_probs is None else 0
+    return replace(decoding, stop=(), max_new_tokens=1, seed=seed, top_log_probs=top)

@@ -42,6 +42,7 @@ from packhorse.engines.ct2_loading import (
     supported_compute_type,
     try_out,
 )
+from packhorse.engines.ct2_log_probs import StepLogits, asks, bounded, kept_steps
 from packhorse.engines.ct2_scoring import ContinuationScoring
 from packhorse.engines.ct2_seeded import SeededWorkers
 from packhorse.engines.rows import Result, Row, WatchError, answer, refuse
@@ -100,8 +101,9 @@ class CTranslate2Engine:
     device can run it, otherwise a name of CTranslate2's. device: "auto", "cpu" or "cuda".
     workers, threads: None is one worker a core (one on a GPU), of one thread.
 
-    Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. A temperature
-    below 1e-4 is greedy. On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
+    Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. Rows that ask for
+    log-probabilities run in smaller batches: see `ct2_log_probs`. A temperature below 1e-4 is
+    greedy. On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
 
     Raises EngineError for a compute type or device that is not there, ModelError for a folder that
     cannot be loaded.
@@ -147,6 +149,7 @@ class CTranslate2Engine:
             mixed_decoding=False,
             shares_prefixes=True,
             runs_side_by_side=True,
+            gives_log_probs=True,
         )
 
     @property
@@ -220,7 +223,10 @@ class CTranslate2Engine:
         shared = batch.shared_prefix
         yield from answer(others, lambda rows: self._generate_alike(rows, run, shared))
         for row in seeded:
-            yield from answer([row], lambda rows: self._generate(rows, run))
+            if asks(row.prompt) and row.tokens_left > kept_steps(self._vocab_size):
+                yield row.fail("bad_option", self._too_many_logits())
+            else:
+                yield from answer([row], lambda rows: self._generate(rows, run))
 
     def _generate_alike(self, rows: list[Row], run: _Run, shared: int) -> tuple[()]:
         """Generates in groups of rows that CTranslate2 can take together."""
@@ -228,23 +234,50 @@ class CTranslate2Engine:
         for row in rows:
             is_one_token = len(row.sequence) == shared + 1
             sampling = sorted(self._sampling(row.prompt.decoding).items())
-            groups.setdefault((is_one_token, *sampling), []).append(row)
-        for group in groups.values():
-            self._generate(group, run, shared)
+            group = (asks(row.prompt), is_one_token, *sampling)
+            groups.setdefault(group, []).append(row)
+        for group_rows in groups.values():
+            if asks(group_rows[0].prompt):
+                self._generate_bounded(group_rows, run, shared)
+            else:
+                self._generate(group_rows, run, shared)
         return ()
 
-    def _generate(self, rows: list[Row], run: _Run, shared: int = 0) -> tuple[()]:
+    def _generate_bounded(self, rows: list[Row], run: _Run, shared: int) -> None:
+        """As `_generate`, in batches whose logits fit into memory."""
+        for group, most_steps in bounded(rows, self._vocab_size):
+            left, generated = group, -1
+            while left and generated < (now := sum(len(row.token_ids) for row in group)):
+                generated = now
+                self._generate(left, run, shared, most_steps)
+                left = [row for row in left if not row.answered]
+
+    def _too_many_logits(self) -> str:
+        most = kept_steps(self._vocab_size)
+        return (
+            f"with a seed and log-probabilities, CTranslate2 generates at most {most} tokens of "
+            "this model: lower max_new_tokens, or leave out one of them"
+        )
+
+    def _generate(
+        self, rows: list[Row], run: _Run, shared: int = 0, most_steps: int | None = None
+    ) -> tuple[()]:
         """Runs rows of equal sampling to their end; their results go to `run.results`.
 
-        shared: leading tokens that all have in common and that are computed once.
+        shared: leading tokens that all have in common and that are computed once. most_steps:
+        tokens that a row gets at most; rows that have not ended by then get no result.
         """
         if self._is_stopping(run):
             raise Cancelled
-        listener = _Listener(rows, self._end_ids, run, lambda: self._is_stopping(run))
         decoding = rows[0].prompt.decoding
         prompts = [[self._tokens[token_id] for token_id in row.sequence[shared:]] for row in rows]
+        is_asked = asks(rows[0].prompt)
+        logits = StepLogits.of(list(map(len, prompts))) if is_asked else None
+        listener = _Listener(rows, self._end_ids, run, lambda: self._is_stopping(run), logits)
+        left = max(row.tokens_left for row in rows)
         options: dict[str, Any] = {
-            "max_length": max(row.tokens_left for row in rows),
+            "max_length": min(left, most_steps or left),
+            "return_logits_vocab": is_asked,
             "end_token": sorted(self._end_ids),
             "include_prompt_in_result": False,
             **self._sampling(decoding),
@@ -292,20 +325,25 @@ class CTranslate2Engine:
 class _Listener:
     """Called by CTranslate2 in its worker for every token; True ends the row.
 
-    error: what the caller's watch raised; the other rows then end with it.
+    logits: where the rows ask for log-probabilities. error: what the caller's watch raised; the
+    other rows then end with it.
     """
 
     rows: list[Row]
     end_ids: frozenset[int]
     run: _Run
     is_stopping: Callable[[], bool]
+    logits: StepLogits | None = None
     error: WatchError | None = None
 
     def __call__(self, step: Any) -> bool:
         if self.error is not None or self.is_stopping():
             return True
+        row, log_probs = self.rows[step.batch_id], None
+        if self.logits is not None:
+            log_probs = self.logits.log_probs(step, row.prompt.decoding.top_log_probs or 0)
         try:
-            result = self.rows[step.batch_id].take(step.token_id, self.end_ids, self.run.watch)
+            result = row.take(step.token_id, self.end_ids, self.run.watch, log_probs)
         except WatchError as error:
             self.error = error
             return True

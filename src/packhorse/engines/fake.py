@@ -7,6 +7,7 @@ it writes are English words, chosen by a digest of the prompt.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from packhorse.config import EngineConfig
 from packhorse.contract import CostRule, EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
+from packhorse.data import Batch, Decoding, Failure, Prompt, Scores, TokenLogProbs
 from packhorse.engines.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
 
@@ -115,6 +116,7 @@ class FakeEngine:
             mixed_decoding=mixed_decoding,
             shares_prefixes=True,
             runs_side_by_side=True,
+            gives_log_probs=True,
         )
 
     @property
@@ -193,7 +195,9 @@ class FakeEngine:
             while rows:
                 _wait(self._seconds_per_token)
                 for row in rows:
-                    if result := row.take(next(words[row.prompt.index], END), (END,), watch):
+                    token_id = next(words[row.prompt.index], END)
+                    log_probs = _token_log_probs(row, token_id)
+                    if result := row.take(token_id, (END,), watch, log_probs):
                         yield result
                 rows = [row for row in rows if not row.answered]
                 yield None
@@ -242,6 +246,21 @@ def _log_prob(prompt: Prompt, ids: Sequence[int], known: bytes | None) -> float:
         return -0.05 * len(ids)
     digest = blake2b(repr((prompt.token_ids, tuple(ids))).encode(), digest_size=4).digest()
     return -len(ids) * (1.0 + int.from_bytes(digest, "big") / 2**32)
+
+
+def _token_log_probs(row: Row, token_id: int) -> TokenLogProbs | None:
+    """Where they are asked for: the token itself is the most probable, by a digest of what is
+    before it; the bytes that follow it share the rest, each with half of what is left."""
+    count = row.prompt.decoding.top_log_probs
+    if count is None or token_id == END:
+        return None
+    digest = blake2b(repr(row.sequence).encode(), digest_size=4).digest()
+    best = 0.5 + int.from_bytes(digest, "big") / 2**34
+    shares = [best, *((1 - best) / 2**place for place in range(1, count))]
+    alternatives = [
+        ((token_id + place) % BYTES, math.log(share)) for place, share in enumerate(shares)
+    ]
+    return TokenLogProbs(token_id, math.log(best), tuple(alternatives[:count]))
 
 
 def _planted(path: str | None) -> dict[str, str] | None:

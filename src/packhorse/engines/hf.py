@@ -16,6 +16,7 @@ from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engines.continuations import continuation_log_probs
 from packhorse.engines.cores import usable_cores
+from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, first_line, refuse
@@ -91,6 +92,7 @@ class TransformersEngine:
             step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
             cache_copies=2,
             shares_prefixes=True,
+            gives_log_probs=True,
         )
 
     @property
@@ -168,11 +170,16 @@ class TransformersEngine:
                     [row.prompt.decoding for row in rows],
                     [draws[row.prompt.index] for row in rows],
                 )
+                found = wanted_log_probs(
+                    chosen,
+                    [row.prompt.decoding for row in rows],
+                    lambda place: logits[place].float().cpu().numpy(),  # noqa: B023 (used at once)
+                )
                 going_on = []
                 for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
                     if token_id is None:
                         yield row.fail("engine_error", NOT_NUMBERS)
-                    elif result := row.take(token_id, self._end_ids, watch):
+                    elif result := row.take(token_id, self._end_ids, watch, found.get(place)):
                         yield result
                     else:
                         going_on.append(place)

@@ -8,8 +8,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from packhorse.contract import TokenWatch
-from packhorse.data import Completion, Failure, FinishReason, Prompt, Scores, Timing
+from packhorse.contract import LogProbsWatch, TokenWatch
+from packhorse.data import (
+    Completion,
+    Failure,
+    FinishReason,
+    Prompt,
+    Scores,
+    Timing,
+    TokenLogProbs,
+)
 
 Result = Completion | Failure
 T = TypeVar("T")
@@ -42,6 +50,7 @@ class Row:
     prompt: Prompt
     submitted: float = field(default_factory=time.monotonic)
     token_ids: list[int] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     first_token: float | None = None
     answered: bool = False
 
@@ -55,9 +64,15 @@ class Row:
         return self.prompt.decoding.max_new_tokens - len(self.token_ids)
 
     def take(
-        self, token_id: int, end_ids: Collection[int], watch: TokenWatch | None
+        self,
+        token_id: int,
+        end_ids: Collection[int],
+        watch: TokenWatch | None,
+        log_probs: TokenLogProbs | None = None,
     ) -> Completion | None:
         """Adds the token just generated; the completion if the row ends with it.
+
+        log_probs: of this token, for a row that asks for them.
 
         The order of the reasons: end token (not kept, not watched), watch, limit. Raises
         WatchError for whatever `watch` raises.
@@ -68,7 +83,9 @@ class Row:
         if token_id in end_ids:
             return self._complete("stop", now)
         self.token_ids.append(token_id)
-        if watch is not None and _ends(watch, self.prompt.index, token_id):
+        if log_probs is not None:
+            self.log_probs.append(log_probs)
+        if watch is not None and _ends(watch, self.prompt.index, token_id, log_probs):
             return self._complete("stop", now)
         return self._complete("length", now) if self.tokens_left <= 0 else None
 
@@ -85,11 +102,15 @@ class Row:
     def _complete(self, reason: FinishReason, now: float) -> Completion:
         self.answered = True
         timing = Timing(self.submitted, now, self.first_token)
-        return Completion(self.prompt.index, tuple(self.token_ids), reason, timing)
+        asked = self.prompt.decoding.top_log_probs is not None
+        log_probs = tuple(self.log_probs) if asked else None
+        return Completion(self.prompt.index, tuple(self.token_ids), reason, timing, log_probs)
 
 
-def _ends(watch: TokenWatch, index: int, token_id: int) -> bool:
+def _ends(watch: TokenWatch, index: int, token_id: int, log_probs: TokenLogProbs | None) -> bool:
     try:
+        if log_probs is not None and isinstance(watch, LogProbsWatch):
+            watch.take_log_probs(index, log_probs)
         return watch(index, token_id)
     except BaseException as error:
         raise WatchError(error) from error

@@ -26,6 +26,11 @@ def is_greedy(decoding: Decoding) -> bool:
     return decoding.greedy or decoding.top_k == 1
 
 
+def wants_all_logits(decoding: Decoding) -> bool:
+    """Whether a row needs more of its logits than which is the largest."""
+    return not is_greedy(decoding) or decoding.top_log_probs is not None
+
+
 def row_generator(decoding: Decoding) -> random.Random:
     """The row's own source of numbers; without a seed it is different each time."""
     return random.Random(decoding.seed)  # noqa: S311 - sampling, not secrecy

@@ -102,6 +102,7 @@ class PackedEngine:
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
             rows_under_way=rows,
+            gives_log_probs=True,
         )
         self._try_out(folder)
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from packhorse.contract import TokenWatch
-from packhorse.data import Batch, Failure
+from packhorse.data import Batch, Failure, TokenLogProbs
+from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.packed.network import (
     SAMPLED_AT_ONCE,
     Network,
@@ -21,7 +22,7 @@ from packhorse.engines.packed.network import (
 )
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, WatchError, diagnose, refuse
-from packhorse.engines.sampling import choose_tokens, is_greedy, row_generator
+from packhorse.engines.sampling import choose_tokens, row_generator, wants_all_logits
 from packhorse.errors import EngineError
 
 QUEUE_SHARE = 4
@@ -170,15 +171,16 @@ class Run:
         try:
             ending = pack(chosen, step)
             self._network.run(step, self._scheduler.tables, scratch)
-            tokens = self._tokens(ending, scratch)
+            tokens, log_probs = self._tokens(ending, scratch)
         except Exception as error:  # noqa: BLE001 - what libraries raise is not theirs to choose
             self._separate(chosen, error)
             return
         results: dict[Sequence, Result] = {}
-        for sequence, token in zip(ending, tokens, strict=True):
+        for place, (sequence, token) in enumerate(zip(ending, tokens, strict=True)):
+            row = sequence.row
             if token is None:
-                results[sequence] = sequence.row.fail("engine_error", NOT_NUMBERS)
-            elif result := sequence.row.take(token, self._end_ids, self._watch):
+                results[sequence] = row.fail("engine_error", NOT_NUMBERS)
+            elif result := row.take(token, self._end_ids, self._watch, log_probs.get(place)):
                 results[sequence] = result
         with self._changed:
             for sequence, count in chosen:
@@ -190,21 +192,28 @@ class Run:
         for outcome in results.values():
             self._results.put(outcome)
 
-    def _tokens(self, ending: list[Sequence], scratch: Scratch) -> list[int | None]:
-        """The next token of each row; None for one whose logits are no numbers."""
+    def _tokens(
+        self, ending: list[Sequence], scratch: Scratch
+    ) -> tuple[list[int | None], dict[int, TokenLogProbs]]:
+        """The next token of each row, None for one whose logits are no numbers; by place, the
+        log-probabilities of those that ask for them."""
         decodings = [sequence.row.prompt.decoding for sequence in ending]
-        greedy = sum(map(is_greedy, decodings))
-        best, best_at = self._network.choose(greedy, scratch)
+        simple = len(ending) - sum(map(wants_all_logits, decodings))
+        best, best_at = self._network.choose(simple, scratch)
         tokens: list[int | None] = [
             token if number else None
             for token, number in zip(best_at.tolist(), np.isfinite(best).tolist(), strict=True)
         ]
-        for first in range(greedy, len(ending), SAMPLED_AT_ONCE):
+        log_probs: dict[int, TokenLogProbs] = {}
+        for first in range(simple, len(ending), SAMPLED_AT_ONCE):
             rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = self._network.logits(rows, scratch)
             draws = [sequence.draws for sequence in ending[rows]]
-            tokens += choose_tokens(torch.from_numpy(logits), decodings[rows], draws)
-        return tokens
+            chosen = choose_tokens(torch.from_numpy(logits), decodings[rows], draws)
+            found = wanted_log_probs(chosen, decodings[rows], logits.__getitem__)
+            log_probs |= {first + place: each for place, each in found.items()}
+            tokens += chosen
+        return tokens, log_probs
 
     def _separate(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
         """A step failed: its rows are tried again one by one; one that was alone has failed."""

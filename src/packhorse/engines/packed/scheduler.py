@@ -22,7 +22,7 @@ from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.rows import Row
-from packhorse.engines.sampling import is_greedy
+from packhorse.engines.sampling import wants_all_logits
 
 LOOK_AHEAD = 64
 """Waiting rows that are looked at for one that can be admitted."""
@@ -222,7 +222,7 @@ class Scheduler:
 
 def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
     """Writes a step; returns the rows whose logits it gives, in the order of its `ends`: those that
-    take the most probable token come first."""
+    need only the most probable token come first."""
     step.count = step.span_count = 0
     ends: tuple[list[tuple[Sequence, int]], ...] = ([], [])
     for sequence, count in chosen:
@@ -234,8 +234,8 @@ def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
         step.spans[step.span_count] = (first, count, position, sequence.table, first)
         step.count, step.span_count = first + count, step.span_count + 1
         if count == sequence.left:
-            draws = not is_greedy(sequence.row.prompt.decoding)
-            ends[draws].append((sequence, first + count - 1))
+            wants_all = wants_all_logits(sequence.row.prompt.decoding)
+            ends[wants_all].append((sequence, first + count - 1))
     every = [*ends[False], *ends[True]]
     step.end_count = len(every)
     step.ends[: len(every)] = [token for _, token in every]
