@@ -88,6 +88,28 @@ def test_rows_of_later_windows_are_answered_from_memory() -> None:
     assert len(engine.rows) <= 4
 
 
+def test_log_probs_are_shared_but_not_remembered() -> None:
+    """They take too much memory to be kept for rows that may never come."""
+    engine = Counting()
+    asking = replace(answering(engine, window=2), decoding=Decoding(12, top_log_probs=2))
+    outcomes = list(asking.outcomes(requests(["a", "a", "b", "b", "a"])))
+    told = [each.log_probs for each in outcomes if isinstance(each, Answer)]
+    assert len(told) == 5
+    assert all(each and len(each) == 12 for each in told)
+    assert len(engine.rows) == 3
+
+
+def test_rows_that_ask_an_engine_that_tells_no_log_probs_are_refused() -> None:
+    engine = Counting()
+    engine._traits = replace(engine.traits, gives_log_probs=False)
+    asking = replace(answering(engine), decoding=Decoding(12, top_log_probs=2))
+    (outcome,) = asking.outcomes(requests(["a"]))
+    assert isinstance(outcome, Failure)
+    assert outcome.code == "unsupported_option"
+    assert "the engine fake does not tell" in outcome.message
+    assert engine.rows == []
+
+
 def test_a_failure_is_shared_in_its_own_words() -> None:
     engine = Counting(faults=Faults(fail_rows=frozenset({1})))
     found = {one.index: one for one in answering(engine).outcomes(requests(["a", "b", "b"]))}

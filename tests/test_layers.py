@@ -39,6 +39,8 @@ LAYERS = [
     {"calibration"},
     {"duplicates"},
     {"answering"},
+    {"growing_text"},
+    {"log_probs"},
     {"session"},
     {"manifest"},
     {"interruption"},

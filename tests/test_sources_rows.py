@@ -139,8 +139,19 @@ def test_openai_requests(read: Any) -> None:
     [
         (batch_line(chat(n=2)), "unsupported_option", "'n' is 2"),
         (batch_line(chat(n=True)), "unsupported_option", "'n' is true"),
-        (batch_line(chat(logprobs=True)), "unsupported_option", "logprobs"),
-        (batch_line(chat(logprobs=0)), "unsupported_option", "logprobs"),
+        (batch_line(chat(logprobs=0)), "bad_option", "logprobs is 0; it is true"),
+        (batch_line(chat(top_logprobs=2)), "bad_option", "top_logprobs needs logprobs"),
+        (batch_line(chat(logprobs=True, top_logprobs=21)), "bad_option", "from 0 to 20"),
+        (
+            batch_line({"prompt": "x", "logprobs": True}, "/v1/completions"),
+            "bad_option",
+            "logprobs is true; it is a whole number from 0 to 20",
+        ),
+        (
+            batch_line({"prompt": "x", "top_logprobs": 1}, "/v1/completions"),
+            "bad_option",
+            "belongs to chats",
+        ),
         (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),
         (batch_line(chat(stream=True)), "unsupported_option", "stream"),
@@ -182,6 +193,27 @@ def test_null_and_neutral_options_of_openai_are_no_fault(read: Any) -> None:
         "whatever": None,
     }
     assert isinstance(read("a.jsonl", jsonl(batch_line(chat(**neutral))))[0], Request)
+
+
+@pytest.mark.parametrize(
+    ("body", "url", "wanted"),
+    [
+        (chat(logprobs=True), "/v1/chat/completions", 0),
+        (chat(logprobs=True, top_logprobs=20), "/v1/chat/completions", 20),
+        (chat(logprobs=False), "/v1/chat/completions", None),
+        ({"prompt": "x", "logprobs": 0}, "/v1/completions", 0),
+        ({"prompt": "x", "logprobs": 5}, "/v1/completions", 5),
+        ({"prompt": "x", "logprobs": None}, "/v1/completions", None),
+    ],
+)
+def test_log_probs_of_openai(read: Any, body: Any, url: str, wanted: int | None) -> None:
+    (row,) = read("a.jsonl", jsonl(batch_line(body, url)))
+    assert row.options == ({} if wanted is None else {"top_log_probs": wanted})
+
+
+def test_log_probs_are_no_option_of_other_rows(read: Any) -> None:
+    (row,) = read("a.jsonl", jsonl({"prompt": "x", "top_log_probs": 3}))
+    assert row.options == {}
 
 
 # --- keys ------------------------------------------------------------------------------------

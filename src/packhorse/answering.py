@@ -124,6 +124,8 @@ class Answering:
                     f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
                     f"the model's context is {context} tokens",
                 )
+            if decoding.top_log_probs is not None and not self.engine.traits.gives_log_probs:
+                ids = Refusal("unsupported_option", no_log_probs(self.engine.traits.name))
             if isinstance(ids, Refusal):
                 self._refused.append(_failure(request, ids.code, ids.message))
             else:
@@ -150,6 +152,7 @@ class Answering:
             finish_reason="stop" if was_cut else result.finish_reason,
             prompt_tokens=len(prompt.token_ids),
             timing=result.timing,
+            log_probs=result.log_probs,
         )
 
     def _learn(self, outcome: Answer | Failure) -> None:
@@ -237,6 +240,14 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
     """`text` before the first stop string in it, and whether there was one."""
     places = [place for string in stop if (place := text.find(string)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
+
+
+def no_log_probs(engine: str) -> str:
+    """Why a row cannot have log-probabilities."""
+    return (
+        f"the engine {engine} does not tell probabilities of tokens: leave logprobs out, or use "
+        "transformers, ctranslate2 or packed"
+    )
 
 
 def _characters(request: Request) -> int:

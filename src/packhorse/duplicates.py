@@ -63,7 +63,7 @@ class Duplicates:
         digest, requests = self._followers.pop(outcome.index)
         del self._leaders[digest]
         self._following -= len(requests)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, Answer) and outcome.log_probs is None:  # they would fill the memory
             self._answered[digest] = outcome
             if len(self._answered) > KEPT_ANSWERS:
                 self._answered.popitem(last=False)

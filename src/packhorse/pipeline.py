@@ -8,20 +8,21 @@ which writes each input row once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from packhorse.config import JobConfig
-from packhorse.data import Answer, Failure, Request
+from packhorse.data import Answer, Decoding, Failure, Request
 from packhorse.jobs import Hands, Observer, Pending, carry_out, input_identity
 from packhorse.journal import Journal
+from packhorse.log_probs import log_probs_note
 from packhorse.manifest import RunReport, model_identity, plan_line, resolved_settings
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.session import check_batching, check_decoding, load_prepared, prepare_for
 from packhorse.sources import detect_format
-from packhorse.tokenization import Tokenizer
+from packhorse.tokenization import Codec, Tokenizer
 
 
 def run(config: JobConfig, observer: Observer | None = None) -> RunReport:
@@ -74,10 +75,12 @@ class Generation:
             observer.stage(plan_line(resolved))
             tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
 
+            notes = LogProbNotes(model.codec, config.decoding)
+
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Answer | Failure]:
                 return model.answering(
                     tokenizer, config.decoding, budget, meter, hands.stopping
-                ).outcomes(rows)
+                ).outcomes(notes.of(rows))
 
             if config.warmup_rows:
                 with meter.stage("warm up"):
@@ -87,6 +90,7 @@ class Generation:
             try:
                 with meter.stage("generate"):
                     for outcome in answers(pending(), meter):
+                        notes.add(journal, outcome)
                         journal.record(outcome)
                         observer.advance()
             finally:
@@ -94,6 +98,27 @@ class Generation:
                 observer.end()
                 journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbNotes:
+    """Keeps log-probabilities in the journal, where rows ask for them. decoding: of the job."""
+
+    codec: Codec
+    decoding: Decoding
+    _asking: dict[str, Request] = field(default_factory=dict)
+
+    def of(self, rows: Iterable[Request]) -> Iterator[Request]:
+        """The rows themselves, of which those that ask are remembered until they are answered."""
+        for row in rows:
+            if row.options.get("top_log_probs") is not None:
+                self._asking[row.key] = row
+            yield row
+
+    def add(self, journal: Journal, outcome: Answer | Failure) -> None:
+        row = self._asking.pop(outcome.key, None)
+        if row is not None and isinstance(outcome, Answer):
+            journal.add_note(row.key, log_probs_note(self.codec, row, outcome, self.decoding))
 
 
 def settings(config: JobConfig) -> dict[str, Any]:

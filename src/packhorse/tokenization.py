@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,6 +62,16 @@ class Codec(Protocol):
         """Ids to text without special tokens."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What one token writes, in UTF-8, be it a part of a character; None for one that writes
+        nothing (special tokens). Those of a text, joined, are its bytes, but for a space that
+        decoding may drop at its beginning."""
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """What a token that writes nothing is called; "" for an id without a token."""
+        ...
+
 
 class HuggingFaceCodec:
     """The tokenizer of a Hugging Face folder."""
@@ -98,6 +109,40 @@ class HuggingFaceCodec:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+    def token_name(self, token_id: int) -> str:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token if isinstance(token, str) else ""  # a model may have ids its tokenizer lacks
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        token = self.token_name(token_id)
+        if not token or token_id in self._special_ids:
+            return None
+        if (added := self._added.get(token_id)) is not None:
+            return added.encode("utf-8", "replace")
+        if self._spelling == "ByteLevel" and all(each in _BYTES for each in token):
+            return bytes(_BYTES[each] for each in token)
+        if self._spelling == "ByteFallback":
+            if byte := _BYTE_TOKEN.fullmatch(token):
+                return bytes([int(byte[1], 16)])
+            return token.replace("\u2581", " ").encode("utf-8", "replace")
+        return self.decode((token_id,)).encode("utf-8", "replace")
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.all_special_ids)
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        added = self._tokenizer.added_tokens_decoder
+        return {token_id: str(token.content) for token_id, token in added.items()}
+
+    @cached_property
+    def _spelling(self) -> str:
+        """How tokens spell bytes, by the name of the decoder that reads them."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        decoder = repr(backend.decoder) if backend is not None else ""
+        return next((name for name in ("ByteLevel", "ByteFallback") if name in decoder), "")
 
     def _render(self, chat: Sequence[Message]) -> str | list[str] | Refusal:
         """The chat as text; where it contains special-token text, as pieces [text, literal, ...]:
@@ -171,6 +216,12 @@ class ByteCodec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_id & 0xFF for token_id in token_ids).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id & 0xFF])
+
+    def token_name(self, token_id: int) -> str:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +312,19 @@ def _map_strings(value: Any, change: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_map_strings(item, change) for item in value]
     return value
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level tokenizers write bytes as (Radford et al. 2019, GPT-2):
+    printable ones stand for themselves, the others for those from 256 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    moved = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | moved
+
+
+_BYTES = _byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

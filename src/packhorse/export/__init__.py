@@ -55,6 +55,7 @@ class OutputRow:
     line: where the row stands in the input, for errors.
     chat: the row was messages, which gives it the shape of a chat completion in OpenAI's format.
     confidence, answered_by: of a label, for the output of a classification: the text is the label.
+    log_probs: `logprobs` of the choice in OpenAI's format, where the row asked for them.
     """
 
     id: RowId
@@ -68,6 +69,7 @@ class OutputRow:
     chat: bool = False
     confidence: float | None = None
     answered_by: str | None = None
+    log_probs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -185,7 +187,7 @@ def _openai_body(row: OutputRow, shape: OpenAIShape, name: str) -> dict[str, Any
         "object": "chat.completion" if row.chat else "text_completion",
         "created": shape.created,
         "model": shape.model,
-        "choices": [choice | {"logprobs": None, "finish_reason": row.finish_reason}],
+        "choices": [choice | {"logprobs": row.log_probs, "finish_reason": row.finish_reason}],
         "usage": usage,
     }
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from packhorse.answering import cut_at_stop
 from packhorse.data import Failure
+from packhorse.growing_text import GrowingText
+from packhorse.log_probs import GrowingLogProbs, Placed, document, placed
 from packhorse.serve.problems import Problem, of_failure
 from packhorse.serve.requests import Work
 from packhorse.serve.service import Choice, Service
 from packhorse.serve.supervisor import Ended, Row
-from packhorse.serve.text import GrowingText
 
 Kind = Literal["chat", "text"]
 _OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
@@ -37,12 +38,13 @@ async def whole(service: Service, kind: Kind, choices: list[Choice]) -> dict[str
         text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
         reason = "stop" if was_cut else outcome.reason
         content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        tokens = placed(service.codec, stop, choice.row.log_probs)
         answers.append(
             {
                 "index": choice.index,
                 **(content if kind == "chat" else {"text": text}),
                 "finish_reason": reason,
-                "logprobs": None,
+                "logprobs": _log_probs(service, kind, choice, tokens),
             }
         )
     return {
@@ -95,7 +97,7 @@ async def _follow(
 ) -> None:
     """Puts the parts of one choice into the queue: opening, text, end; then None."""
     row, seen = choice.row, 0
-    text = GrowingText(service.codec, row.prompt.decoding.stop)
+    growing = _Growing(service, kind, choice)
     opening = {"role": "assistant", "content": ""}
     changed = asyncio.Event()
     row.readers.append(changed)
@@ -109,14 +111,11 @@ async def _follow(
         if (new or outcome) and not is_opened and kind == "chat":
             is_opened = True
             await queue.put(_part(kind, choice, opening))
-        piece = text.add(new) if new else ""
+        part = growing.part(new, is_whole=outcome is not None)
+        if part is not None:
+            await queue.put(part)
         if outcome is not None:
-            rest, was_cut = text.finish()
-            piece += rest
-        if piece:
-            await queue.put(_part(kind, choice, {"content": piece}))
-        if outcome is not None:
-            reason = "stop" if was_cut else outcome.reason
+            reason = "stop" if growing.was_cut else outcome.reason
             await queue.put(_part(kind, choice, {}, reason))
             await queue.put(None)
             return
@@ -124,11 +123,60 @@ async def _follow(
         changed.clear()
 
 
+class _Growing:
+    """One choice while its tokens come. was_cut: a stop string ended it; known at its end."""
+
+    def __init__(self, service: Service, kind: Kind, choice: Choice) -> None:
+        self.was_cut = False
+        self._service, self._kind, self._choice = service, kind, choice
+        stop = choice.row.prompt.decoding.stop
+        self._text = GrowingText(service.codec, stop)
+        self._tokens = GrowingLogProbs(service.codec, stop)
+        self._taken = 0
+
+    def part(self, new: list[int], *, is_whole: bool) -> dict[str, Any] | None:
+        """What is certain with these further tokens and was not before; None for nothing."""
+        if self._choice.row.asks_log_probs:
+            piece, tokens = self._with_log_probs(len(new), is_whole)
+        else:
+            piece, tokens = self._text.add(new) if new else "", []
+            if is_whole:
+                rest, self.was_cut = self._text.finish()
+                piece += rest
+        if not piece and not tokens:
+            return None
+        log_probs = _log_probs(self._service, self._kind, self._choice, tokens)
+        return _part(self._kind, self._choice, {"content": piece}, log_probs=log_probs)
+
+    def _with_log_probs(self, count: int, is_whole: bool) -> tuple[str, list[Placed]]:
+        """Text and tokens that the next `count` tokens make certain, one after the other."""
+        new = self._choice.row.log_probs[self._taken : self._taken + count]
+        self._taken += count
+        found = [self._tokens.add(token) for token in new]
+        if is_whole:
+            rest, last, self.was_cut = self._tokens.finish()
+            found.append((rest, last))
+        text = "".join(piece for piece, _ in found)
+        return text, [token for _, tokens in found for token in tokens]
+
+
 def _part(
-    kind: Kind, choice: Choice, delta: dict[str, str], reason: str | None = None
+    kind: Kind,
+    choice: Choice,
+    delta: dict[str, str],
+    reason: str | None = None,
+    log_probs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     content = {"delta": delta} if kind == "chat" else {"text": delta.get("content", "")}
-    return {"index": choice.index, **content, "finish_reason": reason, "logprobs": None}
+    return {"index": choice.index, **content, "finish_reason": reason, "logprobs": log_probs}
+
+
+def _log_probs(
+    service: Service, kind: Kind, choice: Choice, tokens: list[Placed]
+) -> dict[str, Any] | None:
+    if not choice.row.asks_log_probs:
+        return None
+    return document(service.codec, tokens, is_chat=kind == "chat")
 
 
 def _head(service: Service, kind: Kind, name: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from packhorse.data import Answer, Failure, Request
 from packhorse.errors import PackhorseError
 from packhorse.jobs import export_journal
 from packhorse.journal import Journal
+from packhorse.log_probs import log_probs_note
 from packhorse.serve.files import FileStore
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work
@@ -149,6 +150,9 @@ class Batches:
         async def answer(row: Request) -> None:
             try:
                 outcome = await self._outcome(row)
+                note = self._note(row, outcome)
+                if note is not None:
+                    await self._apart(lambda: journal.add_note(row.key, note))
                 await self._apart(lambda: journal.record(outcome))
             finally:
                 places.release()
@@ -162,6 +166,11 @@ class Batches:
                     break
                 group.create_task(answer(row))
                 await self._count(identifier, journal)
+
+    def _note(self, row: Request, outcome: Answer | Failure) -> dict[str, Any] | None:
+        if isinstance(outcome, Failure) or outcome.log_probs is None:
+            return None
+        return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
 
     async def _outcome(self, row: Request) -> Answer | Failure:
         work = Work(
@@ -186,8 +195,11 @@ class Batches:
                 ids, prompt = tuple(choice.row.token_ids), choice.row.prompt
                 text, was_cut = cut_at_stop(self.service.codec.decode(ids), prompt.decoding.stop)
                 reason = "stop" if was_cut else outcome.reason
-                length = len(prompt.token_ids)
-                return Answer(row.index, row.id, row.key, text, ids, reason, length, outcome.timing)
+                length, log_probs = len(prompt.token_ids), tuple(choice.row.log_probs)
+                return Answer(
+                    row.index, row.id, row.key, text, ids, reason, length, outcome.timing,
+                    log_probs if choice.row.asks_log_probs else None,
+                )  # fmt: skip
             if outcome.code == "shutting_down":
                 await asyncio.Event().wait()  # the server ends; the next one goes on here
             attempts += 1

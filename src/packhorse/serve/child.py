@@ -6,18 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
 from packhorse.answering import StopStrings
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.contract import EngineTraits
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt, TokenLogProbs
 from packhorse.errors import PackhorseError
 from packhorse.models import PreparedModel
 from packhorse.serve.channel import Channel, Message
-from packhorse.serve.wire import read_batch, ready_message, timing_values
+from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
 from packhorse.session import Model, load_prepared
 
 WAIT_SECONDS = 0.004
@@ -92,6 +92,7 @@ class _Working:
         self._model, self._channel, self._inbox = model, channel, inbox
         self._source = _Source(model.traits, channel, inbox.messages)
         self._stops = StopStrings(model.codec, self._stops_of)
+        self._watch = _Watch(channel, self._stops, inbox)
 
     def run(self) -> None:
         for result in self._model.engine.run(self._source, self._watch):
@@ -100,12 +101,29 @@ class _Working:
             self._inbox.settle(result.index)
             self._channel.send(_result_message(result))
 
-    def _watch(self, row: int, token_id: int) -> bool:
-        self._channel.send({"kind": "token", "row": row, "id": token_id})
-        return self._stops(row, token_id) or row in self._inbox.cancelled
-
     def _stops_of(self, row: int) -> tuple[str, ...]:
         return self._source.underway[row].decoding.stop
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Tells the server of every token, with its log-probabilities where they are asked for, and
+    ends rows."""
+
+    channel: Channel
+    stops: StopStrings
+    inbox: _Inbox
+    _log_probs: dict[int, TokenLogProbs] = field(default_factory=dict)
+
+    def take_log_probs(self, row: int, token: TokenLogProbs) -> None:
+        self._log_probs[row] = token
+
+    def __call__(self, row: int, token_id: int) -> bool:
+        message: Message = {"kind": "token", "row": row, "id": token_id}
+        if (found := self._log_probs.pop(row, None)) is not None:
+            message["log_probs"] = log_probs_values(found)
+        self.channel.send(message)
+        return self.stops(row, token_id) or row in self.inbox.cancelled
 
 
 class _Source(Iterator[Batch]):

@@ -13,10 +13,10 @@ from packhorse.serve.problems import Problem
 from packhorse.serve.schemas import ChatRequest, CompletionRequest
 from packhorse.sources.faults import RowError
 from packhorse.sources.messages import read_messages
-from packhorse.sources.openai import unwrap
+from packhorse.sources.openai import TOP_LOG_PROBS, unwrap
 from packhorse.sources.options import read_options
 
-_LIVE_FIELDS = ("n", "stream", "stream_options", "logprobs", "top_logprobs")
+_LIVE_FIELDS = ("n", "stream", "stream_options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,6 @@ def read_chat(body: ChatRequest, most_messages: int) -> Work:
         raise Problem(
             400, "too_many_messages", f"at most {most_messages} messages", param="messages"
         )
-    if body.logprobs or body.top_logprobs:
-        raise _no_logprobs()
     fields = _unwrapped("/v1/chat/completions", body.model_dump(exclude_unset=True))
     try:
         messages = read_messages(fields["messages"])
@@ -68,8 +66,6 @@ def read_completion(body: CompletionRequest, most_prompts: int) -> Work:
         raise Problem(400, "unsupported_prompt", "a prompt is text, not tokens", param="prompt")
     if not all(text.strip() for text in texts):
         raise Problem(400, "empty_prompt", "a prompt is blank; give it text", param="prompt")
-    if body.logprobs is not None:
-        raise _no_logprobs()
     fields = _unwrapped("/v1/completions", body.model_dump(exclude_unset=True))
     return _work(body, texts, fields)
 
@@ -98,6 +94,8 @@ def _work(
 ) -> Work:
     try:
         options = read_options(fields)
+        if TOP_LOG_PROBS in fields:
+            options[TOP_LOG_PROBS] = fields[TOP_LOG_PROBS]
     except RowError as error:
         raise Problem(400, error.code, str(error)) from None
     is_stream = bool(body.stream)
@@ -107,12 +105,3 @@ def _work(
         )
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
     return Work(contents, options, body.n or 1, is_stream, include_usage)
-
-
-def _no_logprobs() -> Problem:
-    return Problem(
-        400,
-        "unsupported_option",
-        "this engine does not tell probabilities of tokens; leave logprobs out",
-        param="logprobs",
-    )

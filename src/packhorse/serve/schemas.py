@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from packhorse.data import MOST_LOG_PROBS
+
 MOST_TEXT = 4 << 20
 MOST_CHOICES = 8
-MOST_LOGPROBS = 20
 MOST_STOPS = 16
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
@@ -58,12 +59,12 @@ class ChatRequest(_Sampling):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 16)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
 class CompletionRequest(_Sampling):
     prompt: Text | Annotated[list[Text | int | list[int]], Field(min_length=1, max_length=1 << 16)]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS, strict=True)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
 class ErrorDetail(BaseModel):
@@ -93,11 +94,41 @@ class AssistantMessage(BaseModel):
     refusal: None = None
 
 
+class TopLogProb(BaseModel):
+    """bytes: what the token writes in UTF-8, which may be a part of a character; `token` then shows
+    them as escapes. null for a special token."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogProb(TopLogProb):
+    top_logprobs: list[TopLogProb]
+
+
+class ChatLogProbs(BaseModel):
+    """One entry a token of the content. Natural logarithms, of the model's own softmax at
+    temperature 1 over its whole vocabulary."""
+
+    content: list[ChatTokenLogProb]
+    refusal: None = None
+
+
+class TextLogProbs(BaseModel):
+    """Lists with one entry a token. text_offset: characters of `text` before the token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogProbs | None = None
 
 
 class ChatResponse(BaseModel):
@@ -113,7 +144,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: TextLogProbs | None = None
 
 
 class CompletionResponse(BaseModel):

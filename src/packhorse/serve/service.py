@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from packhorse.answering import no_log_probs
 from packhorse.data import Decoding, Prompt, Request
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel
@@ -82,6 +83,7 @@ class Service:
         """The choices of a request, waiting for the engine. Raises Problem."""
         max_context = self.require_ready()
         decoding = replace(self.decoding, **work.options)
+        self._require_log_probs(decoding)
         self._require_room(len(work.contents))
         encoded = await self._encode(work.requests(), max_context, decoding, work)
         prompts: list[Prompt] = []
@@ -143,6 +145,14 @@ class Service:
                 raise Problem(400, code, ids.message.split(", or use --")[0])
             found.append(ids)
         return found
+
+    def _require_log_probs(self, decoding: Decoding) -> None:
+        loaded = self.supervisor.loaded
+        if decoding.top_log_probs is None or loaded is None:
+            return
+        if not loaded.batching.traits.gives_log_probs:
+            message = no_log_probs(loaded.batching.traits.name)
+            raise Problem(400, "unsupported_option", message, param="logprobs")
 
     def _require_room(self, rows: int) -> None:
         """Refuses before any work what could not wait anyway."""

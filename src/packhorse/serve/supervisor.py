@@ -10,15 +10,21 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from packhorse.data import Failure, FinishReason, Prompt, Timing
+from packhorse.data import Failure, FinishReason, Prompt, Timing, TokenLogProbs
 from packhorse.serve import child
 from packhorse.serve.channel import Message
 from packhorse.serve.figures import Figures
 from packhorse.serve.process import EngineProcess, died_loading
 from packhorse.serve.waiting import WaitingRows
-from packhorse.serve.wire import Loaded, batch_message, read_ready, read_timing
+from packhorse.serve.wire import (
+    Loaded,
+    batch_message,
+    read_log_probs,
+    read_ready,
+    read_timing,
+)
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 FIRST_BACK_OFF_SECONDS = 0.5
@@ -37,7 +43,8 @@ class Ended:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A row of a client's request. token_ids: generated so far. outcome: None while it runs.
+    """A row of a client's request. token_ids: generated so far. log_probs: of each of them, where
+    they are asked for. outcome: None while it runs.
 
     arrived: seconds of `time.monotonic`. readers: each is set whenever a token or the outcome is
     added, and cleared by whoever reads. done: set with the outcome.
@@ -46,12 +53,19 @@ class Row:
     prompt: Prompt
     arrived: float
     token_ids: list[int] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
     outcome: Ended | Failure | None = None
     readers: list[asyncio.Event] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def add(self, token_id: int) -> None:
+    @property
+    def asks_log_probs(self) -> bool:
+        return self.prompt.decoding.top_log_probs is not None
+
+    def add(self, token_id: int, log_probs: TokenLogProbs | None = None) -> None:
         self.token_ids.append(token_id)
+        if log_probs is not None:
+            self.log_probs.append(log_probs)
         self._wake()
 
     def settle(self, outcome: Ended | Failure) -> None:
@@ -185,7 +199,7 @@ class Supervisor:
         for message in messages:
             match message["kind"]:
                 case "token":
-                    self._take_token(message["row"], message["id"])
+                    self._take_token(message["row"], message["id"], message.get("log_probs"))
                 case "done":
                     self._in_flight.discard(message["row"])
                     ended = Ended(message["reason"], read_timing(message["timing"]))
@@ -210,12 +224,12 @@ class Supervisor:
         if self._first is not None and not self._first.done():
             self._first.set_result(loaded)
 
-    def _take_token(self, index: int, token_id: int) -> None:
+    def _take_token(self, index: int, token_id: int, log_probs: list[Any] | None) -> None:
         row = self._rows.get(index)
         is_first = row is not None and not row.token_ids
         self.figures.count_token(time.monotonic() - row.arrived if row and is_first else None)
         if row is not None:
-            row.add(token_id)
+            row.add(token_id, read_log_probs(token_id, log_probs) if log_probs else None)
 
     def _settle(self, index: int, outcome: Ended | Failure) -> None:
         row = self._rows.pop(index, None)

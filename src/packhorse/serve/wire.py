@@ -13,7 +13,7 @@ from typing import Any
 from packhorse.batching.policies import Limits
 from packhorse.calibration import Calibration
 from packhorse.contract import EngineTraits
-from packhorse.data import Batch, Decoding, Prompt, Timing
+from packhorse.data import Batch, Decoding, Prompt, Timing, TokenLogProbs
 from packhorse.serve.channel import Message
 from packhorse.serve.waiting import Batching
 from packhorse.session import Model
@@ -60,6 +60,15 @@ def read_ready(message: Message) -> Loaded:
     traits = EngineTraits(**message["traits"])
     batching = Batching(traits, message["policy"], limits, message["share_prefixes"])
     return Loaded(batching, message["description"])
+
+
+def log_probs_values(token: TokenLogProbs) -> list[Any]:
+    return [token.log_prob, token.alternatives]
+
+
+def read_log_probs(token_id: int, values: list[Any]) -> TokenLogProbs:
+    log_prob, alternatives = values
+    return TokenLogProbs(token_id, log_prob, tuple((each, value) for each, value in alternatives))
 
 
 def timing_values(timing: Timing) -> list[float | None]:

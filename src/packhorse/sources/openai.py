@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from packhorse.data import MOST_LOG_PROBS
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.options import OPTION_FIELDS
 from packhorse.sources.rows import Layout
@@ -29,13 +30,13 @@ _CHANGE_NOTHING = frozenset(
         "safety_identifier",
     }
 )
+_LOG_PROBS = ("logprobs", "top_logprobs")
+TOP_LOG_PROBS = "top_log_probs"
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "stream": (False,),
     "echo": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -54,7 +55,8 @@ def is_batch_line(fields: Mapping[str, Any]) -> bool:
 
 
 def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The content and options of one line's request, under the names JSONL rows have.
+    """The content and options of one line's request, under the names JSONL rows have, and
+    TOP_LOG_PROBS, which those do not have.
 
     Raises RowError: bad_body, missing_prompt, unsupported_url, unsupported_option.
     """
@@ -66,13 +68,38 @@ def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
     content_field = _content_field(line.get("url"), body)
     if body.get(content_field) is None:
         raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
+    known = {content_field, *OPTION_FIELDS, *_LOG_PROBS}
     for name, value in body.items():
-        if name != content_field and name not in OPTION_FIELDS and not _is_harmless(name, value):
+        if name not in known and not _is_harmless(name, value):
             raise RowError(
                 "unsupported_option",
                 f"{shown(name)} is {shown(value)}, which cannot be honoured; leave it out",
             )
-    return {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
+    kept = {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
+    top = _top_log_probs(body, is_chat=content_field == "messages")
+    return kept if top is None else {**kept, TOP_LOG_PROBS: top}
+
+
+def _top_log_probs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:
+    """Decoding.top_log_probs, which chats and texts ask for in different ways. Raises RowError."""
+    asked, top = body.get("logprobs"), body.get("top_logprobs")
+    if not is_chat:
+        if top is not None:
+            raise RowError("bad_option", "top_logprobs belongs to chats; here it is logprobs")
+        return _count("logprobs", asked) if asked is not None and asked is not False else None
+    if not isinstance(asked, bool | None):
+        raise RowError("bad_option", f"logprobs is {shown(asked)}; it is true or false")
+    count = 0 if top is None else _count("top_logprobs", top)
+    if count and not asked:
+        raise RowError("bad_option", "top_logprobs needs logprobs: true")
+    return count if asked else None
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_LOG_PROBS:
+        return value
+    wanted = f"a whole number from 0 to {MOST_LOG_PROBS}"
+    raise RowError("bad_option", f"{name} is {shown(value)}; it is {wanted}")
 
 
 def _content_field(url: Any, body: Mapping[str, Any]) -> str:
@@ -95,4 +122,10 @@ def _is_harmless(name: str, value: Any) -> bool:
     )
 
 
-LAYOUT = Layout(has_options=True, id_field="custom_id", unwrap=unwrap, bare=True)
+LAYOUT = Layout(
+    has_options=True,
+    id_field="custom_id",
+    unwrap=unwrap,
+    bare=True,
+    unwrapped_options=(TOP_LOG_PROBS,),
+)

@@ -49,6 +49,7 @@ class Layout:
     id_field: the field of the row's own id.
     unwrap: finds the fields in an envelope; the id stands outside of it.
     bare: prompts that are text are for the model as they stand (see Request).
+    unwrapped_options: decoding options that `unwrap` has checked itself.
     """
 
     template: Template | None = None
@@ -57,6 +58,7 @@ class Layout:
     id_field: str = "id"
     unwrap: Callable[[Fields], Fields] | None = None
     bare: bool = False
+    unwrapped_options: tuple[str, ...] = ()
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
             fields = layout.unwrap(fields)
         content = _read_content(fields, layout)
         options = read_options(fields) if layout.has_options else {}
+        options |= {name: fields[name] for name in layout.unwrapped_options if name in fields}
         bare = layout.bare and isinstance(content, str)
         key = keys.of_request(row_id, content, options, bare)
     except RowError as error:

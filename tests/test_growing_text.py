@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from packhorse.answering import cut_at_stop
-from packhorse.serve.text import REPLACEMENT, GrowingText
+from packhorse.growing_text import REPLACEMENT, GrowingText
 from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec
 
 

@@ -15,26 +15,44 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 class GrowingText:
     """The text of one row. All pieces `add` and `finish` return, joined, are the text that
-    decoding all its tokens at once and cutting at the first stop string gives."""
+    decoding all its tokens at once and cutting at the first stop string gives.
+
+    decided: what was last decoded for good. undecided: what the tokens since then decode to so far.
+    """
 
     def __init__(self, codec: Codec, stop: tuple[str, ...] = ()) -> None:
         self._codec, self._stop = codec, stop
         self._token_ids: list[int] = []
         self._context = 0  # tokens before it are not needed to decode those after
         self._decoded = 0  # tokens before it are text already
+        self.decided = self.undecided = ""
         self._held = ""
         self._given = ""
         self._is_cut = False
+
+    @property
+    def decoded_length(self) -> int:
+        """Characters that no later token can change."""
+        return len(self._given) + len(self._held)
+
+    @property
+    def given_length(self) -> int:
+        """Characters in the pieces returned so far."""
+        return len(self._given)
 
     def add(self, token_ids: list[int]) -> str:
         """Text that is certain with these further tokens; often empty."""
         self._token_ids += token_ids
         before = self._codec.decode(self._token_ids[self._context : self._decoded])
         after = self._codec.decode(self._token_ids[self._context :])
-        if after.endswith(REPLACEMENT) or self._is_cut:
+        if self._is_cut:
+            return ""
+        if after.endswith(REPLACEMENT):
+            self.undecided = after[len(before) :]
             return ""
         self._context, self._decoded = self._decoded, len(self._token_ids)
-        self._held += after[len(before) :]
+        self.undecided, self.decided = "", after[len(before) :]
+        self._held += self.decided
         self._held, self._is_cut = cut_at_stop(self._held, self._stop)
         certain = len(self._held) - (0 if self._is_cut else self._possible_stop())
         piece, self._held = self._held[:certain], self._held[certain:]
