@@ -8,7 +8,7 @@ always scaled to length 1, so that a dot product is a cosine.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,17 +107,24 @@ class SentenceEncoder:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         if not texts:
             return vectors
+        ids = self._token_ids(texts, truncation=True, max_length=self.max_tokens)
+        for rows in batches_by_length(list(map(len, ids))):
+            vectors[rows] = self.forward([ids[row] for row in rows])
+        return vectors
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, never cut."""
+        return self._token_ids(texts, truncation=False)
+
+    def _token_ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         prepared = [self.layout.prefix + text for text in texts]
         if self.layout.lowercase:
             prepared = [text.lower() for text in prepared]
-        ids = self._tokenizer(prepared, truncation=True, max_length=self.max_tokens)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda index: -len(ids[index]))
-        for start in range(0, len(order), BATCH_ROWS):
-            rows = order[start : start + BATCH_ROWS]
-            vectors[rows] = self._forward([ids[row] for row in rows])
-        return vectors
+        found: list[list[int]] = self._tokenizer(prepared, verbose=False, **options)["input_ids"]
+        return found
 
-    def _forward(self, rows: list[list[int]]) -> npt.NDArray[np.float32]:
+    def forward(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Vectors of length 1 of one batch. rows: token ids, at most `max_tokens` each."""
         import torch
         from torch.nn.functional import normalize
 
@@ -131,6 +138,13 @@ class SentenceEncoder:
                 pooled = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
             result: npt.NDArray[np.float32] = normalize(pooled, dim=-1).numpy()
         return result
+
+
+def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of texts of near-equal length, BATCH_ROWS at a time, longest first."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for start in range(0, len(order), BATCH_ROWS):
+        yield order[start : start + BATCH_ROWS]
 
 
 def embed(texts: Sequence[str], folder: Path) -> npt.NDArray[np.float32]:

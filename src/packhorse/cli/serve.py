@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name clients call the server by, beside localhost and addresses; repeatable",
     )
     group.add_argument(
+        "--embeddings",
+        metavar="EMBEDDING_MODEL",
+        help="catalog name or folder of a sentence-embedding model; serves /v1/embeddings with it",
+    )
+    group.add_argument(
         "--state",
         type=Path,
         metavar="FOLDER",
@@ -152,6 +157,7 @@ def _config(arguments: argparse.Namespace) -> ServeConfig:
         api_keys=_api_keys(arguments.api_key_file),
         allowed_hosts=tuple(arguments.allow_host),
         state=arguments.state,
+        embeddings=arguments.embeddings,
         drain_seconds=arguments.drain_seconds,
         allow_pickle=arguments.allow_pickle,
     )

@@ -14,11 +14,18 @@ from packhorse import __version__
 from packhorse.serve.batch_routes import batch_routes, file_routes, no_batch_routes
 from packhorse.serve.batches import Batches
 from packhorse.serve.config import ServeConfig
+from packhorse.serve.embedding import Embedder
 from packhorse.serve.figures import Figures
 from packhorse.serve.guard import Guard, Rules
 from packhorse.serve.page import page_routes
 from packhorse.serve.problems import Problem
-from packhorse.serve.routes import health_routes, openai_routes
+from packhorse.serve.routes import (
+    embedding_routes,
+    health_routes,
+    model_routes,
+    no_embedding_routes,
+    openai_routes,
+)
 from packhorse.serve.service import Service
 
 _log = logging.getLogger("packhorse.serve")
@@ -26,9 +33,14 @@ _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def application(
-    config: ServeConfig, service: Service, figures: Figures, batches: Batches | None
+    config: ServeConfig,
+    service: Service,
+    figures: Figures,
+    batches: Batches | None,
+    embedder: Embedder | None,
 ) -> Guard:
-    """The ASGI application of a server. batches: None where it keeps no files."""
+    """The ASGI application of a server. batches: None where it keeps no files. embedder: None where
+    it makes no embeddings."""
     app = FastAPI(
         title="packhorse",
         version=__version__,
@@ -37,6 +49,8 @@ def application(
         openapi_url="/openapi.json",
     )
     app.include_router(openai_routes(service, config.bounds))
+    app.include_router(embedding_routes(embedder) if embedder else no_embedding_routes())
+    app.include_router(model_routes(service, embedder))
     app.include_router(health_routes(service))
     app.include_router(page_routes(service))
     if batches is None:

@@ -32,6 +32,8 @@ class Bounds:
 
     body_bytes: of a request, but for uploaded files, which may have upload_bytes. header_bytes: of
         a request line and its headers. messages: of one chat. prompts: of one completion request.
+    embedding_texts, embedding_tokens: of one request for embeddings. embedding_waiting: texts of
+        all such requests under way; more are refused, unless nothing else is under way.
     connections: open at the same time. header_seconds, body_seconds: to send them in.
     write_seconds: to take what was sent, once the buffers are full.
     """
@@ -41,6 +43,9 @@ class Bounds:
     header_bytes: int = 16 << 10
     messages: int = 1024
     prompts: int = 64
+    embedding_texts: int = 2048
+    embedding_tokens: int = 300_000
+    embedding_waiting: int = 8192
     connections: int = 2048
     header_seconds: float = 10.0
     body_seconds: float = 30.0
@@ -56,6 +61,7 @@ class ServeConfig:
     api_keys: any of them lets a client in; none is needed where there are none.
     allowed_hosts: names by which clients may call the server, beside localhost and IP addresses.
     drain_seconds: time for requests under way once the server is told to end.
+    embeddings: a catalog name or folder of a sentence-embedding model; None serves none.
     state: folder for files and batches, of this server alone; without one there are none.
     """
 
@@ -72,8 +78,14 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] = ()
     drain_seconds: float = 30.0
     state: Path | None = None
+    embeddings: str | None = None
     allow_pickle: bool = False
 
     @property
     def served_name(self) -> str:
         return self.name or Path(self.model).name
+
+    @property
+    def embeddings_name(self) -> str:
+        """What clients call the embedding model."""
+        return Path(self.embeddings or "").name

@@ -46,6 +46,8 @@ class Figures:
         self.rows_refused = counter("rows_refused", "Rows refused because too many waited")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of rows that ended")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
+        self.embedded_texts = counter("embedded_texts", "Texts embedded")
+        self.embedded_tokens = counter("embedded_tokens", "Tokens of texts embedded")
         self.engine_restarts = counter("engine_restarts", "Times the engine's process was lost")
         self.first_token_seconds = histogram(
             "time_to_first_token_seconds", "From a row's admission to its first token", _SECONDS

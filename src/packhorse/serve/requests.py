@@ -10,7 +10,7 @@ from typing import Any
 
 from packhorse.data import Decoding, Message, Request
 from packhorse.serve.problems import Problem
-from packhorse.serve.schemas import ChatRequest, CompletionRequest
+from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from packhorse.sources.faults import RowError
 from packhorse.sources.messages import read_messages
 from packhorse.sources.openai import TOP_LOG_PROBS, unwrap
@@ -68,6 +68,22 @@ def read_completion(body: CompletionRequest, most_prompts: int) -> Work:
         raise Problem(400, "empty_prompt", "a prompt is blank; give it text", param="prompt")
     fields = _unwrapped("/v1/completions", body.model_dump(exclude_unset=True))
     return _work(body, texts, fields)
+
+
+def read_texts(body: EmbeddingRequest, model: str) -> list[str]:
+    """The texts to be embedded. model: what the embedding model is called. Raises Problem."""
+    if body.model != model:
+        message = f"the embedding model served here is {model!r}"
+        raise Problem(404, "model_not_found", message, param="model")
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    texts = [text for text in inputs if isinstance(text, str)]
+    if len(texts) < len(inputs):
+        message = (
+            "an input is text, not tokens: they would be of another model's vocabulary (in "
+            "LangChain: check_embedding_ctx_length=False)"
+        )
+        raise Problem(400, "unsupported_input", message, param="input")
+    return texts
 
 
 def choice_decoding(decoding: Decoding, choice: int) -> Decoding:

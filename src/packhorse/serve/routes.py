@@ -13,15 +13,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from packhorse.serve import schemas
 from packhorse.serve.answers import Kind, chunks, whole
 from packhorse.serve.config import Bounds
+from packhorse.serve.embedding import Embedder
 from packhorse.serve.problems import Problem
-from packhorse.serve.requests import Work, read_chat, read_completion
+from packhorse.serve.requests import Work, read_chat, read_completion, read_texts
 from packhorse.serve.service import Service
 
 T = TypeVar("T")
 
 
 def openai_routes(service: Service, bounds: Bounds) -> APIRouter:
-    """Chats, completions and models."""
+    """Chats and completions."""
     router = APIRouter(responses=schemas.ERRORS)
 
     @router.post("/v1/chat/completions", responses={200: {"model": schemas.ChatResponse}})
@@ -34,18 +35,49 @@ def openai_routes(service: Service, bounds: Bounds) -> APIRouter:
         service.check_model(body.model)
         return await _answer(service, "text", read_completion(body, bounds.prompts), request)
 
-    @router.post("/v1/embeddings")
-    async def embeddings() -> Response:
-        raise Problem(404, "unsupported", "this engine makes no embeddings")
+    return router
+
+
+def model_routes(service: Service, embedder: Embedder | None) -> APIRouter:
+    """The models that are served."""
+    router = APIRouter(responses=schemas.ERRORS)
 
     @router.get("/v1/models")
     async def models() -> schemas.ModelList:
-        return schemas.ModelList(data=[_card(service)])
+        others = [_embedding_card(service, embedder)] if embedder else []
+        return schemas.ModelList(data=[_card(service), *others])
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> schemas.ModelCard:
+        if embedder is not None and model == embedder.name:
+            return _embedding_card(service, embedder)
         service.check_model(model)
         return _card(service)
+
+    return router
+
+
+def embedding_routes(embedder: Embedder) -> APIRouter:
+    router = APIRouter(responses=schemas.ERRORS)
+
+    @router.post("/v1/embeddings", responses={200: {"model": schemas.EmbeddingResponse}})
+    async def embeddings(body: schemas.EmbeddingRequest, request: Request) -> Response:
+        texts = read_texts(body, embedder.name)
+        encoding = body.encoding_format or "float"
+        answer = embedder.answer(texts, encoding, body.dimensions)
+        return Response(await unless_gone(request, answer), media_type="application/json")
+
+    return router
+
+
+def no_embedding_routes() -> APIRouter:
+    """What a server without an embedding model says."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.post("/v1/embeddings")
+    async def refuse() -> None:
+        message = "this server makes no embeddings: start it with --embeddings MODEL"
+        raise Problem(404, "unsupported", message)
 
     return router
 
@@ -116,6 +148,11 @@ async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[by
             yield chunk
     finally:
         await rest.aclose()  # type: ignore[attr-defined]
+
+
+def _embedding_card(service: Service, embedder: Embedder) -> schemas.ModelCard:
+    most = embedder.encoder.max_tokens
+    return schemas.ModelCard(id=embedder.name, created=service.created, max_model_len=most)
 
 
 def _card(service: Service) -> schemas.ModelCard:

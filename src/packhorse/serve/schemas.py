@@ -67,6 +67,15 @@ class CompletionRequest(_Sampling):
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
+class EmbeddingRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    model: Name
+    input: Text | Annotated[list[Text | int | list[int]], Field(min_length=1, max_length=1 << 16)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+
+
 class ErrorDetail(BaseModel):
     message: str
     type: str
@@ -154,6 +163,28 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+
+
+class Embedding(BaseModel):
+    """embedding: numbers, or float32 numbers in little-endian order as base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingResponse(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
 
 
 class ModelCard(BaseModel):

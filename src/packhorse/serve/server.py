@@ -15,12 +15,15 @@ from typing import Any
 import filelock
 import uvicorn
 
+from packhorse.embeddings import SentenceEncoder
+from packhorse.engines.cores import usable_cores
 from packhorse.errors import ConfigError
-from packhorse.models import PreparedModel
+from packhorse.models import PreparedModel, prepare_embedding_model
 from packhorse.serve.app import application
 from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
 from packhorse.serve.config import ServeConfig
+from packhorse.serve.embedding import Embedder
 from packhorse.serve.figures import Figures
 from packhorse.serve.files import FileStore
 from packhorse.serve.guard import Guard
@@ -50,14 +53,19 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
         prepared = prepare_for(
             config.model, config.engine, allow_pickle=config.allow_pickle, report=report
         )
+        encoder = _encoder(config.embeddings, report)
         allow_many_connections(config.bounds.connections)
-        return asyncio.run(_serve(config, prepared, listener, report))
+        return asyncio.run(_serve(config, prepared, encoder, listener, report))
 
 
 def check(config: ServeConfig) -> None:
     """Raises ConfigError for options that make no sense or are not safe."""
     check_batching(config.batching)
     check_decoding(config.decoding)
+    if config.embeddings is not None and config.embeddings_name == config.served_name:
+        raise ConfigError(
+            f"both models would be called {config.served_name}", "call the first by another --name"
+        )
     if not config.api_keys and not _is_loopback(config.host):
         raise ConfigError(
             f"others can reach {config.host}, and no API key is asked for",
@@ -127,15 +135,32 @@ class _Server(uvicorn.Server):
         yield
 
 
+def _encoder(name: str | None, report: Report) -> SentenceEncoder | None:
+    """Uses half of the cores at most: the engine has the others."""
+    if name is None:
+        return None
+    import torch
+
+    folder = prepare_embedding_model(name, report)
+    torch.set_num_threads(max(1, usable_cores() // 2))
+    return SentenceEncoder(folder)
+
+
 async def _serve(
-    config: ServeConfig, prepared: PreparedModel, listener: socket.socket, report: Report
+    config: ServeConfig,
+    prepared: PreparedModel,
+    encoder: SentenceEncoder | None,
+    listener: socket.socket,
+    report: Report,
 ) -> bool:
     figures = Figures()
     what = Loading(prepared, config.engine, config.batching, config.decoding)
     supervisor = Supervisor(what, WaitingRows(config.waits), figures, report)
     service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
     batches = _batches(config, service)
-    server = _Server(_uvicorn(config, application(config, service, figures, batches)))
+    embedder = _embedder(config, encoder, figures)
+    app = application(config, service, figures, batches, embedder)
+    server = _Server(_uvicorn(config, app))
     signals = _Signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(supervisor.start())
@@ -151,14 +176,26 @@ async def _serve(
             batching.cancel()
             await asyncio.gather(batching, return_exceptions=True)
         report("finishing what is under way; signal again to end at once")
-        return await supervisor.drain(config.drain_seconds, signals.hurried)
+        draining = [each for each in (supervisor, embedder) if each is not None]
+        ended = [each.drain(config.drain_seconds, signals.hurried) for each in draining]
+        return all(await asyncio.gather(*ended))
     finally:
         loading.cancel()
         asked.cancel()
         server.should_exit, server.force_exit = True, signals.hurried.is_set()
+        if embedder is not None:
+            embedder.close()
         await supervisor.stop()
         await serving
         service.close()
+
+
+def _embedder(
+    config: ServeConfig, encoder: SentenceEncoder | None, figures: Figures
+) -> Embedder | None:
+    if encoder is None:
+        return None
+    return Embedder(config.embeddings_name, encoder, config.bounds, figures)
 
 
 def _batches(config: ServeConfig, service: Service) -> Batches | None:

@@ -1,0 +1,149 @@
+"""Embeddings of texts, beside the generating engine: one thread of the server's own process.
+
+Texts of a request are cut into batches of near-equal length. Requests take turns at the thread, a
+batch each, so that a large one does not hold up the others; a client that leaves, leaves after its
+batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from packhorse.embeddings import SentenceEncoder, batches_by_length
+from packhorse.serve.config import Bounds
+from packhorse.serve.figures import Figures
+from packhorse.serve.problems import Problem
+
+T = TypeVar("T")
+Encoding = Literal["float", "base64"]
+Vectors = npt.NDArray[np.float32]
+_RETRY_SECONDS = 1
+
+
+@dataclass(slots=True)
+class Embedder:
+    """A sentence encoder that is served. All methods belong to the event loop's thread.
+
+    name: what clients call it.
+    """
+
+    name: str
+    encoder: SentenceEncoder
+    bounds: Bounds
+    figures: Figures
+    waiting_texts: int = 0
+    _is_open: bool = True
+    _is_closed: bool = False
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="embedding")
+    )
+
+    def __post_init__(self) -> None:
+        self._idle.set()
+
+    async def answer(
+        self, texts: Sequence[str], encoding: Encoding, dimensions: int | None
+    ) -> bytes:
+        """OpenAI's answer to a request, as JSON. Raises Problem for what cannot be embedded."""
+        self._require(texts, dimensions)
+        self.waiting_texts += len(texts)
+        self._idle.clear()
+        try:
+            rows = await self._apart(partial(self.encoder.tokenize, texts))
+            self._require_lengths(rows)
+            vectors = await self._vectors(rows)
+            tokens = sum(map(len, rows))
+            answer = await self._apart(partial(_answer, self.name, vectors, encoding, tokens))
+        finally:
+            self.waiting_texts -= len(texts)
+            if not self.waiting_texts:
+                self._idle.set()
+        self.figures.embedded_texts.inc(len(texts))
+        self.figures.embedded_tokens.inc(tokens)
+        return answer
+
+    async def drain(self, seconds: float, hurried: asyncio.Event) -> bool:
+        """Takes no more texts and lets those it has end, for so long and until `hurried` is set;
+        returns whether all of them did."""
+        self._is_open = False
+        waits = [asyncio.create_task(each.wait()) for each in (self._idle, hurried)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return self._idle.is_set()
+
+    def close(self) -> None:
+        """What still runs is answered with `shutting_down` after its batch."""
+        self._is_open, self._is_closed = False, True
+        self._thread.shutdown(wait=False)
+
+    async def _vectors(self, rows: Sequence[list[int]]) -> Vectors:
+        vectors = np.empty((len(rows), self.encoder.dimensions), np.float32)
+        for places in batches_by_length(list(map(len, rows))):
+            batch = [rows[place] for place in places]
+            vectors[places] = await self._apart(partial(self.encoder.forward, batch))
+        return vectors
+
+    def _require(self, texts: Sequence[str], dimensions: int | None) -> None:
+        """What can be refused before any work."""
+        if not self._is_open:
+            raise _shutting_down()
+        own = self.encoder.dimensions
+        if dimensions not in (None, own):
+            message = f"{self.name} makes vectors of {own} dimensions, no others; leave it out"
+            raise Problem(400, "unsupported_option", message, param="dimensions")
+        most = self.bounds.embedding_texts
+        if len(texts) > most:
+            raise Problem(400, "too_many_inputs", f"at most {most:,} texts", param="input")
+        if not all(texts):
+            raise Problem(400, "empty_input", "a text is empty; give it words", param="input")
+        if self.waiting_texts and self.waiting_texts + len(texts) > self.bounds.embedding_waiting:
+            message = "too many texts wait for their embeddings; try again later"
+            raise Problem(429, "queue_full", message, retry_after=_RETRY_SECONDS)
+
+    def _require_lengths(self, rows: Sequence[Sequence[int]]) -> None:
+        """A text that is too long is refused, never cut."""
+        most, longest = self.encoder.max_tokens, max(map(len, rows))
+        if longest > most:
+            place = next(place for place, ids in enumerate(rows) if len(ids) == longest)
+            message = f"text {place} has {longest:,} tokens; {self.name} takes {most:,}"
+            raise Problem(400, "context_length_exceeded", message, param="input")
+        total, allowed = sum(map(len, rows)), self.bounds.embedding_tokens
+        if total > allowed:
+            message = f"the texts have {total:,} tokens; at most {allowed:,} a request"
+            raise Problem(400, "too_many_tokens", message, param="input")
+
+    async def _apart(self, call: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise _shutting_down()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _shutting_down() -> Problem:
+    return Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
+
+
+def _answer(name: str, vectors: Vectors, encoding: Encoding, tokens: int) -> bytes:
+    written = vectors.tolist() if encoding == "float" else list(map(_base64, vectors))
+    data = [
+        {"object": "embedding", "index": index, "embedding": each}
+        for index, each in enumerate(written)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json.dumps({"object": "list", "data": data, "model": name, "usage": usage}).encode()
+
+
+def _base64(vector: Vectors) -> str:
+    """float32, little endian, as OpenAI's clients read it."""
+    return b64encode(vector.astype("<f4").tobytes()).decode("ascii")
