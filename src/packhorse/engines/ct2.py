@@ -22,17 +22,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Decoding, Failure, Scores
 from packhorse.engines.cores import usable_cores
+from packhorse.engines.ct2_listener import BatchEnded, Listener, Run
 from packhorse.engines.ct2_loading import (
     GeneratorSource,
     available_device,
@@ -45,7 +44,7 @@ from packhorse.engines.ct2_loading import (
 from packhorse.engines.ct2_log_probs import StepLogits, asks, bounded, kept_steps
 from packhorse.engines.ct2_scoring import ContinuationScoring
 from packhorse.engines.ct2_seeded import SeededWorkers
-from packhorse.engines.rows import Result, Row, WatchError, answer, refuse
+from packhorse.engines.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
 
 if TYPE_CHECKING:
@@ -75,22 +74,6 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CT
 
 class Cancelled(BaseException):
     """Ends a worker's batch whose results nobody waits for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchEnded:
-    error: BaseException | None
-
-
-@dataclass(slots=True)
-class _Run:
-    """What the workers of one `run` share. results: rows, and a _BatchEnded after each batch."""
-
-    generator: Any
-    watch: TokenWatch | None
-    seeded: SeededWorkers
-    results: SimpleQueue[Result | _BatchEnded] = field(default_factory=SimpleQueue)
-    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class CTranslate2Engine:
@@ -161,7 +144,7 @@ class CTranslate2Engine:
         none waits; rows that are ready go before pulling."""
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
-        run = _Run(self._generator, watch, SeededWorkers(self._source))
+        run = Run(self._generator, watch, SeededWorkers(self._source))
         executor = ThreadPoolExecutor(self._traits.workers, thread_name_prefix="ctranslate2")
         underway, is_more = 0, True
         try:
@@ -174,7 +157,7 @@ class CTranslate2Engine:
                         underway += 1
                     continue
                 result = run.results.get()
-                if not isinstance(result, _BatchEnded):
+                if not isinstance(result, BatchEnded):
                     yield result
                     continue
                 underway -= 1
@@ -201,7 +184,7 @@ class CTranslate2Engine:
         self._at_exit()
         self._generator = None
 
-    def _work(self, batch: Batch, run: _Run) -> None:
+    def _work(self, batch: Batch, run: Run) -> None:
         """Answers a batch, in a thread of its own."""
         error: BaseException | None = None
         try:
@@ -211,9 +194,9 @@ class CTranslate2Engine:
             pass
         except BaseException as raised:  # noqa: BLE001 - `run` raises it in the caller's thread
             error = raised
-        run.results.put(_BatchEnded(error))
+        run.results.put(BatchEnded(error))
 
-    def _answer(self, batch: Batch, run: _Run) -> Iterator[Result]:
+    def _answer(self, batch: Batch, run: Run) -> Iterator[Result]:
         rows = [Row(prompt) for prompt in batch.prompts]
         refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
         yield from filter(None, refused)
@@ -228,7 +211,7 @@ class CTranslate2Engine:
             else:
                 yield from answer([row], lambda rows: self._generate(rows, run))
 
-    def _generate_alike(self, rows: list[Row], run: _Run, shared: int) -> tuple[()]:
+    def _generate_alike(self, rows: list[Row], run: Run, shared: int) -> tuple[()]:
         """Generates in groups of rows that CTranslate2 can take together."""
         groups: dict[object, list[Row]] = {}
         for row in rows:
@@ -243,7 +226,7 @@ class CTranslate2Engine:
                 self._generate(group_rows, run, shared)
         return ()
 
-    def _generate_bounded(self, rows: list[Row], run: _Run, shared: int) -> None:
+    def _generate_bounded(self, rows: list[Row], run: Run, shared: int) -> None:
         """As `_generate`, in batches whose logits fit into memory."""
         for group, most_steps in bounded(rows, self._vocab_size):
             left, generated = group, -1
@@ -260,7 +243,7 @@ class CTranslate2Engine:
         )
 
     def _generate(
-        self, rows: list[Row], run: _Run, shared: int = 0, most_steps: int | None = None
+        self, rows: list[Row], run: Run, shared: int = 0, most_steps: int | None = None
     ) -> tuple[()]:
         """Runs rows of equal sampling to their end; their results go to `run.results`.
 
@@ -273,7 +256,7 @@ class CTranslate2Engine:
         prompts = [[self._tokens[token_id] for token_id in row.sequence[shared:]] for row in rows]
         is_asked = asks(rows[0].prompt)
         logits = StepLogits.of(list(map(len, prompts))) if is_asked else None
-        listener = _Listener(rows, self._end_ids, run, lambda: self._is_stopping(run), logits)
+        listener = Listener(rows, self._end_ids, run, lambda: self._is_stopping(run), logits)
         left = max(row.tokens_left for row in rows)
         options: dict[str, Any] = {
             "max_length": min(left, most_steps or left),
@@ -304,7 +287,7 @@ class CTranslate2Engine:
                 self._kept_prefixes.add(prefix)
             return prefix in self._kept_prefixes
 
-    def _is_stopping(self, run: _Run) -> bool:
+    def _is_stopping(self, run: Run) -> bool:
         return run.cancelled.is_set() or self._closed.is_set()
 
     def _sampling(self, decoding: Decoding) -> dict[str, float]:
@@ -319,38 +302,6 @@ class CTranslate2Engine:
             "sampling_topp": decoding.top_p,
             "sampling_temperature": decoding.temperature,
         }
-
-
-@dataclass(slots=True)
-class _Listener:
-    """Called by CTranslate2 in its worker for every token; True ends the row.
-
-    logits: where the rows ask for log-probabilities. error: what the caller's watch raised; the
-    other rows then end with it.
-    """
-
-    rows: list[Row]
-    end_ids: frozenset[int]
-    run: _Run
-    is_stopping: Callable[[], bool]
-    logits: StepLogits | None = None
-    error: WatchError | None = None
-
-    def __call__(self, step: Any) -> bool:
-        if self.error is not None or self.is_stopping():
-            return True
-        row, log_probs = self.rows[step.batch_id], None
-        if self.logits is not None:
-            log_probs = self.logits.log_probs(step, row.prompt.decoding.top_log_probs or 0)
-        try:
-            result = row.take(step.token_id, self.end_ids, self.run.watch, log_probs)
-        except WatchError as error:
-            self.error = error
-            return True
-        if result is None:
-            return False
-        self.run.results.put(result)
-        return True
 
 
 def _is_greedy(decoding: Decoding) -> bool:

@@ -1,0 +1,62 @@
+"""What CTranslate2 calls for every token, and where rows go that end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from packhorse.contract import TokenWatch
+from packhorse.engines.ct2_log_probs import StepLogits
+from packhorse.engines.ct2_seeded import SeededWorkers
+from packhorse.engines.rows import Result, Row, WatchError
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnded:
+    error: BaseException | None
+
+
+@dataclass(slots=True)
+class Run:
+    """What the workers of one `run` share. results: rows, and a BatchEnded after each batch."""
+
+    generator: Any
+    watch: TokenWatch | None
+    seeded: SeededWorkers
+    results: SimpleQueue[Result | BatchEnded] = field(default_factory=SimpleQueue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
+class Listener:
+    """Called by CTranslate2 in its worker for every token; True ends the row.
+
+    logits: where the rows ask for log-probabilities. error: what the caller's watch raised; the
+    other rows then end with it.
+    """
+
+    rows: list[Row]
+    end_ids: frozenset[int]
+    run: Run
+    is_stopping: Callable[[], bool]
+    logits: StepLogits | None = None
+    error: WatchError | None = None
+
+    def __call__(self, step: Any) -> bool:
+        if self.error is not None or self.is_stopping():
+            return True
+        row, log_probs = self.rows[step.batch_id], None
+        if self.logits is not None:
+            log_probs = self.logits.log_probs(step, row.prompt.decoding.top_log_probs or 0)
+        try:
+            result = row.take(step.token_id, self.end_ids, self.run.watch, log_probs)
+        except WatchError as error:
+            self.error = error
+            return True
+        if result is None:
+            return False
+        self.run.results.put(result)
+        return True
