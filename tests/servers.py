@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from packhorse.engines.fake import DELAY_VARIABLE
+from packhorse.engines.fake import DELAY_VARIABLE, HANG_VARIABLE
 
 PATIENCE_SECONDS = 90.0
 FAKE = ("fake", "--engine", "fake", "--max-new-tokens", "24")
@@ -50,14 +50,19 @@ class Served:
 
 
 @contextmanager
-def served(*arguments: str, seconds_per_token: float = 0.0) -> Iterator[Served]:
+def served(
+    *arguments: str, seconds_per_token: float = 0.0, hang_on: str | None = None
+) -> Iterator[Served]:
     """`packhorse serve ARGUMENTS --port 0`, ready; ended when left. seconds_per_token: of the fake
-    engine."""
+    engine; hang_on: text in a prompt at which it never gets on."""
+    environment = {**os.environ, DELAY_VARIABLE: str(seconds_per_token)}
+    if hang_on is not None:
+        environment[HANG_VARIABLE] = hang_on
     process = subprocess.Popen(
         [sys.executable, "-m", "packhorse", "serve", *arguments, "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, DELAY_VARIABLE: str(seconds_per_token)},
+        env=environment,
     )
     server = Served(process)
     written: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -204,6 +204,55 @@ def test_an_engine_that_dies_costs_what_it_ran(slow_server: Served) -> None:
     assert slow_server.metric("packhorse_engine_restarts_total") == 1
 
 
+def test_an_engine_that_makes_no_progress_is_restarted() -> None:
+    """Rows with it get 503, those that wait are answered by the next one."""
+    options = ("--stall-seconds", "0.8", "--workers", "1")
+    with served(*FAKE, *options, hang_on="never ends", seconds_per_token=0.01) as server:
+        engine, started = server.engine(), time.monotonic()
+        hanging = in_background(
+            stalled, server, 5, messages=[{**HELLO[0], "content": "never ends"}]
+        )
+        wait_until(lambda: server.metric("packhorse_running_rows") == 1)
+        waiting = in_background(stalled, server, 5)
+        wait_until(lambda: server.metric("packhorse_waiting_rows") == 1)
+        hanging[0].join()
+        assert time.monotonic() - started > 0.8
+        assert hanging[1][0].status_code == 503
+        assert hanging[1][0].json()["error"]["code"] == "engine_restarted"
+        with server.client() as client:
+            assert client.get("/health/ready").status_code == 503
+        waiting[0].join()
+        assert waiting[1][0].status_code == 200
+        assert server.engine().pid != engine.pid
+        assert server.metric("packhorse_engine_stalls_total") == 1
+        assert server.metric("packhorse_engine_restarts_total") == 1
+        assert any("it made no progress for 0.8 s" in line for line in server.lines)
+
+
+def test_an_engine_that_is_stopped_makes_no_progress() -> None:
+    with served(*FAKE, "--stall-seconds", "0.8", seconds_per_token=0.02) as server:
+        engine = server.engine()
+        thread, results = in_background(stalled, server, 100)
+        wait_until(lambda: server.metric("packhorse_generated_tokens_total") > 5)
+        engine.suspend()
+        thread.join()
+        assert results[0].json()["error"]["code"] == "engine_restarted"
+        with server.client() as client:
+            wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert stalled(server, 3).status_code == 200
+
+
+def test_an_engine_that_is_slow_or_idle_is_left_alone() -> None:
+    options = ("--stall-seconds", "0.8")
+    with served(*FAKE, *options, seconds_per_token=0.3) as server:
+        engine = server.engine()
+        assert stalled(server, 6).status_code == 200
+        time.sleep(1.5)
+        assert stalled(server, 6).status_code == 200
+        assert server.engine().pid == engine.pid
+        assert server.metric("packhorse_engine_stalls_total") == 0
+
+
 def test_a_signal_lets_what_runs_end() -> None:
     with served(*FAKE, seconds_per_token=0.02) as server:
         engine = server.engine()

@@ -69,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=options.default(ServeConfig, "drain_seconds"),
         help="for requests under way at SIGTERM (default: %(default)g)",
     )
+    group.add_argument(
+        "--stall-seconds",
+        type=float,
+        metavar="S",
+        default=options.default(ServeConfig, "stall_seconds"),
+        help="an engine that has work and computes no token for so long is restarted; give more "
+        "than its longest prompts take; 0 never (default: %(default)g)",
+    )
     _add_batching_options(parser)
     options.add_engine_options(parser)
     options.add_decoding_options(parser)
@@ -158,6 +166,7 @@ def _config(arguments: argparse.Namespace) -> ServeConfig:
         allowed_hosts=tuple(arguments.allow_host),
         state=arguments.state,
         embeddings=arguments.embeddings,
+        stall_seconds=arguments.stall_seconds,
         drain_seconds=arguments.drain_seconds,
         allow_pickle=arguments.allow_pickle,
     )

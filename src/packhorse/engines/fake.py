@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SLOW_SECONDS_PER_TOKEN = 0.01
 ANSWERS_VARIABLE = "PACKHORSE_FAKE_ANSWERS"
+HANG_VARIABLE = "PACKHORSE_FAKE_HANG_ON"
 DELAY_VARIABLE = "PACKHORSE_FAKE_SECONDS_PER_TOKEN"
 BYTES = 256
 END = 256
@@ -44,12 +46,14 @@ class Faults:
     fail_rows: indexes of rows that fail in every batch. fail_batches_larger_than: rows of a batch
     above which it fails. oom_over_tokens: padded tokens of a batch, those to be generated
     included, above which memory is out. crash_after_rows: results after which the engine dies.
+    hang_on: a batch with a prompt that contains this text never gets on, and nothing behind it.
     """
 
     fail_rows: frozenset[int] = frozenset()
     fail_batches_larger_than: int | None = None
     oom_over_tokens: int | None = None
     crash_after_rows: int | None = None
+    hang_on: str | None = None
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> FakeEngine:
@@ -58,6 +62,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Fa
 
     PACKHORSE_FAKE_ANSWERS may name a JSON file of [text, answer] pairs: to a prompt that contains
     such a text (the last of several counts) that answer is given and found most probable.
+    PACKHORSE_FAKE_HANG_ON is `Faults.hang_on`.
 
     Two formats are planted for comparisons to find: "int8" answers every third prompt otherwise, as
     a lossy format would, and "int16" takes SLOW_SECONDS_PER_TOKEN longer.
@@ -71,6 +76,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Fa
         threads=config.threads or 1,
         seconds_per_token=slow + float(os.environ.get(DELAY_VARIABLE) or 0),
         answers=_planted(os.environ.get(ANSWERS_VARIABLE)),
+        faults=Faults(hang_on=os.environ.get(HANG_VARIABLE)),
     )
 
 
@@ -211,6 +217,10 @@ class FakeEngine:
     def _break_down(self, rows: list[Row]) -> None:
         """Raises what a real engine would for rows that are to fail."""
         faults = self._faults
+        if faults.hang_on is not None:
+            hanging = faults.hang_on.encode()
+            if any(hanging in bytes(row.prompt.token_ids) for row in rows):
+                threading.Event().wait()
         if any(row.prompt.index in faults.fail_rows for row in rows):
             raise RuntimeError("a row of this batch was chosen to fail")
         if len(rows) > (faults.fail_batches_larger_than or len(rows)):

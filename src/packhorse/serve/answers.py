@@ -15,8 +15,8 @@ from packhorse.growing_text import GrowingText
 from packhorse.log_probs import GrowingLogProbs, Placed, document, placed
 from packhorse.serve.problems import Problem, of_failure
 from packhorse.serve.requests import Work
+from packhorse.serve.rows import Ended, Row
 from packhorse.serve.service import Choice, Service
-from packhorse.serve.supervisor import Ended, Row
 
 Kind = Literal["chat", "text"]
 _OBJECTS = {"chat": "chat.completion", "text": "text_completion"}

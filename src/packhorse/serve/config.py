@@ -60,6 +60,8 @@ class ServeConfig:
     decoding: what a request that says nothing gets. port 0 is any free one.
     api_keys: any of them lets a client in; none is needed where there are none.
     allowed_hosts: names by which clients may call the server, beside localhost and IP addresses.
+    stall_seconds: an engine that has work and gives no sign for so long is lost and restarted; 0
+        waits for ever. Nothing is heard of it while it computes a batch's prompts.
     drain_seconds: time for requests under way once the server is told to end.
     embeddings: a catalog name or folder of a sentence-embedding model; None serves none.
     state: folder for files and batches, of this server alone; without one there are none.
@@ -76,6 +78,7 @@ class ServeConfig:
     bounds: Bounds = field(default_factory=Bounds)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    stall_seconds: float = 120.0
     drain_seconds: float = 30.0
     state: Path | None = None
     embeddings: str | None = None

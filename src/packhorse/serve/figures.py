@@ -48,6 +48,7 @@ class Figures:
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.embedded_texts = counter("embedded_texts", "Texts embedded")
         self.embedded_tokens = counter("embedded_tokens", "Tokens of texts embedded")
+        self.engine_stalls = counter("engine_stalls", "Times the engine made no progress")
         self.engine_restarts = counter("engine_restarts", "Times the engine's process was lost")
         self.first_token_seconds = histogram(
             "time_to_first_token_seconds", "From a row's admission to its first token", _SECONDS

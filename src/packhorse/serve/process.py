@@ -47,6 +47,10 @@ class EngineProcess:
             self._process.kill()
             await self.ended.wait()
 
+    def kill(self) -> None:
+        """Ends it at once, whatever it does; `ended` is set when it is gone."""
+        self._process.kill()
+
     def _received(self, messages: list[Message]) -> None:
         self._in_loop(self._take, messages)
 

@@ -76,6 +76,7 @@ def check(config: ServeConfig) -> None:
         "max_queue_tokens": (config.waits.max_tokens, 1),
         "max_delay": (config.waits.max_delay_seconds, 0),
         "drain_seconds": (config.drain_seconds, 0),
+        "stall_seconds": (config.stall_seconds, 0),
     }
     for name, (value, least) in at_least.items():
         if value < least:
@@ -155,7 +156,8 @@ async def _serve(
 ) -> bool:
     figures = Figures()
     what = Loading(prepared, config.engine, config.batching, config.decoding)
-    supervisor = Supervisor(what, WaitingRows(config.waits), figures, report)
+    waiting = WaitingRows(config.waits)
+    supervisor = Supervisor(what, waiting, figures, report, config.stall_seconds)
     service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
     batches = _batches(config, service)
     embedder = _embedder(config, encoder, figures)

@@ -16,7 +16,8 @@ from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
-from packhorse.serve.supervisor import Ended, Row, Supervisor
+from packhorse.serve.rows import Ended, Row
+from packhorse.serve.supervisor import Supervisor
 from packhorse.session import check_decoding
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 

@@ -1,7 +1,8 @@
 """Keeps an engine running in a process of its own, and feeds it.
 
 What it runs when it dies is answered with `engine_restarted` (never tried again: it may be what
-killed it); what waits goes on waiting for the next one, which starts after a back-off.
+killed it); what waits goes on waiting for the next one, which starts after a back-off. An engine
+that has work and gives no sign of it for too long is ended, as if it had died.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from packhorse.data import Failure, FinishReason, Prompt, Timing, TokenLogProbs
+from packhorse.data import Failure, Prompt
 from packhorse.serve import child
 from packhorse.serve.channel import Message
 from packhorse.serve.figures import Figures
 from packhorse.serve.process import EngineProcess, died_loading
+from packhorse.serve.rows import Ended, Row
 from packhorse.serve.waiting import WaitingRows
 from packhorse.serve.wire import (
     Loaded,
@@ -29,59 +30,16 @@ from packhorse.serve.wire import (
 State = Literal["starting", "ready", "restarting", "draining", "stopped"]
 FIRST_BACK_OFF_SECONDS = 0.5
 LONGEST_BACK_OFF_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
 STEADY_SECONDS = 60.0
 """An engine that ran this long did not die of being started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A row's completion without its tokens, which came before."""
-
-    reason: FinishReason
-    timing: Timing
-
-
-@dataclass(slots=True, eq=False)
-class Row:
-    """A row of a client's request. token_ids: generated so far. log_probs: of each of them, where
-    they are asked for. outcome: None while it runs.
-
-    arrived: seconds of `time.monotonic`. readers: each is set whenever a token or the outcome is
-    added, and cleared by whoever reads. done: set with the outcome.
-    """
-
-    prompt: Prompt
-    arrived: float
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[TokenLogProbs] = field(default_factory=list)
-    outcome: Ended | Failure | None = None
-    readers: list[asyncio.Event] = field(default_factory=list)
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def asks_log_probs(self) -> bool:
-        return self.prompt.decoding.top_log_probs is not None
-
-    def add(self, token_id: int, log_probs: TokenLogProbs | None = None) -> None:
-        self.token_ids.append(token_id)
-        if log_probs is not None:
-            self.log_probs.append(log_probs)
-        self._wake()
-
-    def settle(self, outcome: Ended | Failure) -> None:
-        self.outcome = outcome
-        self.done.set()
-        self._wake()
-
-    def _wake(self) -> None:
-        for reader in self.readers:
-            reader.set()
 
 
 class Supervisor:
     """Runs rows on an engine that may die. All methods belong to the event loop's thread.
 
-    loading: what the process loads. report: called with lines for people.
+    loading: what the process loads. report: called with lines for people. stall_seconds: of an
+    engine without a sign until it counts as lost; 0 for never.
     """
 
     def __init__(
@@ -90,12 +48,15 @@ class Supervisor:
         waiting: WaitingRows,
         figures: Figures,
         report: Callable[[str], None] = lambda text: None,
+        stall_seconds: float = 0.0,
     ) -> None:
         self.state: State = "starting"
         self.waiting, self.figures = waiting, figures
         self.loaded: Loaded | None = None
         self.restarts = 0
         self._loading, self._report = loading, report
+        self._stall_seconds, self._last_sign, self._is_stalled = stall_seconds, 0.0, False
+        self._guard: asyncio.Task[None] | None = None
         self._rows: dict[int, Row] = {}
         self._in_flight: set[int] = set()
         self._has_room = False
@@ -119,6 +80,8 @@ class Supervisor:
         """Returns once the engine is loaded. Raises PackhorseError if it cannot be."""
         self._first = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep_running())
+        if self._stall_seconds:
+            self._guard = asyncio.create_task(self._end_stalled())
         return await self._first
 
     def submit(self, prompts: Sequence[Prompt]) -> list[Row] | None:
@@ -162,8 +125,9 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends the engine's process; rows that are left are answered with `shutting_down`."""
         self.state = "stopped"
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._guard):
+            if task is not None:
+                task.cancel()
         self._fail(list(self._rows), "shutting_down", "the server is shutting down")
         if self._engine is not None:
             await self._engine.end(at_once=bool(self._in_flight))
@@ -180,10 +144,36 @@ class Supervisor:
                 return
             if time.monotonic() - started > STEADY_SECONDS:
                 back_off = FIRST_BACK_OFF_SECONDS
-            why = engine.refusal or f"it ended with {engine.exit_code}"
+            why = engine.refusal or self._why_lost(engine)
             self._report(f"the engine is restarted in {back_off:g} s: {why}")
             await asyncio.sleep(back_off)
             back_off = min(2 * back_off, LONGEST_BACK_OFF_SECONDS)
+
+    def _why_lost(self, engine: EngineProcess) -> str:
+        was_stalled, self._is_stalled = self._is_stalled, False
+        if was_stalled:
+            return f"it made no progress for {self._stall_seconds:g} s"
+        return f"it ended with {engine.exit_code}"
+
+    async def _end_stalled(self) -> None:
+        """Ends an engine that has had work for `stall_seconds` and gave no sign."""
+        pause = min(_LOOK_SECONDS, self._stall_seconds / 4)
+        while True:
+            await asyncio.sleep(pause)
+            if not self._has_work():
+                self._last_sign = time.monotonic()
+            elif time.monotonic() - self._last_sign > self._stall_seconds:
+                assert self._engine is not None
+                self._is_stalled = True
+                self.figures.engine_stalls.inc()
+                self._engine.kill()
+                await self._engine.ended.wait()
+
+    def _has_work(self) -> bool:
+        """Whether a loaded engine runs rows, or could but does not ask for those that wait."""
+        if self.waiting.batching is None:
+            return False
+        return bool(self._in_flight) or (len(self.waiting) > 0 and not self._has_room)
 
     def _lose_engine(self) -> None:
         self.waiting.batching, self._has_room = None, False
@@ -196,6 +186,7 @@ class Supervisor:
         self._fail([index for index in lost if index in self._rows], "engine_restarted", message)
 
     def _handle(self, messages: list[Message]) -> None:
+        self._last_sign = time.monotonic()
         for message in messages:
             match message["kind"]:
                 case "token":
