@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from packhorse.config import InputConfig
 from packhorse.data import Request
@@ -22,6 +22,8 @@ from packhorse.manifest import RunReport, manifest
 from packhorse.meters import Meter
 from packhorse.sources import read_rows
 from packhorse.workspace import Workspace
+
+Exported = Literal["all", "completed", "failed"]
 
 
 class Observer(Protocol):
@@ -180,10 +182,11 @@ def _finish(
     return report
 
 
-def export_journal(journal: Journal, output: Path) -> int:
-    """Writes every row of the journal's input to `output`, in input order; returns their number.
+def export_journal(journal: Journal, output: Path, which: Exported = "all") -> int:
+    """Writes rows of the journal's input to `output`, in input order; returns their number.
 
-    A row that has not run is an error row with code `pending`.
+    which: "all" of them, where a row that has not run is an error row with code `pending`, or
+    those that "completed" or "failed".
     """
     openai = journal.meta("openai")
     shape = OpenAIShape(model=openai["model"], created=0) if openai else None
@@ -202,6 +205,7 @@ def export_journal(journal: Journal, output: Path) -> int:
             **(record.note or {}),
         )
         for record in journal.records()
+        if which == "all" or (record.finish_reason if which == "completed" else record.error_code)
     )
     return write_output(output, rows, openai=shape, labels=bool(journal.meta("labels")))
 

@@ -52,9 +52,19 @@ def counts(client: openai.OpenAI, batch: str) -> Any:
     return client.batches.retrieve(batch).request_counts
 
 
-def output_of(client: openai.OpenAI, batch: Any) -> list[dict[str, Any]]:
-    text = client.files.content(batch.output_file_id).text
-    return [json.loads(each) for each in text.splitlines()]
+def rows_of(client: openai.OpenAI, file: str | None) -> list[dict[str, Any]]:
+    assert file is not None
+    return [json.loads(each) for each in client.files.content(file).text.splitlines()]
+
+
+def assert_counts_agree(client: openai.OpenAI, batch: Any) -> None:
+    """The files hold what was counted: completed rows the one, failed rows the other."""
+    files = ((batch.output_file_id, "completed"), (batch.error_file_id, "failed"))
+    for file, name in files:
+        count = getattr(batch.request_counts, name)
+        assert (file is not None) == (count > 0)
+        if file is not None:
+            assert len(rows_of(client, file)) == count
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +79,10 @@ def test_a_batch_has_every_row_once_in_order(server: Served) -> None:
     batch = ended(client, begun(client, lines))
     assert (batch.status, batch.request_counts.total) == ("completed", 81)
     assert (batch.request_counts.completed, batch.request_counts.failed) == (80, 1)
-    rows = output_of(client, batch)
-    assert [row["custom_id"] for row in rows] == [f"id-{number}" for number in range(81)]
+    assert_counts_agree(client, batch)
+    rows = rows_of(client, batch.output_file_id)
+    assert [row["custom_id"] for row in rows] == [f"id-{number}" for number in range(80)]
+    assert {row["error"] for row in rows} == {None}
     with packhorse.load("fake", engine=EngineConfig(engine="fake")) as model:
         prompts = [f"row {number}" for number in range(80)]
         texts = {
@@ -80,7 +92,37 @@ def test_a_batch_has_every_row_once_in_order(server: Served) -> None:
         }
     got = [row["response"]["body"]["choices"][0]["text"] for row in rows[:80]]
     assert got == [texts[number] for number in range(80)]
-    assert rows[80]["error"]["code"] == "unsupported_option"
+    (failed,) = rows_of(client, batch.error_file_id)
+    assert (failed["custom_id"], failed["response"]) == ("id-80", None)
+    assert failed["error"]["code"] == "unsupported_option"
+    assert "tools" in failed["error"]["message"]
+    name = client.files.retrieve(batch.error_file_id or "").filename
+    assert name == f"{batch.id}_error.jsonl"
+
+
+def test_a_batch_without_a_failure_or_without_an_answer(server: Served) -> None:
+    client = client_of(server)
+    fine = ended(client, begun(client, [line(1), line(2)]))
+    assert (fine.status, fine.error_file_id) == ("completed", None)
+    too_long = [line(number, max_tokens=100_000) for number in range(3)]
+    wrong = ended(client, begun(client, [*too_long, line(3, logprobs=99)]))
+    assert (wrong.status, wrong.output_file_id) == ("completed", None)
+    codes = [row["error"]["code"] for row in rows_of(client, wrong.error_file_id)]
+    assert codes == ["bad_option"] * 4
+    for batch in (fine, wrong):
+        assert_counts_agree(client, batch)
+        assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
+
+
+def test_log_probs_of_a_batch(server: Served) -> None:
+    client = client_of(server)
+    batch = ended(client, begun(client, [line(1, logprobs=2), line(2)]))
+    bodies = [row["response"]["body"] for row in rows_of(client, batch.output_file_id)]
+    live = client.completions.create(model="fake", prompt="row 1", max_tokens=20, logprobs=2)
+    told = live.choices[0].logprobs
+    assert told is not None
+    assert bodies[0]["choices"][0]["logprobs"] == told.to_dict()
+    assert bodies[1]["choices"][0]["logprobs"] is None
 
 
 def test_files_can_be_listed_and_removed(server: Served) -> None:
@@ -147,11 +189,14 @@ def test_a_batch_can_be_cancelled_and_outlives_its_server(tmp_path: Path) -> Non
         client = client_of(server)
         batch = ended(client, interrupted)
         assert (batch.status, batch.request_counts.completed) == ("completed", 150)
-        ids = [row["custom_id"] for row in output_of(client, batch)]
+        ids = [row["custom_id"] for row in rows_of(client, batch.output_file_id)]
         assert ids == [each["custom_id"] for each in lines]
     with served(*FAKE, *state, seconds_per_token=0.02) as server:
         client = client_of(server)
         cancelled = begun(client, lines)
         wait_until(lambda: counts(client, cancelled).total > 0)
         client.batches.cancel(cancelled)
-        assert ended(client, cancelled).status == "cancelled"
+        batch = ended(client, cancelled)
+        assert batch.status == "cancelled"
+        assert batch.request_counts.completed + batch.request_counts.failed < 150
+        assert_counts_agree(client, batch)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from packhorse.atomic import write_json
 from packhorse.config import InputConfig
 from packhorse.data import Answer, Failure, Request
 from packhorse.errors import PackhorseError
-from packhorse.jobs import export_journal
+from packhorse.jobs import Exported, export_journal
 from packhorse.journal import Journal
 from packhorse.log_probs import log_probs_note
 from packhorse.serve.files import FileStore
@@ -116,7 +117,7 @@ class Batches:
         """Raises Problem for a batch that is not there; one that has ended stays as it is."""
         document = self.document(identifier)
         if document["status"] in _OPEN:
-            document = self._change(identifier, status="cancelling")
+            document = self._change(identifier, status="cancelling", **_now("cancelling"))
         return document
 
     async def _run(self, identifier: str) -> None:
@@ -127,7 +128,7 @@ class Batches:
         try:
             await self._apart(lambda: self._enlist(journal, source))
             if self.document(identifier)["status"] != "cancelling":
-                self._change(identifier, status="in_progress", in_progress_at=int(time.time()))
+                self._change(identifier, status="in_progress", **_now("in_progress"))
             await self._answer_pending(identifier, journal, source)
             await self._finish(identifier, journal, workspace.output)
         finally:
@@ -208,16 +209,30 @@ class Batches:
 
     async def _finish(self, identifier: str, journal: Journal, output: Path) -> None:
         is_cancelled = self.document(identifier)["status"] == "cancelling"
-        self._change(identifier, status="finalizing")
+        self._change(identifier, status="finalizing", **_now("finalizing"))
         await self._apart(journal.commit)
-        await self._apart(lambda: export_journal(journal, output))
         await self._count(identifier, journal)
-        with output.open("rb") as content:
-            file = self.files.add(content, f"{identifier}_output.jsonl", "batch_output")
-        output.unlink()
+        written = {
+            "output_file_id": await self._apart(
+                partial(self._write_rows, journal, output, "completed")
+            ),
+            "error_file_id": await self._apart(
+                partial(self._write_rows, journal, output, "failed")
+            ),
+        }
         status = "cancelled" if is_cancelled else "completed"
-        ended = {f"{status}_at": int(time.time()), "output_file_id": file["id"]}
-        self._change(identifier, status=status, **ended)
+        self._change(identifier, status=status, **_now(status), **written)
+
+    def _write_rows(self, journal: Journal, output: Path, which: Exported) -> str | None:
+        """The file of rows that completed or failed; None where there are none. Rows that have not
+        run, of a batch that was cancelled, are in neither."""
+        rows = export_journal(journal, output, which)
+        name = f"{output.parent.name}_{'output' if which == 'completed' else 'error'}.jsonl"
+        try:
+            with output.open("rb") as content:
+                return self.files.add(content, name, "batch_output")["id"] if rows else None
+        finally:
+            output.unlink()
 
     async def _count(self, identifier: str, journal: Journal) -> None:
         counts = await self._apart(journal.counts)
@@ -227,7 +242,8 @@ class Batches:
     def _fail(self, identifier: str, error: Exception) -> None:
         message = str(error).replace(str(self.files.folder), "files")
         errors = [{"code": "invalid_input", "message": message}]
-        self._change(identifier, status="failed", errors={"object": "list", "data": errors})
+        listed = {"object": "list", "data": errors}
+        self._change(identifier, status="failed", errors=listed, **_now("failed"))
 
     def _change(self, identifier: str, **changes: Any) -> dict[str, Any]:
         document = {**self.document(identifier), **changes}
@@ -240,6 +256,11 @@ class Batches:
     async def _apart(self, call: Callable[[], T]) -> T:
         """In the one thread that journals belong to."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _now(status: str) -> dict[str, int]:
+    """When a batch came to be so, as OpenAI's clients read it."""
+    return {f"{status}_at": int(time.time())}
 
 
 def _pending(journal: Journal, source: Path) -> Iterator[Request]:
