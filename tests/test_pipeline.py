@@ -227,6 +227,7 @@ def test_outputs_that_cannot_be(job: JobConfig, tmp_path: Path) -> None:
     [
         (Decoding(max_new_tokens=0), "max_new_tokens is 0"),
         (Decoding(max_new_tokens=-5), "max_new_tokens is -5"),
+        (Decoding(top_log_probs=21), "top_log_probs is 21"),
         (Decoding(max_new_tokens=10**9), "leaves no room"),
         (Decoding(temperature=-1), "temperature"),
         (Decoding(temperature=float("nan")), "temperature"),

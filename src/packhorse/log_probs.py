@@ -104,7 +104,7 @@ def _of_chat(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
 def _chat_token(codec: Codec, token_id: int, log_prob: float) -> dict[str, Any]:
     written = codec.token_bytes(token_id)
     return {
-        "token": _shown(codec, token_id),
+        "token": codec.token_name(token_id) if written is None else _shown(written),
         "logprob": max(log_prob, LEAST),
         "bytes": None if written is None else list(written),
     }
@@ -114,7 +114,8 @@ def _of_text(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     """The token itself is among the most probable ones, even if it is not one of them."""
 
     def shown(token_id: int) -> str:
-        return _shown(codec, token_id, "bytes:")
+        written = codec.token_bytes(token_id)
+        return codec.token_name(token_id) if written is None else _shown(written, "bytes:")
 
     top = []
     for _, token in tokens:
@@ -130,11 +131,8 @@ def _of_text(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     }
 
 
-def _shown(codec: Codec, token_id: int, prefix: str = "") -> str:
+def _shown(written: bytes, prefix: str = "") -> str:
     """A token as text; where it is a part of a character, its bytes as escapes."""
-    written = codec.token_bytes(token_id)
-    if written is None:
-        return codec.token_name(token_id)
     try:
         return written.decode("utf-8")
     except UnicodeDecodeError:

@@ -33,6 +33,7 @@ async def whole(service: Service, kind: Kind, choices: list[Choice]) -> dict[str
         service.abandon(choices)
     answers = []
     for choice in choices:
+        await asyncio.sleep(0)  # documents of many log-probabilities take a while
         outcome = _ended(choice.row, service)
         ids, stop = choice.row.token_ids, choice.row.prompt.decoding.stop
         text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
