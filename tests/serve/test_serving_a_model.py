@@ -76,6 +76,38 @@ def test_texts_are_those_of_run(server: Served, expected: list[packhorse.Answer]
         assert list(streams) == [each.text for each in expected]
 
 
+def test_log_probs_are_of_the_tokens_of_the_text(
+    server: Served, expected: list[packhorse.Answer]
+) -> None:
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
+    asked: Any = {"model": MODEL, "logprobs": True, "top_logprobs": 5}
+
+    def told(answer: packhorse.Answer) -> None:
+        messages: Any = [{"role": "user", "content": PROMPTS[answer.index]}]
+        choice = client.chat.completions.create(messages=messages, **asked).choices[0]
+        assert choice.logprobs is not None
+        tokens = choice.logprobs.content or []
+        assert b"".join(bytes(token.bytes or []) for token in tokens).decode() == answer.text
+        assert len(tokens) == answer.completion_tokens
+        for token in tokens:
+            values = [each.logprob for each in token.top_logprobs]
+            assert values == sorted(values, reverse=True)
+            assert (token.token, token.logprob) == (token.top_logprobs[0].token, values[0])
+        stream = client.chat.completions.create(messages=messages, stream=True, **asked)
+        streamed = [part.choices[0] for part in stream]
+        for part in streamed:
+            found = (part.logprobs and part.logprobs.content) or []
+            written = b"".join(bytes(token.bytes or []) for token in found)
+            assert written.decode("utf-8") == (part.delta.content or "")
+        found = [each for part in streamed if part.logprobs for each in part.logprobs.content or []]
+        assert [each.bytes for each in found] == [each.bytes for each in tokens]
+
+    whole = [answer for answer in expected if not answer.text.endswith("\N{REPLACEMENT CHARACTER}")]
+    assert len(whole) >= 4
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(told, whole))
+
+
 def test_a_client_that_leaves_frees_its_place(server: Served) -> None:
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     stream = client.completions.create(
