@@ -20,6 +20,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
+from packhorse.engines.packed.memory import weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.running import Result as Outcome
 from packhorse.engines.packed.running import Run
@@ -51,7 +52,8 @@ class PackedEngine:
     "int8": weights per output channel, activations per row, the cache per token and head.
     device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
     cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
-    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. rows: under way at most.
+    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. `traits.peak_bytes` is
+    what it all comes to. rows: under way at most.
     step_tokens: tokens of a step at most, at least `rows`.
 
     In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
@@ -98,11 +100,12 @@ class PackedEngine:
             workers=1,
             threads=self._threads,
             max_context=context,
-            model_bytes=weights.bytes() + sum(each.bytes() for each in self._scratches),
+            model_bytes=weight_bytes(built, quantized=quantized),
             cache_bytes_per_token=token_bytes,
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
             rows_under_way=rows,
+            working_bytes=working_bytes(built, self._scratches, context),
         )
         self._try_out(folder)
 

@@ -63,13 +63,12 @@ class Scoring:
         found: list[Found] = []
         for first in range(0, len(ending), SAMPLED_AT_ONCE):
             some = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
-            logits = torch.from_numpy(network.logits(some, scratch)).double()
-            logits -= logits.logsumexp(dim=1, keepdim=True)
+            logits = torch.from_numpy(network.logits(some, scratch))
             positions = step.positions[step.ends[some]].tolist()
             for sequence, position, values in zip(ending[some], positions, logits, strict=True):
                 node = sequence.path[: position + 1 - len(sequence.known)]
-                tokens = self._following[node]
-                chances = zip(tokens, values[tokens].tolist(), strict=True)
+                tokens, exact = self._following[node], values.double()
+                chances = zip(tokens, (exact - exact.logsumexp(0))[tokens].tolist(), strict=True)
                 found.append((sequence.row, node, dict(chances)))
         return found
 
