@@ -38,7 +38,24 @@ PROBES = (
     Probe(20, 220, 8),
 )
 """Cheapest first: a slow model runs out of time after some of them."""
-FEWEST_PROBES = 4
+CONTINUOUS_PROBES = (
+    Probe(16, 30, 1),
+    Probe(1, 40, 24),
+    Probe(8, 48, 16),
+    Probe(32, 24, 24),
+    Probe(4, 300, 1),
+    Probe(12, 150, 10),
+    Probe(64, 24, 24),
+    Probe(4, 300, 24),
+    Probe(24, 150, 16),
+    Probe(4, 1000, 1),
+    Probe(96, 48, 16),
+    Probe(2, 1000, 24),
+    Probe(64, 100, 32),
+)
+"""The same for an engine that rows join and leave at every step: as many rows as keep it busy, and
+only their time as a whole, since some generate while others' prompts are computed."""
+FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
 MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 1200, 1))
 WARM_UP = Probe(2, 16, 4)
@@ -54,15 +71,16 @@ class Observation:
 
 def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation]:
     """Runs probes until `seconds` have gone by; two observations of each batch: to its first token,
-    and from there to its last.
+    and from there to its last. An engine that rows join and leave at every step gives one.
 
     Raises EngineError when the engine cannot run them.
     """
     run_probe(engine, WARM_UP, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    for count, probe in enumerate(fitting(PROBES, engine.traits)):
-        if count >= FEWEST_PROBES and time.monotonic() - started > seconds:
+    probes = CONTINUOUS_PROBES if engine.traits.rows_under_way else PROBES
+    for probe in fitting(probes, engine.traits):
+        if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
             observations += _observations(engine.traits, probe, rows)
@@ -127,7 +145,7 @@ def _observations(
     begun = min(row.timing.submitted for row in rows)
     ended = max(row.timing.finished for row in rows)
     firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
-    if len(firsts) < len(rows):
+    if len(firsts) < len(rows) or traits.rows_under_way:
         yield Observation(whole, ended - begun)
         return
     first = work_of(traits.cost_rule, sizes, [1] * len(rows))
