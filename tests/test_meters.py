@@ -44,7 +44,7 @@ def test_memory_is_expected_from_what_the_loaded_model_took() -> None:
     """A later window finds memory that the first one used, and needs it again, not besides."""
     meter = Meter()
     meter.expect(Expected(1.0, 1000))
-    first = meter.expected_peak_bytes
+    first = meter.expected_peak_bytes or 0
     held = numpy.ones(20_000_000, numpy.uint8)
     meter.expect(Expected(2.0, 900))
     assert (meter.expected_seconds, meter.expected_peak_bytes) == (3.0, first)

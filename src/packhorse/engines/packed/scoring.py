@@ -81,11 +81,11 @@ class Scoring:
             known = self._known.setdefault(row.prompt.index, {})
             known[node] = values
             if not all(map(math.isfinite, values.values())):
+                del self._known[row.prompt.index]
                 yield row.fail("engine_error", NOT_NUMBERS)
             elif len(known) == len(self._following):
-                yield row.score([_total(ids, known) for ids in self._wanted])
-            if row.answered:
                 del self._known[row.prompt.index]
+                yield row.score([_total(ids, known) for ids in self._wanted])
 
 
 def _total(ids: Ids, known: dict[Ids, dict[int, float]]) -> float:
