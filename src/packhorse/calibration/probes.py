@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packhorse.batching.cost import Work, work_of
 from packhorse.batching.policies import RowSize
@@ -39,22 +39,21 @@ PROBES = (
 )
 """Cheapest first: a slow model runs out of time after some of them."""
 CONTINUOUS_PROBES = (
-    Probe(16, 30, 1),
     Probe(1, 40, 24),
-    Probe(8, 48, 16),
-    Probe(32, 24, 24),
-    Probe(4, 300, 1),
-    Probe(12, 150, 10),
-    Probe(64, 24, 24),
-    Probe(4, 300, 24),
-    Probe(24, 150, 16),
+    Probe(16, 64, 1),
+    Probe(32, 32, 24),
+    Probe(8, 128, 24),
+    Probe(2, 1000, 1),
+    Probe(8, 256, 1),
+    Probe(64, 32, 32),
+    Probe(4, 500, 40),
+    Probe(96, 16, 40),
     Probe(4, 1000, 1),
-    Probe(96, 48, 16),
-    Probe(2, 1000, 24),
-    Probe(64, 100, 32),
+    Probe(16, 256, 24),
 )
-"""The same for an engine that rows join and leave at every step: as many rows as keep it busy, and
-only their time as a whole, since some generate while others' prompts are computed."""
+"""The same for an engine that rows join and leave at every step, for two threads; more threads get
+more rows. Prompts fill several of its steps, or some threads would have nothing to do, and only the
+time of the whole counts, since some rows generate while prompts of others are computed."""
 FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
 MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 1200, 1))
@@ -78,13 +77,23 @@ def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation
     run_probe(engine, WARM_UP, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    probes = CONTINUOUS_PROBES if engine.traits.rows_under_way else PROBES
-    for probe in fitting(probes, engine.traits):
+    for probe in fitting(probes_for(engine.traits), engine.traits):
         if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
             observations += _observations(engine.traits, probe, rows)
     return observations
+
+
+def probes_for(traits: EngineTraits) -> Sequence[Probe]:
+    """Probes that an engine is measured by."""
+    if not traits.rows_under_way:
+        return PROBES
+    pairs = -(-traits.threads // 2)
+    return [
+        replace(probe, rows=probe.rows * pairs) if probe.rows > 1 else probe
+        for probe in CONTINUOUS_PROBES
+    ]
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
