@@ -1,23 +1,32 @@
 """Where the packed engine's time goes, against what this machine can do.
 
-    python benchmarks/packed_profile.py MODEL INPUT [--rows 200] [--quantization int8] [--linearity]
+    python benchmarks/packed_profile.py MODEL INPUT [--rows 200] [--quantization int8]
+        [--linearity | --growth]
 
 First the limits are measured on all cores at once: products of 256 tokens with a layer's weights
 (int8 and float32, torch), and reading of memory. Then the rows run, and each phase is set beside
 the time its arithmetic alone would take: products and head at the format's rate, attention at the
 float32 rate. What lies between the products has no arithmetic to speak of: its limit is given as 0.
+At last the memory that the engine stated once it was loaded is set beside what the process took.
 
---linearity: seconds a computed token for 50, 200 and 600 rows, for 64 and 512 new tokens, and for
-contexts up to 4,000 tokens.
+--linearity: what a token costs for 50, 200 and 600 rows, for 64 and 512 new tokens, and for
+contexts up to 4,000 tokens, each against the smallest of its kind. No row ends early. Each job runs
+twice: with one new token a row, which is prefill, and with all; the difference is decoding. A
+prompt token is one that is computed: what rows share counts once. A token's attention costs as much
+as its context is long; so the cost of a pair of tokens, and of a token without its attention, are
+given too.
+
+--growth: resident memory while 10,000 short rows run, of which every ten share a prefix.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +36,24 @@ import torch
 from packhorse.batching.planning import plan
 from packhorse.batching.policies import CONTINUOUS, Limits
 from packhorse.config import InputConfig
-from packhorse.data import Decoding, Prompt, Request
+from packhorse.contract import EngineTraits
+from packhorse.data import Batch, Decoding, Failure, Prompt, Request
+from packhorse.engines.allocator import keep_freed_memory
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.meters import current_memory_bytes, forget_peak_memory, peak_memory_bytes
 from packhorse.models import model_facts, prepare
 from packhorse.sources import read_rows
 from packhorse.tokenization import HuggingFaceCodec
 
 Figures = dict[str, float]
+LINEAR_ROWS = (50, 200, 600)
+LINEAR_NEW_TOKENS = (64, 512)
+LINEAR_CONTEXTS = (500, 1000, 2000, 4000)
+GROWTH_ROWS, WARM_ROWS = 10_000, 2_000
+GROWTH_CACHE_BYTES = 64 << 20
+"""So small that it is full, and prefixes are given up, after a few hundred rows."""
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--quantization", choices=("int8", "float32"), default="int8")
-    parser.add_argument("--linearity", action="store_true")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--linearity", action="store_true", help="what a token costs in larger jobs")
+    kind.add_argument("--growth", action="store_true", help="memory while 10,000 rows run")
     return parser.parse_args()
 
 
@@ -99,13 +119,15 @@ def limits(built: Architecture, tokens: int = 256) -> Figures:
 
 
 def load(options: argparse.Namespace) -> tuple[PackedEngine, Architecture, HuggingFaceCodec]:
+    keep_freed_memory()
     prepared = prepare(options.model, engine="packed")
     facts = model_facts(prepared)
     engine = PackedEngine(
         prepared.folder,
-        end_ids=facts.eos_token_ids,
+        end_ids=() if options.linearity else facts.eos_token_ids,
         max_context=facts.max_context,
         quantization=options.quantization,
+        cache_bytes=GROWTH_CACHE_BYTES if options.growth else None,
     )
     codec = HuggingFaceCodec(prepared.tokenizer_folder)
     return engine, read_architecture(prepared.folder), codec
@@ -161,31 +183,115 @@ def profile(found: Figures, built: Architecture, rates: Figures, quantization: s
     return least
 
 
-def linearity(options: argparse.Namespace, engine: PackedEngine, codec: HuggingFaceCodec) -> None:
-    jobs = {
-        f"{rows} rows, 64 new tokens": prompts_of(options.input, rows, 64, codec)
-        for rows in (50, 200, 600)
-    }
-    jobs["50 rows, 512 new tokens"] = prompts_of(options.input, 50, 512, codec)
-    text = [token for prompt in jobs["200 rows, 64 new tokens"] for token in prompt.token_ids]
-    for context in (500, 1000, 2000, 4000):
-        rows = [text[start : start + context - 64] for start in range(0, 16000, context)]
-        prompt = replace(jobs["50 rows, 64 new tokens"][0])
-        jobs[f"{len(rows)} rows, contexts of {context}"] = [
-            replace(prompt, index=index, token_ids=tuple(ids)) for index, ids in enumerate(rows)
+def linearity_jobs(path: str, codec: HuggingFaceCodec) -> dict[str, dict[str, list[Prompt]]]:
+    """Jobs by what grows in them; the first of each is the smallest."""
+    rows = prompts_of(path, LINEAR_ROWS[-1], 64, codec)
+    few = rows[: LINEAR_ROWS[0]]
+    text = [token for prompt in rows[:200] for token in prompt.token_ids]
+    contexts = {}
+    for context in LINEAR_CONTEXTS:
+        starts = range(0, 4 * LINEAR_CONTEXTS[-1], context)
+        contexts[f"contexts of {context}"] = [
+            Prompt(place, tuple(text[start : start + context - 64]), few[0].decoding)
+            for place, start in enumerate(starts)
         ]
-    print(f"{'job':30}{'seconds':>9}{'tokens':>9}{'tokens/s':>10}")
-    for name, prompts in jobs.items():
-        found = run(engine, prompts)
-        rate = found["tokens"] / found["seconds"]
-        print(f"{name:30}{found['seconds']:9.1f}{found['tokens']:9.0f}{rate:10.0f}")
+    return {
+        "rows": {f"{count} rows": rows[:count] for count in LINEAR_ROWS},
+        "new tokens": {
+            f"{new} new tokens": [replace(row, decoding=Decoding(new)) for row in few]
+            for new in LINEAR_NEW_TOKENS
+        },
+        "context": contexts,
+    }
+
+
+def costs(engine: PackedEngine, prompts: Sequence[Prompt]) -> Figures:
+    """What a job costs: see the module. Microseconds, of a pair of tokens nanoseconds."""
+    first = run(engine, [replace(row, decoding=Decoding(1)) for row in prompts])
+    whole = run(engine, prompts)
+    prefilled, decoded = first["tokens"], whole["tokens"] - first["tokens"]
+    computing = sum(whole[phase] for phase in ("products", "head", "between"))
+    return {
+        "seconds": whole["seconds"],
+        "prefill": 1e6 * first["seconds"] / prefilled,
+        "decode": 1e6 * (whole["seconds"] - first["seconds"]) / decoded,
+        "without attention": 1e6 * computing / usable_cores() / whole["tokens"],
+        "pair": 1e9 * whole["attention"] / usable_cores() / whole["pairs"],
+    }
+
+
+def linearity(options: argparse.Namespace, engine: PackedEngine, codec: HuggingFaceCodec) -> None:
+    kinds = linearity_jobs(options.input, codec)
+    run(engine, next(iter(kinds["rows"].values())))
+    print("microseconds a token (of a pair of tokens nanoseconds), x the smallest job of its kind")
+    print(f"{'job':20}{'rows':>6}{'seconds':>9}{'prefill':>14}{'decode':>14}"
+          f"{'no attention':>16}{'a pair':>14}")  # fmt: skip
+    found: dict[str, Figures] = {}
+    for jobs in kinds.values():
+        names = list(jobs)
+        for name, prompts in jobs.items():
+            found[name] = costs(engine, prompts)
+            columns = [
+                f"{found[name][each]:{width}.0f} x{found[name][each] / found[names[0]][each]:5.2f}"
+                for each, width in zip(("prefill", "decode", "without attention"), (7, 7, 9),
+                                       strict=True)
+            ]  # fmt: skip
+            pair = found[name]["pair"]
+            print(f"{name:20}{len(prompts):6}{found[name]['seconds']:9.1f}{''.join(columns)}"
+                  f"{pair:7.2f} x{pair / found[names[0]]['pair']:5.2f}", flush=True)  # fmt: skip
+    print(json.dumps(found))
+
+
+def short_rows(rows: int, vocabulary: int) -> Iterator[Batch]:
+    """Rows of 22 tokens, 4 to generate; the first 16 are those of ten rows."""
+    chance = random.Random(0)  # noqa: S311 - nothing secret
+    ids = range(vocabulary // 4, vocabulary // 2)
+    for start in range(0, rows, 10):
+        prefix = tuple(chance.choices(ids, k=16))
+        yield Batch(
+            tuple(
+                Prompt(index, prefix + tuple(chance.choices(ids, k=6)), Decoding(4))
+                for index in range(start, start + 10)
+            ),
+            len(prefix),
+        )
+
+
+def growth(engine: PackedEngine, built: Architecture) -> None:
+    print(f"{'rows':>7}{'resident MB':>13}")
+    resident: list[float] = []
+    failed = 0
+    for done, result in enumerate(engine.run(short_rows(GROWTH_ROWS, built.vocabulary)), start=1):
+        failed += isinstance(result, Failure)
+        if done % 1000 == 0:
+            resident.append(current_memory_bytes() / 1e6)
+            print(f"{done:7}{resident[-1]:13.1f}", flush=True)
+    grown = resident[-1] - resident[WARM_ROWS // 1000 - 1]
+    print(f"{grown:+.1f} MB after the first {WARM_ROWS:,} rows; {failed} rows failed")
+    print(json.dumps({"resident_mb": resident, "failed": failed}))
+
+
+def memory(traits: EngineTraits, loaded: int) -> Figures:
+    """Prints what the engine stated, beside what the process took; loaded: bytes before it ran."""
+    cache = traits.preferred_batch_tokens * traits.cache_bytes_per_token
+    most, peak = cache + traits.working_bytes, peak_memory_bytes()
+    print(
+        f"memory: weights {traits.model_bytes / 1e9:.2f} GB, cache {cache / 1e9:.2f}, steps "
+        f"{traits.working_bytes / 1e9:.2f}; the process had {loaded / 1e9:.2f} GB when it was "
+        f"loaded and took {(peak - loaded) / 1e9:.2f} more of at most {most / 1e9:.2f}"
+    )
+    return {"stated": most, "loaded": loaded, "peak": peak}
 
 
 def main() -> None:
     options = arguments()
     engine, built, codec = load(options)
+    loaded = forget_peak_memory()
     if options.linearity:
         linearity(options, engine, codec)
+        return
+    if options.growth:
+        growth(engine, built)
         return
     rates = limits(built)
     print(
@@ -196,7 +302,8 @@ def main() -> None:
     run(engine, prompts[:2])
     found = run(engine, prompts)
     least = profile(found, built, rates, options.quantization)
-    print(json.dumps({"rates": rates, "found": found, "least": least}))
+    took = memory(engine.traits, loaded)
+    print(json.dumps({"rates": rates, "found": found, "least": least, "memory": took}))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ JOBS = (
     Job(48, 48, "transformers float32 sorted-dynamic", start=300),
     Job(24, 96, "transformers float32 sorted-dynamic", (0, 400), start=50),
     Job(60, 32, "ctranslate2 int8 single", start=400),
+    Job(200, 64, "packed int8 continuous"),
+    Job(300, 8, "packed int8 continuous", (0, 400)),
+    Job(40, 128, "packed int8 continuous", (1000, 10_000)),
+    Job(60, 64, "packed float32 continuous", start=100),
+    Job(120, 24, "packed float32 continuous", (0, 600)),
+    Job(30, 200, "packed float32 continuous", (0, 400), start=50),
 )
 
 

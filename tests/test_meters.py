@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.batching.expected import Expected
 from packhorse.data import Answer, Batch, Decoding, Failure, Prompt, Timing
 from packhorse.meters import Meter, peak_memory_bytes, quantile
 
@@ -37,6 +38,19 @@ def test_a_packed_engine_wastes_neither() -> None:
     meter = Meter(cost_rule="packed")
     meter.count_batch(batch(10, 6, 4))
     assert (meter.padding_share, meter.forced_share) == (None, None)
+
+
+def test_memory_is_expected_from_what_the_loaded_model_took() -> None:
+    """A later window finds memory that the first one used, and needs it again, not besides."""
+    meter = Meter()
+    meter.expect(Expected(1.0, 1000))
+    first = meter.expected_peak_bytes or 0
+    held = numpy.ones(20_000_000, numpy.uint8)
+    meter.expect(Expected(2.0, 900))
+    assert (meter.expected_seconds, meter.expected_peak_bytes) == (3.0, first)
+    meter.expect(Expected(2.0, 1_000_000))
+    assert meter.expected_peak_bytes == first + 999_000
+    assert held.all()
 
 
 def test_latencies() -> None:

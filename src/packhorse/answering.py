@@ -81,7 +81,7 @@ class Answering:
         if not isinstance(engine, Scorer):
             raise EngineError(
                 f"the engine {engine.traits.name} does not score given texts",
-                "use --engine transformers or --engine ctranslate2",
+                "use --engine transformers, ctranslate2 or packed",
             )
         for result in engine.score(self._batches(requests, deduplicate=False), continuations):
             yield from self._refusals()

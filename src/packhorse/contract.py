@@ -36,6 +36,8 @@ class EngineTraits:
     runs_side_by_side: it may be loaded with several workers.
     rows_under_way: rows it computes at the same time at most, whatever batches they came in, for an
         engine that rows join and leave at every step; 0 for one that takes batches as they are.
+        Its cache holds `preferred_batch_tokens`, allocated once.
+    working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
     gives_log_probs: it honours `Decoding.top_log_probs`; any other is not given such rows.
     """
 
@@ -56,6 +58,16 @@ class EngineTraits:
     runs_side_by_side: bool = False
     rows_under_way: int = 0
     gives_log_probs: bool = False
+    working_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Most memory the engine takes while it runs, beside the bare process (bytes): weights,
+        the whole cache, steps. None for an engine whose batches decide."""
+        if not self.rows_under_way:
+            return None
+        cache = self.preferred_batch_tokens * self.cache_bytes_per_token
+        return self.model_bytes + cache + self.working_bytes
 
 
 class TokenWatch(Protocol):

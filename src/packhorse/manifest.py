@@ -52,6 +52,7 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
         "threads": traits.threads,
         "max_context": traits.max_context,
         "model_bytes": traits.model_bytes,
+        "peak_bytes": traits.peak_bytes,
         "batching": model.batching.policy,
         "batch_size": config.batching.batch_size,
         "window_rows": config.batching.window_rows,
@@ -65,6 +66,13 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
 def plan_line(resolved: dict[str, Any]) -> str:
     """`resolved_settings` as one line for a person."""
     budget = resolved["token_budget"]
+    if resolved["peak_bytes"] is not None:
+        return (
+            f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
+            f"{resolved['threads']} threads, {resolved['batching']}, a cache of "
+            f"{budget['tokens']:,} tokens; weights, cache and steps take at most "
+            f"{resolved['peak_bytes'] / 1e9:.2f} GB"
+        )
     return (
         f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
         f"{resolved['workers']} x {resolved['threads']} threads, {resolved['batching']}, "

@@ -99,6 +99,7 @@ class Meter:
     token_latencies: array[float] = field(default_factory=lambda: array("d"))
     expected_seconds: float | None = None
     expected_peak_bytes: int | None = None
+    _loaded_bytes: int | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -114,7 +115,9 @@ class Meter:
 
     def expect(self, expected: Expected) -> None:
         """Adds what a window of the job was expected to take when it was planned."""
-        peak = current_memory_bytes() + expected.peak_bytes
+        if self._loaded_bytes is None:
+            self._loaded_bytes = current_memory_bytes()  # later windows find memory that was used
+        peak = self._loaded_bytes + expected.peak_bytes
         self.expected_peak_bytes = max(peak, self.expected_peak_bytes or 0)
         self.expected_seconds = expected.seconds + (self.expected_seconds or 0.0)
 

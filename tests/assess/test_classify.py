@@ -15,12 +15,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import tiny_models
 from labelled import texts, write_answers, write_csv
 from packhorse.assess.classify import ClassifyConfig, classify
 from packhorse.assess.document import Assessment
-from packhorse.config import BatchingConfig, InputConfig
+from packhorse.assess.prompting import Prompting
+from packhorse.assess.saved import Card, ModelPart, write_card
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.errors import InputError, JobChangedError
 from packhorse.journal import Journal
+from packhorse.session import prepare_for
 from packhorse.workspace import Workspace
 
 FRESH = texts(90, learnable=True, seed=9)
@@ -48,6 +52,25 @@ def test_rows_come_back_in_order_with_label_and_confidence(winner: Path, tmp_pat
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     assert manifest["counts"]["rows"] == 90
     assert manifest["model"]["classes"] == ["bad", "good"]
+
+
+def test_a_language_model_on_the_packed_engine_labels_as_on_transformers(tmp_path: Path) -> None:
+    folder = str(tiny_models.tiny_llama(tmp_path / "llama"))
+    prompting = Prompting("Which?", (("bad", "bad"), ("good", "good enough")), (("dull", "bad"),))
+    source = write_csv(tmp_path / "in.csv", FRESH[:20])
+    found = {}
+    for engine in ("transformers", "packed"):
+        config = EngineConfig(engine)
+        fingerprint = prepare_for(folder, config).fingerprint
+        part = ModelPart(folder, fingerprint, config, "choice", prompting, (0.6, 0.4))
+        write_card(tmp_path / engine, Card("model", "title", ("bad", "good"), model=part))
+        output = tmp_path / f"{engine}.jsonl"
+        report = classify(ClassifyConfig(tmp_path / engine, str(source), output))
+        assert (report.counts.completed, report.counts.failed) == (20, 0)
+        found[engine] = lines(output)
+    for one, other in zip(found["transformers"], found["packed"], strict=True):
+        assert one["label"] == other["label"]
+        assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
 
 
 def test_csv_and_parquet_hold_the_same(winner: Path, tmp_path: Path) -> None:

@@ -249,11 +249,12 @@ def test_an_instruction_that_fills_the_context(fake: Model) -> None:
         model_side(fake, config, parts, lambda message: None)
 
 
-def test_a_label_that_begins_another_is_told_from_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["transformers", "packed"])
+def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path) -> None:
     """Each then gets the token that ends an answer; scores are those of the whole answers."""
     folder = tiny_models.tiny_llama(tmp_path / "llama")
     prompting = prompting_for(None, [], ["good", "good enough", "bad"], 50)
-    with packhorse.load(str(folder), engine=EngineConfig("transformers")) as model:
+    with packhorse.load(str(folder), engine=EngineConfig(engine)) as model:
         ours = choices(model, prompting, ["some text", "another"]).probabilities
         codec = model.codec
         ids = [(*codec.encode_fragment(label), 2) for label, _ in prompting.names]
@@ -267,8 +268,8 @@ def test_a_label_that_begins_another_is_told_from_it(tmp_path: Path) -> None:
     assert ours == pytest.approx(choice(whole, [len(each) for each in ids]), abs=1e-6)
 
 
-def test_both_engines_choose_alike_on_the_demonstration_model(demo_model_folder: Path) -> None:
-    """float32 on either engine, behind a shared instruction."""
+def test_engines_choose_alike_on_the_demonstration_model(demo_model_folder: Path) -> None:
+    """float32 on every engine, behind a shared instruction."""
     said = [
         "WIN A FREE PRIZE now!!! Click here to claim your $1000 cash reward, limited offer",
         "Hi Anna, are we still meeting for lunch on Tuesday? Bring the report. Best, Tom",
@@ -277,9 +278,10 @@ def test_both_engines_choose_alike_on_the_demonstration_model(demo_model_folder:
     ]
     prompting = prompting_for("Is this e-mail spam or ham?", [], ["ham", "spam"], 200)
     found = {}
-    for engine in ("transformers", "ctranslate2"):
+    for engine in ("transformers", "ctranslate2", "packed"):
         config = EngineConfig(engine)
         with packhorse.load(str(demo_model_folder), engine=config) as model:
             found[engine] = choices(model, prompting, said).probabilities
     assert found["transformers"] == pytest.approx(found["ctranslate2"], abs=2e-3)
+    assert found["transformers"] == pytest.approx(found["packed"], abs=1e-4)
     assert len(set(found["transformers"][:, 0].round(3))) == 4

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from packhorse.calibration import calibrate, stored_calibration
 from packhorse.calibration.calibrate import divisions, fastest_of
-from packhorse.calibration.probes import PROBES, fitting, run_probe
+from packhorse.calibration.probes import (
+    CONTINUOUS_PROBES,
+    PROBES,
+    fitting,
+    probes_for,
+    run_probe,
+)
 from packhorse.calibration.store import ThreadTrial, place
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.engines.fake import FakeEngine, Faults
@@ -77,6 +84,14 @@ def test_a_short_context_shortens_the_probes() -> None:
     traits = FakeEngine(max_context=64).traits
     assert all(probe.prompt + probe.new <= 64 for probe in fitting(PROBES, traits))
     assert all(probe.prompt >= 1 and probe.new >= 1 for probe in fitting(PROBES, traits))
+
+
+def test_threads_that_share_a_job_get_rows_each() -> None:
+    """One row measures a step alone and stays one."""
+    traits = replace(FakeEngine(threads=6).traits, rows_under_way=256)
+    rows = [probe.rows for probe in probes_for(traits)]
+    assert rows == [3 * probe.rows if probe.rows > 1 else 1 for probe in CONTINUOUS_PROBES]
+    assert probes_for(FakeEngine(threads=6).traits) == PROBES
 
 
 def test_a_probe_runs_on_every_worker() -> None:

@@ -8,10 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import alone, ctranslate2, packed, run, tokens, transformers, with_decoding
+from subjects import (
+    alone,
+    ctranslate2,
+    in_batches,
+    packed,
+    run,
+    tokens,
+    transformers,
+    with_decoding,
+)
 
-from packhorse.contract import Engine
-from packhorse.data import Decoding, Prompt
+from packhorse.contract import Engine, Scorer
+from packhorse.data import Decoding, Prompt, Scores
 
 REAL_LIMIT = 12
 REAL_PROMPTS = (
@@ -89,6 +98,29 @@ def test_the_real_model_alone_and_in_a_batch_equals_generate(
     seeded = [with_decoding(row, temperature=0.8, seed=row.index) for row in real_prompts[:3]]
     assert tokens(run(engine, seeded, 3)) == alone(engine, seeded)
     engine.close()
+
+
+def test_the_packed_engine_scores_as_transformers_does(
+    demo_model_folder: Path, real_prompts: list[Prompt], real_reference: dict[int, Any]
+) -> None:
+    """A token, in the mean of answers of up to 12 tokens and of two labels."""
+    answers = [real_reference[prompt.index] for prompt in real_prompts]
+    continuations = [*(ids for ids in answers if ids), (42, 7), (42, 9, 11)]
+    found = []
+    for load in (real_transformers, real_packed):
+        engine = load(demo_model_folder)
+        assert isinstance(engine, Scorer)
+        results = list(engine.score(in_batches(real_prompts, 6), continuations))
+        engine.close()
+        found.append({each.index: each.log_probs for each in results if isinstance(each, Scores)})
+        assert len(found[-1]) == len(real_prompts)
+    for index, values in found[0].items():
+        lengths = [len(ids) for ids in continuations]
+        by_token = [
+            [value / length for value, length in zip(each, lengths, strict=True)]
+            for each in (values, found[1][index])
+        ]
+        assert by_token[1] == pytest.approx(by_token[0], abs=1e-4)
 
 
 def test_int8_on_the_packed_engine_stays_near_float32(

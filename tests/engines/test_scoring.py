@@ -8,15 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from subjects import Subject, converted, ctranslate2, fake, in_batches, transformers
+from subjects import Subject, converted, ctranslate2, fake, in_batches, packed, transformers
 
 from packhorse.contract import Engine, Scorer
 from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
 from packhorse.engines.fake import Faults
 from packhorse.errors import EngineError
 
-CONTINUATIONS = ((5,), (5, 7), (9, 4, 6), (9, 4, 8, 11), (77, 2))
-NAMES = ("fake", "transformers llama", "transformers gpt2", "ctranslate2 llama", "ctranslate2 gpt2")
+Ids = tuple[int, ...]
+CONTINUATIONS: tuple[Ids, ...] = ((5,), (5, 7), (9, 4, 6), (9, 4, 8, 11), (77, 2))
+NAMES = (
+    "fake",
+    "transformers llama",
+    "transformers gpt2",
+    "ctranslate2 llama",
+    "ctranslate2 gpt2",
+    "packed llama",
+    "packed gpt2",
+    "packed llama int8",
+)
 DECODING = {"max_new_tokens": 4}
 
 
@@ -30,6 +40,8 @@ def subjects(
         folder = converted(built[name], root / name)
         found[f"transformers {name}"] = transformers(name, built[name], end_ids=(end,))
         found[f"ctranslate2 {name}"] = ctranslate2(name, folder, end_ids=(end,))
+        found[f"packed {name}"] = packed(name, built[name], (end,), "float32")
+    found["packed llama int8"] = packed("int8", built["llama"], (2,), "int8")
     return found
 
 
@@ -60,14 +72,16 @@ def scored(
     return found
 
 
-def forward(folder: Path, prompt: Prompt) -> list[float]:
+def forward(
+    folder: Path, prompt: Prompt, continuations: Sequence[Ids] = CONTINUATIONS
+) -> list[float]:
     """log p of each continuation by one plain forward pass each."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     totals = []
-    for ids in CONTINUATIONS:
+    for ids in continuations:
         whole = torch.tensor([[*prompt.token_ids, *ids]])
         with torch.inference_mode():
             logits = model(whole, attention_mask=torch.ones_like(whole)).logits[0].double()
@@ -78,7 +92,7 @@ def forward(folder: Path, prompt: Prompt) -> list[float]:
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
-@pytest.mark.parametrize("library", ["transformers", "ctranslate2"])
+@pytest.mark.parametrize("library", ["transformers", "ctranslate2", "packed"])
 def test_scores_are_those_of_plain_forward_passes(
     library: str, model: str, subjects: dict[str, Subject], built: dict[str, Path]
 ) -> None:
@@ -95,7 +109,7 @@ def test_scores_are_those_of_plain_forward_passes(
         iter([Batch(tuple(prompts), 90)]),
     ):
         for index, values in scored(engine, batches).items():
-            assert values == pytest.approx(expected[index], abs=2e-4)
+            assert values == pytest.approx(expected[index], abs=1e-4)
     engine.close()
 
 
@@ -174,3 +188,70 @@ def test_a_model_that_cannot_look_back_computes_anew(
     monkeypatch.setattr(padded, "can_retract", lambda cache: False)
     for index, values in scored(engine, in_batches(prompts, 5)).items():
         assert values == pytest.approx(expected[index], abs=2e-4)
+
+
+def computed(engine: Engine, batches: Iterator[Batch], continuations: Sequence[Ids]) -> int:
+    """Tokens that the packed engine computed for these."""
+    before = engine.spent["tokens"]  # type: ignore[attr-defined]
+    scored(engine, batches, continuations)
+    return int(engine.spent["tokens"] - before)  # type: ignore[attr-defined]
+
+
+def test_packed_computes_prompts_and_what_they_share_once(subjects: dict[str, Subject]) -> None:
+    """Blocks are of 16 tokens: of the 90 in common 80 are computed once, 10 copied."""
+    subject = subjects["packed llama"]
+    engine = subject.make(rows=8, cache_bytes=None)
+    prompt = Prompt(0, tuple(range(20, 100)), Decoding(4))
+    beginnings = {ids[:length] for ids in CONTINUATIONS for length in range(1, len(ids))}
+    assert computed(engine, in_batches([prompt], 1), CONTINUATIONS) == 80 + len(beginnings)
+    prefix = tuple(range(20, 110))
+    prompts = [Prompt(row, prefix + (120 + row,) * 8, Decoding(4)) for row in range(4)]
+    found = computed(engine, iter([Batch(tuple(prompts), 90)]), [(7,)])
+    assert found == 98 + 3 * 8
+    engine.close()
+
+
+def test_packed_scores_continuations_that_are_longer_than_a_step(
+    subjects: dict[str, Subject], built: dict[str, Path]
+) -> None:
+    subject = subjects["packed gpt2"]
+    engine = subject.make()
+    prompts = subject.prompts(5, max_new_tokens=60)
+    long = [tuple(range(30, 90)), tuple(range(30, 70))]
+    for index, values in scored(engine, in_batches(prompts, 5), long).items():
+        expected = forward(built["gpt2"], prompts[index], long)
+        assert values == pytest.approx(expected, abs=1e-4)
+    engine.close()
+
+
+def test_packed_int8_scores_are_the_same_in_any_company(subjects: dict[str, Subject]) -> None:
+    subject = subjects["packed llama int8"]
+    engine = subject.make()
+    prompts = subject.prompts(9, **DECODING)
+    alone = scored(engine, in_batches(prompts, 1))
+    assert scored(engine, in_batches(prompts, 9)) == alone
+    engine.close()
+
+
+def test_packed_refuses_continuations_of_another_vocabulary(subjects: dict[str, Subject]) -> None:
+    subject = subjects["packed llama"]
+    engine = subject.make()
+    with pytest.raises(EngineError, match="token id 300 of a continuation is not of this model"):
+        scored(engine, in_batches(subject.prompts(1), 1), [(5, 300)])
+    engine.close()
+
+
+def test_weights_that_give_no_numbers_fail_each_row_once(subjects: dict[str, Subject]) -> None:
+    """The first prompt has a token whose embedding is no number; the blocks it had are used by
+    the others."""
+    subject = subjects["packed llama"]
+    engine = subject.make(rows=2)
+    engine._network.weights.embeddings[7] = float("nan")  # type: ignore[attr-defined]
+    prompts = [Prompt(0, (7,) * 20, Decoding(4))]
+    prompts += [Prompt(row, (8 + row,) * 20, Decoding(4)) for row in range(1, 6)]
+    continuations = [(20,), (21, 22), (23, 24)]
+    assert isinstance(engine, Scorer)
+    results = list(engine.score(in_batches(prompts, 6), continuations))
+    assert sorted(result.index for result in results) == list(range(6))
+    assert [result.index for result in results if isinstance(result, Failure)] == [0]
+    engine.close()

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import tiny_models
 from packhorse.batching.cost import OutputLengths
+from packhorse.calibration import stored_calibration
+from packhorse.calibration.probes import CONTINUOUS_PROBES
 from packhorse.cli import main
 from packhorse.cli.plan import duration
+from packhorse.compare.grid import engine_config
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding
 from packhorse.errors import ConfigError, InputError, ModelError
@@ -20,6 +24,7 @@ from packhorse.forecast.forecast import recommended
 from packhorse.forecast.predict import interval, relative_error
 from packhorse.forecast.survey import survey
 from packhorse.models import prepare
+from packhorse.session import prepare_for
 from packhorse.tokenization import ByteCodec, Tokenizer
 
 DELAY = "PACKHORSE_FAKE_SECONDS_PER_TOKEN"
@@ -74,6 +79,40 @@ def test_equal_rows_need_not_run(config: ForecastConfig) -> None:
     assert forecast(config, silent).equal_rows == 33
     sampled = replace(config, decoding=Decoding(max_new_tokens=16, temperature=1.0))
     assert forecast(sampled, silent).equal_rows == 0
+
+
+def test_the_packed_engine_is_predicted_in_both_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the command does it: calibrated in processes of their own, by its own cost rule."""
+    folder = tiny_models.tiny_llama(tmp_path / "llama")
+    source = write(tmp_path / "in.jsonl", [f"row {number} " * 8 for number in range(30)])
+    config = ForecastConfig(
+        str(folder),
+        str(source),
+        engines=("packed",),
+        decoding=Decoding(max_new_tokens=8),
+        pilot_seconds=0.1,
+    )
+    found = forecast(config, silent)
+    techniques = {(each.engine, each.quantization, each.batching) for each in found.predictions}
+    assert techniques == {("packed", "float32", "continuous"), ("packed", "int8", "continuous")}
+    assert found.failed == {}
+    for quantization in ("float32", "int8"):
+        prepared = prepare_for(str(folder), engine_config("packed", quantization))
+        kept = stored_calibration(prepared, engine_config("packed", quantization))
+        assert kept is not None
+        assert kept.traits.cost_rule == "packed"
+        assert kept.observations == len(CONTINUOUS_PROBES)
+        assert kept.coefficients.prefill_tokens + kept.coefficients.batches > 0
+    run = ["run", str(folder), str(source), "-o", str(tmp_path / "out.jsonl"), "--engine", "packed"]
+    assert main([*run, "--quantization", "int8", "--max-new-tokens", "8"]) == 0
+    manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
+    session, resolved = manifest["session"], manifest["resolved"]
+    assert session["expected"]["generate_seconds"] > 0
+    assert session["expected"]["peak_memory_bytes"] > 0.9 * session["peak_memory_bytes"]
+    assert resolved["peak_bytes"] > resolved["model_bytes"]
+    assert "weights, cache and steps take at most" in capsys.readouterr().err
 
 
 def test_a_step_that_waits_is_predicted(

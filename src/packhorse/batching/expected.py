@@ -38,8 +38,8 @@ def expect(batches: Sequence[Batch], costs: Costs, traits: EngineTraits) -> Expe
 def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> Expected:
     """Rows that come and go: steps overlap, so that only those of the longest row count as such.
 
-    The memory is the cache of the longest rows that are under way at the same time, at most what
-    was allocated.
+    The memory is that of steps, and the cache of the longest rows that are under way at the same
+    time, at most what was allocated.
     """
     if not sizes:
         return Expected(0.0, 0)
@@ -59,7 +59,8 @@ def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTra
     )
     longest = sorted((row.shared + row.prompt + row.new for row in sizes), reverse=True)
     tokens = min(sum(longest[: traits.rows_under_way]), traits.preferred_batch_tokens)
-    return Expected(costs.model.seconds(work), tokens * traits.cache_bytes_per_token)
+    cache = tokens * traits.cache_bytes_per_token
+    return Expected(costs.model.seconds(work), cache + traits.working_bytes)
 
 
 def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> int:

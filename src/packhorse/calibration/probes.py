@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packhorse.batching.cost import Work, work_of
 from packhorse.batching.policies import RowSize
@@ -38,7 +38,23 @@ PROBES = (
     Probe(20, 220, 8),
 )
 """Cheapest first: a slow model runs out of time after some of them."""
-FEWEST_PROBES = 4
+CONTINUOUS_PROBES = (
+    Probe(1, 40, 24),
+    Probe(16, 64, 1),
+    Probe(32, 32, 24),
+    Probe(8, 128, 24),
+    Probe(2, 1000, 1),
+    Probe(8, 256, 1),
+    Probe(64, 32, 32),
+    Probe(4, 500, 40),
+    Probe(96, 16, 40),
+    Probe(4, 1000, 1),
+    Probe(16, 256, 24),
+)
+"""The same for an engine that rows join and leave at every step, for two threads; more threads get
+more rows. Prompts fill several of its steps, or some threads would have nothing to do, and only the
+time of the whole counts, since some rows generate while prompts of others are computed."""
+FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
 MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 1200, 1))
 WARM_UP = Probe(2, 16, 4)
@@ -54,19 +70,30 @@ class Observation:
 
 def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation]:
     """Runs probes until `seconds` have gone by; two observations of each batch: to its first token,
-    and from there to its last.
+    and from there to its last. An engine that rows join and leave at every step gives one.
 
     Raises EngineError when the engine cannot run them.
     """
     run_probe(engine, WARM_UP, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    for count, probe in enumerate(fitting(PROBES, engine.traits)):
-        if count >= FEWEST_PROBES and time.monotonic() - started > seconds:
+    for probe in fitting(probes_for(engine.traits), engine.traits):
+        if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
             observations += _observations(engine.traits, probe, rows)
     return observations
+
+
+def probes_for(traits: EngineTraits) -> Sequence[Probe]:
+    """Probes that an engine is measured by."""
+    if not traits.rows_under_way:
+        return PROBES
+    pairs = -(-traits.threads // 2)
+    return [
+        replace(probe, rows=probe.rows * pairs) if probe.rows > 1 else probe
+        for probe in CONTINUOUS_PROBES
+    ]
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
@@ -127,7 +154,7 @@ def _observations(
     begun = min(row.timing.submitted for row in rows)
     ended = max(row.timing.finished for row in rows)
     firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
-    if len(firsts) < len(rows):
+    if len(firsts) < len(rows) or traits.rows_under_way:
         yield Observation(whole, ended - begun)
         return
     first = work_of(traits.cost_rule, sizes, [1] * len(rows))

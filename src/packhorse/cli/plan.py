@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="the file of prompts, as for packhorse run")
     parser.add_argument(
         "--engines", nargs="+", choices=[name for name in ENGINES if name != "auto"],
-        default=["transformers", "ctranslate2"], help="engines to consider (default: both)",
+        default=["transformers", "ctranslate2"],
+        help="engines to consider, e.g. packed (default: transformers ctranslate2)",
     )  # fmt: skip
     parser.add_argument(
         "--quantizations", nargs="+", choices=[name for name in QUANTIZATIONS if name != "auto"],

@@ -44,7 +44,8 @@ class Row:
     It outlives a failed attempt: the next one goes on after its last token, so `watch` sees every
     token once and nothing is computed twice but a prefill.
 
-    submitted, first_token: seconds of `time.monotonic`. answered: it has its result.
+    submitted, first_token: seconds of `time.monotonic`. answered: it has its result. failed: which
+    is a Failure.
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class Row:
     log_probs: list[TokenLogProbs] = field(default_factory=list)
     first_token: float | None = None
     answered: bool = False
+    failed: bool = False
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ class Row:
         return Scores(self.prompt.index, tuple(log_probs), timing)
 
     def fail(self, code: str, message: str) -> Failure:
-        self.answered = True
+        self.answered = self.failed = True
         return Failure(self.prompt.index, code, message)
 
     def _complete(self, reason: FinishReason, now: float) -> Completion:

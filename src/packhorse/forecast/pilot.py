@@ -17,6 +17,8 @@ from packhorse.tokenization import Tokenizer
 
 PILOT_SECONDS = 20.0
 ROWS_AT_ONCE = 8
+ROWS_UNDER_WAY = 32
+"""Of an engine that rows join and leave at every step: few are another kind of job to it."""
 MOST_ROWS = 96
 _SEED = 20_250_101
 
@@ -44,7 +46,7 @@ def run_pilot(
     Equal rows run each for itself: what the cost model expects is held against rows that ran.
     """
     tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long)
-    at_once = ROWS_AT_ONCE * model.traits.workers
+    at_once = ROWS_UNDER_WAY if model.traits.rows_under_way else ROWS_AT_ONCE * model.traits.workers
     drawn = random.Random(_SEED).sample(  # noqa: S311 - nothing secret
         range(len(survey.requests)), min(MOST_ROWS, len(survey.requests))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from packhorse.data import Completion, Decoding, Prompt
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import empty_step
+from packhorse.engines.packed.network import Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
+from packhorse.engines.packed.scoring import Scoring
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.rows import Row
 
@@ -24,22 +26,30 @@ SMALL = Architecture(
     ties_head=True, config=None,
 )  # fmt: skip
 PREFIXES = (tuple(range(1, 20)), tuple(range(1, 35)), (7,) * 9, ())
+Ids = tuple[int, ...]
 Chosen = list[tuple[Sequence, int]]
 
 
 class Simulation:
     """Steps without a network: each token writes its id where its values would be, and finds the
-    ids of all tokens before it, or the scheduler mixed rows up."""
+    ids of all tokens before it, or the scheduler mixed rows up.
 
-    def __init__(self, blocks: int) -> None:
+    paths: what every row looks ahead to. seen: nodes whose logits were given, by row.
+    """
+
+    def __init__(self, blocks: int, paths: tuple[Ids, ...] = ()) -> None:
         self.cache = KeyValueCache(SMALL, blocks, quantized=False)
         self.scheduler = Scheduler(self.cache, ROWS, STEP_TOKENS, workers=2, context=CONTEXT)
         self.under_way: list[Chosen] = []
         self.done: list[Completion] = []
+        self.paths, self.seen = paths, defaultdict[int, list[Ids]](list)
 
     def add(self, prompts: list[Prompt], prefixes: list[tuple[int, ...]]) -> None:
         pairs = zip(prompts, prefixes, strict=True)
-        self.scheduler.add(Sequence(Row(each), prefix, random.Random(0)) for each, prefix in pairs)
+        self.scheduler.add(
+            Sequence(Row(each), prefix, random.Random(0), ahead=list(self.paths))
+            for each, prefix in pairs
+        )
 
     def start(self) -> bool:
         chosen = self.scheduler.schedule()
@@ -61,13 +71,31 @@ class Simulation:
             held = self.scheduler.tables[sequence.table]
             reached = sequence.computed + count
             found = written[held[: -(-reached // BLOCK)]].ravel()[:reached]
-            assert tuple(found) == sequence.row.sequence[:reached]
+            assert tuple(found) == (*sequence.row.sequence, *sequence.path)[:reached]
+        if self.paths:
+            self.look_ahead(chosen, ending, step)
+            return
+        for sequence, count in chosen:
             self.scheduler.advance(sequence, count)
         for sequence in ending:
             known = sequence.row.sequence
             if result := sequence.row.take((sum(known) + len(known)) % 97 + 1, (), None):
                 self.done.append(result)
                 self.scheduler.remove(sequence)
+
+    def look_ahead(self, chosen: Chosen, ending: list[Sequence], step: Step) -> None:
+        assert step.end_count <= ROWS
+        ends = step.positions[step.ends[: step.end_count]].tolist()
+        for sequence, position in zip(ending, ends, strict=True):
+            prompt = sequence.row.prompt
+            node = sequence.path[: position + 1 - len(prompt.token_ids)]
+            self.seen[prompt.index].append(node)
+        for sequence, count in chosen:
+            self.scheduler.advance(sequence, count)
+            if sequence.left == 0:
+                self.scheduler.remove(sequence)
+            elif sequence.ahead:
+                self.scheduler.fork(sequence)
 
     def run(self, chance: random.Random) -> None:
         while self.scheduler.waiting or self.scheduler.running:
@@ -77,12 +105,14 @@ class Simulation:
                 self.finish(chance.randrange(len(self.under_way)))
 
 
-def some_rows(chance: random.Random, rows: int) -> tuple[list[Prompt], list[tuple[int, ...]]]:
+def some_rows(
+    chance: random.Random, rows: int, most_new: int = CONTEXT
+) -> tuple[list[Prompt], list[tuple[int, ...]]]:
     prefixes = [chance.choice(PREFIXES) for _ in range(rows)]
     prompts = []
     for index, prefix in enumerate(prefixes):
         own = tuple(chance.choices(range(1, 90), k=chance.randint(1, 8)))
-        new = chance.randint(1, CONTEXT - len(prefix) - len(own))
+        new = min(most_new, chance.randint(1, CONTEXT - len(prefix) - len(own)))
         prompts.append(Prompt(index, prefix + own, Decoding(max_new_tokens=new)))
     return prompts, prefixes
 
@@ -140,3 +170,41 @@ def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
         simulation.scheduler.put_back(sequence, runs_alone=True)
     simulation.run(random.Random(0))
     assert sorted(result.index for result in simulation.done) == list(range(rows))
+
+
+PATHS = Scoring([(1,), (1, 2, 3), (1, 2, 4, 5), (6, 7), (8,) * 9]).paths
+NODES = {path[:length] for path in PATHS for length in range(len(path) + 1)}
+
+
+@given(seed=st.integers(0, 10**6), blocks=st.integers(4, 30))
+def test_rows_that_are_scored_see_each_beginning_of_a_path(seed: int, blocks: int) -> None:
+    """Paths are longer than a step gives logits of, forks and prefixes share blocks, and rows are
+    put back on their way."""
+    chance, simulation = random.Random(seed), Simulation(blocks, PATHS)
+    prompts, prefixes = some_rows(chance, 9, most_new=9)
+    simulation.add(prompts, prefixes)
+    simulation.run(chance)
+    assert {row: set(nodes) for row, nodes in simulation.seen.items()} == dict.fromkeys(
+        range(9), NODES
+    )
+    assert simulation.scheduler.free_blocks == blocks
+
+
+def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:
+    simulation = Simulation(blocks=30, paths=((1,), (2,), (3,)))
+    simulation.add([Prompt(0, (9,) * 20, Decoding(max_new_tokens=2))], [()])
+    steps = []
+    while simulation.start():
+        while simulation.start():
+            pass
+        steps.append([[count for _, count in chosen] for chosen in simulation.under_way])
+        while simulation.under_way:
+            simulation.finish(0)
+    assert steps == [[[20]], [[1, 1], [1]]]
+
+
+def test_a_path_computes_only_what_is_new_after_the_one_before() -> None:
+    simulation = Simulation(blocks=30, paths=((1, 2, 3), (1, 2, 4), (5,)))
+    simulation.add([Prompt(i, (9,) * 5, Decoding(max_new_tokens=4)) for i in range(7)], [()] * 7)
+    simulation.run(random.Random(0))
+    assert simulation.seen[0] == [(), (1,), (1, 2), (1, 2, 3), (1, 2, 4), (5,)]

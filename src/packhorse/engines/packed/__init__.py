@@ -6,7 +6,8 @@
     cache, blocks  keys and values in blocks; who holds which, and prefixes in common
     scheduler      which tokens the next step computes
     network        one step
-    scoring        logits of a given text
+    scoring        how probable given continuations are; logits of a given text
+    memory         what it takes at its peak
     running        threads and rows of one run
     engine         the contract
 

@@ -95,7 +95,7 @@ class BlockPool:
         place = bisect_left(node.order, rest)
         found = Match(tuple(blocks))
         for near in node.order[max(0, place - 1) : place + 1]:
-            common = _common(near, rest)
+            common = common_tokens(near, rest)
             if common > found.copied:
                 found = Match(tuple(blocks), node.children[near].block, common)
         return found
@@ -119,6 +119,10 @@ class BlockPool:
             if block in self._prefixes:
                 self._forget(block)
 
+    def unshared(self, blocks: Sequence[int]) -> list[int]:
+        """Those that have one holder."""
+        return [block for block in blocks if self._holders[block] == 1]
+
     def _forget(self, block: int) -> None:
         node = self._prefixes.pop(block)
         parent = node.parent
@@ -127,7 +131,7 @@ class BlockPool:
             del parent.order[bisect_left(parent.order, node.tokens)]
 
 
-def _common(first: Tokens, second: Tokens) -> int:
+def common_tokens(first: Tokens, second: Tokens) -> int:
     """Leading tokens that both have in common."""
     length = 0
     for a, b in zip(first, second, strict=False):

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from packhorse.batching.memory import available_bytes
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding, Failure, Prompt
+from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
+from packhorse.engines.packed.memory import weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
+from packhorse.engines.packed.running import Result as Outcome
 from packhorse.engines.packed.running import Run
 from packhorse.engines.packed.scheduler import Scheduler
-from packhorse.engines.packed.scoring import logits_after
+from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
 from packhorse.engines.rows import Result
@@ -50,7 +52,8 @@ class PackedEngine:
     "int8": weights per output channel, activations per row, the cache per token and head.
     device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
     cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
-    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. rows: under way at most.
+    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. `traits.peak_bytes` is
+    what it all comes to. rows: under way at most.
     step_tokens: tokens of a step at most, at least `rows`.
 
     In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
@@ -97,12 +100,13 @@ class PackedEngine:
             workers=1,
             threads=self._threads,
             max_context=context,
-            model_bytes=weights.bytes() + sum(each.bytes() for each in self._scratches),
+            model_bytes=weight_bytes(built, quantized=quantized),
             cache_bytes_per_token=token_bytes,
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
             rows_under_way=rows,
             gives_log_probs=True,
+            working_bytes=working_bytes(built, self._scratches, context),
         )
         self._try_out(folder)
 
@@ -120,15 +124,32 @@ class PackedEngine:
     def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
         """See `packhorse.contract.Engine`. Rows are pulled as there is room for them: `rows` are
         under way, and a quarter as many wait."""
+        return cast(Iterator[Result], self._results(batches, watch))
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """See `packhorse.contract.Scorer`. Rows come and go as in `run`."""
+        results = self._results(batches, scoring=Scoring(continuations))
+        return cast("Iterator[Scores | Failure]", results)
+
+    def _results(
+        self,
+        batches: Iterator[Batch],
+        watch: TokenWatch | None = None,
+        scoring: Scoring | None = None,
+    ) -> Iterator[Outcome]:
         with self._lock:
             if self._network is None:
                 raise EngineError("the engine is closed", "load the model again")
             if self._run is not None:
                 raise EngineError("the engine is running already", "finish or close that run first")
+            if scoring is not None:
+                scoring.require(self._network.built.vocabulary)
             cache, context = self._network.cache, self._traits.max_context
             scheduler = Scheduler(cache, self._rows, self._step_tokens, self._threads, context)
             run = self._run = Run(
-                self._network, scheduler, self._scratches, self._end_ids, context, watch
+                self._network, scheduler, self._scratches, self._end_ids, context, watch, scoring
             )
         try:
             yield from run.results(batches)

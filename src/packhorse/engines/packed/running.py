@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from packhorse.contract import TokenWatch
-from packhorse.data import Batch, Failure, TokenLogProbs
+from packhorse.data import Batch, Scores, TokenLogProbs
 from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.packed.network import (
     SAMPLED_AT_ONCE,
@@ -21,10 +21,13 @@ from packhorse.engines.packed.network import (
     empty_step,
 )
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
-from packhorse.engines.rows import NOT_NUMBERS, Result, Row, WatchError, diagnose, refuse
+from packhorse.engines.packed.scoring import Scoring
+from packhorse.engines.rows import NOT_NUMBERS, Row, WatchError, diagnose, refuse
+from packhorse.engines.rows import Result as Generated
 from packhorse.engines.sampling import choose_tokens, row_generator, wants_all_logits
 from packhorse.errors import EngineError
 
+Result = Generated | Scores
 QUEUE_SHARE = 4
 """Rows wait for their turn up to this share of the rows under way."""
 
@@ -44,7 +47,7 @@ class Run:
     """Rows from `batches` to results.
 
     network, scheduler: of this run alone while it lasts. scratches: one a thread. end_ids: token
-    ids that end a row.
+    ids that end a row. scoring: what is asked of rows that are scored; None for rows that generate.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class Run:
         scratches: list[Scratch],
         end_ids: frozenset[int],
         max_context: int,
-        watch: TokenWatch | None,
+        watch: TokenWatch | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         self._network, self._scheduler, self._scratches = network, scheduler, scratches
         self._end_ids, self._max_context, self._watch = end_ids, max_context, watch
+        self._scoring = scoring
         self._queue_rows = max(1, len(scheduler.tables) // QUEUE_SHARE)
         self._results: SimpleQueue[object] = SimpleQueue()
         self._changed = threading.Condition()
@@ -117,7 +122,9 @@ class Run:
                 yield row.fail("engine_error", f"the model has {positions} positions, not {last}")
             else:
                 prefix = prompt.token_ids[: batch.shared_prefix]
-                accepted.append(Sequence(row, prefix, row_generator(prompt.decoding)))
+                ahead = [] if self._scoring is None else list(self._scoring.paths)
+                draws = row_generator(prompt.decoding)
+                accepted.append(Sequence(row, prefix, draws, ahead=ahead))
         with self._changed:
             self._scheduler.add(accepted)
             self._changed.notify_all()
@@ -171,26 +178,36 @@ class Run:
         try:
             ending = pack(chosen, step)
             self._network.run(step, self._scheduler.tables, scratch)
-            tokens, log_probs = self._tokens(ending, scratch)
+            results = self._answers(ending, step, scratch)
         except Exception as error:  # noqa: BLE001 - what libraries raise is not theirs to choose
             self._separate(chosen, error)
             return
-        results: dict[Sequence, Result] = {}
-        for place, (sequence, token) in enumerate(zip(ending, tokens, strict=True)):
-            row = sequence.row
-            if token is None:
-                results[sequence] = row.fail("engine_error", NOT_NUMBERS)
-            elif result := row.take(token, self._end_ids, self._watch, log_probs.get(place)):
-                results[sequence] = result
         with self._changed:
             for sequence, count in chosen:
                 self._scheduler.advance(sequence, count)
-                if outcome := results.get(sequence):
-                    damaged = isinstance(outcome, Failure)
-                    self._scheduler.remove(sequence, is_damaged=damaged)
+                if sequence.row.answered or sequence.left == 0:
+                    self._scheduler.remove(sequence, is_damaged=sequence.row.failed)
+                elif sequence.ahead:
+                    self._scheduler.fork(sequence)
             self._changed.notify_all()
-        for outcome in results.values():
+        for outcome in results:
             self._results.put(outcome)
+
+    def _answers(self, ending: list[Sequence], step: Step, scratch: Scratch) -> list[Result]:
+        """Results of rows that end with this step."""
+        if self._scoring is not None:
+            found = self._scoring.log_probs(ending, step, self._network, scratch)
+            with self._changed:
+                return [*self._scoring.results(found)]
+        results: list[Result] = []
+        tokens, log_probs = self._tokens(ending, scratch)
+        for place, (sequence, token) in enumerate(zip(ending, tokens, strict=True)):
+            row = sequence.row
+            if token is None:
+                results.append(row.fail("engine_error", NOT_NUMBERS))
+            elif result := row.take(token, self._end_ids, self._watch, log_probs.get(place)):
+                results.append(result)
+        return results
 
     def _tokens(
         self, ending: list[Sequence], scratch: Scratch
@@ -221,7 +238,8 @@ class Run:
             for sequence, _ in reversed(chosen):
                 if len(chosen) > 1:
                     self._scheduler.put_back(sequence, runs_alone=True)
-                else:
-                    self._scheduler.remove(sequence, is_damaged=True)
+                    continue
+                self._scheduler.remove(sequence, is_damaged=True)
+                if not sequence.row.answered:
                     self._results.put(sequence.row.fail(*diagnose(error)))
             self._changed.notify_all()

@@ -6,6 +6,10 @@ the order they came. A row that is done leaves at once.
 
 When blocks run out, the row that came last is put back: it waits again, first in line, and goes on
 after its last token when there is room, its keys and values computed anew.
+
+A row that is scored looks ahead to continuations of its prompt, one path after the other: each
+takes the place of the one before in the cache. Where there is room, paths are given to forks of the
+row, which share its blocks.
 """
 
 from __future__ import annotations
@@ -13,11 +17,11 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from packhorse.engines.packed.blocks import BlockPool
+from packhorse.engines.packed.blocks import BlockPool, common_tokens
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
@@ -36,7 +40,8 @@ class Sequence:
     known: prompt and what was generated when it was last admitted. computed: tokens whose keys and
     values are in the cache. table: its row of `tables`, -1 while it waits. is_busy: a step that
     holds it is being computed. runs_alone: a step that held it failed, so it shares none any more.
-    teaches: its prefix is to be remembered.
+    teaches: its prefix is to be remembered. path: tokens after the prompt that are looked ahead to.
+    ahead: paths that come after it, ordered.
     """
 
     row: Row
@@ -49,17 +54,35 @@ class Sequence:
     is_busy: bool = False
     runs_alone: bool = False
     teaches: bool = False
+    path: tuple[int, ...] = ()
+    ahead: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def left(self) -> int:
         """Tokens to be computed before the next one is known."""
-        return len(self.row.prompt.token_ids) + len(self.row.token_ids) - self.computed
+        return self._length - self.computed
+
+    @property
+    def wanted_from(self) -> int:
+        """The first token whose logits are wanted; those of all after it are."""
+        return self._length - max(1, len(self.path))
+
+    @property
+    def _length(self) -> int:
+        return len(self.row.prompt.token_ids) + len(self.row.token_ids) + len(self.path)
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
         """The `count` tokens to be computed next."""
+        if self.path:
+            return (*self.known, *self.path)[self.computed : self.computed + count]
         if self.computed < len(self.known):
             return self.known[self.computed : self.computed + count]
         return (self.row.token_ids[-1],)
+
+    def look_ahead(self) -> None:
+        """Goes over to the next path, from where it parts from the one before."""
+        before, self.path = self.path, self.ahead.pop(0)
+        self.computed = len(self.known) + common_tokens(before, self.path)
 
 
 class Scheduler:
@@ -81,6 +104,11 @@ class Scheduler:
         self._free_tables = list(range(rows - 1, -1, -1))
         self._teachers: dict[tuple[int, ...], Sequence] = {}
 
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no row holds."""
+        return self._pool.available
+
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
 
@@ -88,17 +116,18 @@ class Scheduler:
         """Rows of the next step and how many tokens of each; they are busy from now on. Empty when
         nothing can be computed before a step under way ends or rows are added."""
         chosen: list[tuple[Sequence, int]] = []
-        room = self._step_tokens
+        room, logits = self._step_tokens, len(self.tables)
         for sequence, tokens in self._candidates():
             if sequence.runs_alone and chosen:
                 continue
-            count = min(tokens, room)
+            others = max(0, sequence.wanted_from - sequence.computed)
+            count = min(tokens, room, others + logits)
             if not self._reach(sequence, sequence.computed + count):
                 continue
             sequence.is_busy = True
             chosen.append((sequence, count))
-            room -= count
-            if room == 0 or sequence.runs_alone:
+            room, logits = room - count, logits - max(0, count - others)
+            if room == 0 or logits == 0 or sequence.runs_alone:
                 break
         return chosen
 
@@ -110,12 +139,32 @@ class Scheduler:
         if sequence.teaches and sequence.computed >= blocks * BLOCK:
             self._pool.remember(sequence.known, sequence.blocks[:blocks])
             self._stop_teaching(sequence)
+        if sequence.ahead and sequence.left == 0:
+            sequence.look_ahead()
+
+    def fork(self, sequence: Sequence) -> None:
+        """Gives paths ahead of a row whose prompt is computed to forks, which are under way at
+        once: as many as there is room for while no row waits."""
+        if sequence.computed < len(sequence.known):
+            return
+        whole, rest = divmod(len(sequence.known), BLOCK)
+        while sequence.ahead and self._free_tables and not self.waiting:
+            if self._pool.available <= len(self.running) + 1:
+                return
+            fork = replace(sequence, blocks=[], teaches=False, ahead=[], path=sequence.ahead.pop())
+            fork.table, fork.computed = self._free_tables.pop(), len(sequence.known)
+            self.running.append(fork)
+            self._pool.share(sequence.blocks[:whole])
+            self._hold(fork, sequence.blocks[:whole])
+            if rest:
+                self._hold(fork, [self._pool.take()])
+                self._cache.copy(sequence.blocks[whole], fork.blocks[whole])
 
     def remove(self, sequence: Sequence, *, is_damaged: bool = False) -> None:
         """The row is done. is_damaged: its keys and values are no numbers."""
         if is_damaged:
             self._pool.forget(sequence.blocks)
-            self._cache.clear(sequence.blocks)
+            self._cache.clear(self._pool.unshared(sequence.blocks))
         self._leave(sequence)
 
     def put_back(self, sequence: Sequence, *, runs_alone: bool = False) -> None:
@@ -221,8 +270,8 @@ class Scheduler:
 
 
 def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
-    """Writes a step; returns the rows whose logits it gives, in the order of its `ends`: those that
-    need only the most probable token come first."""
+    """Writes a step; returns the row of each of its `ends`, whose logits it gives: those that need
+    only the most probable token come first."""
     step.count = step.span_count = 0
     ends: tuple[list[tuple[Sequence, int]], ...] = ([], [])
     for sequence, count in chosen:
@@ -233,9 +282,9 @@ def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
         step.table_of[packed] = sequence.table
         step.spans[step.span_count] = (first, count, position, sequence.table, first)
         step.count, step.span_count = first + count, step.span_count + 1
-        if count == sequence.left:
-            wants_all = wants_all_logits(sequence.row.prompt.decoding)
-            ends[wants_all].append((sequence, first + count - 1))
+        wants_all = wants_all_logits(sequence.row.prompt.decoding)
+        wanted = max(sequence.wanted_from - position, 0)
+        ends[wants_all].extend((sequence, first + place) for place in range(wanted, count))
     every = [*ends[False], *ends[True]]
     step.end_count = len(every)
     step.ends[: len(every)] = [token for _, token in every]

@@ -1,18 +1,99 @@
-"""Logits of a text that is given, for measures of accuracy."""
+"""How probable given texts are: continuations of rows, and, for measures of accuracy, any text.
+
+The beginnings of all continuations (the empty one, one token, ...) are a tree, and what is wanted
+are the logits after each of its nodes. A row computes its prompt, which gives those of the root,
+then path after path; of a path that begins like the one before only what is new. So every node is
+computed once, or, where a row's forks compute its paths side by side, once a path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Several
+from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, empty_step
+from packhorse.data import Failure, Scores
+from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
+from packhorse.engines.packed.scheduler import Sequence
 from packhorse.engines.packed.tiles import BLOCK
+from packhorse.engines.rows import NOT_NUMBERS, Row
+from packhorse.errors import EngineError
+
+Ids = tuple[int, ...]
+Found = tuple[Row, Ids, dict[int, float]]
+"""A row, a node of its tree, and the log-probabilities of the tokens that follow there."""
+
+
+class Scoring:
+    """What is asked of every row of one pass.
+
+    continuations: token ids, none empty. paths: nodes that begin no other, ordered, the empty one
+    left out.
+    """
+
+    def __init__(self, continuations: Several[Several[int]]) -> None:
+        self._wanted = [tuple(ids) for ids in continuations]
+        self._following: dict[Ids, list[int]] = {}
+        for ids in self._wanted:
+            for length, token in enumerate(ids):
+                self._following.setdefault(ids[:length], []).append(token)
+        nodes = sorted(self._following)
+        begins = {one for one, other in pairwise(nodes) if other[: len(one)] == one}
+        self.paths = tuple(node for node in nodes if node and node not in begins)
+        self._known: dict[int, dict[Ids, dict[int, float]]] = {}
+
+    def require(self, vocabulary: int) -> None:
+        """Raises EngineError for a token id that no model of this vocabulary has."""
+        ids = {token for tokens in self._following.values() for token in tokens}
+        if strange := [token for token in sorted(ids) if not 0 <= token < vocabulary]:
+            raise EngineError(
+                f"token id {strange[0]} of a continuation is not of this model's {vocabulary}",
+                "encode continuations with the model's own tokenizer",
+            )
+
+    def log_probs(
+        self, ending: Several[Sequence], step: Step, network: Network, scratch: Scratch
+    ) -> list[Found]:
+        """What a step tells. ending: the row of each of its `ends`."""
+        found: list[Found] = []
+        for first in range(0, len(ending), SAMPLED_AT_ONCE):
+            some = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
+            logits = torch.from_numpy(network.logits(some, scratch))
+            positions = step.positions[step.ends[some]].tolist()
+            for sequence, position, values in zip(ending[some], positions, logits, strict=True):
+                node = sequence.path[: position + 1 - len(sequence.known)]
+                tokens, exact = self._following[node], values.double()
+                chances = zip(tokens, (exact - exact.logsumexp(0))[tokens].tolist(), strict=True)
+                found.append((sequence.row, node, dict(chances)))
+        return found
+
+    def results(self, found: Iterable[Found]) -> Iterator[Scores | Failure]:
+        """Results of rows that are complete with what was found, or that have failed. Not to be
+        called by two threads at the same time."""
+        for row, node, values in found:
+            if row.answered:
+                continue
+            known = self._known.setdefault(row.prompt.index, {})
+            known[node] = values
+            if not all(map(math.isfinite, values.values())):
+                del self._known[row.prompt.index]
+                yield row.fail("engine_error", NOT_NUMBERS)
+            elif len(known) == len(self._following):
+                del self._known[row.prompt.index]
+                yield row.score([_total(ids, known) for ids in self._wanted])
+
+
+def _total(ids: Ids, known: dict[Ids, dict[int, float]]) -> float:
+    return sum(known[ids[:place]][token] for place, token in enumerate(ids))
 
 
 def logits_after(
-    network: Network, scratch: Scratch, token_ids: Sequence[int], count: int
+    network: Network, scratch: Scratch, token_ids: Several[int], count: int
 ) -> NDArray[np.float32]:
     """Logits [count, vocabulary] of what follows each of the last `count` tokens.
 

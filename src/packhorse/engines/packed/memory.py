@@ -1,0 +1,46 @@
+"""What the engine takes while it runs, known from sizes alone before anything is computed.
+
+    weights + the whole cache + for each thread its scratch and the logits it samples from
+
+Beside it there is the process itself: Python, libraries, tokenizer, and the rows on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
+
+_CHANNEL_BYTES = 8
+"""Scale and bias of an output channel."""
+_LOGIT_BYTES = 64
+"""Of a logit that is sampled: twice in float32, and seven steps of the rule in float64."""
+
+
+def weight_bytes(built: Architecture, *, quantized: bool) -> int:
+    """Weights, with their scales and biases. int8: two digits for queries, keys and values, and
+    embeddings in 16 bits; float32: the head may be the embeddings."""
+    attended = built.heads * built.padded_head
+    qkv, number, embedded = (2, 1, 2) if quantized else (4, 4, 4)
+    layer = built.hidden * (
+        built.qkv_width * qkv + (attended + built.activation_width + built.inner) * number
+    )
+    channels = built.qkv_width + built.activation_width + 2 * built.hidden
+    norms = 4 * (4 * built.hidden + 2 * built.padded_head)
+    table = built.vocabulary * built.hidden
+    head = 0 if built.ties_head and not quantized else table * number
+    return (
+        built.layers * (layer + channels * _CHANNEL_BYTES + norms)
+        + table * embedded
+        + head
+        + built.vocabulary * _CHANNEL_BYTES
+        + 4 * (built.positions + 2) * built.hidden
+    )
+
+
+def working_bytes(built: Architecture, scratches: Sequence[Scratch], context: int) -> int:
+    """What steps need besides. context: positions of a row, whose rotations are kept."""
+    sampled = SAMPLED_AT_ONCE * built.vocabulary * _LOGIT_BYTES
+    rotations = 0 if built.positions else 4 * context * built.padded_head
+    return sum(each.bytes() + sampled for each in scratches) + rotations

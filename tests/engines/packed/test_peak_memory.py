@@ -1,0 +1,80 @@
+"""What the engine says it takes at its peak, against what it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_models import FAMILIES, saved
+
+from packhorse.engines.packed.architecture import read_architecture
+from packhorse.engines.packed.memory import weight_bytes
+from packhorse.engines.packed.weights import load_weights
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from packhorse.data import Batch, Completion, Decoding, Prompt
+from packhorse.engines.allocator import keep_freed_memory
+from packhorse.engines.packed import PackedEngine
+from packhorse.meters import forget_peak_memory, peak_memory_bytes
+
+keep_freed_memory()
+folder, quantization, cache_bytes = sys.argv[1:]
+engine = PackedEngine(
+    Path(folder), end_ids=(), max_context=256, quantization=quantization, threads=2,
+    cache_bytes=int(cache_bytes), rows=600,
+)
+traits, before = engine.traits, forget_peak_memory()
+rows = 3 * traits.preferred_batch_tokens // 500
+prompts = [Prompt(row, (row % 290 + 3,) * 50, Decoding(200)) for row in range(rows)]
+results = list(engine.run(iter([Batch(tuple(prompts))])))
+assert all(isinstance(result, Completion) for result in results)
+print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - before]))
+"""
+
+
+def arrays(value: Any) -> Iterator[tuple[int, int]]:
+    """Address and bytes of all numbers that a value holds."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        tensor = torch.as_tensor(value)
+        yield tensor.data_ptr(), tensor.nbytes
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from arrays(getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from arrays(each)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_as_large_as_the_architecture_says(
+    name: str, quantized: bool, tmp_path: Path
+) -> None:
+    """Up to biases and norms that a family does not have: a quarter of models as small as these."""
+    saved(FAMILIES[name], tmp_path)
+    built = read_architecture(tmp_path)
+    held = sum(dict(arrays(load_weights(tmp_path, built, quantized=quantized))).values())
+    assert held <= weight_bytes(built, quantized=quantized) <= 1.25 * held
+
+
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_a_full_cache_and_steps_take_what_was_stated(
+    quantization: str, built: dict[str, Path]
+) -> None:
+    """Half as many tokens more than the cache holds go through it. 6 MB are for what is not the
+    engine's: prompts, results, and code of libraries that is used for the first time."""
+    command = [sys.executable, "-c", MEASURE, str(built["llama"]), quantization, str(24 << 20)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    stated, grown = json.loads(done.stdout)
+    assert stated > 24e6
+    assert 0.6 * stated < grown < stated + 6e6
