@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import tiny_models
 from packhorse.compare.teacher import (
     CTranslate2LogProbs,
     LogProbs,
+    PackedLogProbs,
     TransformersLogProbs,
     teacher_forced,
 )
 from packhorse.errors import ConfigError, ModelError
-from packhorse.models import PreparedModel, cached_models, prepare, smoothed_checkpoint
+from packhorse.models import PreparedModel, cached_models, prepare
 from packhorse.models import quantized as ready
 from packhorse.models.original import find_original
 from packhorse.quantization.recipe import CalibrationRow, Recipe
@@ -167,44 +167,90 @@ def test_a_recipe_for_plain_int8(tiny: Tiny, home: Path) -> None:
     assert int8(folder) == int8(folder, "plain")
 
 
-@pytest.mark.parametrize("name", ["tied", "gpt2"])
-def test_a_smoothed_checkpoint_computes_the_same(tiny: Tiny, home: Path, name: str) -> None:
+def packed_int8(folder: Path, method: str = "auto", **options: Any) -> PreparedModel:
+    return prepare(
+        str(folder), engine="packed", quantization="int8", quantization_method=method, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("tied", "rotate-smooth"), ("llama", "rotate-smooth"), ("gpt2", "smooth")]
+)
+def test_the_packed_engine_gets_int8_weights(
+    tiny: Tiny, home: Path, name: str, method: str
+) -> None:
     folder = tiny(name)
-    prepared = smoothed_checkpoint(str(folder))
-    assert (prepared.kind, prepared.quantization) == ("huggingface", "float32")
-    assert prepared.quantization_method == ("smooth" if name == "gpt2" else "rotate-smooth")
-    config = json.loads((prepared.folder / "config.json").read_text())
-    assert config["tie_word_embeddings"] is False
-    before, after = TransformersLogProbs(folder), TransformersLogProbs(prepared.folder)
-    for prompt, continuation in ROWS:
-        expected = before.log_probs(prompt, continuation)
-        ours = after.log_probs(prompt, continuation)
-        assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
+    prepared = packed_int8(folder)
+    assert (prepared.kind, prepared.engine) == ("huggingface", "packed")
+    assert (prepared.quantization, prepared.quantization_method) == ("int8", method)
     assert prepared.codec().encode_fragment("loads") == prepare(
         str(folder)
     ).codec().encode_fragment("loads")
-    assert smoothed_checkpoint(str(folder)) == prepared
-    assert prepare(str(prepared.folder), engine="transformers").bytes_on_disk > 0
+    again = packed_int8(prepared.folder)
+    assert (again.folder, again.quantization_method) == (prepared.folder, method)
+    before, after = TransformersLogProbs(folder), PackedLogProbs(prepared.folder, "int8")
+    found = teacher_forced(before, after, ROWS)
+    assert found is not None
+    assert found.kl_divergence.value < 0.1
 
 
-def test_a_smoothed_checkpoint_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
+def test_packed_int8_loses_less_when_it_is_made_ready(tiny: Tiny, home: Path) -> None:
+    folder = tiny_models.with_outlier(tiny("llama"))
+    reference = TransformersLogProbs(folder)
+
+    def lost(method: str) -> float:
+        prepared = packed_int8(folder, method)
+        found = teacher_forced(reference, PackedLogProbs(prepared.folder, "int8"), ROWS)
+        assert found is not None
+        return found.kl_divergence.value
+
+    assert lost("smooth") < 0.1
+    assert lost("auto") < 0.1
+
+
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2", "packed"])
+def test_only_the_packed_engine_in_int8_takes_its_weights(
+    tiny: Tiny, home: Path, engine: str
+) -> None:
+    folder = packed_int8(tiny("llama")).folder
+    with pytest.raises(ModelError, match="holds int8 weights for the packed engine") as refused:
+        prepare(str(folder), engine=engine)
+    assert "--engine packed --quantization int8" in refused.value.hint
+
+
+def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> None:
+    folder = packed_int8(tiny("llama")).folder
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["version"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="int8 weights of version 99 are not known"):
+        packed_int8(folder)
+
+
+def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
-    quick = smoothed_checkpoint(str(folder))
+    quick = packed_int8(folder)
     original = find_original(str(folder), allow_pickle=False, report=print)
     ready.store_recipe(original.title, original.identity(), RECIPE, {})
-    assert smoothed_checkpoint(str(folder)).quantization_method == "smooth"
-    named = smoothed_checkpoint(str(folder), quantization_method="rotate-smooth")
-    assert named.quantization_method == quick.quantization_method
+    tuned = packed_int8(folder)
+    assert tuned.folder.name.startswith("llama-packed-int8-tuned-")
+    assert tuned.quantization_method == "smooth"
+    assert packed_int8(folder, "rotate-smooth").quantization_method == quick.quantization_method
 
 
-def test_what_cannot_be_folded_has_no_smoothed_checkpoint(
-    tiny: Tiny, tmp_path: Path, home: Path
+def test_packed_int8_that_is_not_made_ready(
+    tiny: Tiny, tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("gpt2")
+    plain = packed_int8(folder, "plain")
+    assert (plain.folder, plain.quantization_method) == (folder, "plain")
     with pytest.raises(ConfigError, match="cannot be quantized by rotate"):
-        smoothed_checkpoint(str(folder), quantization_method="rotate")
-    with pytest.raises(ModelError, match="gptj models cannot be made ready for int8"):
-        smoothed_checkpoint(str(tiny_models.tiny_gptj(tmp_path / "gptj")))
-    assert smoothed_checkpoint(str(folder), quantization_method="plain").folder == folder
-    with pytest.raises(ModelError, match="is converted already"):
-        smoothed_checkpoint(str(int8(folder).folder))
+        packed_int8(folder, "rotate")
+    other = tiny_models.tiny_gptj(tmp_path / "gptj")
+    assert packed_int8(other).folder == other, "the engine says what it cannot run"
+    monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
+    assert packed_int8(folder, report=messages.append).folder == folder
+    assert messages == [
+        "making the model ready for int8 takes 2.5 GB of memory, and 1.0 GB are free: its weights "
+        "are rounded to nearest, which is less accurate"
+    ]

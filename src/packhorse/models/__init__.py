@@ -1,7 +1,6 @@
 """From what a person calls a model to a verified folder that an engine can load.
 
 prepare              resolve a name, fetch, convert, cache, verify
-smoothed_checkpoint  the same model as a Hugging Face folder that loses less to int8
 model_facts          context, end tokens and sizes of what was prepared
 cached_models        what lies in the cache
 """
@@ -12,7 +11,6 @@ from packhorse.models.facts import ModelFacts, model_facts
 from packhorse.models.prepare import prepare, prepare_embedding_model, resolve_quantization
 from packhorse.models.prepared import PreparedModel
 from packhorse.models.resolve import resolve_engine
-from packhorse.models.smoothed import smoothed_checkpoint
 from packhorse.models.storage import cache_root
 
 __all__ = [
@@ -28,5 +26,4 @@ __all__ = [
     "prepare_embedding_model",
     "resolve_engine",
     "resolve_quantization",
-    "smoothed_checkpoint",
 ]

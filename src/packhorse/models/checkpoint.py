@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
+from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.safetensors_header import bytes_by_dtype
 
 GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -109,9 +110,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def require_own_class(checkpoint: Checkpoint) -> None:
     """ModelError when transformers has no class of its own for the model: packhorse runs no code
-    that comes with weights. Imports transformers."""
+    that comes with weights; or when its weights are in a form that only the packed engine reads.
+    Imports transformers."""
     import transformers
 
+    if is_int8_folder(checkpoint.config):
+        raise ModelError(
+            f"{checkpoint.folder} holds int8 weights for the packed engine",
+            "add --engine packed --quantization int8, or give the model it was made from",
+        )
     model_type = checkpoint.config.get("model_type")
     if model_type in transformers.CONFIG_MAPPING:
         return

@@ -43,12 +43,12 @@ def convert_checkpoint(
 
     Raises ModelError for a model family that CTranslate2 has no converter for.
     """
+    require_own_class(checkpoint)
     if "quantization_config" in checkpoint.config:
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
             f"give the unquantized model, or {_USE_TRANSFORMERS}",
         )
-    require_own_class(checkpoint)
     _require_space(checkpoint, quantization, folder)
     _convert(checkpoint, quantization, folder, model)
     read_variables(folder)

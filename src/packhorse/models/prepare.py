@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
@@ -14,6 +15,7 @@ from packhorse.models.catalog import CATALOG, names
 from packhorse.models.convert import convert_checkpoint, converter_version
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
+from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.original import Original, find_source, say_if_long
 from packhorse.models.prepared import PreparedModel, Report, fake_model
 from packhorse.models.quantized import (
@@ -22,9 +24,10 @@ from packhorse.models.quantized import (
     convert_ready,
     method_of,
     way_for,
+    write_int8,
 )
 from packhorse.models.resolve import CTranslate2Folder, HubModel, engine_for, resolve
-from packhorse.quantization.methods import AUTO, PLAIN, require_known
+from packhorse.quantization.methods import AUTO, PLAIN, methods_for, require_known
 
 _FORMATS = {
     "transformers": ("auto", "float32", "bfloat16", "float16"),
@@ -93,6 +96,8 @@ def _prepare(asked: _Asked) -> PreparedModel:
     original = Original(source, asked.allow_pickle, asked.report)
     if chosen == "ctranslate2":
         return _for_ctranslate2(original, asked)
+    if chosen == "packed" and asked.quantization == "int8":
+        return _for_packed_int8(original, asked)
     return replace(original.prepared(asked.model), asked_engine=chosen)
 
 
@@ -178,6 +183,46 @@ def _converted(original: Original, identity: tuple[str, ...], form: str, way: Wa
     decides = (*identity, converter_version(), *way.decides())
     key = cache.Key(original.title, "ctranslate2", way.variant(form), form, decides)
     return cache.obtain(key, build, report)
+
+
+def _for_packed_int8(original: Original, asked: _Asked) -> PreparedModel:
+    """A folder of int8 weights; the model's own where it is one already, where its way is plain,
+    and where it cannot be folded: the engine then rounds while it loads."""
+    checkpoint, identity = original.checkpoint(), original.identity()
+    if is_int8_folder(checkpoint.config):
+        return _int8(asked, checkpoint.folder, identity[-1], checkpoint.bytes_on_disk)
+    as_it_is = replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+    way = way_for(asked.method, original.title, identity, asked.report)
+    if way.is_plain or not methods_for(str(checkpoint.config["model_type"]), asked.method):
+        return as_it_is
+
+    def build(contents: Path, _: Path) -> None:
+        write_int8(checkpoint, way, contents, original.title, asked.report)
+
+    decides = (*identity, version("transformers"), *way.decides())
+    key = cache.Key(original.title, "huggingface", way.variant("packed-int8"), "int8", decides)
+    try:
+        entry = cache.obtain(key, build, asked.report)
+    except CannotFoldError as error:
+        if asked.method != AUTO:
+            raise
+        asked.report(f"{error}: its weights are rounded to nearest, which is less accurate")
+        return as_it_is
+    return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
+
+
+def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
+    return PreparedModel(
+        name=asked.model,
+        kind="huggingface",
+        folder=folder,
+        tokenizer_folder=folder,
+        quantization="int8",
+        fingerprint=digest,
+        bytes_on_disk=size,
+        quantization_method=method_of(folder),
+        asked_engine="packed",
+    )
 
 
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:

@@ -22,9 +22,9 @@ from packhorse.models.checkpoint import Checkpoint
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.ctranslate2_folder import NOTE
 from packhorse.models.facts import stated_context
+from packhorse.models.int8_folder import write_int8_folder
 from packhorse.models.loading import float32_bytes, load_float32
 from packhorse.models.prepared import Report
-from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
 from packhorse.quantization.progress import Steps
@@ -97,15 +97,19 @@ def convert_ready(
     write_json(folder / NOTE, _note(way, recipe))
 
 
-def write_folded(
-    checkpoint: Checkpoint, way: Way, folder: Path, title: str, report: Report
-) -> None:
-    """Writes `checkpoint` into `folder` as a Hugging Face folder in float32, folded but not
-    rounded: it computes what the checkpoint computes. Raises CannotFoldError as `convert_ready`."""
-    steps = Steps(f"folding {title}", {name: _STEPS[name] for name in list(_STEPS)[:2]}, report)
+def write_int8(checkpoint: Checkpoint, way: Way, folder: Path, title: str, report: Report) -> None:
+    """Writes `checkpoint` into `folder` in int8 for the packed engine, made ready in the same way
+    and with the input of the MLP's second projection turned. Raises CannotFoldError as
+    `convert_ready`."""
+    from packhorse.quantization.rounding import round_weights
+    from packhorse.quantization.turning import turn_inputs
+
+    steps = Steps(f"making {title} ready for int8", _STEPS, report)
     structure, recipe = _folded(checkpoint, way, steps)
-    with quiet_transformers():
-        structure.model.save_pretrained(folder)
+    turn_inputs(structure)
+    round_weights(structure, recipe.rows, steps.begin("rounding weights"))
+    steps.begin("converting")
+    write_int8_folder(structure, folder)
     checkpoint.copy_tokenizer(folder)
     write_json(folder / NOTE, _note(way, recipe))
 
@@ -116,7 +120,7 @@ def _note(way: Way, recipe: Recipe) -> dict[str, str]:
 
 
 def method_of(folder: Path) -> str:
-    """How the model in a CTranslate2 folder was made ready; "" where nothing tells."""
+    """How the model in a folder was made ready for int8; "" where nothing tells."""
     try:
         return str(json.loads((folder / NOTE).read_bytes())["method"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from random_models import FAMILIES, saved
+from safetensors.torch import load_file
 
-from packhorse.engines.packed import read_architecture
+from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.engines.packed.stored import Rotated
 from packhorse.engines.packed.weights import FINER, load_weights
+from packhorse.errors import EngineError
+from packhorse.models.int8_folder import write_int8_folder
+from packhorse.quantization.recipe import CalibrationRow
+from packhorse.quantization.rounding import round_weights
+from packhorse.quantization.structure import structure_of
+from packhorse.quantization.turning import turn_inputs
 
 
 def test_two_digits_are_finer_than_one_and_their_product_is_exact(tmp_path: Path) -> None:
@@ -50,3 +60,49 @@ def test_memory_counts_shared_numbers_once(tmp_path: Path) -> None:
         for part in (layer.qkv, layer.out, layer.up, layer.down)
     )  # fmt: skip
     assert weights.bytes() == 4 * (layers + built.vocabulary * built.hidden)
+
+
+def made_ready(name: str, folder: Path) -> Any:
+    """An int8 folder, and the model whose weights it holds, in floats."""
+    model = saved(FAMILIES[name], folder)
+    structure = structure_of(model)
+    turn_inputs(structure)
+    rows = [CalibrationRow(tuple(range(start, start + 40, 2))) for start in (1, 30, 90)]
+    round_weights(structure, rows)
+    write_int8_folder(structure, folder)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_int8_weights_that_are_ready_are_computed_with_as_they_are(
+    name: str, tmp_path: Path
+) -> None:
+    model = made_ready(name, tmp_path)
+    engine = PackedEngine(tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1)
+    ids = tuple(range(3, 90, 2))
+    found = engine.logits_after(ids, 20)
+    engine.close()
+    expected = model(torch.tensor([ids])).logits[0, -20:].numpy()
+    assert float(np.abs(found - expected).mean()) < 0.02 * float(np.abs(expected).max())
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.998
+
+
+def test_not_one_of_their_numbers_changes(tmp_path: Path) -> None:
+    made_ready("qwen3", tmp_path)
+    built = read_architecture(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    layer = load_weights(tmp_path, built, quantized=True).layers[1]
+    assert layer.qkv.finer is None
+    for linear, name in ((layer.out, "self_attn.o_proj"), (layer.down, "mlp.down_proj")):
+        weight = stored[f"model.layers.1.{name}.weight"]
+        steps = stored[f"model.layers.1.{name}.weight_scale"]
+        assert weight.dtype == torch.int8
+        assert torch.equal(linear.weight, weight.t())
+        assert linear.scales == pytest.approx(steps[:, 0].numpy(), rel=1e-6)
+
+
+def test_they_are_no_float32_weights(tmp_path: Path) -> None:
+    made_ready("llama", tmp_path)
+    with pytest.raises(EngineError, match="holds int8 weights") as refused:
+        PackedEngine(tmp_path, end_ids=(), max_context=128)
+    assert refused.value.hint == "add --quantization int8"

@@ -11,12 +11,13 @@ from transformers import AutoConfig
 from packhorse.engines.packed.vectors import LANES
 from packhorse.engines.rows import first_line
 from packhorse.errors import EngineError, ModelError
+from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quiet import quiet_transformers
+from packhorse.quantization.turning import turned_together
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 FAMILIES = (*LLAMA_LIKE, "gpt2")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
-_LONGEST_HADAMARD = 32
 _ELSEWHERE = "use --engine transformers or --engine ctranslate2, which run more families"
 
 
@@ -28,8 +29,8 @@ class Architecture:
     attention; padded_head: numbers a head takes in memory, its halves padded to whole vectors.
     windows: positions a layer's attention reaches back at most, 0 for all. positions: learned
     positions there are, 0 where positions rotate. is_gated: SiLU(gate) x up, else GELU of one
-    product. has_head_norms: queries and keys are normed head by head. hadamard: see `weights`.
-    config: what transformers made of config.json.
+    product. has_head_norms: queries and keys are normed head by head. config: what
+    transformers made of config.json.
     """
 
     family: str
@@ -47,6 +48,11 @@ class Architecture:
     has_head_norms: bool
     ties_head: bool
     config: Any
+
+    @property
+    def holds_int8(self) -> bool:
+        """The folder's weights are int8 already, made ready (`models.int8_folder`)."""
+        return getattr(self.config, "quantization_config", None) is not None
 
     @property
     def padded_head(self) -> int:
@@ -68,11 +74,8 @@ class Architecture:
 
     @property
     def hadamard(self) -> int:
-        """Vectors that are turned together before the MLP's second product: a power of two."""
-        vectors, turned = self.inner // LANES, 1
-        while turned < _LONGEST_HADAMARD and vectors % (2 * turned) == 0:
-            turned *= 2
-        return turned
+        """Vectors that are turned together before the MLP's second product in int8."""
+        return turned_together(self.inner)
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -93,7 +96,8 @@ def read_architecture(folder: Path) -> Architecture:
     family = str(config.model_type)
     if family not in FAMILIES:
         raise _cannot(f"models of family {family!r}, only {', '.join(FAMILIES)}")
-    if getattr(config, "quantization_config", None) is not None:
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None and not is_int8_folder({"quantization_config": quantized}):
         raise _cannot("checkpoints that are quantized already")
     built = _gpt2(config) if family == "gpt2" else _llama_like(family, config)
     _require_whole_vectors(built)

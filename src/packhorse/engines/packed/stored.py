@@ -42,7 +42,8 @@ class Stored:
         return name in self._tensors
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """A tensor as it is stored; ModelError where it is missing or has another shape."""
+        """A tensor as it is stored, int8 times its scales; ModelError where it is missing or has
+        another shape."""
         if name not in self:
             raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
         opened, full = self._tensors[name]
@@ -52,6 +53,10 @@ class Stored:
                 f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
                 _DAMAGED,
             )
+        if f"{name}_scale" in self:
+            opened, full = self._tensors[f"{name}_scale"]
+            steps: Tensor = opened.get_tensor(full)
+            return (tensor * steps).contiguous()
         return tensor.float().contiguous()
 
     def get(self, name: str, *shape: int) -> Tensor:

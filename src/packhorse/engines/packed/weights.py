@@ -1,12 +1,11 @@
 """Weights of a Hugging Face folder as the packed engine multiplies with them.
 
 float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
-have one for each row, so that a row's numbers never depend on its neighbours. Queries, keys and
-values, which lose most to rounding, have weights of two int8 digits. What such a scale
-costs in accuracy is caused by a few large activations, which `stored` spreads. Before the MLP's
-second product nothing can be folded, so the engine turns its input by a Hadamard matrix, block by
-block, and the weights are turned back here: W a = (W H / n) (H a), since a Hadamard matrix of order
-n as built here is symmetric and H H = n I. See `Architecture.hadamard` for n.
+have one for each row, so that a row's numbers never depend on its neighbours. The input of the
+MLP's second product is turned while the engine runs (`quantization.turning`). A folder of int8
+weights made ready for that (`models.int8_folder`) is read as it is. Weights of another are rounded
+here, to nearest: `stored` turns them first, and those of queries, keys and values, which lose most
+to rounding, get two int8 digits.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.stored import Rotated, Stored
-from packhorse.engines.packed.vectors import LANES
+from packhorse.errors import EngineError
+from packhorse.quantization.turning import turned_back
 
 HEAD_COLUMNS = 8192
 """Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
@@ -104,10 +104,14 @@ class Weights:
 def load_weights(folder: Path, built: Architecture, *, quantized: bool) -> Weights:
     """Reads, arranges and, if `quantized`, rounds the weights, one layer at a time.
 
-    Raises ModelError for weights that are missing or have another shape than the config says.
+    Raises ModelError for weights that are missing or have another shape than the config says,
+    EngineError for int8 ones that are to be float32.
     """
     gpt2 = built.family == "gpt2"
-    stored = Rotated(folder, built) if quantized and not gpt2 else Stored(folder)
+    if built.holds_int8 and not quantized:
+        raise EngineError(f"{folder} holds int8 weights", "add --quantization int8")
+    turns = quantized and not (gpt2 or built.holds_int8)
+    stored = Rotated(folder, built) if turns else Stored(folder)
     make = _Maker(built, quantized)
     names = ("wte", "ln_f") if gpt2 else ("embed_tokens", "norm")
     embeddings = stored.get(f"{names[0]}.weight", built.vocabulary, built.hidden)
@@ -147,7 +151,7 @@ class _Maker:
         steps = weight / scales[:, None]
         whole = steps.round()
         first = whole.to(torch.int8).t().contiguous()
-        if digits == 1:
+        if digits == 1 or self.built.holds_int8:
             return Linear(first, scales.numpy(), held)
         finer = ((steps - whole) * FINER).round().to(torch.int8)
         return Linear(first, (scales / FINER).numpy(), held, finer.t().contiguous())
@@ -175,14 +179,9 @@ class _Maker:
         return torch.nn.functional.pad(halves, (0, 0, 0, whole - half)).reshape(-1, inputs)
 
     def down(self, weight: Tensor, bias: Tensor) -> Linear:
-        """The MLP's second product: [hidden, inner], turned where activations are."""
-        order = self.built.hadamard if self.quantized else 1
-        matrix = torch.ones(1, 1)
-        while len(matrix) < order:
-            matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-        blocks = weight.reshape(len(weight), -1, order, LANES)
-        turned = torch.einsum("obnl,nm->obml", blocks, matrix / order)
-        return self.linear(turned.reshape(weight.shape), bias)
+        """The MLP's second product: [hidden, inner], of an input that is turned in int8."""
+        turns = self.quantized and not self.built.holds_int8
+        return self.linear(turned_back(weight) if turns else weight, bias)
 
 
 def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:

@@ -1,0 +1,75 @@
+"""The folder of int8 weights that the packed engine reads: a Hugging Face folder, in a form that
+nothing else takes for a model's usual weights.
+
+    config.json         the model's own, and
+                        "quantization_config": {"quant_method": "packhorse", "version": 1}
+    model.safetensors   each projection as NAME.weight, int8, and NAME.weight_scale, float32, shaped
+                        so that their product is the weight; the embedding in float16, the rest in
+                        float32
+
+Weights of the MLP's second projection are those of a turned input (`quantization.turning`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packhorse.atomic import write_json
+from packhorse.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from packhorse.quantization.structure import Projection, Structure
+
+_METHOD, _VERSION = "packhorse", 1
+
+
+def is_int8_folder(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of these; ModelError for a version that is not known here."""
+    found = config.get("quantization_config")
+    if not isinstance(found, dict) or found.get("quant_method") != _METHOD:
+        return False
+    if found.get("version") != _VERSION:
+        raise ModelError(
+            f"int8 weights of version {found.get('version')!r} are not known, only {_VERSION}",
+            "prepare the model again with this version of packhorse",
+        )
+    return True
+
+
+def write_int8_folder(structure: Structure, folder: Path) -> None:
+    """Writes a model whose weights were rounded by `quantization.rounding`; nothing is rounded any
+    more, but the embedding to float16."""
+    from safetensors.torch import save_file
+
+    readers = {id(reader.module): reader for site in structure.sites for reader in site.readers}
+    tensors: dict[str, Tensor] = {}
+    for path, module in structure.model.named_modules():
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            reader = readers.get(id(module))
+            if reader is not None and name.endswith("weight"):
+                tensors |= _integers(name, reader, parameter)
+            elif module is structure.embedding:
+                tensors[name] = parameter.half()
+            else:
+                tensors[name] = parameter.detach().contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = structure.model.config.to_dict()
+    config.pop("_name_or_path", None)
+    config["quantization_config"] = {"quant_method": _METHOD, "version": _VERSION}
+    write_json(folder / "config.json", config)
+
+
+def _integers(name: str, reader: Projection, parameter: Tensor) -> dict[str, Tensor]:
+    import torch
+
+    from packhorse.quantization.int8 import row_scale
+
+    scale = row_scale(reader.weight)
+    values, steps = torch.round(reader.weight * scale).to(torch.int8), 1 / scale
+    if values.shape != parameter.shape or reader.weight.stride() != parameter.stride():
+        values, steps = values.T, steps.T
+    return {name: values.contiguous(), f"{name}_scale": steps.contiguous()}
