@@ -85,11 +85,17 @@ def split_heads(
     Columns of `product`: query heads, key heads, value heads. table_of: [tokens] row of `tables`.
     cosines, sines: [positions, width / 2], empty where positions are learned. query_norm, key_norm:
     [width], empty without norms of heads. For the other arrays see `attention.attend`.
+
+    Beside int8 keys, queries and keys are turned by a Hadamard matrix, which leaves their products
+    as they are and spreads what stands out (QuaRot, arXiv 2404.00456, section 4).
     """
     kv_heads, capacity, group, width = queries.shape
     heads, columns = kv_heads * group, (kv_heads * group + 2 * kv_heads) * width
-    shrink = splat(np.float32(1.0 / np.sqrt(head_size)))
     flat, quantized = keys.reshape(keys.size), keys.itemsize == 1
+    turned = 1
+    while quantized and width % (2 * turned * LANES) == 0:
+        turned *= 2
+    shrink = splat(np.float32(1.0 / (turned * np.sqrt(head_size))))
     flat_key_scales = key_scales.reshape(key_scales.size)
     flat_value_scales = value_scales.reshape(value_scales.size)
     for row in range(count):
@@ -105,11 +111,13 @@ def split_heads(
                 store(held, column - start, numbers)
             if head < heads:
                 _turn(held, width, position, cosines, sines, query_norm, head_size, epsilon)
+                _hadamard(held, width, turned)
                 to = ((head // group * capacity + row) * group + head % group) * width
                 for column in range(0, width, LANES):
                     store(queries, to + column, load(held, column) * shrink)
             elif head < heads + kv_heads:
                 _turn(held, width, position, cosines, sines, key_norm, head_size, epsilon)
+                _hadamard(held, width, turned)
                 to = place + head - heads
                 if quantized:
                     _scale_down(held, width, flat_key_scales, to * BLOCK + lane)
