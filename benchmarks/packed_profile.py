@@ -51,6 +51,8 @@ Figures = dict[str, float]
 LINEAR_ROWS = (50, 200, 600)
 LINEAR_NEW_TOKENS = (64, 512)
 LINEAR_CONTEXTS = (500, 1000, 2000, 4000)
+CONTEXT_ROWS = 8
+"""As many for each context: a step costs the same however few rows share it."""
 GROWTH_ROWS, WARM_ROWS = 10_000, 2_000
 GROWTH_CACHE_BYTES = 64 << 20
 """So small that it is full, and prefixes are given up, after a few hundred rows."""
@@ -187,14 +189,14 @@ def linearity_jobs(path: str, codec: HuggingFaceCodec) -> dict[str, dict[str, li
     """Jobs by what grows in them; the first of each is the smallest."""
     rows = prompts_of(path, LINEAR_ROWS[-1], 64, codec)
     few = rows[: LINEAR_ROWS[0]]
-    text = [token for prompt in rows[:200] for token in prompt.token_ids]
-    contexts = {}
-    for context in LINEAR_CONTEXTS:
-        starts = range(0, 4 * LINEAR_CONTEXTS[-1], context)
-        contexts[f"contexts of {context}"] = [
-            Prompt(place, tuple(text[start : start + context - 64]), few[0].decoding)
-            for place, start in enumerate(starts)
+    text = tuple(token for prompt in rows for token in prompt.token_ids)
+    contexts = {
+        f"contexts of {context}": [
+            Prompt(row, text[row * context : (row + 1) * context - 64], few[0].decoding)
+            for row in range(CONTEXT_ROWS)
         ]
+        for context in LINEAR_CONTEXTS
+    }
     return {
         "rows": {f"{count} rows": rows[:count] for count in LINEAR_ROWS},
         "new tokens": {
@@ -238,7 +240,7 @@ def linearity(options: argparse.Namespace, engine: PackedEngine, codec: HuggingF
             ]  # fmt: skip
             pair = found[name]["pair"]
             print(f"{name:20}{len(prompts):6}{found[name]['seconds']:9.1f}{''.join(columns)}"
-                  f"{pair:7.2f} x{pair / found[names[0]]['pair']:5.2f}", flush=True)  # fmt: skip
+                  f"{pair:7.0f} x{pair / found[names[0]]['pair']:5.2f}", flush=True)  # fmt: skip
     print(json.dumps(found))
 
 
