@@ -42,7 +42,8 @@ class Decoding:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        """Whether the most probable token is taken: also where only one may be drawn."""
+        return self.temperature == 0.0 or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)

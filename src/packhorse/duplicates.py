@@ -86,7 +86,7 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
 
 def repeats_itself(decoding: Decoding) -> bool:
     """Whether equal rows give equal answers."""
-    return decoding.greedy or decoding.top_k == 1 or decoding.seed is not None
+    return decoding.greedy or decoding.seed is not None
 
 
 def _digest(prompt: Prompt) -> bytes:

@@ -305,7 +305,7 @@ class CTranslate2Engine:
 
 
 def _is_greedy(decoding: Decoding) -> bool:
-    return decoding.top_k == 1 or decoding.temperature < GREEDY_BELOW_TEMPERATURE
+    return decoding.greedy or decoding.temperature < GREEDY_BELOW_TEMPERATURE
 
 
 def _has_seed(decoding: Decoding) -> bool:

@@ -278,7 +278,7 @@ def _planted(path: str | None) -> dict[str, str] | None:
 
 
 def _is_greedy(decoding: Decoding) -> bool:
-    return decoding.top_k == 1 or decoding.temperature < 1e-4
+    return decoding.greedy or decoding.temperature < 1e-4
 
 
 def _chance(decoding: Decoding) -> bytes:

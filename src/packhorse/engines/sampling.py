@@ -21,14 +21,9 @@ from packhorse.data import Decoding
 FIRST_CANDIDATES = 1024
 
 
-def is_greedy(decoding: Decoding) -> bool:
-    """Whether the most probable token is taken: also where only one may be drawn."""
-    return decoding.greedy or decoding.top_k == 1
-
-
 def wants_all_logits(decoding: Decoding) -> bool:
     """Whether a row needs more of its logits than which is the largest."""
-    return not is_greedy(decoding) or decoding.top_log_probs is not None
+    return not decoding.greedy or decoding.top_log_probs is not None
 
 
 def row_generator(decoding: Decoding) -> random.Random:
@@ -52,7 +47,7 @@ def choose_tokens(
     sampling = [
         row
         for row, decoding in enumerate(decodings)
-        if chosen[row] is not None and not is_greedy(decoding)
+        if chosen[row] is not None and not decoding.greedy
     ]
     if sampling:
         options = [decodings[row] for row in sampling]

@@ -92,7 +92,7 @@ class Service:
         for content, ids in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
-            can_differ = not (chosen.greedy or chosen.top_k == 1)
+            can_differ = not chosen.greedy
             for choice in range(work.choices):
                 if choice == 0 or can_differ:
                     own = choice_decoding(chosen, choice)
