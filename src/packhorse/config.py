@@ -14,6 +14,8 @@ from packhorse.data import Decoding
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
+MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
+"""Those that run a model; each is considered where nobody names others."""
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",

@@ -21,6 +21,7 @@ from packhorse.errors import InputError, JobChangedError, OutputError
 
 FORMAT = 1
 COMMIT_SECONDS = 0.5
+_BUSY_SECONDS = 30
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -248,14 +249,27 @@ class Journal:
         return [json.loads(figures) for (figures,) in found]
 
 
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Where two would upgrade a lock at once, SQLite fails without waiting: it is tried again."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     if read_only and not path.exists():
         raise OutputError(
             f"there is no journal at {path}", "name the output of a run that was begun here"
         )
     try:
-        database = sqlite3.connect(path, timeout=30)
-        database.execute("PRAGMA journal_mode = WAL")
+        database = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+        _use_wal(database)
         database.execute("PRAGMA synchronous = FULL")
         database.executescript(_SCHEMA)
         found = database.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()

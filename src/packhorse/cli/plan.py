@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packhorse.batching import POLICIES
 from packhorse.cli import EXIT_DONE, EXIT_REFUSED, options
-from packhorse.config import ENGINES, QUANTIZATIONS
+from packhorse.config import ENGINES, MODEL_ENGINES, QUANTIZATIONS
 
 if TYPE_CHECKING:
     from packhorse.forecast import Forecast
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="the file of prompts, as for packhorse run")
     parser.add_argument(
         "--engines", nargs="+", choices=[name for name in ENGINES if name != "auto"],
-        default=["transformers", "ctranslate2"],
-        help="engines to consider, e.g. packed (default: transformers ctranslate2)",
+        default=list(MODEL_ENGINES),
+        help=f"engines to consider (default: {' '.join(MODEL_ENGINES)})",
     )  # fmt: skip
     parser.add_argument(
         "--quantizations", nargs="+", choices=[name for name in QUANTIZATIONS if name != "auto"],

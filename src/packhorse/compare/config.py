@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packhorse.batching import POLICIES
 from packhorse.compare.recommend import UserLimits
-from packhorse.config import InputConfig
+from packhorse.config import MODEL_ENGINES, InputConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class CompareConfig:
     model: str
     input: str
     output: Path = Path("report")
-    engines: tuple[str, ...] = ("transformers", "ctranslate2")
+    engines: tuple[str, ...] = MODEL_ENGINES
     quantizations: tuple[str, ...] = ("float32", "int8")
     batchings: tuple[str, ...] = tuple(POLICIES)
     sample: int = 64

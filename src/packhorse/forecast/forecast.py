@@ -15,7 +15,7 @@ from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, stored_calibration
 from packhorse.compare.grid import Combination, combinations, engine_config
 from packhorse.compare.trial import packhorse_command
-from packhorse.config import BatchingConfig, EngineConfig, InputConfig
+from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding, Prompt
 from packhorse.duplicates import distinct
 from packhorse.errors import ConfigError, InputError, PackhorseError
@@ -39,7 +39,7 @@ class ForecastConfig:
 
     model: str
     input: str
-    engines: tuple[str, ...] = ("transformers", "ctranslate2")
+    engines: tuple[str, ...] = MODEL_ENGINES
     quantizations: tuple[str, ...] = ("float32", "int8")
     batchings: tuple[str, ...] = tuple(POLICIES)
     batching: BatchingConfig = field(default_factory=BatchingConfig)

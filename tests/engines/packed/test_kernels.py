@@ -9,7 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from packhorse.engines.packed.kernels import activate, add_and_normalize, choose_best, normalize
+from packhorse.engines.packed.kernels import (
+    activate,
+    add_and_normalize,
+    choose_best,
+    normalize,
+    split_heads,
+)
+from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.vectors import LANES
 
 ROWS, WIDTH = 5, 96
@@ -112,3 +119,33 @@ def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     assert best[3] == -np.inf
     expected[3] = 0
     assert at.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int8])
+def test_scores_of_queries_and_keys_survive_a_channel_that_stands_out(kind: type) -> None:
+    width, group, none = 64, 3, np.empty((0, 0), np.float32)
+    numbers = floats(BLOCK, (group + 2) * width)
+    numbers[:, group * width + 37] += 40
+    queries = np.empty((1, BLOCK, group, width), np.float32)
+    keys, values = np.zeros((1, 1, 1, width, BLOCK), kind), np.zeros((1, 1, 1, BLOCK, width), kind)
+    key_scales, value_scales = np.ones((2, 1, 1, 1, BLOCK), np.float32)
+    ones, zeros = np.ones(numbers.size, np.float32), np.zeros(numbers.size, np.float32)
+    split_heads(
+        numbers, ones, ones, zeros, BLOCK, np.arange(BLOCK, dtype=np.int32),
+        np.zeros((1, 1), np.int32), np.zeros(BLOCK, np.int32), 0, none, none, none.ravel(),
+        none.ravel(), width, np.float32(1e-5), np.empty(width, np.float32),
+        queries, keys, values, key_scales, value_scales,
+    )  # fmt: skip
+    stored = keys[0, 0, 0] * key_scales[0, 0, 0]
+    found = queries[0].reshape(-1, width) @ stored
+    asked, given = (
+        numbers[:, : group * width].reshape(-1, width),
+        numbers[:, group * width :][:, :width],
+    )
+    expected = asked @ given.T / 8
+    steps = np.abs(given).max(1, keepdims=True) / 127
+    unturned = asked @ (np.rint(given / steps) * steps).T / 8
+    if kind is np.float32:
+        assert found == pytest.approx(expected, abs=1e-4)
+    else:
+        assert np.abs(found - expected).mean() < 0.7 * np.abs(unturned - expected).mean()
