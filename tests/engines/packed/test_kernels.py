@@ -127,7 +127,8 @@ def test_scores_of_queries_and_keys_survive_a_channel_that_stands_out(kind: type
     numbers = floats(BLOCK, (group + 2) * width)
     numbers[:, group * width + 37] += 40
     queries = np.empty((1, BLOCK, group, width), np.float32)
-    keys, values = np.zeros((1, 1, 1, width, BLOCK), kind), np.zeros((1, 1, 1, BLOCK, width), kind)
+    keys: NDArray[Any] = np.zeros((1, 1, 1, width, BLOCK), kind)
+    values: NDArray[Any] = np.zeros((1, 1, 1, BLOCK, width), kind)
     key_scales, value_scales = np.ones((2, 1, 1, 1, BLOCK), np.float32)
     ones, zeros = np.ones(numbers.size, np.float32), np.zeros(numbers.size, np.float32)
     split_heads(
