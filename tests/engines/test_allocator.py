@@ -57,3 +57,29 @@ def test_what_the_person_chose_stays(name: str) -> None:
     kept, faults = outcome(**{name: value})
     assert not kept
     assert faults > 1000
+
+
+RETURNING = """
+import ctypes, psutil
+from packhorse.engines.allocator import keep_freed_memory, return_freed_memory
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(ctypes.c_size_t(1 << 20)) for _ in range(200)]
+for block in blocks:
+    ctypes.memset(block, 1, 1 << 20)
+for block in blocks[:-1]:
+    libc.free(block)
+kept = psutil.Process().memory_info().rss
+return_freed_memory()
+print(kept - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone")
+def test_what_was_freed_is_returned_when_it_is_told_to() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RETURNING], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 150 << 20

@@ -40,3 +40,11 @@ def keep_freed_memory() -> bool:
             kept & libc.mallopt(_M_TRIM_THRESHOLD, _MOST_BYTES) & libc.mallopt(_M_ARENA_MAX, 1)
         )
     return False
+
+
+def return_freed_memory() -> None:
+    """Gives what was freed back to the system, once: after loading, which takes more than what
+    stays. Nothing happens outside Linux with glibc."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -16,6 +16,7 @@ from packhorse.batching.memory import available_bytes
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
+from packhorse.engines.allocator import return_freed_memory
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
@@ -78,6 +79,7 @@ class PackedEngine:
         quantized = quantization == "int8"
         built = read_architecture(folder)
         weights = load_weights(folder, built, quantized=quantized)
+        return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)
         blocks = _blocks(token_bytes, max_context, cache_bytes)
         context = min(max_context, blocks * BLOCK)
