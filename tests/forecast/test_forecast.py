@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,10 +83,9 @@ def test_equal_rows_need_not_run(config: ForecastConfig) -> None:
     assert forecast(sampled, silent).equal_rows == 0
 
 
-def test_the_packed_engine_is_predicted_in_both_formats(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As the command does it: calibrated in processes of their own, by its own cost rule."""
+def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
+    """As the command does it: calibrated in processes of their own, by its own cost rule; the run
+    too is a process of its own, since its memory is measured."""
     folder = tiny_models.tiny_llama(tmp_path / "llama")
     source = write(tmp_path / "in.jsonl", [f"row {number} " * 8 for number in range(30)])
     config = ForecastConfig(
@@ -105,14 +106,18 @@ def test_the_packed_engine_is_predicted_in_both_formats(
         assert kept.traits.cost_rule == "packed"
         assert kept.observations == len(CONTINUOUS_PROBES)
         assert kept.coefficients.prefill_tokens + kept.coefficients.batches > 0
-    run = ["run", str(folder), str(source), "-o", str(tmp_path / "out.jsonl"), "--engine", "packed"]
-    assert main([*run, "--quantization", "int8", "--max-new-tokens", "8"]) == 0
+    command = [
+        sys.executable, "-m", "packhorse", "run", str(folder), str(source), "-o",
+        str(tmp_path / "out.jsonl"), "--engine", "packed", "--quantization", "int8",
+        "--max-new-tokens", "8",
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     session, resolved = manifest["session"], manifest["resolved"]
     assert session["expected"]["generate_seconds"] > 0
     assert session["expected"]["peak_memory_bytes"] > 0.9 * session["peak_memory_bytes"]
     assert resolved["peak_bytes"] > resolved["model_bytes"]
-    assert "weights, cache and steps take at most" in capsys.readouterr().err
+    assert "weights, cache and steps take at most" in ran.stderr
 
 
 def test_a_step_that_waits_is_predicted(
