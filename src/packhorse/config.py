@@ -39,8 +39,8 @@ class EngineConfig:
 
     engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
     quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
-    quantization_method: how a model is made ready for int8 on ctranslate2; "auto" is what
-        `packhorse quantize` found for it, else the best its family can have.
+    quantization_method: how a model is made ready for int8 on ctranslate2 and packed; "auto" is
+        what `packhorse quantize` found for it, else the best its family can have.
     workers, threads: None is the fastest that was measured where the engine was calibrated, else
         one single-threaded worker a core for ctranslate2, one with all cores for transformers.
     cache_bytes: memory for keys and values, for an engine that allocates it once (packed); None is

@@ -20,6 +20,13 @@ def test_formats_an_engine_does_not_know_are_left_out() -> None:
     ]
 
 
+def test_packed_int8_may_be_made_ready_in_any_way() -> None:
+    forms = ["int8:plain", "int8", "int8_float32:plain", "int16"]
+    found = combinations(["packed"], forms, ["continuous"], 8)
+    assert [each.quantization for each in found] == ["int8:plain", "int8"]
+    assert "--quantization int8 --quantization-method plain" in " ".join(found[0].options())
+
+
 def test_continuous_is_the_policy_of_the_packed_engine_and_of_no_other() -> None:
     grid = combinations(
         ["ctranslate2", "packed"], ["float32", "int8", "int16"], ["sorted", "continuous"], 8

@@ -60,8 +60,8 @@ def add_method_option(group: Any) -> None:
         "--quantization-method",
         choices=QUANTIZATION_METHODS,
         default=default(EngineConfig, "quantization_method"),
-        help="how a model is made ready for int8 on ctranslate2 (default: what packhorse quantize "
-        "found, else the best its family can have)",
+        help="how a model is made ready for int8 on ctranslate2 and packed (default: what "
+        "packhorse quantize found, else the best its family can have)",
     )
 
 

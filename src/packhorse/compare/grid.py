@@ -22,11 +22,12 @@ def _named_formats() -> list[str]:
     return formats + [f"{form}:{method}" for form in int8 for method in methods]
 
 
+_PACKED_FORMATS = ("float32", "int8")
 # What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
 _FORMATS = {
     "transformers": ("float32", "bfloat16", "float16"),
     "ctranslate2": tuple(_named_formats()),
-    "packed": ("float32", "int8"),
+    "packed": tuple(name for name in _named_formats() if name.split(":")[0] in _PACKED_FORMATS),
     "fake": ("float32", "int8", "int16"),
 }
 _CONTINUOUS_ENGINES = ("packed",)
@@ -37,7 +38,7 @@ _CONTINUOUS_ENGINES = ("packed",)
 class Combination:
     """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig.
 
-    quantization: a format, or, for int8 on ctranslate2, "FORMAT:METHOD" (see EngineConfig).
+    quantization: a format, or, for int8, "FORMAT:METHOD" (see EngineConfig).
     """
 
     engine: str

@@ -93,6 +93,7 @@ def _prepare(asked: _Asked) -> PreparedModel:
     if isinstance(source, CTranslate2Folder):
         return _ready(asked.model, source.path, asked.report)
     assert not isinstance(source, HubModel)
+    _check_method(asked)
     original = Original(source, asked.allow_pickle, asked.report)
     if chosen == "ctranslate2":
         return _for_ctranslate2(original, asked)
@@ -142,11 +143,6 @@ def _for_ctranslate2(original: Original, asked: _Asked) -> PreparedModel:
     form = resolve_quantization(asked.quantization, asked.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
-    if asked.method not in (AUTO, PLAIN) and not is_int8:
-        raise ConfigError(
-            f"the quantization method {asked.method} is for int8, not for {form}",
-            "add --quantization int8, or leave the method out",
-        )
     plain = Way(PLAIN)
     way = way_for(asked.method, original.title, identity, asked.report) if is_int8 else plain
     try:
@@ -251,6 +247,15 @@ def _check_names(quantization: str, device: str) -> None:
         )
     if device not in DEVICES:
         raise ConfigError(f"there is no device {device!r}", f"one of {', '.join(DEVICES)}")
+
+
+def _check_method(asked: _Asked) -> None:
+    form = resolve_quantization(asked.quantization, asked.device)
+    if asked.method not in (AUTO, PLAIN) and not form.startswith("int8"):
+        raise ConfigError(
+            f"the quantization method {asked.method} is for int8, not for {form}",
+            "add --quantization int8, or leave the method out",
+        )
 
 
 def _check_formats(engine: str, quantization: str) -> None:
