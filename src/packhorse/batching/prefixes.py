@@ -32,7 +32,7 @@ def shared_prefixes(sequences: Sequence[Sequence[int]], group_cost: float) -> li
     shortened = [tuple(ids[: max(0, len(ids) - OWN_TOKENS)]) for ids in sequences]
     order = sorted(range(len(shortened)), key=shortened.__getitem__)
     common = [
-        _common_length(shortened[before], shortened[after]) for before, after in pairwise(order)
+        common_length(shortened[before], shortened[after]) for before, after in pairwise(order)
     ]
     lengths = [0] * len(sequences)
     if not order:
@@ -103,8 +103,11 @@ def _tree(common: Sequence[int], group_cost: float) -> _Group:
     return root
 
 
-def _common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """By halving, so that most tokens are compared by one comparison of tuples."""
+def common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Leading tokens that both have in common.
+
+    By halving, so that most tokens are compared by one comparison of tuples.
+    """
     known, most = 0, min(len(one), len(other))
     if one[:most] == other[:most]:
         return most

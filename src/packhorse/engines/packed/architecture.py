@@ -55,6 +55,12 @@ class Architecture:
         return getattr(self.config, "quantization_config", None) is not None
 
     @property
+    def qkv_digits(self) -> int:
+        """Of the int8 weights of queries, keys and values: those rounded while they are loaded have
+        a second one."""
+        return 1 if self.holds_int8 else 2
+
+    @property
     def padded_head(self) -> int:
         half = -(-self.head_size // 2)
         return 2 * -(-half // LANES) * LANES

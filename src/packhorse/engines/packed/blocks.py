@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from packhorse.batching.prefixes import common_length
 from packhorse.engines.packed.tiles import BLOCK
 
 Tokens = tuple[int, ...]
@@ -95,7 +96,7 @@ class BlockPool:
         place = bisect_left(node.order, rest)
         found = Match(tuple(blocks))
         for near in node.order[max(0, place - 1) : place + 1]:
-            common = common_tokens(near, rest)
+            common = common_length(near, rest)
             if common > found.copied:
                 found = Match(tuple(blocks), node.children[near].block, common)
         return found
@@ -129,13 +130,3 @@ class BlockPool:
         if parent is not None and parent.children.get(node.tokens) is node:
             del parent.children[node.tokens]
             del parent.order[bisect_left(parent.order, node.tokens)]
-
-
-def common_tokens(first: Tokens, second: Tokens) -> int:
-    """Leading tokens that both have in common."""
-    length = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

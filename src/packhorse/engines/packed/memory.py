@@ -19,10 +19,10 @@ _LOGIT_BYTES = 64
 
 
 def weight_bytes(built: Architecture, *, quantized: bool) -> int:
-    """Weights, with their scales and biases. int8: two digits for queries, keys and values, and
-    embeddings in 16 bits; float32: the head may be the embeddings."""
+    """Weights, with their scales and biases. int8: embeddings in 16 bits; float32: the head
+    may be the embeddings."""
     attended = built.heads * built.padded_head
-    qkv, number, embedded = (2, 1, 2) if quantized else (4, 4, 4)
+    qkv, number, embedded = (built.qkv_digits, 1, 2) if quantized else (4, 4, 4)
     layer = built.hidden * (
         built.qkv_width * qkv + (attended + built.activation_width + built.inner) * number
     )

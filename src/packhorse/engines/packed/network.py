@@ -96,7 +96,7 @@ class Scratch:
         self.best, self.best_at = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
-        has_second = quantized and not built.holds_int8
+        has_second = quantized and built.qkv_digits > 1
         self.second = np.empty(tokens * built.qkv_width if has_second else 0, sums)
         self._tensors = torch.from_numpy(self.product), torch.from_numpy(self.taken)
         self._second = torch.from_numpy(self.second)

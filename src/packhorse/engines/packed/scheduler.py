@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from packhorse.engines.packed.blocks import BlockPool, common_tokens
+from packhorse.batching.prefixes import common_length
+from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
@@ -82,7 +83,7 @@ class Sequence:
     def look_ahead(self) -> None:
         """Goes over to the next path, from where it parts from the one before."""
         before, self.path = self.path, self.ahead.pop(0)
-        self.computed = len(self.known) + common_tokens(before, self.path)
+        self.computed = len(self.known) + common_length(before, self.path)
 
 
 class Scheduler:

@@ -151,7 +151,7 @@ class _Maker:
         steps = weight / scales[:, None]
         whole = steps.round()
         first = whole.to(torch.int8).t().contiguous()
-        if digits == 1 or self.built.holds_int8:
+        if digits == 1:
             return Linear(first, scales.numpy(), held)
         finer = ((steps - whole) * FINER).round().to(torch.int8)
         return Linear(first, (scales / FINER).numpy(), held, finer.t().contiguous())
@@ -197,7 +197,7 @@ def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:
             is_head = name.startswith("self_attn")
             weights.append(make.padded(weight) if is_head else weight)
             biases.append(make.padded(bias) if is_head else bias)
-        digits = 2 if names[0].startswith("self_attn") else 1
+        digits = built.qkv_digits if names[0].startswith("self_attn") else 1
         return make.linear(torch.cat(weights), torch.cat(biases)[:, 0], digits=digits)
 
     out = stored.get(f"{start}self_attn.o_proj.weight", hidden, width)
@@ -237,7 +237,7 @@ def _gpt2_layer(stored: Stored, make: _Maker, number: int) -> Layer:
     none = np.empty(0, np.float32)
     return Layer(
         attention_norm=make.norm(stored, f"{start}ln_1"),
-        qkv=make.linear(qkv, qkv_bias, digits=2),
+        qkv=make.linear(qkv, qkv_bias, digits=built.qkv_digits),
         out=make.linear(out, bias("attn.c_proj", hidden)),
         mlp_norm=make.norm(stored, f"{start}ln_2"),
         up=make.linear(weight("mlp.c_fc", hidden, inner), bias("mlp.c_fc", inner)),
