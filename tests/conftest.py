@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +17,13 @@ from servers import FAKE, Served, served
 if TYPE_CHECKING:
     from packhorse.assess.document import Assessment
 
-# A busy machine is no failure: laws are about results, not about milliseconds.
+# A busy machine is no failure: laws are about results, not about milliseconds. In CI every run has
+# the same examples, so that what failed fails again; everywhere else they are new each time.
 hypothesis.settings.register_profile(
-    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "patient",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("patient")
 

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from packhorse.journal import Journal
 
 KILLS = 50
 KILLS_OF_THE_REAL_MODEL = 5
@@ -118,8 +121,8 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(
 ) -> None:
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
-    process = start(arguments, 0.005)
-    wait_for_rows(output)
+    process = start(arguments, 0.02)
+    wait_for(output, has_rows)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == code
@@ -136,24 +139,24 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(
 
 def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    process = start(command("fake", source, output, *FAKE, "--batch-size", "120"), 0.05)
-    wait_for_journal(output)
-    time.sleep(0.5)
+    process = start(command("fake", source, output, *FAKE, "--batch-size", "60"), 1.0)
+    wait_for(output, has_rows)
+    time.sleep(1)  # the second batch is under way now, and takes six seconds
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode == 130
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130, stderr
     assert time.monotonic() - asked < 2
 
 
 def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
-    process = start(arguments, 0.01)
-    wait_for_journal(output)
+    process = start(arguments, 0.1)
+    wait_for(output, Journal.is_bound)
     second = finish(arguments)
     process.kill()
     process.communicate()
@@ -184,24 +187,19 @@ def test_a_real_model_killed_and_continued(demo_model_folder: Path, tmp_path: Pa
         assert output.read_bytes() == clean.read_bytes()
 
 
-def wait_for_journal(output: Path, seconds: float = 20) -> None:
-    journal = output.with_name(output.name + ".packhorse") / "journal.sqlite3"
-    deadline = time.monotonic() + seconds
-    while not journal.exists():
-        assert time.monotonic() < deadline, "the run did not begin"
-        time.sleep(0.02)
+def has_rows(journal: Journal) -> bool:
+    """Whether results are in it: they are committed every half second."""
+    return journal.counts().completed > 0
 
 
-def wait_for_rows(output: Path, seconds: float = 20) -> None:
-    """Until the journal holds the first results: they are committed every half second."""
-    from packhorse.journal import Journal
-
-    wait_for_journal(output)
+def wait_for(output: Path, condition: Callable[[Journal], bool], seconds: float = 30) -> None:
+    """Until the journal of a run exists and the condition holds of it."""
     path = output.with_name(output.name + ".packhorse") / "journal.sqlite3"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        time.sleep(0.05)
-        with Journal(path, read_only=True) as journal:
-            if journal.counts().completed:
-                return
-    raise AssertionError("no row was recorded")
+        time.sleep(0.02)
+        if path.exists():
+            with Journal(path, read_only=True) as journal:
+                if condition(journal):
+                    return
+    raise AssertionError("the run did not come so far")
