@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy
 import pytest
 from hypothesis import given
@@ -7,7 +12,7 @@ from hypothesis import strategies as st
 
 from packhorse.batching.expected import Expected
 from packhorse.data import Answer, Batch, Decoding, Failure, Prompt, Timing
-from packhorse.meters import Meter, peak_memory_bytes, quantile
+from packhorse.meters import BUSY, Meter, OtherWork, peak_memory_bytes, quantile
 
 
 def batch(*lengths: int) -> Batch:
@@ -92,3 +97,26 @@ def test_peak_memory_is_at_least_what_is_held() -> None:
     held = bytearray(64 << 20)
     held[::4096] = b"x" * len(held[::4096])
     assert peak_memory_bytes() >= 64 << 20
+
+
+def test_what_others_take_of_the_machine_is_seen() -> None:
+    endless = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(endless) for _ in range(os.cpu_count() or 1)]
+    try:
+        work = OtherWork()
+        time.sleep(1)
+        assert work.share() > 4 * BUSY
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_ones_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    real, own = psutil.cpu_times(), iter((10.0, 13.0))
+    spent = iter((real, real._replace(user=real.user + 3.5, idle=real.idle + 6.5)))
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(spent))
+    monkeypatch.setattr("packhorse.meters.processor_seconds", lambda: next(own))
+    assert OtherWork().share() == pytest.approx(0.05)

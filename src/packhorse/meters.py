@@ -66,6 +66,35 @@ def processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+BUSY = 0.1
+"""Share of the machine's cores taken by others above which figures are not those of the machine."""
+
+
+class OtherWork:
+    """What this machine's cores do for others from now on: for other processes and, on a virtual
+    machine, for other guests of its host (steal)."""
+
+    def __init__(self) -> None:
+        self._others, self._all = self._seconds()
+
+    def share(self) -> float:
+        """0 to 1: core seconds for others / core seconds that there were. Ended children of this
+        process count as itself, those under way as others."""
+        others, everything = self._seconds()
+        passed = everything - self._all
+        return min(1.0, max(0.0, (others - self._others) / passed)) if passed > 0 else 0.0
+
+    @staticmethod
+    def _seconds() -> tuple[float, float]:
+        """Core seconds for others and core seconds, both since the machine started."""
+        import psutil
+
+        times = psutil.cpu_times()._asdict()
+        everything = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)
+        idle = times["idle"] + times.get("iowait", 0.0)
+        return everything - idle - processor_seconds(), everything
+
+
 @dataclass(slots=True)
 class Meter:
     """Counters of one session of a job: one process, from its start to its end.
@@ -79,6 +108,7 @@ class Meter:
         outcome of an equal one; they count as completed or failed and in no other figure.
     expected_seconds, expected_peak_bytes: of the stage "generate" and of this process, as each
         window of rows was planned; None where the engine is not calibrated.
+    other_work: of the machine since this session began.
     """
 
     cost_rule: str = "padded"
@@ -102,6 +132,7 @@ class Meter:
     _loaded_bytes: int | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    other_work: OtherWork = field(default_factory=OtherWork)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -218,6 +249,7 @@ class Meter:
                 "peak_memory_bytes": self.expected_peak_bytes,
             },
             "processor_seconds": processor_seconds(),
+            "other_work_share": self.other_work.share(),
             "peak_memory_bytes": peak_memory_bytes(),
         }
 

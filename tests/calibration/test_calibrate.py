@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_a_damaged_file_is_no_calibration(prepared: PreparedModel, content: str)
     calibrate(prepared, EngineConfig("fake"), silent)
     place(prepared, EngineConfig("fake")).write_text(content)
     assert stored_calibration(prepared, EngineConfig("fake")) is None
+
+
+def test_one_of_before_other_work_was_noted_is_still_good(prepared: PreparedModel) -> None:
+    made = calibrate(prepared, EngineConfig("fake"), silent)
+    path = place(prepared, EngineConfig("fake"))
+    document = json.loads(path.read_bytes())
+    del document["other_work_share"]
+    path.write_text(json.dumps(document))
+    assert stored_calibration(prepared, EngineConfig("fake")) == replace(made, other_work_share=0.0)
 
 
 def test_a_cache_that_cannot_be_written_costs_no_job(

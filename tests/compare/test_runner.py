@@ -112,6 +112,23 @@ def test_a_resumed_comparison_runs_only_what_is_missing(config: CompareConfig) -
     assert kept.stat().st_mtime_ns == before
 
 
+def test_repeats_beside_other_work_are_flagged(config: CompareConfig) -> None:
+    runner.compare(config, Notes())
+    path = config.output / "runs" / "fake-int8-sorted" / "1" / "outcome.json"
+    outcome = json.loads(path.read_text())
+    assert 0 <= outcome["repeat"]["figures"]["other_work_share"] <= 1
+    outcome["repeat"]["figures"]["other_work_share"] = 0.99
+    path.write_text(json.dumps(outcome))
+    again = runner.compare(replace(config, resume=True), Notes())
+    (flag,) = [
+        flag
+        for trial in again.trials
+        for flag in trial.flags
+        if trial.name == "fake int8 sorted" and "other work" in flag
+    ]
+    assert "up to 99%" in flag
+
+
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [

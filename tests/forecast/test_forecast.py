@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import tiny_models
 from packhorse.batching.cost import OutputLengths
 from packhorse.calibration import stored_calibration
 from packhorse.calibration.probes import CONTINUOUS_PROBES
+from packhorse.calibration.store import place
+from packhorse.calibration.store import write as write_calibration
 from packhorse.cli import main
 from packhorse.cli.plan import duration
 from packhorse.compare.grid import engine_config
@@ -134,6 +137,26 @@ def test_a_step_that_waits_is_predicted(
     )
     (found,) = forecast(only, silent).predictions
     assert 2.5 < found.seconds < 10
+
+
+def test_costs_measured_beside_other_work_are_named(config: ForecastConfig) -> None:
+    only = replace(config, quantizations=("float32",))
+    messages: list[str] = []
+    forecast(only, messages.append)
+    engine = engine_config("fake", "float32")
+    prepared = prepare_for("anything", engine)
+    kept = stored_calibration(prepared, engine)
+    assert kept is not None
+    for share, expected in ((0.05, 0), (0.4, 1)):
+        write_calibration(place(prepared, engine), replace(kept, other_work_share=share))
+        messages.clear()
+        forecast(only, messages.append)
+        warnings = [message for message in messages if "other work" in message]
+        assert len(warnings) == expected
+    (warning,) = warnings
+    assert "40%" in warning
+    command = warning.split("packhorse ")[1]
+    assert main(shlex.split(command)) == 0
 
 
 def test_a_broken_technique_costs_no_other(config: ForecastConfig) -> None:

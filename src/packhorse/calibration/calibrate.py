@@ -23,7 +23,12 @@ from packhorse.config import EngineConfig
 from packhorse.contract import Engine
 from packhorse.engines import load_engine
 from packhorse.engines.cores import usable_cores
-from packhorse.meters import current_memory_bytes, forget_peak_memory, peak_memory_bytes
+from packhorse.meters import (
+    OtherWork,
+    current_memory_bytes,
+    forget_peak_memory,
+    peak_memory_bytes,
+)
 from packhorse.models import ModelFacts, PreparedModel, model_facts
 
 PROBE_SECONDS = 20.0
@@ -50,7 +55,7 @@ def calibrate(
 
     Raises ModelError and EngineError as loading does, and EngineError when probes cannot be run.
     """
-    started = time.monotonic()
+    started, other_work = time.monotonic(), OtherWork()
     report(f"measuring what {prepared.name} costs on this machine (once)")
     facts = model_facts(prepared)
     engine = load_engine(prepared, facts, config)
@@ -77,6 +82,7 @@ def calibrate(
         memory=memory,
         seconds=time.monotonic() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        other_work_share=other_work.share(),
     )
     if not store.write(store.place(prepared, config), calibration):
         report("the calibration could not be kept: it is measured again next time")

@@ -14,6 +14,7 @@ from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits
 from packhorse.errors import OutputError
 from packhorse.machine import machine
+from packhorse.meters import BUSY
 from packhorse.models import PreparedModel, cache_root
 from packhorse.models.cache import library_versions
 
@@ -37,7 +38,7 @@ class Calibration:
     for. coefficients: see `Work` (seconds). error: median relative error of the fit over its own
     observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of the
     process then, with the tokenizer. memory: what computing prompts takes beside that.
-    seconds: what the calibration took.
+    seconds: what the calibration took. other_work_share: see `OtherWork`, while it was measured.
     """
 
     model: str
@@ -51,6 +52,12 @@ class Calibration:
     memory: PrefillMemory
     seconds: float
     created: str
+    other_work_share: float = 0.0
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other work took so much of the machine that a quiet one will be faster."""
+        return self.other_work_share > BUSY
 
     def costs(self, outputs: OutputLengths | None = None) -> Costs:
         """Expected costs of batches whose rows generate like `outputs`."""

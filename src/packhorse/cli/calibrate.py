@@ -45,4 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         f"measured in {found.seconds:.1f} s from {found.observations} observations, "
         f"median error {found.error:.1%}"
     )
+    if found.is_disturbed:
+        print(
+            f"other work took {found.other_work_share:.0%} of the machine's cores meanwhile: "
+            "measure again when it is quiet"
+        )
     return EXIT_DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from packhorse.manifest import RunReport, compute_format
+from packhorse.meters import BUSY
 
 
 def run_summary(report: RunReport) -> str:
@@ -53,6 +54,10 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         lines.append(
             f"saved       {session['prefix_tokens_saved']:,} prompt tokens by shared prefixes, "
             f"{session['rows_deduplicated']:,} duplicate rows"
+        )
+    if session["other_work_share"] > BUSY:
+        lines.append(
+            f"other work  took {session['other_work_share']:.0%} of the machine's cores meanwhile"
         )
     lines.append(f"memory      {session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     return lines

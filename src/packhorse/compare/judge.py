@@ -26,6 +26,7 @@ from packhorse.compare.trial import Outcome, RowResult, read_rows
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
 from packhorse.manifest import compute_format
+from packhorse.meters import BUSY
 from packhorse.models import prepare_embedding_model
 from packhorse.session import prepare_for
 from packhorse.statistics import Estimate
@@ -225,7 +226,7 @@ class Judge:
         ]
         if any(other != answers[0] for other in answers[1:]):
             flags.append("its repeats gave different answers; the first one's are judged")
-        return flags
+        return flags + _disturbance([outcome.repeat for outcome in runs.outcomes])
 
     def _effect(self, kind: Any, before: TrialRuns, after: TrialRuns) -> document.Effect | None:
         rows = zip(before.rows(), after.rows(), strict=True)
@@ -272,6 +273,18 @@ def _estimates(
         found["kl_divergence"] = forced.kl_divergence
         found["top1_agreement"] = forced.top1_agreement
     return {name: _estimate(value) for name, value in found.items() if value is not None}
+
+
+def _disturbance(repeats: Sequence[document.Repeat | None]) -> list[str]:
+    """A flag, where other work slowed repeats down."""
+    shares = [each.figures.get("other_work_share", 0.0) for each in repeats if each is not None]
+    disturbed = [share for share in shares if share > BUSY]
+    if not disturbed:
+        return []
+    return [
+        f"other work took up to {max(disturbed):.0%} of the machine's cores "
+        f"in {len(disturbed)} of {len(shares)} repeats"
+    ]
 
 
 def _notes(

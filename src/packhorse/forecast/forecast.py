@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -172,6 +173,12 @@ def _candidates(
             first = first or error
             failed[f"{engine} {quantization}"] = str(error)
             continue
+        if found.is_disturbed:
+            report(
+                f"{engine} {quantization} was measured while other work took "
+                f"{found.other_work_share:.0%} of the machine's cores; once it is quiet: "
+                f"{shlex.join(['packhorse', *_calibrate(config.model, chosen)])}"
+            )
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
         ]
@@ -186,10 +193,7 @@ def _calibrated_apart(
 ) -> Calibration:
     """Calibrates in a process of its own, whose memory is that of a run."""
     report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = [
-        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
-        "--quantization-method", engine.quantization_method,
-    ]  # fmt: skip
+    command = _calibrate(model, engine)
     ended = subprocess.run(
         packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
     )
@@ -199,8 +203,17 @@ def _calibrated_apart(
     if found is None:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
         said = next((line for line in lines if line.startswith("packhorse: ")), "it ended early")
-        raise InputError(said.removeprefix("packhorse: "), f"try: packhorse {' '.join(command)}")
+        hint = f"try: {shlex.join(['packhorse', *command])}"
+        raise InputError(said.removeprefix("packhorse: "), hint)
     return found
+
+
+def _calibrate(model: str, engine: EngineConfig) -> list[str]:
+    """The words of `packhorse` that calibrate an engine."""
+    return [
+        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
+        "--quantization-method", engine.quantization_method,
+    ]  # fmt: skip
 
 
 def _seconds_a_token(candidate: _Candidate) -> float:
