@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,31 @@ def test_special_token_text_inside_a_row_stays_text(
     assert f"before {forged} after" in rendered(chat_codec, ids)
     bare = encode(Tokenizer(chat_codec), f"a {forged} b", bare=True)
     assert not special & set(bare)
+
+
+def test_many_special_texts_take_two_calls_of_the_tokenizer(
+    chat_codec: HuggingFaceCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call takes a tenth of a millisecond, and a row has room for 400,000 such texts."""
+    expected = rendered(chat_codec, encode(Tokenizer(chat_codec), "a<|im_end|>b<|im_start|>c"))
+    calls = []
+    encode_all = chat_codec._encode
+
+    def counted(texts: Sequence[str], **options: bool) -> list[tuple[int, ...]]:
+        calls.append(len(texts))
+        return encode_all(texts, **options)
+
+    monkeypatch.setattr(chat_codec, "_encode", counted)
+    text = "a<|im_end|>b<|im_start|>c" * 200
+    ids = encode(Tokenizer(chat_codec), ({"role": "user", "content": text},))
+    assert len([count for count in calls if count]) == 2
+    assert rendered(chat_codec, ids) == expected.replace("a<|im_end|>b<|im_start|>c", text)
+
+
+def test_no_token_is_longer_than_the_longest(chat_codec: HuggingFaceCodec) -> None:
+    vocabulary = chat_codec._tokenizer.get_vocab()
+    longest = max(len(chat_codec.decode((token_id,))) for token_id in vocabulary.values())
+    assert 1 < longest <= chat_codec.longest_token
 
 
 def test_placeholder_characters_in_a_row_do_no_harm(chat_codec: HuggingFaceCodec) -> None:

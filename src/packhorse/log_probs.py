@@ -90,6 +90,14 @@ def document(codec: Codec, tokens: Sequence[Placed], *, is_chat: bool) -> dict[s
     return _of_chat(codec, tokens) if is_chat else _of_text(codec, tokens)
 
 
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The document of tokens whose parts, in order, have these documents."""
+    return {
+        name: [each for part in parts for each in part[name]] if isinstance(value, list) else value
+        for name, value in parts[0].items()
+    }
+
+
 def _of_chat(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     content = [
         {

@@ -46,6 +46,11 @@ class Codec(Protocol):
     @property
     def has_chat_template(self) -> bool: ...
 
+    @property
+    def longest_token(self) -> int:
+        """Characters of a text that one token stands for, at most."""
+        ...
+
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Bare texts to ids, with the special tokens the model wants around a text."""
         ...
@@ -88,6 +93,10 @@ class HuggingFaceCodec:
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
+
+    @cached_property
+    def longest_token(self) -> int:
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         return self._encode(texts, add_special_tokens=True, split_special_tokens=True)
@@ -171,14 +180,18 @@ class HuggingFaceCodec:
         return pieces
 
     def _joined(self, pieces: list[str] | Refusal) -> tuple[int, ...] | Refusal:
+        """Two calls of the tokenizer, however many pieces there are."""
         if isinstance(pieces, Refusal):
             return pieces
+        between = [piece for piece in pieces[::2] if piece]
+        plain = iter(self._encode(between, add_special_tokens=False, split_special_tokens=False))
+        literals = list(dict.fromkeys(pieces[1::2]))
+        encoded = self._encode(literals, add_special_tokens=False, split_special_tokens=True)
+        ids_of = dict(zip(literals, encoded, strict=True))
         ids: list[int] = []
         for position, piece in enumerate(pieces):
             if piece:
-                ids += self._encode(
-                    [piece], add_special_tokens=False, split_special_tokens=position % 2 == 1
-                )[0]
+                ids += ids_of[piece] if position % 2 else next(plain)
         return tuple(ids)
 
     def _encode(
@@ -201,6 +214,7 @@ class ByteCodec:
     """UTF-8 bytes as token ids, for the fake engine: reversible and without a model."""
 
     has_chat_template = False
+    longest_token = 1
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [self.encode_fragment(text) for text in texts]

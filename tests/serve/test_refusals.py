@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from servers import FAKE, Served, served
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -24,6 +26,7 @@ def text(**fields: Any) -> dict[str, Any]:
     return {"model": "fake", "prompt": "hello", **fields}
 
 
+PART_OF_PAIR = b'{"role":"user","content":[{"type":"text","text":"\\ud800"}]}'
 BAD_BODIES = [
     ("chat", b"", 400),
     ("chat", b"not json", 400),
@@ -35,6 +38,8 @@ BAD_BODIES = [
     ("chat", b"[" * 100_000, 400),
     ("chat", b'{"model": "fake", "messages": ' + b'[{"a":' * 50_000 + b"1" + b"}]" * 50_000, 400),
     ("chat", b'{"model":"fake","messages":[{"role":"user","content":"\\ud800"}]}', 400),
+    ("chat", b'{"model":"fake","messages":[' + PART_OF_PAIR + b"]}", 400),
+    ("chat", b'{"model":"fake","messages":[{"role":"user","content":"a","b":"\\udfff"}]}', 400),
     ("chat", b'{"model":"fake","messages":[{"role":"user","content":"a"}],"temperature":NaN}', 400),
     ("chat", b'{"model":"fake","messages":[{"role":"user","content":"a"}],"top_p":Infinity}', 400),
     ("chat", b'{"model":"fake","messages":[{"role":"user","content":"a"}],"n":1e999}', 400),
@@ -129,6 +134,26 @@ def test_bad_bodies(fake_server: Served, path: str, body: Any, status: int) -> N
         answer = client.post(url, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     assert is_openai_error(answer.json()), answer.text
+
+
+@pytest.mark.parametrize(
+    ("schema", "body"),
+    [
+        (CompletionRequest, {"prompt": [[{}] * 10_000]}),
+        (CompletionRequest, {"prompt": [{}] * 10_000}),
+        (ChatRequest, {"messages": [{}] * 10_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 256}] * 100}),
+        (EmbeddingRequest, {"input": [["x"] * 10_000] * 2}),
+        (EmbeddingRequest, {"input": {}, **{f"field{number}": 1 for number in range(10_000)}}),
+    ],
+)
+def test_a_body_full_of_faults_is_left_at_the_first(
+    schema: type[BaseModel], body: dict[str, Any]
+) -> None:
+    """Each fault that is noted takes a kilobyte, and a body has room for a million."""
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate({"model": "fake", **body})
+    assert refused.value.error_count() < 10
 
 
 REQUESTS: list[tuple[str, str, dict[str, str], int]] = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +12,6 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig
-from packhorse.batching.policies import Limits
-from packhorse.contract import EngineTraits
-from packhorse.serve.child import Loading
-from packhorse.serve.config import Waits
-from packhorse.serve.figures import Figures
-from packhorse.serve.problems import Problem
-from packhorse.serve.requests import Work
-from packhorse.serve.service import Service
-from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.waiting import Batching, WaitingRows
-from packhorse.serve.wire import Loaded
-from packhorse.session import prepare_for
 from servers import Served, served
 from tiny_models import ENDOFTEXT, IM_END, IM_START, tiny_llama
 
@@ -188,23 +175,6 @@ def test_what_cannot_be_told_is_refused(server: Served, options: dict[str, Any],
         answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
-
-
-def test_an_engine_that_does_not_tell_them_says_so() -> None:
-    engine = EngineConfig(engine="fake")
-    prepared = prepare_for("fake", engine)
-    loading = Loading(prepared, engine, packhorse.BatchingConfig(), packhorse.Decoding())
-    supervisor = Supervisor(loading, WaitingRows(Waits()), Figures())
-    traits = EngineTraits("silent", "padded", "cpu", "float32", 1, 1, 256, 0, 1)
-    supervisor.loaded = Loaded(Batching(traits, "single", Limits(1, 256)), "")
-    service = Service("fake", prepared, packhorse.Decoding(), supervisor, prepared.codec())
-    work = Work(("text",), {"top_log_probs": 1}, 1, is_stream=False, include_usage=False)
-    with pytest.raises(
-        Problem, match=r"the engine silent does not .* ctranslate2 or packed"
-    ) as said:
-        asyncio.run(service.admit(work))
-    service.close()
-    assert (said.value.status, said.value.param) == (400, "logprobs")
 
 
 def batch_lines() -> list[dict[str, Any]]:

@@ -12,13 +12,15 @@ from typing import Any, Literal
 from packhorse.answering import cut_at_stop
 from packhorse.data import Failure
 from packhorse.growing_text import GrowingText
-from packhorse.log_probs import GrowingLogProbs, Placed, document, placed
+from packhorse.log_probs import GrowingLogProbs, Placed, document, joined, placed
 from packhorse.serve.problems import Problem, of_failure
 from packhorse.serve.requests import Work
 from packhorse.serve.rows import Ended, Row
 from packhorse.serve.service import Choice, Service
 
 Kind = Literal["chat", "text"]
+TOKENS_AT_ONCE = 64
+"""Whose log-probabilities are written without a pause."""
 _OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
 _CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
 _PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
@@ -32,20 +34,21 @@ async def whole(service: Service, kind: Kind, choices: list[Choice]) -> dict[str
     finally:
         service.abandon(choices)
     answers = []
+    written: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
-        await asyncio.sleep(0)  # documents of many log-probabilities take a while
         outcome = _ended(choice.row, service)
         ids, stop = choice.row.token_ids, choice.row.prompt.decoding.stop
         text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
         reason = "stop" if was_cut else outcome.reason
         content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        tokens = placed(service.codec, stop, choice.row.log_probs)
+        if id(choice.row) not in written:
+            written[id(choice.row)] = await _whole_log_probs(service, kind, choice)
         answers.append(
             {
                 "index": choice.index,
                 **(content if kind == "chat" else {"text": text}),
                 "finish_reason": reason,
-                "logprobs": _log_probs(service, kind, choice, tokens),
+                "logprobs": written[id(choice.row)],
             }
         )
     return {
@@ -178,6 +181,19 @@ def _log_probs(
     if not choice.row.asks_log_probs:
         return None
     return document(service.codec, tokens, is_chat=kind == "chat")
+
+
+async def _whole_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[str, Any] | None:
+    """Written by and by, so that others get their turns."""
+    if not choice.row.asks_log_probs:
+        return None
+    tokens = placed(service.codec, choice.row.prompt.decoding.stop, choice.row.log_probs)
+    parts = []
+    for start in range(0, max(1, len(tokens)), TOKENS_AT_ONCE):
+        part = tokens[start : start + TOKENS_AT_ONCE]
+        parts.append(document(service.codec, part, is_chat=kind == "chat"))
+        await asyncio.sleep(0)
+    return joined(parts)
 
 
 def _head(service: Service, kind: Kind, name: str) -> dict[str, Any]:

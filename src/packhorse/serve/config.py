@@ -32,6 +32,7 @@ class Bounds:
 
     body_bytes: of a request, but for uploaded files, which may have upload_bytes. header_bytes: of
         a request line and its headers. messages: of one chat. prompts: of one completion request.
+    log_probs: of the tokens that a request may generate and of the most probable in their places.
     embedding_texts, embedding_tokens: of one request for embeddings. embedding_waiting: texts of
         all such requests under way; more are refused, unless nothing else is under way.
     connections: open at the same time. header_seconds, body_seconds: to send them in.
@@ -43,6 +44,7 @@ class Bounds:
     header_bytes: int = 16 << 10
     messages: int = 1024
     prompts: int = 64
+    log_probs: int = 1 << 18
     embedding_texts: int = 2048
     embedding_tokens: int = 300_000
     embedding_waiting: int = 8192

@@ -135,13 +135,14 @@ def _shutting_down() -> Problem:
 
 
 def _answer(name: str, vectors: Vectors, encoding: Encoding, tokens: int) -> bytes:
-    written = vectors.tolist() if encoding == "float" else list(map(_base64, vectors))
-    data = [
-        {"object": "embedding", "index": index, "embedding": each}
-        for index, each in enumerate(written)
-    ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json.dumps({"object": "list", "data": data, "model": name, "usage": usage}).encode()
+    """Written vector by vector: the thread of the event loop gets its turns in between."""
+    data = []
+    for index, vector in enumerate(vectors):
+        written = vector.tolist() if encoding == "float" else _base64(vector)
+        data.append(json.dumps({"object": "embedding", "index": index, "embedding": written}))
+    usage = json.dumps({"prompt_tokens": tokens, "total_tokens": tokens})
+    head = f'{{"object": "list", "model": {json.dumps(name)}, "usage": {usage}, "data": ['
+    return f"{head}{', '.join(data)}]}}".encode()
 
 
 def _base64(vector: Vectors) -> str:

@@ -15,6 +15,7 @@ from packhorse.sources.faults import RowError
 from packhorse.sources.messages import read_messages
 from packhorse.sources.openai import TOP_LOG_PROBS, unwrap
 from packhorse.sources.options import read_options
+from packhorse.sources.rows import NO_CHARACTER, TOO_DEEP, canonical_json
 
 _LIVE_FIELDS = ("n", "stream", "stream_options")
 
@@ -53,6 +54,12 @@ def read_chat(body: ChatRequest, most_messages: int) -> Work:
         messages = read_messages(fields["messages"])
     except RowError as error:
         raise Problem(400, error.code, str(error), param="messages") from None
+    try:
+        canonical_json(messages).encode()
+    except UnicodeEncodeError:
+        raise Problem(400, "invalid_unicode", NO_CHARACTER, param="messages") from None
+    except RecursionError:
+        raise Problem(400, "invalid_request", TOO_DEEP, param="messages") from None
     return _work(body, (messages,), fields)
 
 
@@ -75,6 +82,9 @@ def read_texts(body: EmbeddingRequest, model: str) -> list[str]:
     if body.model != model:
         message = f"the embedding model served here is {model!r}"
         raise Problem(404, "model_not_found", message, param="model")
+    for name in body.model_extra or ():
+        message = f"{name!r:.64} cannot be honoured; leave it out"
+        raise Problem(400, "unsupported_option", message, param=name[:64])
     inputs = [body.input] if isinstance(body.input, str) else body.input
     texts = [text for text in inputs if isinstance(text, str)]
     if len(texts) < len(inputs):

@@ -2,6 +2,8 @@
 
 What pydantic refuses is a request that has the wrong shape. What has the right shape and cannot be
 honoured is refused by `packhorse.sources.openai`, by the same rules as lines of a batch file.
+
+Lists end at their first fault: noting one takes a kilobyte, and a body has room for a million.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ MOST_STOPS = 16
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Texts = (
+    Text
+    | Annotated[
+        list[Text | int | TokenIds], Field(min_length=1, max_length=1 << 16, fail_fast=True)
+    ]
+)
 
 
 class Part(BaseModel):
@@ -30,7 +39,7 @@ class Part(BaseModel):
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: Annotated[str, Field(min_length=1, max_length=32)]
-    content: Text | Annotated[list[Part], Field(max_length=256)] | None = None
+    content: Text | Annotated[list[Part], Field(max_length=256, fail_fast=True)] | None = None
     name: Annotated[str, Field(max_length=128)] | None = None
 
 
@@ -56,21 +65,21 @@ class _Sampling(BaseModel):
 
 
 class ChatRequest(_Sampling):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 16)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
 class CompletionRequest(_Sampling):
-    prompt: Text | Annotated[list[Text | int | list[int]], Field(min_length=1, max_length=1 << 16)]
+    prompt: Texts
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
 class EmbeddingRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
     model: Name
-    input: Text | Annotated[list[Text | int | list[int]], Field(min_length=1, max_length=1 << 16)]
+    input: Texts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None

@@ -158,7 +158,14 @@ async def _serve(
     what = Loading(prepared, config.engine, config.batching, config.decoding)
     waiting = WaitingRows(config.waits)
     supervisor = Supervisor(what, waiting, figures, report, config.stall_seconds)
-    service = Service(config.served_name, prepared, config.decoding, supervisor, prepared.codec())
+    service = Service(
+        name=config.served_name,
+        prepared=prepared,
+        decoding=config.decoding,
+        supervisor=supervisor,
+        codec=prepared.codec(),
+        most_log_probs=config.bounds.log_probs,
+    )
     batches = _batches(config, service)
     embedder = _embedder(config, encoder, figures)
     app = application(config, service, figures, batches, embedder)

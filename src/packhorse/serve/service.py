@@ -43,6 +43,7 @@ class Service:
 
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
+    most_log_probs: see `Bounds.log_probs`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Service:
     decoding: Decoding
     supervisor: Supervisor
     codec: Codec
+    most_log_probs: int
     created: int = field(default_factory=lambda: int(time.time()))
     _encoder: Tokenizer = field(init=False)
     _thread: ThreadPoolExecutor = field(init=False)
@@ -98,6 +100,7 @@ class Service:
                     own = choice_decoding(chosen, choice)
                     prompts.append(Prompt(next(self._indexes), ids, own))
                 places.append((content, len(prompts) - 1))
+        self._require_few_log_probs(prompts)
         self.require_ready()
         rows = self.supervisor.submit(prompts)
         if rows is None:
@@ -130,7 +133,9 @@ class Service:
         except ConfigError as error:
             raise Problem(400, "bad_option", str(error)) from None
         least_new = decoding.max_new_tokens if "max_new_tokens" in work.options else 1
-        rooms = [max_context - least_new] * len(requests)
+        room = max_context - least_new
+        self._require_short(requests, room)
+        rooms = [room] * len(requests)
         loop = asyncio.get_running_loop()
         self._encoding += len(requests)
         try:
@@ -146,6 +151,30 @@ class Service:
                 raise Problem(400, code, ids.message.split(", or use --")[0])
             found.append(ids)
         return found
+
+    def _require_short(self, requests: list[Request], room: int) -> None:
+        """Refuses before it is tokenized what cannot fit, however long its tokens are."""
+        allowed = room * self.codec.longest_token
+        for request in requests:
+            content = request.content
+            texts = [content] if isinstance(content, str) else [each["content"] for each in content]
+            if (characters := sum(map(len, texts))) > allowed:
+                message = (
+                    f"the prompt has {characters:,} characters; the {room:,} tokens that fit "
+                    f"beside those to be generated hold {allowed:,} at most"
+                )
+                raise Problem(400, "context_length_exceeded", message)
+
+    def _require_few_log_probs(self, prompts: list[Prompt]) -> None:
+        """Bounds what an answer with log-probabilities takes to be written."""
+        tokens = sum(prompt.decoding.max_new_tokens for prompt in prompts)
+        count = tokens * (1 + (prompts[0].decoding.top_log_probs or 0))
+        if prompts[0].decoding.top_log_probs is not None and count > self.most_log_probs:
+            message = (
+                f"{count:,} log-probabilities may come of {tokens:,} tokens; at most "
+                f"{self.most_log_probs:,} a request: lower max_tokens, n or their number"
+            )
+            raise Problem(400, "too_many_log_probs", message, param="logprobs")
 
     def _require_log_probs(self, decoding: Decoding) -> None:
         loaded = self.supervisor.loaded

@@ -66,7 +66,8 @@ class WaitingRows:
         tokens = sum(map(tokens_of, prompts))
         if len(self) + len(prompts) > self.waits.max_rows:
             return False
-        if self._rows and self.tokens + tokens > self.waits.max_tokens:
+        is_alone = not self._rows and len(prompts) == 1
+        if not is_alone and self.tokens + tokens > self.waits.max_tokens:
             return False
         for prompt in prompts:
             self._rows[prompt.index] = (prompt, now)

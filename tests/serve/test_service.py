@@ -1,0 +1,87 @@
+"""What a request is refused before any work for it, without a server around it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import packhorse
+from packhorse import EngineConfig
+from packhorse.batching.policies import Limits
+from packhorse.contract import EngineTraits
+from packhorse.serve.child import Loading
+from packhorse.serve.config import Waits
+from packhorse.serve.figures import Figures
+from packhorse.serve.problems import Problem
+from packhorse.serve.requests import Work
+from packhorse.serve.service import Service
+from packhorse.serve.supervisor import Supervisor
+from packhorse.serve.waiting import Batching, WaitingRows
+from packhorse.serve.wire import Loaded
+from packhorse.session import prepare_for
+
+
+def service_of(traits: EngineTraits, most_log_probs: int = 1 << 18) -> Service:
+    """Of an engine that says it is loaded and runs nothing."""
+    engine = EngineConfig(engine="fake")
+    prepared = prepare_for("fake", engine)
+    loading = Loading(prepared, engine, packhorse.BatchingConfig(), packhorse.Decoding())
+    supervisor = Supervisor(loading, WaitingRows(Waits()), Figures())
+    supervisor.loaded = Loaded(Batching(traits, "single", Limits(1, 256)), "")
+    codec = prepared.codec()
+    return Service("fake", prepared, packhorse.Decoding(), supervisor, codec, most_log_probs)
+
+
+def test_an_engine_that_does_not_tell_them_says_so() -> None:
+    service = service_of(EngineTraits("silent", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+    work = Work(("text",), {"top_log_probs": 1}, 1, is_stream=False, include_usage=False)
+    with pytest.raises(
+        Problem, match=r"the engine silent does not .* ctranslate2 or packed"
+    ) as said:
+        asyncio.run(service.admit(work))
+    service.close()
+    assert (said.value.status, said.value.param) == (400, "logprobs")
+
+
+@pytest.mark.parametrize(
+    ("options", "choices", "count"),
+    [
+        ({"top_log_probs": 20, "max_new_tokens": 48}, 1, 48 * 21),
+        ({"top_log_probs": 0, "max_new_tokens": 200, "temperature": 1.0}, 6, 200 * 6),
+    ],
+)
+def test_an_answer_that_would_hold_too_many_is_refused(
+    options: dict[str, Any], choices: int, count: int
+) -> None:
+    traits = EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1, gives_log_probs=True)
+    work = Work(("text",), options, choices, is_stream=False, include_usage=False)
+    for most, is_refused in ((count - 1, True), (count, False)):
+        service = service_of(traits, most)
+        if is_refused:
+            with pytest.raises(Problem, match=f"{count:,} log-probabilities") as said:
+                asyncio.run(service.admit(work))
+            assert (said.value.status, said.value.code) == (400, "too_many_log_probs")
+        else:
+            assert len(asyncio.run(service.admit(work))) == choices
+        service.close()
+
+
+class Untouched:
+    """A tokenizer that nobody may ask."""
+
+    def encode(self, *arguments: Any) -> Any:
+        raise AssertionError("a text was tokenized")
+
+
+@pytest.mark.parametrize("content", ["x" * 256, ({"role": "user", "content": "y" * 256},)])
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(content: Any) -> None:
+    """The fake model's tokens are bytes: 256 characters never fit beside a token to be made."""
+    service = service_of(EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+    service._encoder = Untouched()  # type: ignore[assignment]
+    work = Work((content,), {}, 1, is_stream=False, include_usage=False)
+    with pytest.raises(Problem, match="256 characters") as said:
+        asyncio.run(service.admit(work))
+    assert (said.value.status, said.value.code) == (400, "context_length_exceeded")
+    service.close()
