@@ -86,6 +86,7 @@ def test_too_many_are_refused_whole(limits: dict[str, Any], accepted: list[bool]
 
 def test_one_row_larger_than_the_queue_is_taken_alone() -> None:
     rows = waiting(max_tokens=10)
+    assert not rows.offer([row(2, 100), row(3, 100)], 0.0)
     assert rows.offer([row(0, 100)], 0.0)
     assert not rows.offer([row(1, 1)], 0.0)
 
