@@ -203,6 +203,8 @@ class Batches:
                 )  # fmt: skip
             if outcome.code == "shutting_down":
                 await asyncio.Event().wait()  # the server ends; the next one goes on here
+            if outcome.code == "engine_unavailable":
+                continue  # it never ran; until the engine is back, `admit` refuses
             attempts += 1
             if outcome.code != "engine_restarted" or attempts == ATTEMPTS:
                 return _failure(row, outcome.code, outcome.message)

@@ -20,7 +20,8 @@ class Channel:
     """One end of a connection; two threads of its own, so that no caller ever waits for the peer.
 
     received: called in the reading thread with messages in the order they were sent, all that came
-    together at once. closed: called there when the peer is gone.
+    together at once. closed: called there when the peer is gone. Raises RuntimeError where no
+    thread can be started.
     """
 
     def __init__(
@@ -35,7 +36,11 @@ class Channel:
         self._writer = threading.Thread(target=self._write, name="channel-out", daemon=True)
         self._reader = threading.Thread(target=self._read, name="channel-in", daemon=True)
         self._writer.start()
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError:
+            self.finish()
+            raise
 
     def send(self, message: Message) -> None:
         """Never blocks; a message to a peer that is gone is lost."""

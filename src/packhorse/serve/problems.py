@@ -11,6 +11,7 @@ _OF_FAILURES = {
     "empty_prompt": (400, "empty_prompt"),
     "out_of_memory": (503, "out_of_memory"),
     "engine_restarted": (503, "engine_restarted"),
+    "engine_unavailable": (503, "engine_unavailable"),
     "shutting_down": (503, "shutting_down"),
 }
 _BY_THE_CLIENT = frozenset({"bad_option", "no_chat_template", "chat_template"})

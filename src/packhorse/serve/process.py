@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
 
 from packhorse.errors import ConfigError, EngineError, ModelError, PackhorseError
 from packhorse.serve import child
@@ -17,7 +18,8 @@ _LOADING_ERRORS = {"ConfigError": ConfigError, "ModelError": ModelError}
 class EngineProcess:
     """One life of the engine. handle: gets its messages in the event loop.
 
-    ended: set when it is gone. refusal: why it could not load, where it said so.
+    ended: set when it is gone. refusal: why it could not load, where it said so. Raises EngineError
+    where the system has no process, file or thread for it.
     """
 
     def __init__(self, loading: child.Loading, handle: Callable[[list[Message]], None]) -> None:
@@ -25,14 +27,14 @@ class EngineProcess:
         self.refusal: PackhorseError | None = None
         self._handle = handle
         self._loop = asyncio.get_running_loop()
-        context = get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=child.main, args=(theirs, loading), name="packhorse-engine", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self.channel = Channel(ours, self._received, self._closed)
+        try:
+            self._process, self.channel = self._started(loading)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
+            why = getattr(error, "strerror", None) or error
+            raise EngineError(
+                f"the engine's process cannot be started: {why}",
+                "it needs memory, files and processes that the system has free",
+            ) from error
 
     @property
     def exit_code(self) -> int | None:
@@ -50,6 +52,23 @@ class EngineProcess:
     def kill(self) -> None:
         """Ends it at once, whatever it does; `ended` is set when it is gone."""
         self._process.kill()
+
+    def _started(self, loading: child.Loading) -> tuple[SpawnProcess, Channel]:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=child.main, args=(theirs, loading), name="packhorse-engine", daemon=True
+        )
+        try:
+            with theirs:
+                process.start()
+            return process, Channel(ours, self._received, self._closed)
+        except BaseException:
+            ours.close()
+            if process.pid is not None:
+                process.kill()
+                process.join()
+            raise
 
     def _received(self, messages: list[Message]) -> None:
         self._in_loop(self._take, messages)

@@ -180,7 +180,10 @@ async def _serve(
         if loading.done():
             loading.result()
             report(f"serving {service.name} at {address_of(listener)}")
-            await _first_of(asked, serving)
+            assert supervisor.keeping is not None
+            await _first_of(asked, serving, supervisor.keeping)
+            if supervisor.keeping.done():
+                supervisor.keeping.result()
         if batching is not None:
             batching.cancel()
             await asyncio.gather(batching, return_exceptions=True)

@@ -17,7 +17,7 @@ from packhorse.models import PreparedModel
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
 from packhorse.serve.rows import Ended, Row
-from packhorse.serve.supervisor import Supervisor
+from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
 from packhorse.session import check_decoding
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
@@ -80,6 +80,9 @@ class Service:
             raise Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
         if supervisor.loaded is None:
             raise Problem(503, "not_ready", "the model is being loaded", retry_after=5)
+        if supervisor.state == "unavailable":
+            seconds = math.ceil(LONGEST_BACK_OFF_SECONDS)
+            raise Problem(503, "engine_unavailable", UNAVAILABLE, retry_after=seconds)
         return supervisor.loaded.batching.traits.max_context
 
     async def admit(self, work: Work) -> list[Choice]:

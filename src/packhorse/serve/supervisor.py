@@ -2,7 +2,8 @@
 
 What it runs when it dies is answered with `engine_restarted` (never tried again: it may be what
 killed it); what waits goes on waiting for the next one, which starts after a back-off. An engine
-that has work and gives no sign of it for too long is ended, as if it had died.
+that has work and gives no sign of it for too long is ended, as if it had died. One that does not
+come back is started again and again, but nobody waits for it: see `MOST_FAILED_STARTS`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from packhorse.data import Failure, Prompt
+from packhorse.errors import EngineError, PackhorseError
 from packhorse.serve import child
 from packhorse.serve.channel import Message
 from packhorse.serve.figures import Figures
@@ -27,12 +29,18 @@ from packhorse.serve.wire import (
     read_timing,
 )
 
-State = Literal["starting", "ready", "restarting", "draining", "stopped"]
+State = Literal["starting", "ready", "restarting", "unavailable", "draining", "stopped"]
 FIRST_BACK_OFF_SECONDS = 0.5
 LONGEST_BACK_OFF_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 STEADY_SECONDS = 60.0
 """An engine that ran this long did not die of being started."""
+MOST_FAILED_STARTS = 3
+"""In a row; then what waits is answered with `engine_unavailable`, and nothing more may wait until
+the engine is back. A start has failed when the engine ends before it asks for its first batch."""
+LONGEST_AWAY_SECONDS = 120.0
+"""Without a loaded engine, until the same happens: one that is being loaded may hang."""
+UNAVAILABLE = "the engine cannot be started at present"
 
 
 class Supervisor:
@@ -40,6 +48,9 @@ class Supervisor:
 
     loading: what the process loads. report: called with lines for people. stall_seconds: of an
     engine without a sign until it counts as lost; 0 for never.
+
+    keeping: the task that keeps the engine running, once there is one. It ends by itself only where
+    the engine cannot be loaded at first, or by a fault of ours; nothing runs after that.
     """
 
     def __init__(
@@ -53,17 +64,18 @@ class Supervisor:
         self.state: State = "starting"
         self.waiting, self.figures = waiting, figures
         self.loaded: Loaded | None = None
-        self.restarts = 0
+        self.keeping: asyncio.Task[NoReturn] | None = None
         self._loading, self._report = loading, report
         self._stall_seconds, self._last_sign, self._is_stalled = stall_seconds, 0.0, False
         self._guard: asyncio.Task[None] | None = None
         self._rows: dict[int, Row] = {}
         self._in_flight: set[int] = set()
-        self._has_room = False
+        self._has_room = self._has_started = False
+        self._failed_starts = 0
+        self._away: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._engine: EngineProcess | None = None
         self._first: asyncio.Future[Loaded] | None = None
-        self._task: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         figures.watch("waiting_rows", "Rows that wait for the engine", waiting.__len__)
@@ -79,10 +91,14 @@ class Supervisor:
     async def start(self) -> Loaded:
         """Returns once the engine is loaded. Raises PackhorseError if it cannot be."""
         self._first = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep_running())
+        self.keeping = asyncio.create_task(self._keep_running())
         if self._stall_seconds:
             self._guard = asyncio.create_task(self._end_stalled())
-        return await self._first
+        first: list[asyncio.Future[Any]] = [self._first, self.keeping]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if self.keeping.done():
+            self.keeping.result()
+        return self._first.result()
 
     def submit(self, prompts: Sequence[Prompt]) -> list[Row] | None:
         """Lets all of `prompts` run, or none: None where too many wait. Each index is its own."""
@@ -125,35 +141,45 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends the engine's process; rows that are left are answered with `shutting_down`."""
         self.state = "stopped"
-        for task in (self._task, self._guard):
-            if task is not None:
-                task.cancel()
+        for each in (self.keeping, self._guard, self._away):
+            if each is not None:
+                each.cancel()
         self._fail(list(self._rows), "shutting_down", "the server is shutting down")
         if self._engine is not None:
             await self._engine.end(at_once=bool(self._in_flight))
 
-    async def _keep_running(self) -> None:
+    async def _keep_running(self) -> NoReturn:
+        """Raises PackhorseError where the engine cannot be loaded at first."""
         back_off = FIRST_BACK_OFF_SECONDS
         while True:
             started = time.monotonic()
-            self._engine = engine = EngineProcess(self._loading, self._handle)
-            await engine.ended.wait()
+            why = await self._live()
             self._lose_engine()
-            if self._first is not None and not self._first.done():
-                self._first.set_exception(engine.refusal or died_loading(engine.exit_code))
-                return
+            if self.loaded is None:
+                raise why
             if time.monotonic() - started > STEADY_SECONDS:
                 back_off = FIRST_BACK_OFF_SECONDS
-            why = engine.refusal or self._why_lost(engine)
             self._report(f"the engine is restarted in {back_off:g} s: {why}")
             await asyncio.sleep(back_off)
             back_off = min(2 * back_off, LONGEST_BACK_OFF_SECONDS)
 
-    def _why_lost(self, engine: EngineProcess) -> str:
+    async def _live(self) -> PackhorseError:
+        """One life of the engine, from its start to its end; returns why it ended."""
+        self._has_started = False
+        try:
+            self._engine = engine = EngineProcess(self._loading, self._handle)
+        except EngineError as error:
+            return error
+        await engine.ended.wait()
+        return engine.refusal or self._why_lost(engine)
+
+    def _why_lost(self, engine: EngineProcess) -> EngineError:
         was_stalled, self._is_stalled = self._is_stalled, False
+        if self.loaded is None:
+            return died_loading(engine.exit_code)
         if was_stalled:
-            return f"it made no progress for {self._stall_seconds:g} s"
-        return f"it ended with {engine.exit_code}"
+            return EngineError(f"it made no progress for {self._stall_seconds:g} s")
+        return EngineError(f"it ended with {engine.exit_code}")
 
     async def _end_stalled(self) -> None:
         """Ends an engine that has had work for `stall_seconds` and gave no sign."""
@@ -163,11 +189,12 @@ class Supervisor:
             if not self._has_work():
                 self._last_sign = time.monotonic()
             elif time.monotonic() - self._last_sign > self._stall_seconds:
-                assert self._engine is not None
+                engine = self._engine
+                assert engine is not None
                 self._is_stalled = True
                 self.figures.engine_stalls.inc()
-                self._engine.kill()
-                await self._engine.ended.wait()
+                engine.kill()
+                await engine.ended.wait()
 
     def _has_work(self) -> bool:
         """Whether a loaded engine runs rows, or could but does not ask for those that wait."""
@@ -176,14 +203,27 @@ class Supervisor:
         return bool(self._in_flight) or (len(self.waiting) > 0 and not self._has_room)
 
     def _lose_engine(self) -> None:
+        self._engine = None
         self.waiting.batching, self._has_room = None, False
         if self.state == "ready":
             self.state = "restarting"
-        self.restarts += 1
         self.figures.engine_restarts.inc()
         lost, self._in_flight = self._in_flight, set()
         message = "the engine stopped while it ran this request; it is being restarted"
         self._fail([index for index in lost if index in self._rows], "engine_restarted", message)
+        self._failed_starts = 0 if self._has_started else self._failed_starts + 1
+        if self._failed_starts >= MOST_FAILED_STARTS:
+            self._let_nobody_wait()
+        elif self._away is None:
+            loop = asyncio.get_running_loop()
+            self._away = loop.call_later(LONGEST_AWAY_SECONDS, self._let_nobody_wait)
+
+    def _let_nobody_wait(self) -> None:
+        """Until there is an engine again."""
+        if self.state == "restarting":
+            self.state = "unavailable"
+            self._report("the engine does not come back; until it does, requests get 503")
+        self._fail(list(self._rows), "engine_unavailable", UNAVAILABLE)
 
     def _handle(self, messages: list[Message]) -> None:
         self._last_sign = time.monotonic()
@@ -200,7 +240,7 @@ class Supervisor:
                     self._in_flight.discard(row)
                     self._settle(row, Failure(row, message["code"], message["message"]))
                 case "room":
-                    self._has_room = True
+                    self._has_room = self._has_started = True
                 case "ready":
                     self._be_ready(read_ready(message))
                 case "report":
@@ -209,7 +249,10 @@ class Supervisor:
 
     def _be_ready(self, loaded: Loaded) -> None:
         self.loaded, self.waiting.batching = loaded, loaded.batching
-        if self.state in ("starting", "restarting"):
+        if self._away is not None:
+            self._away.cancel()
+            self._away = None
+        if self.state in ("starting", "restarting", "unavailable"):
             self.state = "ready"
         self._report(loaded.description)
         if self._first is not None and not self._first.done():

@@ -1,0 +1,247 @@
+"""An engine that dies, and one that cannot come back: real processes of the fake engine, and what
+keeps them from starting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.data import Decoding, Failure
+from packhorse.engines.fake import ANSWERS_VARIABLE
+from packhorse.errors import EngineError
+from packhorse.serve import supervisor as supervising
+from packhorse.serve.child import Loading
+from packhorse.serve.config import Waits
+from packhorse.serve.figures import Figures
+from packhorse.serve.problems import Problem, of_failure
+from packhorse.serve.requests import Work
+from packhorse.serve.rows import Ended, Row
+from packhorse.serve.service import Service
+from packhorse.serve.supervisor import Supervisor
+from packhorse.serve.waiting import WaitingRows
+from packhorse.session import prepare_for
+from servers import FAKE, served, wait_until
+
+ENGINE = EngineConfig(engine="fake")
+WORK = Work(("a text",), {}, 1, is_stream=False, include_usage=False)
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that an engine needs to be loaded; starts follow each other fast."""
+    path = tmp_path / "answers.json"
+    path.write_text("[]")
+    monkeypatch.setenv(ANSWERS_VARIABLE, str(path))
+    monkeypatch.setattr(supervising, "FIRST_BACK_OFF_SECONDS", 0.05)
+    monkeypatch.setattr(supervising, "LONGEST_BACK_OFF_SECONDS", 0.2)
+    return path
+
+
+def supervised(
+    test: Callable[[Service], Awaitable[None]],
+    lines: list[str],
+    starting: AbstractContextManager[None] | None = None,
+) -> None:
+    """Runs `test` with an engine that is loaded. lines: gets what is reported. starting: around the
+    first start."""
+
+    async def run() -> None:
+        prepared = prepare_for("fake", ENGINE)
+        loading = Loading(prepared, ENGINE, BatchingConfig(), Decoding(max_new_tokens=8))
+        waiting = WaitingRows(Waits())
+        supervisor = Supervisor(loading, waiting, Figures(), lines.append)
+        service = Service("fake", prepared, loading.decoding, supervisor, prepared.codec())
+        try:
+            with starting or nullcontext():
+                await supervisor.start()
+            await test(service)
+        finally:
+            await supervisor.stop()
+            service.close()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_SECONDS))
+
+
+def kill_engine(service: Service) -> None:
+    engine = service.supervisor._engine
+    assert engine is not None
+    engine.kill()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def admitted(service: Service) -> Row:
+    (choice,) = await service.admit(WORK)
+    return choice.row
+
+
+async def is_answered(service: Service) -> bool:
+    row = await admitted(service)
+    await row.done.wait()
+    return isinstance(row.outcome, Ended)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """The system refuses to open any further file, pipes for a process included."""
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_nobody_waits_for_an_engine_that_cannot_come_back(
+    answers: Path, messages: list[str]
+) -> None:
+    """What waits is answered, what comes is refused, and the engine is tried again until it is
+    back."""
+
+    async def test(service: Service) -> None:
+        supervisor = service.supervisor
+        answers.unlink()
+        kill_engine(service)
+        await until(lambda: supervisor.state == "restarting")
+        waits = await admitted(service)
+        await waits.done.wait()
+        assert isinstance(waits.outcome, Failure)
+        assert waits.outcome.code == "engine_unavailable"
+        assert of_failure(waits.outcome).status == 503
+        with pytest.raises(Problem) as refused:
+            await service.admit(WORK)
+        assert (refused.value.status, refused.value.code) == (503, "engine_unavailable")
+        assert refused.value.retry_after is not None
+        answers.write_text("[]")
+        await until(lambda: supervisor.state == "ready")
+        assert await is_answered(service)
+
+    supervised(test, messages)
+    assert sum("does not come back" in line for line in messages) == 1
+
+
+def test_an_engine_that_dies_after_each_batch_is_not_one_that_cannot_start(
+    answers: Path, messages: list[str]
+) -> None:
+    async def test(service: Service) -> None:
+        for _ in range(supervising.MOST_FAILED_STARTS + 1):
+            kill_engine(service)
+            await until(lambda: service.supervisor.state == "restarting")
+            assert await is_answered(service)
+
+    supervised(test, messages)
+
+
+def test_nobody_waits_for_an_engine_that_hangs_while_it_is_loaded(
+    answers: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "LONGEST_AWAY_SECONDS", 0.3)
+
+    async def test(service: Service) -> None:
+        answers.unlink()
+        os.mkfifo(answers)
+        kill_engine(service)
+        await until(lambda: service.supervisor.state == "restarting")
+        waits = await admitted(service)
+        await waits.done.wait()
+        assert isinstance(waits.outcome, Failure)
+        assert waits.outcome.code == "engine_unavailable"
+        answers.write_text("[]")  # what reads the pipe goes on
+        await until(lambda: service.supervisor.state == "ready")
+        assert await is_answered(service)
+
+    supervised(test, messages)
+
+
+def test_an_engine_that_the_system_cannot_start_is_tried_again(
+    answers: Path, messages: list[str]
+) -> None:
+    async def test(service: Service) -> None:
+        with no_more_files():
+            kill_engine(service)
+            await until(lambda: any("Too many open files" in line for line in messages))
+        await until(lambda: service.supervisor.state == "ready")
+        assert await is_answered(service)
+
+    supervised(test, messages)
+
+
+def test_an_engine_that_the_system_cannot_start_at_first(messages: list[str]) -> None:
+    async def test(service: Service) -> None:
+        raise AssertionError("there is no engine")
+
+    with pytest.raises(EngineError, match="cannot be started: Too many open files"):
+        supervised(test, messages, starting=no_more_files())
+
+
+def test_a_fault_of_ours_ends_the_server() -> None:
+    """Lines for people go to a pipe that nobody reads: what keeps the engine running ends by it,
+    and a server that would never have an engine again must not stay."""
+    reader, writer = os.pipe()
+    arguments = [sys.executable, "-m", "packhorse", "serve", *FAKE, "--port", "0"]
+    process = subprocess.Popen(arguments, stderr=writer)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, encoding="utf-8") as lines:
+            assert any("serving " in line for line in lines)
+        (engine,) = (
+            each for each in psutil.Process(process.pid).children()
+            if "spawn_main" in " ".join(each.cmdline())
+        )  # fmt: skip
+        engine.kill()
+        process.wait(PATIENCE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_rows_of_a_batch_wait_until_the_engine_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text("[]")
+    monkeypatch.setenv(ANSWERS_VARIABLE, str(answers))
+    body = {"model": "fake", "prompt": "a text", "max_tokens": 8}
+    lines = [
+        json.dumps(
+            {"custom_id": str(row), "method": "POST", "url": "/v1/completions", "body": body}
+        )
+        for row in range(12)
+    ]
+    options = ("--state", str(tmp_path / "state"), "--batching", "single", "--workers", "1")
+    with served(*FAKE, *options, seconds_per_token=0.05) as server, server.client() as client:
+        upload = {"file": ("rows.jsonl", "\n".join(lines).encode())}
+        file = client.post("/v1/files", data={"purpose": "batch"}, files=upload).json()
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/completions"}
+        batch = client.post("/v1/batches", json={**asked, "completion_window": "24h"}).json()
+        wait_until(lambda: server.metric("packhorse_waiting_rows") > 5)
+        answers.unlink()
+        server.engine().kill()
+        wait_until(lambda: client.get("/status").json()["state"] == "unavailable")
+        assert server.metric("packhorse_waiting_rows") == 0
+        answers.write_text("[]")
+
+        def document() -> dict[str, Any]:
+            found: dict[str, Any] = client.get(f"/v1/batches/{batch['id']}").json()
+            return found
+
+        wait_until(lambda: document()["status"] == "completed", PATIENCE_SECONDS)
+        assert document()["request_counts"] == {"total": 12, "completed": 12, "failed": 0}
