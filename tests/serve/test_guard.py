@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ SMALL = Bounds(
     body_seconds=0.2,
     write_seconds=0.2,
 )
+BUFFER_BYTES = 16 << 10
+"""Of sockets."""
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,14 +97,36 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def with_server(application: Any, client: Callable[[int], Awaitable[None]]) -> None:
-    """Runs `client` against a server with small bounds; it gets the port."""
+def of_bytes(size: int) -> Any:
+    """An application that answers with so many, at once."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    return answer
+
+
+async def with_server(
+    application: Any,
+    client: Callable[[int], Awaitable[None]],
+    *,
+    bounds: Bounds = SMALL,
+    buffer_bytes: int = BUFFER_BYTES,
+    connections: set[Any] | None = None,
+) -> None:
+    """Runs `client` against a server with small bounds; it gets the port. buffer_bytes: of the
+    server's sockets. connections: gets those that are open."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     config = uvicorn.Config(
-        application, http=bounded_protocol(SMALL), lifespan="off", ws="none",
-        log_config=None, timeout_graceful_shutdown=1,
+        application, http=bounded_protocol(bounds), lifespan="off", ws="none",
+        log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=1,
     )  # fmt: skip
     server = uvicorn.Server(config)
+    if connections is not None:
+        server.server_state.connections = connections
     serving = asyncio.create_task(server._serve([listener]))
     try:
         await client(listener.getsockname()[1])
@@ -129,6 +154,64 @@ def test_a_reader_that_takes_nothing_is_let_go() -> None:
             assert await taken_from(connection) < 64 << 20
 
     asyncio.run(asyncio.wait_for(with_server(endless, client), 20))
+
+
+@contextmanager
+def asking(port: int, *headers: bytes, buffer_bytes: int = BUFFER_BYTES) -> Iterator[socket.socket]:
+    """A connection that has asked for `/`. buffer_bytes: for what comes."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        connection.connect(("127.0.0.1", port))
+        lines = [b"GET / HTTP/1.1", b"host: localhost", *headers]
+        connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
+        connection.setblocking(False)
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("size", "sent_bytes", "taken_bytes"),
+    [(2_000_000, BUFFER_BYTES, BUFFER_BYTES), (6_000_000, 2 << 20, 2 * BUFFER_BYTES)],
+    ids=["small buffers", "a large buffer"],
+)
+def test_a_reader_that_is_slow_but_steady_gets_all(
+    size: int, sent_bytes: int, taken_bytes: int
+) -> None:
+    """One answer, for which the reader takes several times what he may pause. Where the system's
+    buffer is large, it asks for more less often than that."""
+    bounds = replace(SMALL, write_seconds=0.8)
+
+    async def client(port: int) -> None:
+        loop, taken = asyncio.get_running_loop(), 0
+        started = loop.time()
+        with asking(port, b"connection: close", buffer_bytes=taken_bytes) as connection:
+            while chunk := await loop.sock_recv(connection, 65_536):
+                taken += len(chunk)
+                await asyncio.sleep(0.02)
+        assert loop.time() - started > 2.5 * bounds.write_seconds
+        assert taken > size
+
+    work = with_server(of_bytes(size), client, bounds=bounds, buffer_bytes=sent_bytes)
+    asyncio.run(asyncio.wait_for(work, 60))
+
+
+@pytest.mark.parametrize("headers", [(), (b"connection: close",)], ids=["kept alive", "closing"])
+def test_little_that_is_left_for_a_reader_who_takes_nothing(headers: tuple[bytes, ...]) -> None:
+    """Too little for the answer to be paused: it ends, the connection must not stay for ever."""
+    connections: set[Any] = set()
+
+    async def client(port: int) -> None:
+        with asking(port, *headers):
+            while not connections:
+                await asyncio.sleep(0.01)
+            (protocol,) = connections
+            while not protocol.transport.get_write_buffer_size():
+                await asyncio.sleep(0.01)
+            assert protocol.cycle.response_complete
+            while connections:
+                await asyncio.sleep(0.05)
+
+    work = with_server(of_bytes(60_000), client, connections=connections)
+    asyncio.run(asyncio.wait_for(work, 20))
 
 
 def test_headers_that_dribble_and_connections_that_are_too_many() -> None:

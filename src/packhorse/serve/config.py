@@ -36,7 +36,7 @@ class Bounds:
     embedding_texts, embedding_tokens: of one request for embeddings. embedding_waiting: texts of
         all such requests under way; more are refused, unless nothing else is under way.
     connections: open at the same time. header_seconds, body_seconds: to send them in.
-    write_seconds: to take what was sent, once the buffers are full.
+    write_seconds: without taking anything of what is left for it to take.
     """
 
     body_bytes: int = 4 << 20

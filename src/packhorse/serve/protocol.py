@@ -7,7 +7,10 @@ HTTP in plain text.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import sys
+import termios
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,16 +18,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from packhorse.serve.config import Bounds
 from packhorse.serve.problems import Problem
 
+LOOKS = 8
+"""At a peer that something is left for, in the time it may take nothing."""
+
 
 class BoundedProtocol(H11Protocol):
     """See `bounded_protocol`."""
 
     bounds: ClassVar[Bounds]
     _header_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        watched: Any = WatchedTransport(transport, self.loop, self.bounds.write_seconds)
+        super().connection_made(watched)
         if len(self.connections) > self.bounds.connections:
             self._refuse(
                 Problem(503, "too_many_connections", "too many connections", retry_after=1)
@@ -34,7 +40,6 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_headers()
-        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -48,19 +53,6 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem(400, "invalid_http", "this is not HTTP/1.1 as it should be"))
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(
-                self.bounds.write_seconds, self.transport.abort
-            )
-
-    def resume_writing(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-        super().resume_writing()
 
     def _await_headers(self) -> None:
         """A timer that further bytes do not start anew."""
@@ -91,6 +83,63 @@ class BoundedProtocol(H11Protocol):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(f"HTTP/1.1 {problem.status} Refused\r\n{lines}\r\n".encode() + body)
         self.transport.close()
+
+
+class WatchedTransport:
+    """A transport whose connection is aborted once its peer has taken nothing for `seconds` of what
+    is left for it, be the connection in use, idle or closing (a transport that is closed waits for
+    what is left, however long).
+
+    What a peer took is what was written, less what waits here and, where the system tells, in its
+    buffer for the socket: megabytes, of which it asks for more only when half of them are gone, so
+    that a slow reader who never pauses would seem to take nothing for minutes.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport, self._loop, self._seconds = transport, loop, seconds
+        self._written = self._taken = 0
+        self._taken_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._written += len(data)
+        if self._timer is None and self._transport.get_write_buffer_size():
+            self._taken, self._taken_at = self._count_taken(), self._loop.time()
+            self._look_later()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(self._seconds / LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._transport.get_write_buffer_size():
+            return
+        taken = self._count_taken()
+        if taken > self._taken:
+            self._taken, self._taken_at = taken, self._loop.time()
+        elif self._loop.time() - self._taken_at >= self._seconds:
+            self._transport.abort()
+            return
+        self._look_later()
+
+    def _count_taken(self) -> int:
+        left: int = self._transport.get_write_buffer_size()
+        return self._written - left - unsent_bytes(self._transport.get_extra_info("socket"))
+
+
+def unsent_bytes(connection: Any) -> int:
+    """Bytes that the system holds for the peer of a socket and knows no receipt of; 0 where it does
+    not tell."""
+    held = bytearray(4)
+    try:
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, held)
+    except OSError:
+        return 0
+    return int.from_bytes(held, sys.byteorder)
 
 
 def bounded_protocol(bounds: Bounds) -> type[BoundedProtocol]:
