@@ -30,8 +30,9 @@ class Trial:
 
     rate: asked for; arrival_rate: as drawn (requests / second). answered: requests with a whole
     answer; errors: of the others. good: answers within all goals. seconds: from the first arrival
-    to the last answer. late: the longest a request was sent after it was due (seconds): a sender
-    that cannot keep up measures itself.
+    to the last answer. tokens: of the answers; None where the server did not count those of all.
+    late: the longest a request was sent after it was due (seconds): a sender that cannot keep up
+    measures itself.
     """
 
     rate: float
@@ -41,7 +42,7 @@ class Trial:
     errors: dict[str, int]
     good: int
     seconds: float
-    tokens: int
+    tokens: int | None
     first_token: Spread
     answer: Spread
     per_token: Spread
@@ -57,7 +58,9 @@ class Trial:
         return self.good / self.seconds if self.seconds else 0.0
 
     @property
-    def tokens_per_second(self) -> float:
+    def tokens_per_second(self) -> float | None:
+        if self.tokens is None:
+            return None
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class Trial:
 
 def trial_of(rate: float, replies: Sequence[Reply], goals: Goals) -> Trial:
     answered = [reply for reply in replies if reply.finished is not None]
+    counts = [reply.tokens for reply in answered if reply.tokens is not None]
     span = max((reply.due for reply in replies), default=0.0)
     return Trial(
         rate=rate,
@@ -81,7 +85,7 @@ def trial_of(rate: float, replies: Sequence[Reply], goals: Goals) -> Trial:
         errors=dict(Counter(reply.error for reply in replies if reply.finished is None)),
         good=sum(_is_good(reply, goals) for reply in answered),
         seconds=max((reply.finished or 0.0 for reply in answered), default=0.0),
-        tokens=sum(reply.tokens for reply in answered),
+        tokens=sum(counts) if len(counts) == len(answered) else None,
         first_token=_spread(_first(reply) for reply in answered),
         answer=_spread(_whole(reply) for reply in answered),
         per_token=_spread(_per_token(reply) for reply in answered),
@@ -123,18 +127,21 @@ def _whole(reply: Reply) -> float | None:
 
 
 def _per_token(reply: Reply) -> float | None:
-    if reply.first_token is None or reply.finished is None or reply.tokens < 2:
+    tokens = reply.tokens or 0
+    if reply.first_token is None or reply.finished is None or tokens < 2:
         return None
-    return (reply.finished - reply.first_token) / (reply.tokens - 1)
+    return (reply.finished - reply.first_token) / (tokens - 1)
 
 
 def _is_good(reply: Reply, goals: Goals) -> bool:
+    """A goal for what could not be measured is not met; one token has no time between tokens."""
+    is_one_token = reply.tokens is not None and reply.tokens < 2
     measured = [
         (_first(reply), goals.first_token),
         (_whole(reply), goals.answer),
-        (_per_token(reply), goals.per_token),
+        (_per_token(reply), None if is_one_token else goals.per_token),
     ]
-    return all(goal is None or value is None or value <= goal for value, goal in measured)
+    return all(goal is None or (value is not None and value <= goal) for value, goal in measured)
 
 
 def _spread(values: Iterable[float | None]) -> Spread:

@@ -61,7 +61,7 @@ def _cells(trial: Trial) -> tuple[str, ...]:
         f"{trial.answered}/{trial.requests}",
         f"{trial.answers_per_second:.2f}",
         f"{trial.goodput:.2f}",
-        f"{trial.tokens_per_second:.1f}",
+        "-" if trial.tokens_per_second is None else f"{trial.tokens_per_second:.1f}",
         _seconds(trial.first_token.p50),
         _seconds(trial.first_token.p95),
         _seconds(trial.answer.p50),

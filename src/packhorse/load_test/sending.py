@@ -18,6 +18,12 @@ from packhorse.data import Request
 from packhorse.errors import InputError
 
 _OPTION_NAMES = {"max_new_tokens": "max_tokens"}
+_TOP_LOG_PROBS = "top_log_probs"
+_CHATS, _TEXTS = "/v1/chat/completions", "/v1/completions"
+_IDLE_SECONDS = 2.0
+"""Until a connection is not used again: servers, ours among them, close idle ones after 5 s, and a
+request sent at that moment is lost without a fault of theirs."""
+_DONE = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +31,15 @@ class Reply:
     """What became of one request; seconds since the trial's start.
 
     due: when it was to be sent; sent: when it was. first_token, finished: None where it failed.
-    tokens: generated, as the server counts them. error: its code, or what went wrong; "" for none.
+    tokens: generated, as the server counts them; None where it does not say. error: its code, or
+    what went wrong; "" for none.
     """
 
     due: float
     sent: float
     first_token: float | None
     finished: float | None
-    tokens: int
+    tokens: int | None
     error: str
 
 
@@ -45,25 +52,45 @@ def arrivals(rate: float, count: int, seed: int) -> list[float]:
     return list(accumulate(gaps, initial=0.0))
 
 
-def body_of(request: Request, model: str, max_new_tokens: int | None) -> tuple[str, dict[str, Any]]:
-    """Path and body that ask a server for what `packhorse run` would do with a row."""
-    options = {_OPTION_NAMES.get(name, name): value for name, value in request.options.items()}
+def body_of(
+    request: Request,
+    model: str,
+    max_new_tokens: int | None,
+    *,
+    system: str | None = None,
+    reads_chats: bool = True,
+) -> tuple[str, dict[str, Any]]:
+    """Path and body that ask a server for what `packhorse run` would do with a row.
+
+    system: put before chats that have no system message. reads_chats: whether the model does; a
+    plain prompt is a chat for one that does, and continued as it stands by one that does not.
+    """
+    content = request.content
+    is_chat = not isinstance(content, str) or (reads_chats and not request.bare)
+    options = {
+        _OPTION_NAMES.get(name, name): value
+        for name, value in request.options.items()
+        if name != _TOP_LOG_PROBS
+    }
+    if (count := request.options.get(_TOP_LOG_PROBS)) is not None:
+        options |= {"logprobs": True, "top_logprobs": count} if is_chat else {"logprobs": count}
     if max_new_tokens is not None:
         options.setdefault("max_tokens", max_new_tokens)
     shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
-    if isinstance(request.content, str) and request.bare:
-        return "/v1/completions", {**options, **shared, "prompt": request.content}
-    messages: list[Any] = (
-        [{"role": "user", "content": request.content}]
-        if isinstance(request.content, str)
-        else [dict(message) for message in request.content]
-    )
-    return "/v1/chat/completions", {**options, **shared, "messages": messages}
+    if not is_chat:
+        return _TEXTS, {**options, **shared, "prompt": content}
+    turns = ({"role": "user", "content": content},) if isinstance(content, str) else content
+    messages = [dict(turn) for turn in turns]
+    if system is not None and messages[0].get("role") not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": system})
+    return _CHATS, {**options, **shared, "messages": messages}
 
 
 def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_SECONDS
+    )
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_seconds, limits=limits)
 
 
@@ -78,6 +105,17 @@ async def served_model(client: httpx.AsyncClient) -> str:
             f"no server to be tested answers at {client.base_url}: {error}",
             "start one with packhorse serve, and give its address, such as http://127.0.0.1:8000",
         ) from error
+
+
+async def reads_chats(client: httpx.AsyncClient, model: str) -> bool:
+    """False where the server says that its model has no chat template; asks for one token."""
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": model, "messages": messages, "max_tokens": 1}
+    try:
+        answer = await client.post(_CHATS, json=body)
+    except httpx.HTTPError:
+        return True
+    return not _code(answer).endswith(" no_chat_template")
 
 
 async def send_all(
@@ -100,32 +138,46 @@ async def _send(
     def now() -> float:
         return time.monotonic() - started
 
-    sent, first, tokens = now(), None, 0
+    sent = now()
+    first: float | None = None
+    tokens: int | None = None
     try:
         async with client.stream("POST", path, json=body) as answer:
             if answer.status_code != 200:
                 await answer.aread()
-                return Reply(due, sent, None, None, 0, _code(answer))
+                return Reply(due, sent, None, None, None, _code(answer))
             async for event in _events(answer):
-                if event is None:
+                if event is _DONE:
                     return Reply(due, sent, first, now(), tokens, "")
                 if "error" in event:
                     return Reply(due, sent, first, None, tokens, str(event["error"]["code"]))
                 if first is None and _has_text(event):
                     first = now()
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                if event.get("usage"):
+                    tokens = _count(event["usage"]["completion_tokens"])
     except httpx.HTTPError as error:
         return Reply(due, sent, first, None, tokens, type(error).__name__)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Reply(due, sent, first, None, tokens, "malformed_stream")
     return Reply(due, sent, first, None, tokens, "incomplete_stream")
 
 
 async def _events(answer: httpx.Response) -> Any:
-    """Documents of a stream of server-sent events, and None at its orderly end."""
+    """Documents of a stream of server-sent events, and _DONE at its orderly end."""
     async for line in answer.aiter_lines():
         if line == "data: [DONE]":
-            yield None
+            yield _DONE
         elif line.startswith("data: "):
             yield json.loads(line[6:])
+
+
+def _count(value: Any) -> int:
+    """Raises TypeError, ValueError for what is no number of tokens."""
+    if not isinstance(value, int):
+        raise TypeError
+    if value < 0:
+        raise ValueError
+    return value
 
 
 def _has_text(event: dict[str, Any]) -> bool:
@@ -142,5 +194,5 @@ def _has_text(event: dict[str, Any]) -> bool:
 def _code(answer: httpx.Response) -> str:
     try:
         return f"{answer.status_code} {answer.json()['error']['code']}"
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return str(answer.status_code)

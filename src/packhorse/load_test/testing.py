@@ -12,7 +12,14 @@ from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.load_test.config import LoadTestConfig
 from packhorse.load_test.figures import Trial, knee, trial_of
-from packhorse.load_test.sending import arrivals, body_of, client_for, send_all, served_model
+from packhorse.load_test.sending import (
+    arrivals,
+    body_of,
+    client_for,
+    reads_chats,
+    send_all,
+    served_model,
+)
 from packhorse.machine import machine
 from packhorse.sources import read_rows
 
@@ -75,7 +82,13 @@ def load_test(config: LoadTestConfig, report: Report = lambda text: None) -> Loa
 async def _run(config: LoadTestConfig, rows: list[Request], report: Report) -> LoadTest:
     async with client_for(config.url, config.api_key, config.timeout_seconds) as client:
         model = await served_model(client)
-        bodies = [body_of(row, model, config.max_new_tokens) for row in rows]
+        is_any_plain = any(isinstance(row.content, str) and not row.bare for row in rows)
+        has_chats = not is_any_plain or await reads_chats(client, model)
+        system = config.reading.system
+        bodies = [
+            body_of(row, model, config.max_new_tokens, system=system, reads_chats=has_chats)
+            for row in rows
+        ]
         trials = []
         for rate in config.rates:
             report(f"{config.requests} requests at {rate:g}/s")
