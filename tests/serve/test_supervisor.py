@@ -23,7 +23,7 @@ from packhorse.engines.fake import ANSWERS_VARIABLE
 from packhorse.errors import EngineError
 from packhorse.serve import supervisor as supervising
 from packhorse.serve.child import Loading
-from packhorse.serve.config import Waits
+from packhorse.serve.config import Bounds, Waits
 from packhorse.serve.figures import Figures
 from packhorse.serve.problems import Problem, of_failure
 from packhorse.serve.requests import Work
@@ -63,7 +63,8 @@ def supervised(
         loading = Loading(prepared, ENGINE, BatchingConfig(), Decoding(max_new_tokens=8))
         waiting = WaitingRows(Waits())
         supervisor = Supervisor(loading, waiting, Figures(), lines.append)
-        service = Service("fake", prepared, loading.decoding, supervisor, prepared.codec())
+        codec, most = prepared.codec(), Bounds().log_probs
+        service = Service("fake", prepared, loading.decoding, supervisor, codec, most)
         try:
             with starting or nullcontext():
                 await supervisor.start()
