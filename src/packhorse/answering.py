@@ -232,8 +232,13 @@ def row_decoding(decoding: Decoding, request: Request) -> Decoding:
     chosen = replace(decoding, **request.options) if request.options else decoding
     if chosen.greedy or chosen.seed is None or "seed" in request.options:
         return chosen
-    digest = blake2b(f"{chosen.seed}:{request.key}".encode(), digest_size=8).digest()
-    return replace(chosen, seed=int.from_bytes(digest, "big") >> 1)
+    return replace(chosen, seed=derived_seed(chosen.seed, request.key))
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """One of many seeds that follow from `seed`, of 63 bits: the same for the same name."""
+    digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:

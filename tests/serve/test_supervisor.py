@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Decoding, Failure
+from packhorse.data import Decoding, Failure, Prompt
 from packhorse.engines.fake import ANSWERS_VARIABLE
 from packhorse.errors import EngineError
 from packhorse.serve import supervisor as supervising
+from packhorse.serve.channel import Message
 from packhorse.serve.child import Loading
 from packhorse.serve.config import Bounds, Waits
 from packhorse.serve.figures import Figures
@@ -191,6 +192,25 @@ def test_an_engine_that_the_system_cannot_start_at_first(messages: list[str]) ->
 
     with pytest.raises(EngineError, match="cannot be started: Too many open files"):
         supervised(test, messages, starting=no_more_files())
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"), [(2, Ended), (3, Failure), (1, Failure)], ids=["all", "lost", "doubled"]
+)
+def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type) -> None:
+    """What the engine's process says of a row, where two tokens have arrived."""
+
+    async def run() -> Row:
+        prepared = prepare_for("fake", ENGINE)
+        loading = Loading(prepared, ENGINE, BatchingConfig(), Decoding())
+        supervisor = Supervisor(loading, WaitingRows(Waits()), Figures())
+        (row,) = supervisor.submit([Prompt(7, (1,), Decoding())]) or []
+        tokens: list[Message] = [{"kind": "token", "row": 7, "id": each} for each in (97, 98)]
+        done = {"row": 7, "reason": "stop", "tokens": said, "timing": [0.0, 1.0, 0.5]}
+        supervisor._handle([*tokens, {"kind": "done", **done}])
+        return row
+
+    assert isinstance(asyncio.run(run()).outcome, outcome)
 
 
 def test_a_fault_of_ours_ends_the_server() -> None:

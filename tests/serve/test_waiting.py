@@ -91,6 +91,14 @@ def test_one_row_larger_than_the_queue_is_taken_alone() -> None:
     assert not rows.offer([row(1, 1)], 0.0)
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_what_could_be_held_is_what_an_empty_queue_takes(lengths: list[int]) -> None:
+    rows = waiting(max_rows=4, max_tokens=90)
+    prompts = [row(index, length) for index, length in enumerate(lengths)]
+    could = rows.could_hold(len(prompts), sum(map(tokens_of, prompts)))
+    assert rows.offer(prompts, 0.0) == could
+
+
 def test_who_leaves_frees_its_place() -> None:
     rows = waiting(max_rows=1)
     rows.offer([row(0, 5)], 0.0)

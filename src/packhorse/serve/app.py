@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from hashlib import sha256
 
 from fastapi import FastAPI, Request
@@ -28,7 +27,6 @@ from packhorse.serve.routes import (
 )
 from packhorse.serve.service import Service
 
-_log = logging.getLogger("packhorse.serve")
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 

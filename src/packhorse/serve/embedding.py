@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from packhorse.embeddings import SentenceEncoder, batches_by_length
 from packhorse.serve.config import Bounds
+from packhorse.serve.draining import is_idle_in_time
 from packhorse.serve.figures import Figures
 from packhorse.serve.problems import Problem
 
@@ -77,11 +78,7 @@ class Embedder:
         """Takes no more texts and lets those it has end, for so long and until `hurried` is set;
         returns whether all of them did."""
         self._is_open = False
-        waits = [asyncio.create_task(each.wait()) for each in (self._idle, hurried)]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        return self._idle.is_set()
+        return await is_idle_in_time(self._idle, seconds, hurried)
 
     def close(self) -> None:
         """What still runs is answered with `shutting_down` after its batch."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import Any
 
+from packhorse.answering import derived_seed
 from packhorse.data import Decoding, Message, Request
 from packhorse.serve.problems import Problem
 from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -101,8 +101,7 @@ def choice_decoding(decoding: Decoding, choice: int) -> Decoding:
     one derived from it."""
     if decoding.seed is None or choice == 0:
         return decoding
-    digest = blake2b(f"{decoding.seed}:{choice}".encode(), digest_size=8).digest()
-    return replace(decoding, seed=int.from_bytes(digest, "big") >> 1)
+    return replace(decoding, seed=derived_seed(decoding.seed, str(choice)))
 
 
 def _unwrapped(url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def health_routes(service: Service) -> APIRouter:
 
 
 async def _answer(service: Service, kind: Kind, work: Work, request: Request) -> Response:
-    choices = await service.admit(work)
+    choices = await service.admit_for_client(work)
     if not work.is_stream:
         return JSONResponse(await unless_gone(request, whole(service, kind, choices)))
     stream = chunks(service, kind, work, choices)

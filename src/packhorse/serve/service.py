@@ -18,6 +18,7 @@ from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
 from packhorse.serve.rows import Ended, Row
 from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
+from packhorse.serve.waiting import tokens_of
 from packhorse.session import check_decoding
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
@@ -90,6 +91,7 @@ class Service:
         max_context = self.require_ready()
         decoding = replace(self.decoding, **work.options)
         self._require_log_probs(decoding)
+        self._require_holdable(_rows_of(work, decoding), 0)
         self._require_room(len(work.contents))
         encoded = await self._encode(work.requests(), max_context, decoding, work)
         prompts: list[Prompt] = []
@@ -104,11 +106,22 @@ class Service:
                     prompts.append(Prompt(next(self._indexes), ids, own))
                 places.append((content, len(prompts) - 1))
         self._require_few_log_probs(prompts)
+        self._require_holdable(len(prompts), sum(map(tokens_of, prompts)))
         self.require_ready()
         rows = self.supervisor.submit(prompts)
         if rows is None:
-            raise self._full(len(prompts))
+            raise self._full()
         return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
+
+    async def admit_for_client(self, work: Work) -> list[Choice]:
+        """The same; counts the rows of a client who is told to come back later."""
+        try:
+            return await self.admit(work)
+        except Problem as problem:
+            if problem.code == "queue_full":
+                rows = _rows_of(work, replace(self.decoding, **work.options))
+                self.supervisor.figures.rows_refused.inc(rows)
+            raise
 
     def abandon(self, choices: list[Choice]) -> None:
         """The client of these has gone or has its answer."""
@@ -191,13 +204,34 @@ class Service:
         """Refuses before any work what could not wait anyway."""
         waiting = self.supervisor.waiting
         if len(waiting) + self._encoding + rows > waiting.waits.max_rows:
-            raise self._full(rows)
+            raise self._full()
 
-    def _full(self, rows: int) -> Problem:
-        self.supervisor.figures.rows_refused.inc(rows)
+    def _require_holdable(self, rows: int, tokens: int) -> None:
+        """Refuses for good what trying again later would not help. tokens: 0 while not known."""
+        waiting = self.supervisor.waiting
+        if waiting.could_hold(rows, tokens):
+            return
+        if rows > waiting.waits.max_rows:
+            message = (
+                f"the request makes {rows:,} rows, one for each choice of each prompt; at most "
+                f"{waiting.waits.max_rows:,} may wait here: send fewer at once"
+            )
+            raise Problem(400, "too_many_rows", message)
+        message = (
+            f"the rows of the request take up to {tokens:,} tokens together; at most "
+            f"{waiting.waits.max_tokens:,} may wait here: send fewer at once, or lower max_tokens"
+        )
+        raise Problem(400, "too_many_tokens", message)
+
+    def _full(self) -> Problem:
         return Problem(
             429,
             "queue_full",
             "too many requests wait for the engine; try again later",
             retry_after=self.retry_after(),
         )
+
+
+def _rows_of(work: Work, decoding: Decoding) -> int:
+    """Choices that cannot differ share a row."""
+    return len(work.contents) * (1 if decoding.greedy else work.choices)

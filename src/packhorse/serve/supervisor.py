@@ -17,6 +17,7 @@ from packhorse.data import Failure, Prompt
 from packhorse.errors import EngineError, PackhorseError
 from packhorse.serve import child
 from packhorse.serve.channel import Message
+from packhorse.serve.draining import is_idle_in_time
 from packhorse.serve.figures import Figures
 from packhorse.serve.process import EngineProcess, died_loading
 from packhorse.serve.rows import Ended, Row
@@ -130,11 +131,7 @@ class Supervisor:
         """Lets what waits and runs end, for so long and until `hurried` is set; then the rest is
         answered with `shutting_down`. Returns whether all of it ended by itself."""
         self.state = "draining"
-        waits = [asyncio.create_task(each.wait()) for each in (self._idle, hurried)]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        is_clean = self._idle.is_set()
+        is_clean = await is_idle_in_time(self._idle, seconds, hurried)
         self._fail(list(self._rows), "shutting_down", "the server is shutting down")
         return is_clean
 
@@ -233,8 +230,7 @@ class Supervisor:
                     self._take_token(message["row"], message["id"], message.get("log_probs"))
                 case "done":
                     self._in_flight.discard(message["row"])
-                    ended = Ended(message["reason"], read_timing(message["timing"]))
-                    self._settle(message["row"], ended)
+                    self._settle(message["row"], self._outcome(message))
                 case "failed":
                     row = message["row"]
                     self._in_flight.discard(row)
@@ -264,6 +260,15 @@ class Supervisor:
         self.figures.count_token(time.monotonic() - row.arrived if row and is_first else None)
         if row is not None:
             row.add(token_id, read_log_probs(token_id, log_probs) if log_probs else None)
+
+    def _outcome(self, message: Message) -> Ended | Failure:
+        """Of a row that the engine says is done: its tokens have come before, all of them."""
+        index, generated = message["row"], message["tokens"]
+        row = self._rows.get(index)
+        if row is not None and len(row.token_ids) != generated:
+            text = f"{generated} tokens were generated, {len(row.token_ids)} of them arrived"
+            return Failure(index, "engine_error", text)
+        return Ended(message["reason"], read_timing(message["timing"]))
 
     def _settle(self, index: int, outcome: Ended | Failure) -> None:
         row = self._rows.pop(index, None)

@@ -74,19 +74,16 @@ class WaitingRows:
         self.tokens += tokens
         return True
 
+    def could_hold(self, rows: int, tokens: int) -> bool:
+        """Whether so many rows, and tokens in them, could wait if nobody else did."""
+        return rows <= self.waits.max_rows and (rows == 1 or tokens <= self.waits.max_tokens)
+
     def withdraw(self, index: int) -> bool:
         """Lets a row leave; False where it does not wait."""
         found = self._rows.pop(index, None)
         if found is not None:
             self.tokens -= tokens_of(found[0])
         return found is not None
-
-    def clear(self) -> list[int]:
-        """Lets all rows leave; returns their indexes."""
-        indexes = list(self._rows)
-        self._rows.clear()
-        self.tokens = 0
-        return indexes
 
     def oldest(self) -> float | None:
         """When the row that has waited longest arrived."""
