@@ -87,8 +87,11 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        self._database.commit()
-        self._database.close()
+        """Raises OutputError where what was recorded last cannot be written; it is closed still."""
+        try:
+            self.commit()
+        finally:
+            self._database.close()
 
     def enlist(self, rows: Iterable[Request | Failure]) -> None:
         """Replaces the list of input rows by `rows`; results stay.

@@ -8,7 +8,7 @@ which writes each input row once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from packhorse.log_probs import log_probs_note
 from packhorse.manifest import RunReport, model_identity, plan_line, resolved_settings
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, resolve_quantization
-from packhorse.session import check_batching, check_decoding, load_prepared, prepare_for
+from packhorse.session import check_batching, check_decoding, deciding, load_prepared, prepare_for
 from packhorse.sources import detect_format
 from packhorse.tokenization import Codec, Tokenizer
 
@@ -126,13 +126,12 @@ def settings(config: JobConfig) -> dict[str, Any]:
 
     How rows are batched is not among them: in float32 it changes nothing but speed.
     """
-    decoding = asdict(config.decoding)
+    quantization = resolve_quantization(config.engine.quantization, config.engine.device)
     return {
         "input": input_identity(config.input),
-        "quantization": resolve_quantization(config.engine.quantization, config.engine.device),
         "system": config.reading.system,
         "template": config.reading.template,
         "prompt_column": config.reading.prompt_column,
         "on_too_long": config.reading.on_too_long,
-        **{name: list(value) if name == "stop" else value for name, value in decoding.items()},
+        **deciding(quantization, config.decoding),
     }

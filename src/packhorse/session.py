@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from packhorse.answering import Answering
@@ -18,6 +18,13 @@ from packhorse.errors import ConfigError
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.tokenization import Codec, Tokenizer
+
+
+def deciding(quantization: str, decoding: Decoding) -> dict[str, Any]:
+    """What decides answers beside a model, its engine and what is read: what a journal is tied to,
+    flat. quantization: with "auto" decided."""
+    fields = {**asdict(decoding), "stop": list(decoding.stop)}
+    return {"quantization": quantization, **fields}
 
 
 @dataclass(slots=True)

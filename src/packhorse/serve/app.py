@@ -54,7 +54,7 @@ def application(
     if batches is None:
         app.include_router(no_batch_routes())
     else:
-        app.include_router(file_routes(batches.files))
+        app.include_router(file_routes(batches, config.bounds.uploads))
         app.include_router(batch_routes(batches))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from packhorse.errors import OutputError
 from packhorse.serve import schemas
 from packhorse.serve.batches import Batches
-from packhorse.serve.files import FileStore
+from packhorse.serve.files import FileStore, no_space
 from packhorse.serve.problems import Problem
 
 Identifier = Annotated[str, Field(min_length=1, max_length=64)]
@@ -29,19 +34,22 @@ class BatchRequest(BaseModel):
     ] = {}
 
 
-def file_routes(store: FileStore) -> APIRouter:
+def file_routes(batches: Batches, uploads: int) -> APIRouter:
+    """uploads: taken at the same time; others wait."""
     router = APIRouter(responses=schemas.ERRORS)
+    store = batches.files
+    places = asyncio.Semaphore(uploads)
 
     @router.post("/v1/files")
     async def upload(request: Request) -> dict[str, Any]:
-        async with request.form(max_files=1, max_fields=8) as form:
-            content, purpose = form.get("file"), form.get("purpose")
-            if not isinstance(content, UploadFile):
-                raise Problem(400, "missing_file", "send the file as field file", param="file")
-            if purpose not in _PURPOSES:
-                raise Problem(400, "bad_purpose", "purpose must be batch", param="purpose")
-            name = content.filename or "input.jsonl"
-            return await run_in_threadpool(store.add, content.file, name, str(purpose))
+        async with places:
+            length = request.headers.get("content-length", "")
+            await run_in_threadpool(store.require_room, int(length) if length.isdigit() else 0)
+            try:
+                return await _keep(store, request)
+            except (OSError, OutputError) as error:
+                batches.report(f"an upload cannot be kept: {error}")
+                raise no_space() from None
 
     @router.get("/v1/files")
     async def listing() -> dict[str, Any]:
@@ -51,13 +59,18 @@ def file_routes(store: FileStore) -> APIRouter:
     async def file(file_id: str) -> dict[str, Any]:
         return store.document(file_id)
 
-    @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
-    async def content(file_id: str) -> FileResponse:
-        return FileResponse(store.content(file_id), media_type="application/jsonl")
+    @router.get("/v1/files/{file_id}/content", response_class=StreamingResponse)
+    async def content(file_id: str) -> StreamingResponse:
+        """Whole, whatever range is asked for."""
+        opened = await run_in_threadpool(store.open, file_id)
+        length = {"content-length": str(os.fstat(opened.fileno()).st_size)}
+        return StreamingResponse(_read(opened), media_type="application/jsonl", headers=length)
 
     @router.delete("/v1/files/{file_id}")
     async def remove(file_id: str) -> dict[str, Any]:
-        await run_in_threadpool(store.remove, file_id)
+        batches.require_free(file_id)
+        gone = store.withdraw(file_id)  # in the same step, before a batch may begin with it
+        await run_in_threadpool(shutil.rmtree, gone, ignore_errors=True)
         return {"id": file_id, "object": "file", "deleted": True}
 
     return router
@@ -68,19 +81,19 @@ def batch_routes(batches: Batches) -> APIRouter:
 
     @router.post("/v1/batches")
     async def create(body: BatchRequest) -> dict[str, Any]:
-        return batches.create(body.input_file_id, body.endpoint, body.metadata)
+        return await batches.create(body.input_file_id, body.endpoint, body.metadata)
 
     @router.get("/v1/batches")
     async def listing() -> dict[str, Any]:
-        return _list(await run_in_threadpool(batches.documents))
+        return _list(await batches.documents.all())
 
     @router.get("/v1/batches/{batch_id}")
     async def batch(batch_id: str) -> dict[str, Any]:
-        return batches.document(batch_id)
+        return batches.documents.find(batch_id)
 
     @router.post("/v1/batches/{batch_id}/cancel")
     async def cancel(batch_id: str) -> dict[str, Any]:
-        return batches.cancel(batch_id)
+        return await batches.documents.cancel(batch_id)
 
     return router
 
@@ -95,6 +108,24 @@ def no_batch_routes() -> APIRouter:
         raise Problem(404, "not_found", "this server keeps no files: start it with --state FOLDER")
 
     return router
+
+
+async def _keep(store: FileStore, request: Request) -> dict[str, Any]:
+    async with request.form(max_files=1, max_fields=8) as form:
+        content, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(content, UploadFile):
+            raise Problem(400, "missing_file", "send the file as field file", param="file")
+        if purpose not in _PURPOSES:
+            raise Problem(400, "bad_purpose", "purpose must be batch", param="purpose")
+        await run_in_threadpool(store.require_room, content.size or 0)
+        name = content.filename or "input.jsonl"
+        return await run_in_threadpool(store.add, content.file, name, str(purpose))
+
+
+def _read(opened: BinaryIO) -> Iterator[bytes]:
+    with opened:
+        while chunk := opened.read(1 << 20):
+            yield chunk
 
 
 def _list(documents: list[dict[str, Any]]) -> dict[str, Any]:

@@ -30,17 +30,24 @@ class Waits:
 class Bounds:
     """What a client may take before it has a row of its own.
 
-    body_bytes: of a request, but for uploaded files, which may have upload_bytes. header_bytes: of
-        a request line and its headers. messages: of one chat. prompts: of one completion request.
+    body_bytes: of a request, but for uploaded files, which may have upload_bytes. stored_bytes: of
+        all files that are kept. spare_bytes: that uploads leave free on the disk. uploads: taken at
+        the same time; others wait. header_bytes: of a request line and its headers. messages: of
+        one chat. prompts: of one completion request.
     log_probs: of the tokens that a request may generate and of the most probable in their places.
     embedding_texts, embedding_tokens: of one request for embeddings. embedding_waiting: texts of
         all such requests under way; more are refused, unless nothing else is under way.
-    connections: open at the same time. header_seconds, body_seconds: to send them in.
+    connections: open at the same time. header_seconds, body_seconds: to send them in. An upload may
+        pause that long, and take as much longer as it has bytes at upload_bytes_per_second.
     write_seconds: without taking anything of what is left for it to take.
     """
 
     body_bytes: int = 4 << 20
     upload_bytes: int = 256 << 20
+    stored_bytes: int = 16 << 30
+    spare_bytes: int = 1 << 30
+    uploads: int = 4
+    upload_bytes_per_second: int = 64 << 10
     header_bytes: int = 16 << 10
     messages: int = 1024
     prompts: int = 64

@@ -48,6 +48,9 @@ class Figures:
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.embedded_texts = counter("embedded_texts", "Texts embedded")
         self.embedded_tokens = counter("embedded_tokens", "Tokens of texts embedded")
+        self.batch_interruptions = counter(
+            "batch_interruptions", "Times a batch had to wait for its disk"
+        )
         self.engine_stalls = counter("engine_stalls", "Times the engine made no progress")
         self.engine_restarts = counter("engine_restarts", "Times the engine's process was lost")
         self.first_token_seconds = histogram(

@@ -62,7 +62,7 @@ class Rules:
         return self._body_problem(scope, headers)
 
     def most_bytes(self, scope: Scope) -> int:
-        return self.bounds.upload_bytes if scope["path"] == UPLOADS else self.bounds.body_bytes
+        return self.bounds.upload_bytes if _is_upload(scope) else self.bounds.body_bytes
 
     def _is_allowed_host(self, host: str) -> bool:
         """A page that has its own name resolve to this machine (DNS rebinding) sends its own name;
@@ -90,7 +90,7 @@ class Rules:
         if length.isdigit() and int(length) > self.most_bytes(scope):
             return _too_large(self.most_bytes(scope))
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        wanted = b"multipart/form-data" if scope["path"] == UPLOADS else b"application/json"
+        wanted = b"multipart/form-data" if _is_upload(scope) else b"application/json"
         has_body = length not in (b"", b"0") or b"transfer-encoding" in headers
         if has_body and kind != wanted:
             return Problem(415, "unsupported_media_type", f"send the body as {wanted.decode()}")
@@ -112,20 +112,21 @@ class Guard:
         try:
             if problem is not None:
                 raise problem
-            bounded = await self._bounded(scope, receive)
+            if _is_upload(scope):
+                upload = Upload(receive, counted, self._rules.bounds)
+                await self._application(scope, upload.receive, upload.send)
+                return
+            whole = await self._read_whole(scope, receive)
         except Problem as refusal:
             if refusal.status == 413:
                 await _discard(receive)
             await respond(refusal, counted)
             return
-        await self._application(scope, bounded, counted)
+        await self._application(scope, whole, counted)
 
-    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """What the application receives: a body that is read already, within bounds; an upload is
-        passed on as it comes."""
+    async def _read_whole(self, scope: Scope, receive: Receive) -> Receive:
+        """What the application receives: a body that is read already, within bounds."""
         most = self._rules.most_bytes(scope)
-        if scope["path"] == UPLOADS:
-            return _bounded_upload(receive, most, self._rules.bounds.body_seconds)
         try:
             async with asyncio.timeout(self._rules.bounds.body_seconds):
                 body = await _read(receive, most)
@@ -152,6 +153,47 @@ class Guard:
         return counted
 
 
+class Upload:
+    """A body that is passed on as it comes, within bounds; the time that whoever takes it lets it
+    wait does not count before its first part."""
+
+    def __init__(self, receive: Receive, send: Send, bounds: Bounds) -> None:
+        self._receive, self._send, self._bounds = receive, send, bounds
+        self._taken, self._is_whole, self._has_begun = 0, False, False
+        self._started = 0.0
+
+    async def receive(self) -> Event:
+        """Raises Problem for a body that is too large, that ends early, or that comes too slowly:
+        with a pause, or in all."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._seconds_left()):
+                event = await self._receive()
+        except TimeoutError:
+            raise _too_slow() from None
+        if event["type"] != "http.request":
+            raise _incomplete()
+        self._taken += len(event.get("body", b""))
+        if self._taken > self._bounds.upload_bytes:
+            raise _too_large(self._bounds.upload_bytes)
+        self._is_whole = not event.get("more_body")
+        return event
+
+    async def send(self, event: Event) -> None:
+        if event["type"] == "http.response.start" and not self._is_whole:
+            await _discard(self._receive)
+        await self._send(event)
+
+    def _seconds_left(self) -> float:
+        now = asyncio.get_running_loop().time()
+        if not self._has_begun:
+            self._has_begun, self._started = True, now
+        bounds = self._bounds
+        in_all = bounds.body_seconds + self._taken / bounds.upload_bytes_per_second
+        return min(bounds.body_seconds, self._started + in_all - now)
+
+
 async def respond(problem: Problem, send: Send) -> None:
     body = json.dumps(problem.to_json()).encode()
     headers = {
@@ -169,7 +211,7 @@ async def _read(receive: Receive, most: int) -> bytes:
     while True:
         event = await receive()
         if event["type"] != "http.request":
-            raise Problem(400, "incomplete_body", "the request ended before its body")
+            raise _incomplete()
         body += event.get("body", b"")
         if len(body) > most:
             raise _too_large(most)
@@ -190,26 +232,12 @@ async def _discard(receive: Receive) -> None:
                     return
 
 
-def _bounded_upload(receive: Receive, most: int, seconds: float) -> Receive:
-    """A pause of `seconds` ends an upload, not its length."""
-    taken = 0
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["path"] == UPLOADS and scope["method"] == "POST")
 
-    async def bounded() -> Event:
-        nonlocal taken
-        try:
-            async with asyncio.timeout(seconds if taken >= 0 else None):
-                event = await receive()
-        except TimeoutError:
-            raise _too_slow() from None
-        if event["type"] == "http.request" and taken >= 0:
-            taken += len(event.get("body", b""))
-            if taken > most:
-                raise _too_large(most)
-            if not event.get("more_body"):
-                taken = -1
-        return event
 
-    return bounded
+def _incomplete() -> Problem:
+    return Problem(400, "incomplete_body", "the request ended before its body")
 
 
 def _too_large(most: int) -> Problem:

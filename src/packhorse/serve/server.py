@@ -20,6 +20,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel, prepare_embedding_model
 from packhorse.serve.app import application
+from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
 from packhorse.serve.config import ServeConfig
@@ -106,16 +107,18 @@ def held(state: Path | None) -> Iterator[None]:
     if state is None:
         yield
         return
+    lock = filelock.FileLock(state / "lock", timeout=0)
     try:
         state.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(state / "lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise ConfigError(f"another server uses {state}", "give each its own --state") from None
     except OSError as error:
         raise ConfigError(
             f"{state} cannot be used: {error.strerror}", "name another folder"
         ) from error
+    with lock:
+        yield
 
 
 def allow_many_connections(connections: int) -> None:
@@ -166,7 +169,7 @@ async def _serve(
         codec=prepared.codec(),
         most_log_probs=config.bounds.log_probs,
     )
-    batches = _batches(config, service)
+    batches = _batches(config, service, report)
     embedder = _embedder(config, encoder, figures)
     app = application(config, service, figures, batches, embedder)
     server = _Server(_uvicorn(config, app))
@@ -174,11 +177,12 @@ async def _serve(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(supervisor.start())
     asked = asyncio.create_task(signals.asked.wait())
-    batching = asyncio.create_task(batches.run()) if batches else None
+    batching: asyncio.Task[None] | None = None
     try:
         await _first_of(loading, asked, serving)
         if loading.done():
             loading.result()
+            batching = asyncio.create_task(batches.run()) if batches else None
             report(f"serving {service.name} at {address_of(listener)}")
             assert supervisor.keeping is not None
             await _first_of(asked, serving, supervisor.keeping)
@@ -210,10 +214,14 @@ def _embedder(
     return Embedder(config.embeddings_name, encoder, config.bounds, figures)
 
 
-def _batches(config: ServeConfig, service: Service) -> Batches | None:
+def _batches(config: ServeConfig, service: Service, report: Report) -> Batches | None:
     if config.state is None:
         return None
-    return Batches(config.state / "batches", FileStore(config.state / "files"), service)
+    bounds = config.bounds
+    files = FileStore(config.state / "files", bounds.stored_bytes, bounds.spare_bytes)
+    batches = Batches(BatchDocuments(config.state / "batches"), files, service, report)
+    batches.recover()
+    return batches
 
 
 def _uvicorn(config: ServeConfig, guarded: Guard) -> uvicorn.Config:

@@ -1,0 +1,115 @@
+"""What is known of batches: in memory while they are under way, and on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packhorse.errors import OutputError
+from packhorse.serve.documents import Documents
+
+_UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
+
+
+@dataclass(slots=True)
+class BatchDocuments:
+    """Documents of batches. All methods belong to the event loop's thread; the disk is written in a
+    thread of its own, one document after the other, so that the last one stays.
+
+    under_way: documents of batches that have not ended, by identifier.
+    """
+
+    folder: Path
+    under_way: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="batch documents")
+    )
+
+    @property
+    def _stored(self) -> Documents:
+        return Documents(self.folder, "batch")
+
+    def recover(self) -> None:
+        """Takes up, oldest first, what an earlier server did not finish."""
+        for document in reversed(self._stored.all()):
+            if document["status"] in _UNDER_WAY:
+                self.under_way[document["id"]] = document
+
+    def place(self, identifier: str) -> Path:
+        return self._stored.place(identifier)
+
+    def find(self, identifier: str) -> dict[str, Any]:
+        """Raises Problem for a batch that is not there."""
+        return self.under_way.get(identifier) or self._stored.read(identifier)
+
+    async def all(self) -> list[dict[str, Any]]:
+        """Newest first."""
+        under_way = dict(self.under_way)
+        stored = await asyncio.to_thread(self._stored.all)
+        return [
+            under_way.get(each["id"], each) if each["status"] in _UNDER_WAY else each
+            for each in stored
+        ]
+
+    async def add(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """A batch that begins. Raises OSError or OutputError where it cannot be written."""
+        identifier = self._stored.new_identifier()
+        document = {"id": identifier, "object": "batch", "status": "validating", **fields}
+        self.under_way[identifier] = document
+        try:
+            self.place(identifier).mkdir(parents=True)
+            await self.keep(identifier)
+        except BaseException:
+            del self.under_way[identifier]
+            shutil.rmtree(self.place(identifier), ignore_errors=True)
+            raise
+        return document
+
+    async def cancel(self, identifier: str) -> dict[str, Any]:
+        """Raises Problem for a batch that is not there; one that has ended stays as it is."""
+        document = self.find(identifier)
+        if document["status"] in _UNDER_WAY and not self.is_cancelled(identifier):
+            self.change(identifier, status="cancelling", **at("cancelling"))
+            with suppress(OutputError):  # it is kept again when the batch ends
+                await self.keep(identifier)
+        return self.find(identifier)
+
+    def change(self, identifier: str, **changes: Any) -> None:
+        """In memory."""
+        self.under_way[identifier] = {**self.under_way[identifier], **changes}
+
+    async def keep(self, identifier: str) -> None:
+        """On the disk. Raises OutputError where it cannot be written."""
+        document = self.under_way[identifier]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._stored.write, document)
+
+    async def end(self, identifier: str, status: str, **changes: Any) -> None:
+        """The last change of a batch. Raises OutputError where it cannot be written: then the batch
+        has not ended."""
+        before = self.under_way[identifier]
+        self.change(identifier, status=status, **at(status), **changes)
+        try:
+            await self.keep(identifier)
+        except BaseException:
+            self.under_way[identifier] = before
+            raise
+        del self.under_way[identifier]
+
+    def is_cancelled(self, identifier: str) -> bool:
+        return "cancelling_at" in self.under_way[identifier]
+
+    def is_input(self, file_id: str) -> bool:
+        """Whether a batch under way reads this file."""
+        return any(each["input_file_id"] == file_id for each in self.under_way.values())
+
+
+def at(status: str) -> dict[str, int]:
+    """When a batch came to be so, as OpenAI's clients read it."""
+    return {f"{status}_at": int(time.time())}

@@ -1,0 +1,137 @@
+"""A row of a batch through the server's engine, however often that takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from packhorse.answering import cut_at_stop
+from packhorse.data import Answer, Failure, Request
+from packhorse.log_probs import log_probs_note
+from packhorse.serve.problems import Problem, of_failure
+from packhorse.serve.requests import Work
+from packhorse.serve.rows import Ended, Row
+from packhorse.serve.service import Service
+
+ATTEMPTS = 3
+"""Times a row is tried when the engine dies beside it: beside others, then alone."""
+_RETRY_SECONDS = 1.0
+
+
+class Company:
+    """Which rows may be in the engine together: all, but for one that was in it when it died.
+
+    Such a row has no other row of a batch beside it, so that only the row at fault fails. No row
+    begins beside others while one waits to be alone.
+    """
+
+    def __init__(self) -> None:
+        self._together = self._suspects = 0
+        self._is_one_alone = False
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._suspects == 0)
+            self._together += 1
+        try:
+            yield
+        finally:
+            self._together -= 1
+            await self._tell()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        self._suspects += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._together == 0 and not self._is_one_alone)
+                self._is_one_alone = True
+            try:
+                yield
+            finally:
+                self._is_one_alone = False
+        finally:
+            self._suspects -= 1
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRows:
+    """Gives rows of batches their outcomes."""
+
+    service: Service
+    _company: Company = field(default_factory=Company)
+
+    async def outcome(self, row: Request) -> Answer | Failure:
+        """Waits as long as the engine is full or away."""
+        work = Work(
+            (row.content,), row.options, 1, is_stream=False, include_usage=False, is_bare=row.bare
+        )
+        attempts = 0
+        while True:
+            async with self._company.alone() if attempts else self._company.together():
+                try:
+                    outcome = await self._tried(row, work)
+                except Problem as refusal:
+                    return _failure(row, refusal)
+            if isinstance(outcome, Answer):
+                return outcome
+            attempts += 1
+            if outcome.code != "engine_restarted" or attempts == ATTEMPTS:
+                return _failure(row, of_failure(outcome))
+
+    def note(self, row: Request, outcome: Answer | Failure) -> dict[str, Any] | None:
+        """What the journal keeps of log-probabilities, where the row asked for them."""
+        if isinstance(outcome, Failure) or outcome.log_probs is None:
+            return None
+        return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
+
+    async def _tried(self, row: Request, work: Work) -> Answer | Failure:
+        """What the engine says to it. Raises Problem for a row that is refused for good."""
+        while True:
+            try:
+                (choice,) = await self.service.admit(work)
+            except Problem as problem:
+                if problem.status not in (429, 503):
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            try:
+                await choice.row.done.wait()
+            finally:
+                self.service.abandon([choice])
+            outcome = choice.row.outcome
+            assert outcome is not None
+            if isinstance(outcome, Ended):
+                return self._answer(row, choice.row, outcome)
+            if not _was_turned_away(outcome):
+                return outcome
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _answer(self, row: Request, ran: Row, ended: Ended) -> Answer:
+        ids, prompt = tuple(ran.token_ids), ran.prompt
+        text, was_cut = cut_at_stop(self.service.codec.decode(ids), prompt.decoding.stop)
+        reason = "stop" if was_cut else ended.reason
+        return Answer(
+            row.index, row.id, row.key, text, ids, reason, len(prompt.token_ids), ended.timing,
+            tuple(ran.log_probs) if ran.asks_log_probs else None,
+        )  # fmt: skip
+
+
+def _failure(row: Request, problem: Problem) -> Failure:
+    return Failure(row.index, problem.code, str(problem), row.id, row.line, row.key)
+
+
+def _was_turned_away(failure: Failure) -> bool:
+    """Whether the row never ran, as when the server ends: the same row may do better later."""
+    is_of_row = failure.code in ("engine_restarted", "out_of_memory")
+    return of_failure(failure).status == 503 and not is_of_row

@@ -1,0 +1,194 @@
+"""One batch, from its input to its files: the journal of `packhorse run` around the server's own
+engine.
+
+STATE/batches/batch_…/output.jsonl.packhorse  the journal
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from packhorse.config import InputConfig
+from packhorse.data import Answer, Failure, Request
+from packhorse.jobs import Exported, export_journal
+from packhorse.journal import Journal
+from packhorse.serve.batch_documents import BatchDocuments, at
+from packhorse.serve.batch_rows import BatchRows
+from packhorse.serve.files import FileStore
+from packhorse.session import deciding
+from packhorse.sources import detect_format, read_rows
+from packhorse.workspace import Workspace
+
+T = TypeVar("T")
+ROWS_AT_ONCE = 64
+_KEEP_SECONDS = 1.0
+_FILES: tuple[tuple[str, Exported], ...] = (
+    ("output_file_id", "completed"),
+    ("error_file_id", "failed"),
+)
+
+
+@dataclass(slots=True)
+class BatchRun:
+    """A batch under way. thread: the one that journals belong to.
+
+    Rows wait beside those of live requests, ROWS_AT_ONCE at most at a time.
+    """
+
+    identifier: str
+    documents: BatchDocuments
+    files: FileStore
+    rows: BatchRows
+    thread: ThreadPoolExecutor
+    _counts: dict[str, int] = field(default_factory=dict)
+    _kept: float = 0.0
+
+    async def run(self) -> None:
+        """Raises Problem or PackhorseError for a batch that cannot be done, and whatever its files
+        raise, alone or in an ExceptionGroup; what was answered is in the journal."""
+        source = self.files.content(self.documents.find(self.identifier)["input_file_id"])
+        self._workspace.folder.mkdir(exist_ok=True)
+        async with self._journal() as journal:
+            await self._apart(partial(self._enlist, journal, source))
+            await self._count(journal)
+            if "in_progress_at" not in self.documents.find(self.identifier):
+                self._enter("in_progress")
+                await self.documents.keep(self.identifier)
+            await self._answer_pending(journal, source)
+            await self._finish(journal)
+
+    async def fail(self, code: str, message: str, *, has_answers: bool = True) -> None:
+        """Ends the batch with what was answered before it failed, if anything was."""
+        errors = {"object": "list", "data": [{"code": code, "message": message}]}
+        if not (has_answers and self._workspace.journal.exists()):
+            await self.documents.end(self.identifier, "failed", errors=errors)
+            return
+        async with self._journal() as journal:
+            await self._end(journal, "failed", errors=errors)
+
+    @property
+    def _workspace(self) -> Workspace:
+        return Workspace(self.documents.place(self.identifier) / "output.jsonl")
+
+    @asynccontextmanager
+    async def _journal(self) -> AsyncIterator[Journal]:
+        journal = await self._apart(partial(Journal, self._workspace.journal))
+        try:
+            yield journal
+        finally:
+            await self._apart(journal.close)
+
+    def _enlist(self, journal: Journal, source: Path) -> None:
+        """Raises InputError for a file that cannot be read, JobChangedError for another model or
+        another way to run it."""
+        service = self.rows.service
+        loaded = service.supervisor.loaded
+        assert loaded is not None
+        traits = loaded.batching.traits
+        identity = {"model": service.prepared.fingerprint, "engine": traits.name}
+        journal.bind({**identity, **deciding(traits.compute_type, service.decoding)})
+        is_openai = detect_format(source) == "openai-batch"
+        journal.set_meta("openai", {"model": service.name} if is_openai else None)
+        journal.enlist(read_rows(source, InputConfig()))
+
+    async def _answer_pending(self, journal: Journal, source: Path) -> None:
+        """Every row without a result gets one, unless the batch is cancelled."""
+        pending = await self._apart(lambda: _pending(journal, source))
+        places = asyncio.Semaphore(ROWS_AT_ONCE)
+
+        async def answer(row: Request) -> None:
+            try:
+                outcome = await self.rows.outcome(row)
+                await self._apart(partial(self._record, journal, row, outcome))
+                await self._note_recorded(outcome)
+            finally:
+                places.release()
+
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await places.acquire()
+                row = await self._apart(lambda: next(pending, None))
+                if row is None or self.documents.is_cancelled(self.identifier):
+                    break
+                group.create_task(answer(row))
+
+    def _record(self, journal: Journal, row: Request, outcome: Answer | Failure) -> None:
+        note = self.rows.note(row, outcome)
+        if note is not None:
+            journal.add_note(row.key, note)
+        journal.record(outcome)
+
+    async def _note_recorded(self, outcome: Answer | Failure) -> None:
+        """Counts a row; the disk learns of it once in a while."""
+        self._counts["failed" if isinstance(outcome, Failure) else "completed"] += 1
+        self.documents.change(self.identifier, request_counts=dict(self._counts))
+        now = time.monotonic()
+        if now - self._kept >= _KEEP_SECONDS:
+            self._kept = now
+            await self.documents.keep(self.identifier)
+
+    async def _count(self, journal: Journal) -> None:
+        counts = await self._apart(journal.counts)
+        self._counts = {
+            "total": counts.rows,
+            "completed": counts.completed,
+            "failed": counts.failed,
+        }
+        self.documents.change(self.identifier, request_counts=dict(self._counts))
+
+    async def _finish(self, journal: Journal) -> None:
+        await self._apart(journal.commit)
+        self._enter("finalizing")
+        await self.documents.keep(self.identifier)
+        is_cancelled = self.documents.is_cancelled(self.identifier)
+        await self._end(journal, "cancelled" if is_cancelled else "completed")
+
+    async def _end(self, journal: Journal, status: str, **changes: Any) -> None:
+        """The batch's files and its last document, or none of them."""
+        await self._count(journal)
+        written: dict[str, str | None] = {}
+        try:
+            for name, which in _FILES:
+                write = partial(self._write_rows, journal, which)
+                written[name] = await self._apart(write)
+            await self.documents.end(self.identifier, status, **changes, **written)
+        except BaseException:
+            for file in filter(None, written.values()):
+                self.files.remove(file)
+            raise
+
+    def _write_rows(self, journal: Journal, which: Exported) -> str | None:
+        """The file of rows that completed or failed; None where there are none. Rows that have not
+        run, of a batch that was cancelled, are in neither."""
+        output = self._workspace.output
+        rows = export_journal(journal, output, which)
+        name = f"{self.identifier}_{'output' if which == 'completed' else 'error'}.jsonl"
+        try:
+            with output.open("rb") as content:
+                return self.files.add(content, name, "batch_output")["id"] if rows else None
+        finally:
+            output.unlink()
+
+    def _enter(self, status: str) -> None:
+        """What is being cancelled stays so until it has ended."""
+        is_cancelled = self.documents.is_cancelled(self.identifier)
+        self.documents.change(
+            self.identifier, **({} if is_cancelled else {"status": status}), **at(status)
+        )
+
+    async def _apart(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, call)
+
+
+def _pending(journal: Journal, source: Path) -> Iterator[Request]:
+    positions = set(journal.pending_positions())
+    rows = read_rows(source, InputConfig())
+    return (row for row in rows if row.index in positions and isinstance(row, Request))
