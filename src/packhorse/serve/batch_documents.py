@@ -27,6 +27,7 @@ class BatchDocuments:
 
     folder: Path
     under_way: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _ending: set[str] = field(default_factory=set)
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="batch documents")
     )
@@ -73,8 +74,9 @@ class BatchDocuments:
 
     async def cancel(self, identifier: str) -> dict[str, Any]:
         """Raises Problem for a batch that is not there; one that has ended stays as it is."""
-        document = self.find(identifier)
-        if document["status"] in _UNDER_WAY and not self.is_cancelled(identifier):
+        self.find(identifier)
+        has_ended = identifier not in self.under_way or identifier in self._ending
+        if not has_ended and not self.is_cancelled(identifier):
             self.change(identifier, status="cancelling", **at("cancelling"))
             with suppress(OutputError):  # it is kept again when the batch ends
                 await self.keep(identifier)
@@ -86,20 +88,17 @@ class BatchDocuments:
 
     async def keep(self, identifier: str) -> None:
         """On the disk. Raises OutputError where it cannot be written."""
-        document = self.under_way[identifier]
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._stored.write, document)
+        await self._write(self.under_way[identifier])
 
     async def end(self, identifier: str, status: str, **changes: Any) -> None:
         """The last change of a batch. Raises OutputError where it cannot be written: then the batch
         has not ended."""
-        before = self.under_way[identifier]
-        self.change(identifier, status=status, **at(status), **changes)
+        document = {**self.under_way[identifier], "status": status, **at(status), **changes}
+        self._ending.add(identifier)
         try:
-            await self.keep(identifier)
-        except BaseException:
-            self.under_way[identifier] = before
-            raise
+            await self._write(document)
+        finally:
+            self._ending.discard(identifier)
         del self.under_way[identifier]
 
     def is_cancelled(self, identifier: str) -> bool:
@@ -108,6 +107,10 @@ class BatchDocuments:
     def is_input(self, file_id: str) -> bool:
         """Whether a batch under way reads this file."""
         return any(each["input_file_id"] == file_id for each in self.under_way.values())
+
+    async def _write(self, document: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._stored.write, document)
 
 
 def at(status: str) -> dict[str, int]:
