@@ -13,6 +13,7 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig
+from packhorse.serve.batch_rows import ATTEMPTS
 from servers import FAKE, Served, served, wait_until
 
 
@@ -200,3 +201,17 @@ def test_a_batch_can_be_cancelled_and_outlives_its_server(tmp_path: Path) -> Non
         assert batch.status == "cancelled"
         assert batch.request_counts.completed + batch.request_counts.failed < 150
         assert_counts_agree(client, batch)
+
+
+def test_a_row_that_ends_the_engine_fails_alone(tmp_path: Path) -> None:
+    """It is tried beside others, then alone; those that were beside it are answered."""
+    options = ("--state", str(tmp_path), "--stall-seconds", "0.5")
+    with served(*FAKE, *options, hang_on="poison") as server:
+        client = client_of(server)
+        lines = [line(number) for number in range(12)]
+        lines[5] = line(5, prompt="poison")
+        batch = ended(client, begun(client, lines))
+        assert (batch.status, batch.request_counts.completed) == ("completed", 11)
+        (failed,) = rows_of(client, batch.error_file_id)
+        assert (failed["custom_id"], failed["error"]["code"]) == ("id-5", "engine_restarted")
+        assert server.metric("packhorse_engine_restarts_total") == ATTEMPTS

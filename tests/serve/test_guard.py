@@ -15,12 +15,14 @@ import uvicorn
 
 from packhorse.serve.config import Bounds
 from packhorse.serve.figures import Figures
-from packhorse.serve.guard import Event, Guard, Receive, Rules, Scope, Send
+from packhorse.serve.guard import Event, Guard, Receive, Rules, Scope, Send, respond
+from packhorse.serve.problems import Problem
 from packhorse.serve.protocol import bounded_protocol
 
 SMALL = Bounds(
     body_bytes=100,
     upload_bytes=1000,
+    upload_bytes_per_second=1000,
     connections=2,
     header_seconds=0.2,
     body_seconds=0.2,
@@ -42,15 +44,27 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": str(length).encode()})
 
 
-def exchanged(path: str, chunks: list[bytes], *, stalls: bool = False) -> tuple[int, bytes]:
-    """Status and body that a guarded `echo` answers to a body in chunks."""
+def exchanged(
+    path: str,
+    chunks: list[bytes],
+    *,
+    stalls: bool = False,
+    leaves: bool = False,
+    pause: float = 0.0,
+    application: Any = echo,
+) -> tuple[int, bytes, int]:
+    """Status and body that a guarded application answers to a body in chunks, and the number of
+    chunks that were left. The body then stalls, or its client leaves; pause: before each chunk."""
     sent: list[Event] = []
     coming = list(chunks)
 
     async def receive() -> Event:
+        await asyncio.sleep(pause)
         if coming:
-            more = len(coming) > 1 or stalls
+            more = len(coming) > 1 or stalls or leaves
             return {"type": "http.request", "body": coming.pop(0), "more_body": more}
+        if leaves:
+            return {"type": "http.disconnect"}
         await asyncio.sleep(60)
         raise AssertionError
 
@@ -67,8 +81,8 @@ def exchanged(path: str, chunks: list[bytes], *, stalls: bool = False) -> tuple[
         "headers": [(b"host", b"localhost"), (b"content-type", kind), (b"transfer-encoding", b"x")],
     }
     rules = Rules("127.0.0.1", frozenset(), (), SMALL)
-    asyncio.run(Guard(echo, rules, Figures())(scope, receive, send))
-    return sent[0]["status"], sent[1]["body"]
+    asyncio.run(Guard(application, rules, Figures())(scope, receive, send))
+    return sent[0]["status"], sent[1]["body"], len(coming)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +94,55 @@ def exchanged(path: str, chunks: list[bytes], *, stalls: bool = False) -> tuple[
     ],
 )
 def test_bodies(chunks: list[bytes], stalls: bool, status: int) -> None:
-    found, body = exchanged("/v1/completions", chunks, stalls=stalls)
+    found, body, _ = exchanged("/v1/completions", chunks, stalls=stalls)
     assert found == status
     assert body == b"100" if status == 200 else json.loads(body)["error"]["type"]
 
 
 def test_an_upload_may_be_larger_and_is_passed_on_as_it_comes() -> None:
-    assert exchanged("/v1/files", [b"a" * 600, b"b" * 400]) == (200, b"1000")
+    assert exchanged("/v1/files", [b"a" * 600, b"b" * 400]) == (200, b"1000", 0)
+
+
+def code(body: bytes) -> str:
+    return str(json.loads(body)["error"]["code"])
+
+
+@pytest.mark.parametrize(
+    ("chunks", "options", "status", "problem"),
+    [
+        ([b"a" * 600, b"b" * 401], {}, 413, "body_too_large"),
+        ([b"a" * 600], {"leaves": True}, 400, "incomplete_body"),
+        ([b"a" * 600], {"stalls": True}, 408, "request_timeout"),
+        ([b"a"] * 30, {"pause": 0.05}, 408, "request_timeout"),
+    ],
+)
+def test_uploads_that_are_refused(
+    chunks: list[bytes], options: dict[str, Any], status: int, problem: str
+) -> None:
+    """Too large, not whole, with a pause, or without one but slowly."""
+    found, body, _ = exchanged("/v1/files", chunks, **options)
+    assert (found, code(body)) == (status, problem)
+
+
+def test_an_upload_may_take_long_for_its_bytes() -> None:
+    assert exchanged("/v1/files", [b"a" * 90] * 8, pause=0.05) == (200, b"720", 0)
+
+
+def test_an_upload_that_is_refused_early_is_taken_from_its_client() -> None:
+    """A connection that is closed on data that was not read loses the answer."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        raise Problem(507, "no_space", "full")
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await refuse(scope, receive, send)
+        except Problem as problem:
+            await respond(problem, send)
+
+    status, body, left = exchanged("/v1/files", [b"a" * 50] * 10, application=answered)
+    assert (status, code(body), left) == (507, "no_space", 0)
 
 
 async def endless(scope: Scope, receive: Receive, send: Send) -> None:
