@@ -82,12 +82,14 @@ def local(
     decoding, figures = Decoding(max_new_tokens=24), Figures()
     loading = Loading(prepared, config, BatchingConfig(), decoding)
     supervisor = Supervisor(loading, WaitingRows(Waits()), figures, lines.append)
-    service = Service("fake", prepared, decoding, supervisor, prepared.codec())
+    bounds = bounds or Bounds()
+    codec, most = prepared.codec(), bounds.log_probs
+    service = Service("fake", prepared, decoding, supervisor, codec, most)
     documents = BatchDocuments(folder / "batches")
     files = files or FileStore(folder / "files")
     batches = Batches(documents, files, service, lines.append)
     batches.recover()
-    return Local(batches, bounds or Bounds(), lines)
+    return Local(batches, bounds, lines)
 
 
 @asynccontextmanager

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from in_process import local
+from packhorse.errors import ConfigError
 from packhorse.serve.config import Bounds
 from packhorse.serve.files import FileStore
 from packhorse.serve.problems import Problem
+from packhorse.serve.server import held
 from servers import FAKE, Served, served, wait_until
 
 FIELDS = {"purpose": "batch"}
@@ -152,7 +154,7 @@ def test_uploads_at_once_are_few(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)
             assert not second.done()
             may_end.set()
-            assert await asyncio.gather(first, second) == [200, 200]
+            assert [await first, await second] == [200, 200]
 
     asyncio.run(asyncio.wait_for(test(), 20))
 
@@ -186,6 +188,20 @@ def test_a_range_is_not_looked_at(tmp_path: Path, wanted: str) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
 
     asyncio.run(test())
+
+
+def test_the_folder_for_files_is_one_server_s(tmp_path: Path) -> None:
+    """What goes wrong while it is held is not taken for its own fault."""
+    state = tmp_path / "state"
+    with held(state), pytest.raises(ConfigError, match="another server uses"), held(state):
+        pass
+    with pytest.raises(OSError, match="of the server"), held(state):
+        raise OSError("of the server")
+    with held(state):
+        pass
+    state.with_name("file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be used"), held(tmp_path / "file"):
+        pass
 
 
 @pytest.fixture(scope="module")

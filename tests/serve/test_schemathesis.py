@@ -33,6 +33,17 @@ def test_no_request_for_embeddings_is_the_servers_fault(tmp_path: Path) -> None:
         assert requests_answered(server, "POST", "/v1/embeddings") == 1
 
 
+def test_no_request_for_files_and_batches_is_the_servers_fault(tmp_path: Path) -> None:
+    with served(*FAKE, "--state", str(tmp_path)) as server:
+        for path, method, least in [
+            ("/v1/files", "GET", 3),
+            ("/v1/files", "DELETE", 1),
+            ("/v1/batches", "GET", 2),
+            ("/v1/batches", "POST", 2),
+        ]:
+            assert requests_answered(server, method, path) == least
+
+
 def requests_answered(server: Served, method: str, path: str = "") -> int:
     """Sends requests of each operation of a method, or of one path; the number of operations."""
     schema = schemathesis.openapi.from_url(f"{server.address}/openapi.json")

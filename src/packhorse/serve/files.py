@@ -55,8 +55,9 @@ class FileStore:
                 "storage_full",
                 f"the files here would have more than {self.stored_bytes:,} bytes; delete some",
             )
-        for disk in (_first_there(self.folder), Path(tempfile.gettempdir())):
-            if shutil.disk_usage(disk).free < size + self.spare_bytes:
+        kept, spooled = _first_there(self.folder), Path(tempfile.gettempdir())
+        for disk, needed in ((kept, size + self.spare_bytes), (spooled, size)):
+            if shutil.disk_usage(disk).free < needed:
                 raise no_space()
 
     def add(self, content: BinaryIO, name: str, purpose: str) -> dict[str, Any]:
