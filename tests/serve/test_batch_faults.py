@@ -54,7 +54,7 @@ def error_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_full_disk_delays_a_batch(tmp_path: Path) -> None:
-    """The second of its two files cannot be kept at first: neither is, then both are."""
+    """The second of its two files cannot be kept at first: then it has each once."""
     store = FaultyStore(tmp_path / "files", faults=[None, FULL])
 
     async def test() -> None:
@@ -68,7 +68,8 @@ def test_a_full_disk_delays_a_batch(tmp_path: Path) -> None:
             assert [row["id"] for row in server.rows_of(document["error_file_id"])] == ["bad"]
             assert len(store.documents()) == 2 + 2 + 1
             assert any(f"{first} goes on in 0.1 s" in line for line in server.lines)
-            assert server.figures.batch_interruptions._value.get() == 1
+            waits = "packhorse_batch_interruptions_total"
+            assert server.figures.registry.get_sample_value(waits) == 1
 
     ran(test)
 

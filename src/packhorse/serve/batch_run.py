@@ -152,25 +152,22 @@ class BatchRun:
         await self._end(journal, "cancelled" if is_cancelled else "completed")
 
     async def _end(self, journal: Journal, status: str, **changes: Any) -> None:
-        """The batch's files and its last document, or none of them."""
+        """The batch's files, and its last document."""
         await self._count(journal)
-        written: dict[str, str | None] = {}
-        try:
-            for name, which in _FILES:
-                write = partial(self._write_rows, journal, which)
-                written[name] = await self._apart(write)
-            await self.documents.end(self.identifier, status, **changes, **written)
-        except BaseException:
-            for file in filter(None, written.values()):
-                self.files.remove(file)
-            raise
+        written = {
+            name: await self._apart(partial(self._write_rows, journal, which))
+            for name, which in _FILES
+        }
+        await self.documents.end(self.identifier, status, **changes, **written)
 
     def _write_rows(self, journal: Journal, which: Exported) -> str | None:
-        """The file of rows that completed or failed; None where there are none. Rows that have not
-        run, of a batch that was cancelled, are in neither."""
+        """The file of rows that completed or failed, in place of one that an earlier attempt to
+        end the batch wrote; None where there are none. Rows that have not run, of a batch that was
+        cancelled, are in neither."""
         output = self._workspace.output
         rows = export_journal(journal, output, which)
         name = f"{self.identifier}_{'output' if which == 'completed' else 'error'}.jsonl"
+        self.files.remove_named(name, "batch_output")
         try:
             with output.open("rb") as content:
                 return self.files.add(content, name, "batch_output")["id"] if rows else None

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -122,6 +123,13 @@ class FileStore:
     def remove(self, identifier: str) -> None:
         """Raises Problem for a file that is not there."""
         shutil.rmtree(self.withdraw(identifier), ignore_errors=True)
+
+    def remove_named(self, name: str, purpose: str) -> None:
+        """Removes all files of that name and purpose."""
+        for document in self.documents():
+            if (document["filename"], document["purpose"]) == (name, purpose):
+                with suppress(Problem):
+                    self.remove(document["id"])
 
     def _size(self) -> int:
         return sum(document["bytes"] for document in self.documents())
