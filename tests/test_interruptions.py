@@ -152,6 +152,33 @@ def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
     assert time.monotonic() - asked < 2
 
 
+def test_what_a_batch_answered_survives_a_kill_in_a_long_next_one(tmp_path: Path) -> None:
+    """All rows of a batch may end in one burst, and the next result be minutes away."""
+    source = tmp_path / "in.jsonl"
+    prompts = [f"{i} " + ("stuck" if i == 9 else "quick") for i in range(12)]
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    output = tmp_path / "out.jsonl"
+    options = ("--engine", "fake", "--max-new-tokens", "4", "--batching", "fixed")
+    arguments = command("fake", source, output, *options, "--batch-size", "8")
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**environment(), "PACKHORSE_FAKE_HANG_ON": "stuck"},
+    ) as process:
+        try:
+            wait_for(output, lambda journal: journal.counts().completed > 0)
+            time.sleep(1.5)
+            assert process.poll() is None
+        finally:
+            process.kill()
+    with Journal(output.with_name("out.jsonl.packhorse") / "journal.sqlite3") as journal:
+        found = [record.text is not None for record in journal.records()]
+    assert found == [True] * 8 + [False] * 4
+    assert finish(arguments).returncode == 0
+    assert len(output.read_text().splitlines()) == 12
+
+
 def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
@@ -188,7 +215,7 @@ def test_a_real_model_killed_and_continued(demo_model_folder: Path, tmp_path: Pa
 
 
 def has_rows(journal: Journal) -> bool:
-    """Whether results are in it: they are committed every half second."""
+    """Whether results are in it: they are committed twice a second."""
     return journal.counts().completed > 0
 
 

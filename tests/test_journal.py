@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import resource
+import signal
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from packhorse import durable
 from packhorse.data import Answer, Failure, Request, Timing
 from packhorse.errors import InputError, JobChangedError, OutputError
 from packhorse.journal import Journal
@@ -91,6 +97,126 @@ def test_results_survive_without_closing(tmp_path: Path) -> None:
     with Journal(path) as second:
         assert second.counts().completed == 1
     first.close()
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (so := is_so()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return so
+
+
+def test_results_become_durable_without_another_call(journal: Journal, tmp_path: Path) -> None:
+    """An engine may compute for minutes between two results."""
+    journal.enlist([request(index) for index in range(5)])
+    for index in range(5):
+        journal.record(answer(f"k{index}"))
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path, read_only=True) as other:
+        assert wait_until(lambda: other.counts().completed == 5)
+    with closing(sqlite3.connect(path, timeout=0)) as writer:
+        writer.execute("BEGIN IMMEDIATE")  # nobody keeps the write lock
+
+
+def test_a_commit_while_rows_are_enlisted_makes_no_half_list(tmp_path: Path) -> None:
+    """A second Ctrl-C commits and ends the process, wherever it is."""
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal, Journal(path, read_only=True) as other:
+        journal.enlist([request(0), request(1)])
+        journal.record(answer("k0"))
+
+        def rows() -> Iterator[Request]:
+            yield request(0, id_="new")
+            journal.commit()
+            assert [record.id for record in other.records()] == ["r0", "r1"]
+            assert other.counts().completed == 1
+
+        journal.enlist(rows())
+        assert [record.id for record in journal.records()] == ["new"]
+
+
+def test_signal_handlers_and_regular_commits_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "COMMIT_SECONDS", 0.001)
+    rows = 3000
+    commits = 0
+    with Journal(tmp_path / "journal.sqlite3") as journal:
+        journal.enlist(request(index) for index in range(rows))
+
+        def commit(number: int, frame: FrameType | None) -> None:
+            nonlocal commits
+            journal.commit()
+            commits += 1
+
+        previous = signal.signal(signal.SIGVTALRM, commit)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.002, 0.002)
+        try:
+            for index in range(rows):
+                journal.add_note(f"k{index}", {"number": index})
+                journal.record(answer(f"k{index}"))
+                if index % 500 == 0:
+                    assert journal.counts().completed == index + 1
+                    found = [record.note for record in journal.records() if record.text]
+                    assert found == [{"number": place} for place in range(index + 1)]
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, previous)
+    assert commits > 5
+    with Journal(tmp_path / "journal.sqlite3", read_only=True) as journal:
+        assert journal.counts().completed == rows
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def record_and_commit(journal: Journal) -> None:
+    journal.record(answer("k1"))
+    journal.commit()
+
+
+def record_until_it_is_refused(journal: Journal) -> None:
+    """Only the journal's own thread commits."""
+    for _ in range(1000):
+        journal.record(answer("k1"))
+        time.sleep(0.02)
+
+
+WRITES: list[Callable[[Journal], None]] = [
+    lambda journal: journal.enlist([request(7)]),
+    lambda journal: journal.set_meta("name", "value"),
+    lambda journal: journal.bind({"seed": 1}),
+    lambda journal: journal.forget_failures(),
+    lambda journal: journal.add_session({"rows": 1}),
+    record_and_commit,
+    record_until_it_is_refused,
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, write: Callable[[Journal], None]) -> None:
+    path = tmp_path / "journal.sqlite3"
+    journal = Journal(path)
+    journal.enlist([request(0), request(1)])
+    journal.record(answer("k0"))
+    journal.record(Failure(1, "engine_error", "lightning", "r1", 2, "k1"))
+    journal.commit()
+    with full_disk(), pytest.raises(OutputError, match="cannot be written"):
+        write(journal)
+    with pytest.raises(OutputError, match="cannot be written"):
+        record_and_commit(journal)  # what was undone is not known: there is no way on
+    with pytest.raises(OutputError, match="cannot be written"):
+        journal.close()
+    with Journal(path) as journal:
+        assert [record.id for record in journal.records()] == ["r0", "r1"]
+        assert (journal.counts().completed, journal.counts().failed) == (1, 1)
 
 
 def test_sessions_are_kept_in_order(journal: Journal) -> None:

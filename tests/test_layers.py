@@ -19,6 +19,7 @@ LAYERS = [
     {"errors"},
     {"labels"},
     {"atomic"},
+    {"durable"},
     {"data"},
     {"config"},
     {"contract"},

@@ -1,15 +1,14 @@
 """The journal: which rows the input has, and what is known of each.
 
-SQLite in WAL mode with full synchronisation; results are committed in groups, at least twice a
-second, so a killed run loses at most the rows of the last half second and no file is ever torn.
-Resume is a set difference: rows of the input whose key has no result.
+Results are committed in groups, twice a second and however long the engine computes on
+(`packhorse.durable`), so a killed run loses at most the rows of the last half second and no file is
+ever torn. Resume is a set difference: rows of the input whose key has no result.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.data import Answer, Failure, FinishReason, Request, RowId
+from packhorse.durable import DurableDatabase
 from packhorse.errors import InputError, JobChangedError, OutputError
 
 FORMAT = 1
-COMMIT_SECONDS = 0.5
-_BUSY_SECONDS = 30
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -74,11 +72,28 @@ class Record:
 
 
 class Journal:
-    """One output's journal. Use as a context manager; one thread, one process at a time."""
+    """One output's journal. Use as a context manager; one process at a time.
+
+    Any thread may call it, and a signal handler may. Every method raises OutputError once the disk
+    is full or does not answer.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self._database = _connect(path, read_only)
-        self._last_commit = time.monotonic()
+        if read_only and not path.exists():
+            raise OutputError(
+                f"there is no journal at {path}", "name the output of a run that was begun here"
+            )
+        self._database = DurableDatabase(path, _SCHEMA)
+        found = self.meta("format")
+        if found is None:
+            with self._database.transaction() as connection:
+                connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT,))
+        elif found != FORMAT:
+            self.close()
+            raise OutputError(
+                f"the journal {path} has format {found}, this version reads {FORMAT}",
+                "continue it with the version that began it, or name another output",
+            )
 
     def __enter__(self) -> Journal:
         return self
@@ -88,10 +103,7 @@ class Journal:
 
     def close(self) -> None:
         """Raises OutputError where what was recorded last cannot be written; it is closed still."""
-        try:
-            self.commit()
-        finally:
-            self._database.close()
+        self._database.close()
 
     def enlist(self, rows: Iterable[Request | Failure]) -> None:
         """Replaces the list of input rows by `rows`; results stay.
@@ -99,19 +111,12 @@ class Journal:
         Raises InputError for two rows of one id, naming both lines. Text and number ids that are
         written alike count as one: CSV cannot tell them apart.
         """
-        database = self._database
-        database.commit()
-        database.execute("BEGIN")
-        try:
-            database.execute("DELETE FROM rows")
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM rows")
             for row in rows:
-                self._enlist_row(row)
-        except BaseException:
-            database.rollback()
-            raise
-        database.commit()
+                self._enlist_row(connection, row)
 
-    def _enlist_row(self, row: Request | Failure) -> None:
+    def _enlist_row(self, connection: sqlite3.Connection, row: Request | Failure) -> None:
         chat, code, message = False, None, None
         if isinstance(row, Failure):
             code, message = row.code, row.message
@@ -120,9 +125,9 @@ class Journal:
         identity = (row.index, row.key, str(row.id), json.dumps(row.id), row.line)
         values = (*identity, chat, code, message)
         try:
-            self._database.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         except sqlite3.IntegrityError:
-            found = self._database.execute("SELECT line FROM rows WHERE id = ?", (str(row.id),))
+            found = connection.execute("SELECT line FROM rows WHERE id = ?", (str(row.id),))
             raise InputError(
                 f"lines {found.fetchone()[0]} and {row.line} have the same id {row.id!r}",
                 "give every row an id of its own, or none",
@@ -153,25 +158,25 @@ class Journal:
             )
 
     def meta(self, name: str) -> Any:
-        found = self._database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        with self._database.held() as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if found is None else json.loads(found[0])
 
     def set_meta(self, name: str, value: Any) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, json.dumps(value))
-        )
-        self._database.commit()
+        row = (name, json.dumps(value))
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
 
     def pending_positions(self) -> array[int]:
         """Positions of the rows without a result, ascending (8 bytes a row in memory)."""
-        found = self._database.execute(
+        found = self._database.select(
             "SELECT position FROM rows LEFT JOIN results USING (key)"
             " WHERE rows.error_code IS NULL AND results.key IS NULL ORDER BY position"
         )
         return array("Q", (position for (position,) in found))
 
     def record(self, outcome: Answer | Failure) -> None:
-        """Stores one outcome; it is durable after the next commit, at most COMMIT_SECONDS later."""
+        """Stores one outcome; it is durable about half a second later."""
         if isinstance(outcome, Failure):
             values: tuple[Any, ...] = (
                 outcome.key, None, None, None, None, None, outcome.code, outcome.message,
@@ -184,52 +189,44 @@ class Journal:
                 outcome.finish_reason, outcome.prompt_tokens, outcome.completion_tokens, None, None,
                 timing.submitted, timing.first_token, timing.finished,
             )  # fmt: skip
-        self._database.execute(
+        self._database.write(
             "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values
         )
-        if time.monotonic() - self._last_commit >= COMMIT_SECONDS:
-            self.commit()
 
     def add_note(self, key: str, note: dict[str, Any]) -> None:
         """Says more of the result of a row; durable with it."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(note))
-        )
+        self._database.write("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(note)))
 
     def commit(self) -> None:
-        try:
-            self._database.commit()
-        except sqlite3.OperationalError as error:
-            raise OutputError(
-                f"the journal cannot be written: {error}", "free some disk space and run again"
-            ) from error
-        self._last_commit = time.monotonic()
+        """Makes what was recorded durable."""
+        self._database.commit()
 
     def forget_failures(self) -> None:
         """Makes the rows that failed in an engine or in tokenization pending again."""
-        self._database.execute("DELETE FROM results WHERE error_code IS NOT NULL")
-        self._database.commit()
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM results WHERE error_code IS NOT NULL")
 
     def counts(self) -> Counts:
-        rows, completed = self._database.execute(
-            "SELECT count(*), count(finish_reason) FROM rows LEFT JOIN results USING (key)"
-            " WHERE rows.error_code IS NULL"
-        ).fetchone()
-        by_code = dict(
-            self._database.execute(
-                "SELECT coalesce(rows.error_code, results.error_code) AS code, count(*)"
-                " FROM rows LEFT JOIN results USING (key) WHERE code IS NOT NULL"
-                " GROUP BY code ORDER BY code"
-            ).fetchall()
-        )
-        (unreadable,) = self._database.execute(
-            "SELECT count(*) FROM rows WHERE error_code IS NOT NULL"
-        ).fetchone()
+        with self._database.held() as connection:
+            rows, completed = connection.execute(
+                "SELECT count(*), count(finish_reason) FROM rows LEFT JOIN results USING (key)"
+                " WHERE rows.error_code IS NULL"
+            ).fetchone()
+            by_code = dict(
+                connection.execute(
+                    "SELECT coalesce(rows.error_code, results.error_code) AS code, count(*)"
+                    " FROM rows LEFT JOIN results USING (key) WHERE code IS NOT NULL"
+                    " GROUP BY code ORDER BY code"
+                ).fetchall()
+            )
+            (unreadable,) = connection.execute(
+                "SELECT count(*) FROM rows WHERE error_code IS NOT NULL"
+            ).fetchone()
         return Counts(rows + unreadable, completed, sum(by_code.values()), by_code)
 
     def records(self) -> Iterator[Record]:
         """Every input row once, in input order."""
-        found = self._database.execute(
+        found = self._database.select(
             "SELECT id_json, line, chat, text, token_ids, finish_reason, prompt_tokens,"
             " completion_tokens, coalesce(rows.error_code, results.error_code),"
             " coalesce(rows.error_message, results.error_message),"
@@ -244,49 +241,10 @@ class Journal:
             yield Record(json.loads(id_json), line, bool(chat), text, ids, *rest)
 
     def add_session(self, figures: dict[str, Any]) -> None:
-        self._database.execute("INSERT INTO sessions (figures) VALUES (?)", (json.dumps(figures),))
-        self._database.commit()
+        row = (json.dumps(figures),)
+        with self._database.transaction() as connection:
+            connection.execute("INSERT INTO sessions (figures) VALUES (?)", row)
 
     def sessions(self) -> list[dict[str, Any]]:
-        found = self._database.execute("SELECT figures FROM sessions ORDER BY number")
+        found = self._database.select("SELECT figures FROM sessions ORDER BY number")
         return [json.loads(figures) for (figures,) in found]
-
-
-def _use_wal(database: sqlite3.Connection) -> None:
-    """Where two would upgrade a lock at once, SQLite fails without waiting: it is tried again."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    if read_only and not path.exists():
-        raise OutputError(
-            f"there is no journal at {path}", "name the output of a run that was begun here"
-        )
-    try:
-        database = sqlite3.connect(path, timeout=_BUSY_SECONDS)
-        _use_wal(database)
-        database.execute("PRAGMA synchronous = FULL")
-        database.executescript(_SCHEMA)
-        found = database.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
-        if found is None:
-            database.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
-            database.commit()
-    except sqlite3.DatabaseError as error:
-        raise OutputError(
-            f"the journal {path} cannot be opened: {error}", "name another output"
-        ) from error
-    if found is not None and int(found[0]) != FORMAT:
-        database.close()
-        raise OutputError(
-            f"the journal {path} has format {found[0]}, this version reads {FORMAT}",
-            "continue it with the version that began it, or name another output",
-        )
-    return database

@@ -94,8 +94,8 @@ class Generation:
                         journal.record(outcome)
                         observer.advance()
             finally:
-                journal.commit()
                 observer.end()
+                journal.commit()
                 journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
 

@@ -110,9 +110,9 @@ class Labelling:
                     meter.count_outcome(outcome)
                     observer.advance()
         finally:
-            journal.commit()
             observer.end()
             classifier.close()
+            journal.commit()
             journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
 
