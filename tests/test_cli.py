@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,17 +65,24 @@ def test_empty_standard_input(tmp_path: Path) -> None:
     assert (done.returncode, "standard input is empty" in done.stderr) == (2, True)
 
 
+LONG = "Tell me more. " * 50
+FAKE_ENGINES = ("--engines", "fake")
 REFUSALS = [
     (["run", "no-such-model", "{in}", "-o", "{out}"], "no model 'no-such-model'"),
     (["run", "./absent", "{in}", "-o", "{out}"], "there is no model at"),
     (["run", "fake", "absent.jsonl", "-o", "{out}", *FAKE], "absent.jsonl"),
+    (["run", "fake", LONG, "-o", "{out}", *FAKE], "there is no file 'Tell me"),
+    (["plan", "fake", LONG, *FAKE_ENGINES], "there is no file 'Tell me"),
+    (["run", "fake", "{in}", "-o", f"{LONG}.csv", *FAKE], "File name too long"),
+    (["status", LONG], "there is no journal"),
+    (["compare", "fake", "{in}", *FAKE_ENGINES, "-o", "{in}"], "cannot be made"),
     (["run", "fake", "{in}", "-o", "absent/o.jsonl", *FAKE], "does not exist"),
     (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known ending"),
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"], "max_new_tokens is 0"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"], "batch_size is 0"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--limit", "0"], "limit is 0"),
-    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--template", "{absent.x}"], ""),
+    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--template", "{absent.x}"], "no plain name"),
     (["assess", "fake", "absent.csv", *FAKE_ENGINE], "absent.csv does not exist"),
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--text-column", "promt"], "has no column 'promt'"),
     (["assess", "fake", "{one}", *FAKE_ENGINE], "have the label 'a'"),
@@ -99,6 +107,34 @@ def test_refusals(arguments: list[str], said: str, source: Path, tmp_path: Path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "hint:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_status_says_to_type_can_be_typed(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "my answers & more.jsonl"
+    run("run", "no-such-model", str(source), "-o", str(output))
+    *_, line = run("status", str(output)).stdout.splitlines()
+    assert shlex.split(line) == ["packhorse", "export", str(output)]
+
+
+SMALL_DISK = """
+import resource, sys
+from packhorse.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.exit(main())
+"""
+
+
+def test_standard_input_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    arguments = ["run", "fake", "-", "-o", str(tmp_path / "o.jsonl"), *FAKE]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, *arguments],
+        input="x\n" * 500_000,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "File too large" in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -25,7 +25,7 @@ from packhorse.errors import (
     PackhorseError,
 )
 from packhorse.jobs import Silent
-from packhorse.journal import Counts
+from packhorse.journal import Counts, Journal
 from packhorse.manifest import RunReport
 from packhorse.meters import Meter
 from packhorse.workspace import Workspace
@@ -311,6 +311,39 @@ def test_openai_batch_lines_come_back_as_openai_batch_output(job: JobConfig) -> 
     assert good_row["response"]["body"]["usage"]["completion_tokens"] <= 5
     assert bad_row["response"] is None
     assert bad_row["error"]["code"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_openai_batch_lines_into_a_table_are_refused_before_a_row_runs(
+    job: JobConfig, ending: str
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    chat = {"custom_id": "c1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    write_lines(Path(job.input), [chat])
+    output = job.output.with_suffix(ending)
+    with pytest.raises(ConfigError, match="OpenAI batch output is JSONL"):
+        packhorse.run(replace(job, output=output), StopsAfter(1))
+    with Journal(Workspace(output).journal, read_only=True) as journal:
+        assert journal.counts().pending == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: replace(job, model="no-such-model", engine=EngineConfig()),
+        lambda job: replace(job, decoding=Decoding(max_new_tokens=13)),
+    ],
+)
+def test_failures_are_forgotten_only_by_a_job_that_can_go_on(
+    job: JobConfig, change: Callable[[JobConfig], JobConfig]
+) -> None:
+    write_lines(Path(job.input), [GOOD[0], {"id": "huge", "prompt": "y" * 200_000}])
+    packhorse.run(job)
+    with pytest.raises(PackhorseError):
+        packhorse.run(replace(change(job), retry_failed=True))
+    with Journal(Workspace(job.output).journal, read_only=True) as journal:
+        assert journal.counts().failed_by_code == {"prompt_too_long": 1}
+        assert journal.counts().pending == 0
 
 
 def test_windows_do_not_change_the_result_and_bound_what_is_read_ahead(job: JobConfig) -> None:

@@ -77,6 +77,21 @@ def test_options(read: Any, options: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "fields", "content"),
+    [
+        ({"template": "{temperature} {seed}"}, {"temperature": -5, "seed": "no"}, "-5 no"),
+        ({"template": "{temperature}"}, {"temperature": 25}, "25"),
+        ({"prompt_column": "stop"}, {"stop": "the end"}, "the end"),
+    ],
+)
+def test_what_the_prompt_is_made_of_is_no_option(
+    read: Any, config: Any, fields: Any, content: str
+) -> None:
+    (row,) = read("a.jsonl", jsonl(fields | {"top_k": 3}), **config)
+    assert (row.content, row.options) == (content, {"top_k": 3})
+
+
+@pytest.mark.parametrize(
     ("template", "fields", "expected"),
     [
         ("Sum: {text}", {"text": "x", "prompt": "unused"}, "Sum: x"),

@@ -54,6 +54,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(target.parent)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; none is there under a name that is too long for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def make_folder(folder: Path) -> Path:
     """Makes a folder, and those above it, where they are missing; OutputError if it cannot be."""
     try:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from packhorse.atomic import is_there
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.errors import InputError, Interrupted
@@ -20,7 +21,7 @@ from packhorse.interruption import Interruption
 from packhorse.journal import Counts, Journal
 from packhorse.manifest import RunReport, manifest
 from packhorse.meters import Meter
-from packhorse.sources import read_rows
+from packhorse.sources import read_rows, shown
 from packhorse.workspace import Workspace
 
 Exported = Literal["all", "completed", "failed"]
@@ -121,11 +122,11 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
             observer.stage(f"reading {job.input}")
             journal.enlist(read_rows(source, job.reading))
             work.enlisted(source, journal)
-        if job.retry_failed:
-            journal.forget_failures()
         with meter.stage("prepare"):
             identity = work.prepare(observer.stage)
         journal.bind({**identity, **work.settings()})
+        if job.retry_failed:
+            journal.forget_failures()
         resolved = None
         if len(journal.pending_positions()):
             pending = partial(_pending, source, job, journal)
@@ -218,8 +219,17 @@ def input_identity(source: str) -> str:
 def _check(job: Job, workspace: Workspace) -> None:
     """What of its files can be refused before anything is read."""
     workspace.check(job.input)
-    if job.input != "-" and not Path(job.input).exists():
-        raise InputError(f"there is no file {job.input}", "name the input file, or - for stdin")
+    if job.input != "-":
+        check_input(job.input)
+
+
+def check_input(source: str) -> None:
+    """InputError where there is no such file, before anything else is made or sought."""
+    if not is_there(Path(source)):
+        raise InputError(
+            f"there is no file {shown(source)}",
+            "name the file of the input; a prompt is given in a file, or through - as stdin",
+        )
 
 
 def _source(job: Job, workspace: Workspace) -> Path:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packhorse.atomic import is_there
 from packhorse.data import Answer, Failure, FinishReason, Request, RowId
 from packhorse.durable import DurableDatabase
 from packhorse.errors import InputError, JobChangedError, OutputError
@@ -79,7 +80,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        if read_only and not path.exists():
+        if read_only and not is_there(path):
             raise OutputError(
                 f"there is no journal at {path}", "name the output of a run that was begun here"
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from packhorse.config import JobConfig
 from packhorse.data import Answer, Decoding, Failure, Request
+from packhorse.export import check_openai_output
 from packhorse.jobs import Hands, Observer, Pending, carry_out, input_identity
 from packhorse.journal import Journal
 from packhorse.log_probs import log_probs_note
@@ -49,6 +50,8 @@ class Generation:
 
     def enlisted(self, source: Path, journal: Journal) -> None:
         is_openai = detect_format(source) == "openai-batch"
+        if is_openai:
+            check_openai_output(self._config.output)
         journal.set_meta("openai", {"model": self._config.model} if is_openai else None)
 
     def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:

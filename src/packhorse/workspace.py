@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from packhorse.atomic import is_there
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.errors import BusyError, ConfigError, InputError, OutputError
 
@@ -51,16 +52,16 @@ class Workspace:
                 f"the output {self.output} has no known ending",
                 f"end it with one of {', '.join(OUTPUT_SUFFIXES)}",
             )
-        if self.output.is_dir():
+        if is_there(self.output) and self.output.is_dir():
             raise OutputError(f"the output {self.output} is a folder", "name a file")
         parent = self.output.absolute().parent
-        if not parent.is_dir():
+        if not is_there(parent) or not parent.is_dir():
             raise OutputError(f"the folder {parent} does not exist", "create it first")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"the folder {parent} cannot be written to", "choose another output")
         if source != "-" and _same_file(Path(source), self.output):
             raise ConfigError("the output is the input", "name another output file")
-        if self.output.exists() and not self.journal.exists():
+        if is_there(self.output) and not is_there(self.journal):
             raise OutputError(
                 f"{self.output} exists and was not made by a job that can be continued",
                 "remove it or name another output",
@@ -100,8 +101,14 @@ class Workspace:
         """
         partial = self.spooled_input.with_suffix(".partial")
         if not sys.stdin.isatty():
-            with partial.open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+            try:
+                with partial.open("wb") as copy:
+                    shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+            except OSError as error:
+                raise OutputError(
+                    f"standard input cannot be copied to {partial}: {error.strerror}",
+                    "free some disk space and run again, or name a file",
+                ) from error
             if partial.stat().st_size:
                 partial.replace(self.spooled_input)
                 return self.spooled_input

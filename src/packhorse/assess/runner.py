@@ -27,7 +27,7 @@ from packhorse.assess.saved import CARD
 from packhorse.assess.saving import save_entry, save_winner
 from packhorse.assess.splits import Fold, Split, folds, split
 from packhorse.assess.verdict import Verdict
-from packhorse.atomic import make_folder
+from packhorse.atomic import is_there, make_folder
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.machine import machine
 from packhorse.manifest import versions
@@ -107,7 +107,7 @@ def _check(config: AssessConfig) -> None:
         if not is_right:
             raise ConfigError(f"{name} is {getattr(config, name)}", f"it must be {wanted}")
     winner = config.output / WINNER
-    if winner.exists() and not (winner / CARD).exists():
+    if is_there(winner) and not (winner / CARD).exists():
         raise OutputError(
             f"{winner} is there and holds no saved classifier", "name another folder: -o"
         )

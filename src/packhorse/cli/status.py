@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,5 +34,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {number:,} x {code}")
     if not finished:
         print("unfinished: run the same command again to go on, or write what there is with\n"
-              f"  packhorse export {arguments.output}")  # fmt: skip
+              f"  packhorse export {shlex.quote(str(arguments.output))}")  # fmt: skip
     return EXIT_DONE

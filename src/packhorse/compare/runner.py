@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from packhorse.atomic import make_folder
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
 from packhorse.compare.grid import (
@@ -77,8 +78,7 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         config.max_batch_tokens,
     )
     reference = _reference(config)
-    runs = config.output / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
+    runs = make_folder(config.output / "runs")
     sample = take_sample(
         Path(config.input), config.reading, config.sample, runs / "sample.jsonl", config.labels
     )

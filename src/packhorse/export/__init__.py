@@ -25,6 +25,7 @@ __all__ = [
     "OpenAIShape",
     "OutputFormat",
     "OutputRow",
+    "check_openai_output",
     "output_format",
     "write_json",
     "write_output",
@@ -104,6 +105,14 @@ def output_format(path: Path) -> OutputFormat:
             )
 
 
+def check_openai_output(path: Path) -> None:
+    """ConfigError where answers of OpenAI batch lines cannot be written to `path`."""
+    if output_format(path) != "jsonl":
+        raise ConfigError(
+            f"OpenAI batch output is JSONL, but the output is {path}", "end it in .jsonl"
+        )
+
+
 def write_output(
     path: Path,
     rows: Iterable[OutputRow],
@@ -123,10 +132,8 @@ def write_output(
     `path` before is then still there, and nothing else is left behind.
     """
     kind = output_format(path)
-    if openai is not None and kind != "jsonl":
-        raise ConfigError(
-            f"OpenAI batch output is JSONL, but the output is {path}", "end it in .jsonl"
-        )
+    if openai is not None:
+        check_openai_output(path)
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows))

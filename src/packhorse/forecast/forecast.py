@@ -23,6 +23,7 @@ from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.forecast.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.forecast.predict import Prediction, Setting, interval, relative_error
 from packhorse.forecast.survey import survey
+from packhorse.jobs import check_input
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
 from packhorse.tokenization import Tokenizer
@@ -152,8 +153,7 @@ def _check(config: ForecastConfig) -> None:
         raise ConfigError(f"max_hours is {config.max_hours}", "give hours above 0")
     if config.input == "-":
         raise InputError("a plan cannot read standard input", "save it to a file first")
-    if not Path(config.input).exists():
-        raise InputError(f"there is no file {config.input}", "name the input file")
+    check_input(config.input)
 
 
 def _candidates(

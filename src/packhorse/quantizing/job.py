@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from packhorse.atomic import is_there
 from packhorse.compare.teacher import (
     TransformersLogProbs,
 )
@@ -161,7 +162,7 @@ def _check(config: QuantizeConfig) -> None:
     ):
         if value < least:
             raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
-    if config.output is not None and config.output.exists():
+    if config.output is not None and is_there(config.output):
         raise OutputError(f"{config.output} is there already", "name a folder that is not")
 
 

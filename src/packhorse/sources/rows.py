@@ -45,7 +45,8 @@ class Layout:
 
     template: builds the prompt from fields; when None, it is
     prompt_field: the field that holds the prompt; when None too, "prompt" or "messages" does.
-    has_options: fields named like decoding options are that (JSONL), not data (tables).
+    has_options: fields named like decoding options are that (JSONL), not data (tables); what the
+        prompt is made of is data in any case.
     id_field: the field of the row's own id.
     unwrap: finds the fields in an envelope; the id stands outside of it.
     bare: prompts that are text are for the model as they stand (see Request).
@@ -123,7 +124,7 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
         if layout.unwrap is not None:
             fields = layout.unwrap(fields)
         content = _read_content(fields, layout)
-        options = read_options(fields) if layout.has_options else {}
+        options = _read_options(fields, layout)
         options |= {name: fields[name] for name in layout.unwrapped_options if name in fields}
         bare = layout.bare and isinstance(content, str)
         key = keys.of_request(row_id, content, options, bare)
@@ -186,6 +187,14 @@ def _read_content(fields: Fields, layout: Layout) -> Content:
     if fields.get("prompt") is not None:
         raise RowError("bad_prompt", "the row has both prompt and messages; keep one of them")
     return read_messages(fields["messages"])
+
+
+def _read_options(fields: Fields, layout: Layout) -> dict[str, Any]:
+    """Options among the fields of which the prompt is not made."""
+    if not layout.has_options:
+        return {}
+    taken = set(layout.prompt_names)
+    return read_options({name: value for name, value in fields.items() if name not in taken})
 
 
 def _read_prompt(fields: Fields, name: str) -> str:
