@@ -242,6 +242,23 @@ def test_decoding_out_of_range(job: JobConfig, decoding: Decoding, match: str) -
         packhorse.run(replace(job, decoding=decoding))
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"engine": EngineConfig("fake", workers=0)}, "workers is 0"),
+        ({"engine": EngineConfig("fake", threads=-2)}, "threads is -2"),
+        ({"warmup_rows": -1}, "warmup_rows is -1"),
+    ],
+)
+def test_numbers_that_make_no_sense(job: JobConfig, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        packhorse.run(replace(job, **change))
+    engine = change.get("engine")
+    if engine is not None:
+        with pytest.raises(ConfigError, match=match):
+            packhorse.load("fake", engine=engine)
+
+
 def test_a_row_s_own_limit_out_of_range_costs_that_row(job: JobConfig) -> None:
     rows = [GOOD[0], {"id": "greedy", "prompt": "x", "max_new_tokens": 10**9}]
     write_lines(Path(job.input), rows)

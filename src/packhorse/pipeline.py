@@ -21,7 +21,15 @@ from packhorse.log_probs import log_probs_note
 from packhorse.manifest import RunReport, model_identity, plan_line, resolved_settings
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, resolve_quantization
-from packhorse.session import check_batching, check_decoding, deciding, load_prepared, prepare_for
+from packhorse.session import (
+    check_batching,
+    check_decoding,
+    check_engine,
+    check_least,
+    deciding,
+    load_prepared,
+    prepare_for,
+)
 from packhorse.sources import detect_format
 from packhorse.tokenization import Codec, Tokenizer
 
@@ -33,8 +41,10 @@ def run(config: JobConfig, observer: Observer | None = None) -> RunReport:
     known, and Interrupted after a signal; what was finished is in the journal in either case, and
     calling `run` again with the same config goes on from there.
     """
+    check_engine(config.engine)
     check_batching(config.batching)
     check_decoding(config.decoding)
+    check_least({"warmup_rows": config.warmup_rows}, 0)
     return carry_out(config, Generation(config), observer)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -182,7 +182,8 @@ def prepare_for(
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
-    """The verified folder of `model` in the form that `engine` loads."""
+    """The verified folder of `model` in the form that `engine` loads. Raises as `load`."""
+    check_engine(engine)
     return prepare(
         model,
         engine=engine.engine,
@@ -235,6 +236,11 @@ def _decided(policy: str, traits: EngineTraits) -> str:
     return PLANNED if traits.cost_rule == "forced-prefix" else "sorted-dynamic"
 
 
+def check_engine(engine: EngineConfig) -> None:
+    """ConfigError for workers or threads below 1; None leaves them to the engine."""
+    check_least({"workers": engine.workers, "threads": engine.threads}, 1)
+
+
 def check_batching(batching: BatchingConfig) -> None:
     """ConfigError for an unknown policy or a limit below 1."""
     if batching.policy != AUTO:
@@ -244,9 +250,14 @@ def check_batching(batching: BatchingConfig) -> None:
         "max_batch_tokens": batching.max_batch_tokens,
         "window_rows": batching.window_rows,
     }
-    for name, value in limits.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}", "give a number of at least 1")
+    check_least(limits, 1)
+
+
+def check_least(numbers: Mapping[str, int | None], least: int) -> None:
+    """ConfigError for a number, by its name, that is below `least`."""
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
 
 
 def check_decoding(decoding: Decoding, max_context: int | None = None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contests import hold
-from labelled import rows, texts
+from labelled import rows, texts, write_csv
 from packhorse.assess import deciding, runner
 from packhorse.assess.config import AssessConfig
 from packhorse.assess.document import Assessment
@@ -18,7 +18,7 @@ from packhorse.assess.saved import read_card
 from packhorse.assess.splits import folds, split
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
-from packhorse.errors import ConfigError, EngineError, InputError, OutputError
+from packhorse.errors import ConfigError, EngineError, InputError, ModelError, OutputError
 from packhorse.jobs import Silent
 
 NAMES = (
@@ -182,15 +182,33 @@ def test_an_engine_that_does_not_score(tmp_path: Path, monkeypatch: pytest.Monke
         hold(tmp_path, texts(60, learnable=True), known=False)
 
 
-def test_embeddings_that_cannot_be_had_take_no_part(home: Path) -> None:
+def test_a_sentence_model_that_was_named_is_sought_before_the_model_is_asked(
+    home: Path, tmp_path: Path
+) -> None:
+    path = write_csv(tmp_path / "rows.csv", texts(60, learnable=True))
+    config = AssessConfig(
+        "no-such-model", str(path), output=tmp_path / "report", embeddings="all-minilm-l7"
+    )
+    with pytest.raises(ModelError, match="no embedding model 'all-minilm-l7'"):
+        assess(config, Silent())
+    with pytest.raises(ModelError, match="no model 'no-such-model'"):
+        assess(replace(config, embeddings=None), Silent())
+    assert not config.output.exists()
+
+
+def test_default_embeddings_that_cannot_be_had_take_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("PACKHORSE_HOME", str(tmp_path / "home"))
     parts = split(rows(texts(40, learnable=True)), grouped=False, seed=0)
     notes: list[str] = []
-    config = AssessConfig("fake", "rows.csv", embeddings="no-such-model")
+    config = AssessConfig("fake", "rows.csv")
     classic = runner.as_classic_sees(
         config, parts, folds(parts.train, grouped=False, seed=0), Silent(), notes
     )
     assert classic.data.embeddings is None
-    assert "embeddings took no part: no embedding model 'no-such-model'" in notes[0]
+    assert notes[0].startswith("Sentence embeddings took no part: ")
 
 
 def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:

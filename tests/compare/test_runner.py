@@ -83,9 +83,19 @@ def test_a_planted_slow_engine_and_a_planted_wrong_engine_are_found(config: Comp
 
 def test_labels_are_judged(config: CompareConfig) -> None:
     chosen = replace(config, labels="label", quantizations=("int8",), repeats=1)
-    (trial, _) = runner.compare(chosen, Notes()).trials
+    comparison = runner.compare(chosen, Notes())
+    (trial, _) = comparison.trials
     assert 0 <= trial.quality["label_accuracy"].mean <= 1
-    assert trial.quality_notes["labelled"] == 30
+    notes = trial.quality_notes
+    assert (notes["labelled"], notes["trial_failed"], notes["reference_failed"]) == (30, 0, 0)
+    assert 0 < (notes["chrf_corpus"] or 0) < 100
+    for name in ("length_ratio", "reference_accuracy", "accuracy_difference"):
+        low, middle, high = (notes[f"{name}{end}"] for end in ("_low", "", "_high"))
+        assert low is not None
+        assert middle is not None
+        assert high is not None
+        assert low <= middle <= high
+    assert "nrefs:1" in comparison.reference["chrf_signature"]
 
 
 def test_limits_choose(config: CompareConfig) -> None:
@@ -142,6 +152,7 @@ def test_repeats_beside_other_work_are_flagged(config: CompareConfig) -> None:
             "no model",
         ),
         ({"reference": "nothing:float32"}, ConfigError, "unknown engine 'nothing'"),
+        ({"warmup_rows": -1}, ConfigError, "warmup_rows is -1"),
         ({"input": "absent.jsonl"}, InputError, "does not exist"),
     ],
 )
@@ -150,6 +161,19 @@ def test_what_cannot_be_compared(
 ) -> None:
     with pytest.raises(error, match=match):
         runner.compare(replace(config, **change), Notes())  # type: ignore[arg-type]
+
+
+def test_a_wrong_sentence_model_is_noticed_before_anything_runs(
+    config: CompareConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    for name, said in [("no-such-model", "no embedding model"), ("other", "modules.json")]:
+        named = name if name != "other" else str(tmp_path / name)
+        with pytest.raises(PackhorseError, match=said):
+            runner.compare(replace(config, embeddings=named), Notes())
+    assert not config.output.exists()
 
 
 def test_a_folder_of_another_comparison_is_left_alone(config: CompareConfig) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from packhorse.config import BatchingConfig, EngineConfig
 
+DEFAULT_EMBEDDINGS = "all-minilm-l6-v2"
+
 
 @dataclass(frozen=True, slots=True)
 class AssessConfig:
@@ -15,7 +17,8 @@ class AssessConfig:
     labelled: a CSV, TSV, Parquet or JSONL file. group_column: rows of one group are never split
     between training and test. instruction: what the language model is told; the labels are added.
     label_names: (label, words) pairs: what the model reads and writes for a label. embeddings:
-    catalog name or sentence-transformers folder; None leaves that contestant out.
+    catalog name or sentence-transformers folder; None leaves that contestant out, and so does the
+    default where it cannot be had.
     margin: how much less accuracy (0 to 1) is still as good. max_p95: seconds of one row that 19
     of 20 rows must keep. volume: rows a month. price_core_hour, price_label: in any one currency.
     model_rows: test rows for the language model; None takes as many as it can do in max_minutes.
@@ -33,7 +36,7 @@ class AssessConfig:
     label_names: tuple[tuple[str, str], ...] = ()
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    embeddings: str | None = "all-minilm-l6-v2"
+    embeddings: str | None = DEFAULT_EMBEDDINGS
     margin: float = 0.01
     max_p95: float | None = None
     volume: float | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from tempfile import mkdtemp
 from typing import Any, Protocol
 
 from packhorse.assess.classic_contest import Classic, classic_entries, prepare_rows
-from packhorse.assess.config import AssessConfig
+from packhorse.assess.config import DEFAULT_EMBEDDINGS, AssessConfig
 from packhorse.assess.costs import Costs, measured
 from packhorse.assess.deciding import judged
 from packhorse.assess.document import Assessment
@@ -28,6 +30,7 @@ from packhorse.assess.saving import save_entry, save_winner
 from packhorse.assess.splits import Fold, Split, folds, split
 from packhorse.assess.verdict import Verdict
 from packhorse.atomic import is_there, make_folder
+from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.machine import machine
 from packhorse.manifest import versions
@@ -47,14 +50,17 @@ def assess(config: AssessConfig, observer: Observer) -> Assessment:
     """Holds the contest and writes reports and winner to `config.output`.
 
     Raises ConfigError for options that make no sense, InputError for rows that cannot be used,
-    ModelError and EngineError for a model that cannot be had, run, or asked to score, OutputError
+    ModelError and EngineError for a model that cannot be had, run, or asked to score (and for a
+    sentence model that was named, before the other one is asked), OutputError
     for a folder that cannot be written.
     """
     _check(config)
     started = time.monotonic()
     parts, cut, described = _rows(config, observer)
-    make_folder(config.output)
-    side, ran, model_bytes = _ask_model(config, parts, observer)
+    if config.embeddings not in (None, DEFAULT_EMBEDDINGS):
+        read_layout(prepare_embedding_model(config.embeddings, observer.stage))
+    with _new_folder(config.output):
+        side, ran, model_bytes = _ask_model(config, parts, observer)
     notes = list(side.notes)
     classic = as_classic_sees(config, parts, cut, observer, notes)
     entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
@@ -118,6 +124,20 @@ def _check(config: AssessConfig) -> None:
         )
 
 
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Makes the folder; it is gone again where the work inside fails and left nothing in it."""
+    is_new = not is_there(folder)
+    make_folder(folder)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, list[Fold], Profile]:
     """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
     observer.stage(f"reading {config.labelled}")
@@ -160,11 +180,12 @@ def _ask_model(
 def as_classic_sees(
     config: AssessConfig, parts: Split, cut: list[Fold], observer: Observer, notes: list[str]
 ) -> Classic:
-    """Rows as the classic contestants see them; embeddings that cannot be had are left out."""
+    """Rows as the classic contestants see them, without the default's embeddings where they cannot
+    be had; ModelError for a model of the user's choice."""
     try:
         return prepare_rows(parts, cut, config.embeddings, observer.stage)
     except PackhorseError as error:
-        if config.embeddings is None:
+        if config.embeddings != DEFAULT_EMBEDDINGS:
             raise
         notes.append(f"Sentence embeddings took no part: {error}.")
         return prepare_rows(parts, cut, None, observer.stage)

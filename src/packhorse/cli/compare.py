@@ -15,10 +15,6 @@ from packhorse.compare.recommend import UserLimits
 from packhorse.config import InputConfig
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _listed(name: str) -> str:
     return ",".join(options.default(CompareConfig, name))
 
@@ -40,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("engines", "quantizations", "batchings"):
         grid.add_argument(
             f"--{name}",
-            type=_names,
+            type=options.names,
             metavar="LIST",
             default=_listed(name),
             help="default: %(default)s",

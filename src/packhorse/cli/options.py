@@ -28,6 +28,11 @@ def default(config: type[Any], name: str) -> Any:
     raise AssertionError(f"{config.__name__} has no field {name}")
 
 
+def names(text: str) -> tuple[str, ...]:
+    """A list on the command line: names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=ENGINES, default=default(EngineConfig, "engine"))

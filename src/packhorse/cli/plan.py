@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packhorse.batching import POLICIES
 from packhorse.cli import EXIT_DONE, EXIT_REFUSED, options
-from packhorse.config import ENGINES, MODEL_ENGINES, QUANTIZATIONS
+from packhorse.config import MODEL_ENGINES
 
 if TYPE_CHECKING:
     from packhorse.forecast import Forecast
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="catalog name, hub id, folder or GGUF file")
     parser.add_argument("input", metavar="INPUT", help="the file of prompts, as for packhorse run")
-    parser.add_argument(
-        "--engines", nargs="+", choices=[name for name in ENGINES if name != "auto"],
-        default=list(MODEL_ENGINES),
-        help=f"engines to consider (default: {' '.join(MODEL_ENGINES)})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quantizations", nargs="+", choices=[name for name in QUANTIZATIONS if name != "auto"],
-        default=["float32", "int8"], help="formats to consider (default: float32 int8)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batchings", nargs="+", choices=tuple(POLICIES), default=list(POLICIES),
-        help="policies to consider (default: all)",
-    )  # fmt: skip
+    grid = parser.add_argument_group("techniques to consider (comma-separated)")
+    for name, default in (
+        ("engines", MODEL_ENGINES),
+        ("quantizations", ("float32", "int8")),
+        ("batchings", tuple(POLICIES)),
+    ):
+        grid.add_argument(
+            f"--{name}",
+            type=options.names,
+            metavar="LIST",
+            default=",".join(default),
+            help="default: %(default)s",
+        )
     parser.add_argument(
         "--max-hours",
         type=float,
@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = ForecastConfig(
         model=arguments.model,
         input=arguments.input,
-        engines=tuple(arguments.engines),
-        quantizations=tuple(arguments.quantizations),
-        batchings=tuple(arguments.batchings),
+        engines=arguments.engines,
+        quantizations=arguments.quantizations,
+        batchings=arguments.batchings,
         decoding=options.decoding_config(arguments),
         reading=options.reading_config(arguments),
         max_hours=arguments.max_hours,

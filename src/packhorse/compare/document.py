@@ -77,7 +77,8 @@ class Trial:
     energy_joules, padding_share, forced_share, batches, generated_tokens; a figure that was not
     measured is absent. quality: Estimate by measure name: rows_identical, first_token_equal,
     matched_prefix, chrf, cosine, kl_divergence, top1_agreement, label_accuracy. quality_notes:
-    other quality figures (counts, cosine_floor, perplexity_ratio, flips, mcnemar_p ...), flat.
+    other quality figures (counts, cosine_floor, perplexity_ratio, flips, mcnemar_p ...), flat; the
+    interval of NAME is NAME_low and NAME_high, where it is known.
     flags: sentences a reader must know before believing the row. command: reproduces the trial.
     """
 
@@ -130,7 +131,7 @@ class Comparison:
     """The whole document.
 
     sample: rows, prompt_tokens, longest_prompt, max_new_tokens, seed of the sampling, input path.
-    reference: name of what accuracy is measured against, and its settings. pareto: names of trials
+    reference: name of what accuracy is measured against, its rows and tokens, chrF's variant. pareto: names of trials
     that no other beats in accuracy and throughput at once; knee: one of them, or "".
     """
 

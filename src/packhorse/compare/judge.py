@@ -15,6 +15,7 @@ from packhorse.compare.quality import (
     Output,
     Pair,
     QualityReport,
+    chrf_signature,
     compare_outputs,
     worst_rows,
 )
@@ -141,6 +142,7 @@ class Judge:
             "rows": len(self._reference_rows),
             "failed": len(self._reference_rows) - len(tokens),
             "generated_tokens": sum(tokens),
+            "chrf_signature": chrf_signature(),
         }
 
     def prompt_facts(self) -> dict[str, Any]:
@@ -294,22 +296,33 @@ def _notes(
     if report is not None:
         notes |= {
             "rows": report.judged,
+            "trial_failed": report.trial_failed,
+            "reference_failed": report.reference_failed,
             "rows_identical_count": report.identical_count,
             "first_divergence_median": report.first_divergence_median,
+            "chrf_corpus": report.chrf_corpus,
             "cosine_floor": report.cosine_floor.value if report.cosine_floor else None,
-            "length_ratio": report.length_ratio.value if report.length_ratio else None,
+            **_with_interval("length_ratio", report.length_ratio),
         }
         if report.labels is not None:
             notes |= {
                 "labelled": report.labels.labelled,
-                "reference_accuracy": report.labels.reference_accuracy.value,
+                **_with_interval("reference_accuracy", report.labels.reference_accuracy),
+                **_with_interval("accuracy_difference", report.labels.accuracy_difference),
                 "right_to_wrong": report.labels.right_to_wrong,
                 "wrong_to_right": report.labels.wrong_to_right,
                 "mcnemar_p": report.labels.mcnemar_p,
             }
     if forced is not None:
-        notes["perplexity_ratio"] = forced.perplexity_ratio.value
+        notes |= _with_interval("perplexity_ratio", forced.perplexity_ratio)
     return notes
+
+
+def _with_interval(name: str, value: Estimate | None) -> dict[str, float | None]:
+    """NAME, NAME_low, NAME_high; flat, as notes are."""
+    if value is None:
+        return {name: None}
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
 def _output(row: RowResult) -> Output | None:

@@ -94,7 +94,6 @@ class QualityReport:
     matched_prefix: Estimate | None
     chrf: Estimate | None
     chrf_corpus: float | None
-    chrf_signature: str
     cosine: Estimate | None
     cosine_floor: Estimate | None
     length_ratio: Estimate | None
@@ -120,7 +119,7 @@ def compare_outputs(
     trials = [pair.trial or Output((), "") for pair in judged]
     failed = [pair.trial is None for pair in judged]
     texts = [output.text for output in references], [output.text for output in trials]
-    chrf, corpus, signature = chrf_scores(*texts, failed)
+    chrf, corpus = chrf_scores(*texts, failed)
     cosine, floor = cosines(*texts, failed, embed, seed) if embed and judged else (None, None)
     rows = tuple(
         _row(pair, reference, trial, chrf[index], None if cosine is None else cosine[index])
@@ -145,7 +144,6 @@ def compare_outputs(
         matched_prefix=bootstrap_mean([row.matched_prefix for row in rows], seed=seed),
         chrf=bootstrap_mean(chrf, seed=seed),
         chrf_corpus=corpus,
-        chrf_signature=signature,
         cosine=None if cosine is None else bootstrap_mean(cosine, seed=seed),
         cosine_floor=None if floor is None else bootstrap_mean(floor, seed=seed),
         length_ratio=ratio,
@@ -191,8 +189,8 @@ def matched_prefix_share(reference: Sequence[int], trial: Sequence[int]) -> floa
 
 def chrf_scores(
     references: Sequence[str], trials: Sequence[str], failed: Sequence[bool]
-) -> tuple[list[float], float | None, str]:
-    """chrF2 of each row, of the corpus, and sacrebleu's signature; 0 to 100.
+) -> tuple[list[float], float | None]:
+    """chrF2 of each row and of the corpus; 0 to 100.
 
     F score, beta = 2, of character 1- to 6-grams without white space, averaged over the orders
     the texts are long enough for. Two blank texts score 100, a failed row 0. The corpus score
@@ -205,13 +203,19 @@ def chrf_scores(
     rows = list(zip(references, trials, failed, strict=True))
     scores = [_chrf_row(metric, *row) for row in rows]
     written = [(reference, trial) for reference, trial, _ in rows if (reference + trial).strip()]
-    corpus = None
-    if written:
-        total = metric.corpus_score([trial for _, trial in written], [[ref for ref, _ in written]])
-        corpus = float(total.score)
-    else:
-        metric.corpus_score([""], [[""]])  # the signature names the number of references
-    return scores, corpus, str(metric.get_signature())
+    if not written:
+        return scores, None
+    total = metric.corpus_score([trial for _, trial in written], [[ref for ref, _ in written]])
+    return scores, float(total.score)
+
+
+def chrf_signature() -> str:
+    """How sacrebleu names the variant that `chrf_scores` computes, with its version."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    metric.corpus_score([""], [[""]])  # the signature names the number of references
+    return str(metric.get_signature())
 
 
 def cosines(

@@ -25,12 +25,13 @@ from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
 from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command, run_repeat
+from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
 from packhorse.machine import machine
 from packhorse.manifest import versions
-from packhorse.models import cache_root
-from packhorse.session import prepare_for
+from packhorse.models import cache_root, prepare_embedding_model
+from packhorse.session import check_least, prepare_for
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
@@ -78,6 +79,8 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         config.max_batch_tokens,
     )
     reference = _reference(config)
+    if config.embeddings is not None:
+        read_layout(prepare_embedding_model(config.embeddings, observer.stage))
     runs = make_folder(config.output / "runs")
     sample = take_sample(
         Path(config.input), config.reading, config.sample, runs / "sample.jsonl", config.labels
@@ -123,9 +126,8 @@ def _check(config: CompareConfig) -> None:
         "max_new_tokens": config.max_new_tokens,
         "batch_size": config.batch_size,
     }
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}", "give a number of at least 1")
+    check_least(counts, 1)
+    check_least({"warmup_rows": config.warmup_rows}, 0)
     agreement = config.limits.min_agreement
     if agreement is not None and not 0 <= agreement <= 1:
         raise ConfigError(f"min_agreement is {agreement}", "it is a share from 0 to 1")

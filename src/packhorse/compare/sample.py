@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from packhorse.atomic import atomic_file
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.sources import read_rows
+from packhorse.sources import read_fields, read_rows
 
 SAMPLE_SEED = 20_250_101
 
@@ -40,8 +41,8 @@ def take_sample(
     them to `path` in input order. The input is read twice: to count, then to draw. labels: the
     field that holds the right answers.
 
-    Raises InputError when no row is readable, ConfigError for rows = 0 and for rows that the sample
-    file cannot hold.
+    Raises InputError when no row is readable and for labels of an input without fields, ConfigError
+    for rows = 0, for rows that the sample file cannot hold, and where no row drawn has a label.
     """
     if rows < 1:
         raise ConfigError(f"a sample of {rows} rows", "give a sample of at least 1 row")
@@ -60,20 +61,17 @@ def take_sample(
         for line in _lines(requests):
             file.write(line)
     digest = sha256(path.read_bytes()).hexdigest()
-    found = _labels(source, reading, requests, labels) if labels is not None else ()
+    found = _labels(source, requests, labels) if labels is not None else ()
     return Sample(path, requests, skipped, total, digest, found)
 
 
-def _labels(
-    source: Path, reading: InputConfig, requests: tuple[Request, ...], field: str
-) -> tuple[str | None, ...]:
+def _labels(source: Path, requests: tuple[Request, ...], field: str) -> tuple[str | None, ...]:
     """The text of `field` of each request, None where it is missing or blank."""
-    as_prompts = replace(reading, prompt_column=None, template=f"{{{field}}}")
     wanted = {request.index for request in requests}
     labels = {
-        row.index: row.content
-        for row in read_rows(source, as_prompts)
-        if row.index in wanted and isinstance(row, Request) and isinstance(row.content, str)
+        row.index: row.values[field]
+        for row in islice(read_fields(source, [field]), max(wanted) + 1)
+        if row.index in wanted and row.values.get(field, "").strip()
     }
     if not labels:
         raise ConfigError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from packhorse.batching.memory import available_bytes
+from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
@@ -39,7 +39,6 @@ QUANTIZATIONS = ("float32", "int8")
 ROWS = 256
 STEP_TOKENS = 512
 CACHE_TOKENS = 1 << 16
-SHARE_OF_FREE_MEMORY = 0.5
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
 _log = logging.getLogger("packhorse.engines")
 
