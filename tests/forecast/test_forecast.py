@@ -198,7 +198,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     [
         ({"max_hours": 0.0}, ConfigError, "max_hours is 0.0"),
         ({"input": "-"}, InputError, "standard input"),
-        ({"input": "nowhere.jsonl"}, InputError, "no file nowhere.jsonl"),
+        ({"input": "nowhere.jsonl"}, InputError, "no file 'nowhere.jsonl'"),
         ({"decoding": Decoding(max_new_tokens=0)}, ConfigError, "max_new_tokens"),
         ({"engines": ("tranformers",)}, ConfigError, "unknown engine"),
     ],

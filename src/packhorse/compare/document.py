@@ -131,8 +131,9 @@ class Comparison:
     """The whole document.
 
     sample: rows, prompt_tokens, longest_prompt, max_new_tokens, seed of the sampling, input path.
-    reference: name of what accuracy is measured against, its rows and tokens, chrF's variant. pareto: names of trials
-    that no other beats in accuracy and throughput at once; knee: one of them, or "".
+    reference: name of what accuracy is measured against, its rows and tokens, the variant of chrF.
+    pareto: names of trials that no other beats in accuracy and throughput at once; knee: one of
+    them, or "".
     """
 
     command: str
