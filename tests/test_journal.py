@@ -208,15 +208,25 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, write: Callable[[Journal]
     journal.record(answer("k0"))
     journal.record(Failure(1, "engine_error", "lightning", "r1", 2, "k1"))
     journal.commit()
-    with full_disk(), pytest.raises(OutputError, match="cannot be written"):
+    with full_disk(), pytest.raises(OutputError, match="cannot be used"):
         write(journal)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be used"):
         record_and_commit(journal)  # what was undone is not known: there is no way on
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be used"):
         journal.close()
     with Journal(path) as journal:
         assert [record.id for record in journal.records()] == ["r0", "r1"]
         assert (journal.counts().completed, journal.counts().failed) == (1, 1)
+
+
+def test_a_damaged_journal_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.enlist(request(index) for index in range(1000))
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(OutputError, match=r"sqlite3 cannot be used: .*malformed"):
+        Journal(path).counts()
 
 
 def test_sessions_are_kept_in_order(journal: Journal) -> None:

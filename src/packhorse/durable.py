@@ -28,15 +28,16 @@ class DurableDatabase:
     schema: statements that are run when it is opened, and change nothing the second time.
 
     Any thread may call it, and a signal handler may: a thread takes the lock again that it has, and
-    a statement is done before a handler runs. Raises OutputError when it cannot be opened, and when
-    the disk is full or does not answer; after that, at every call.
+    a statement is done before a handler runs. Raises OutputError when it cannot be opened, when the
+    disk is full or does not answer, and for a damaged file; after that, at every call.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
+        self._path = path
         self._connection = _connect(path, schema)
         self._lock = threading.RLock()
         self._has_uncommitted = False
-        self._failure: sqlite3.OperationalError | None = None
+        self._failure: sqlite3.DatabaseError | None = None
         self._committing: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -51,13 +52,11 @@ class DurableDatabase:
                 if self._failure is not None:
                     raise self._failure
                 yield self._connection
-            except sqlite3.OperationalError as error:
+            except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+                raise  # what was asked is wrong, not the disk
+            except sqlite3.DatabaseError as error:
                 self._failure = error
-                is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-                raise OutputError(
-                    f"the journal cannot be written: {error}",
-                    f"{'free some disk space' if is_full else 'check the disk'} and run again",
-                ) from error
+                raise _unusable(self._path, error) from error
 
     def write(self, statement: str, values: tuple[Any, ...]) -> None:
         """Durable with the next commit, about COMMIT_SECONDS later if nobody asks for one."""
@@ -130,6 +129,16 @@ def _connect(path: Path, schema: str) -> sqlite3.Connection:
             f"the journal {path} cannot be opened: {error}", "name another output"
         ) from error
     return connection
+
+
+def _unusable(path: Path, error: sqlite3.DatabaseError) -> OutputError:
+    is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return OutputError(
+        f"the journal {path} cannot be used: {error}",
+        "free some disk space and run again"
+        if is_full
+        else "check the disk and run again, or name another output",
+    )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
