@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import FAMILIES, saved
 
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.memory import weight_bytes
 from packhorse.engines.packed.weights import load_weights
+from random_models import FAMILIES, saved
 
 MEASURE = """
 import json, sys

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_models import FAMILIES, saved
 
 from packhorse.engines.packed import read_architecture
 from packhorse.engines.packed.stored import Rotated, Stored
+from random_models import FAMILIES, saved
 
 IDS = torch.arange(1, 60)[None]
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import FAMILIES, saved
 from safetensors.torch import load_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
@@ -20,6 +19,7 @@ from packhorse.quantization.recipe import CalibrationRow
 from packhorse.quantization.rounding import round_weights
 from packhorse.quantization.structure import structure_of
 from packhorse.quantization.turning import turn_inputs
+from random_models import FAMILIES, saved
 
 
 def test_two_digits_are_finer_than_one_and_their_product_is_exact(tmp_path: Path) -> None:
