@@ -51,17 +51,6 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
     assert ((rounded - gate.t()).abs() <= 0.51 * scales).all()
 
 
-def test_memory_counts_shared_numbers_once(tmp_path: Path) -> None:
-    saved(FAMILIES["llama, biases, own head size, tied"], tmp_path)
-    built = read_architecture(tmp_path)
-    weights = load_weights(tmp_path, built, quantized=False)
-    layers = sum(
-        part.weight.numel() for layer in weights.layers
-        for part in (layer.qkv, layer.out, layer.up, layer.down)
-    )  # fmt: skip
-    assert weights.bytes() == 4 * (layers + built.vocabulary * built.hidden)
-
-
 def made_ready(name: str, folder: Path) -> Any:
     """An int8 folder, and the model whose weights it holds, in floats."""
     model = saved(FAMILIES[name], folder)

@@ -21,6 +21,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
+from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.memory import weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.running import Result as Outcome
@@ -41,6 +42,10 @@ STEP_TOKENS = 512
 CACHE_TOKENS = 1 << 16
 SHARE_OF_FREE_MEMORY = 0.5
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
+_IN_PARTS = (
+    "this CPU has no VNNI: to be exact, int8 weights are held in two parts, twice as large, and "
+    "each product is two; float32 may be as fast"
+)
 _log = logging.getLogger("packhorse.engines")
 
 
@@ -78,6 +83,8 @@ class PackedEngine:
         _require(quantization, device)
         quantized = quantization == "int8"
         built = read_architecture(folder)
+        if quantized and not products_are_exact():
+            _log.warning(_IN_PARTS)
         weights = load_weights(folder, built, quantized=quantized)
         return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 
 _CHANNEL_BYTES = 8
@@ -19,10 +20,13 @@ _LOGIT_BYTES = 64
 
 
 def weight_bytes(built: Architecture, *, quantized: bool) -> int:
-    """Weights, with their scales and biases. int8: embeddings in 16 bits; float32: the head
-    may be the embeddings."""
+    """Weights, with their scales and biases. int8: embeddings in 16 bits, numbers in two parts
+    where products need it; float32: the head may be the embeddings."""
     attended = built.heads * built.padded_head
-    qkv, number, embedded = (built.qkv_digits, 1, 2) if quantized else (4, 4, 4)
+    qkv, number, embedded = 4, 4, 4
+    if quantized:
+        number, embedded = 1 if products_are_exact() else 2, 2
+        qkv = number + built.qkv_digits - 1
     layer = built.hidden * (
         built.qkv_width * qkv + (attended + built.activation_width + built.inner) * number
     )
