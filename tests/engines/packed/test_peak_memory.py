@@ -17,7 +17,8 @@ import torch
 
 from packhorse.engines.packed import int8_products
 from packhorse.engines.packed.architecture import read_architecture
-from packhorse.engines.packed.memory import weight_bytes
+from packhorse.engines.packed.memory import LOGIT_BYTES, weight_bytes
+from packhorse.engines.packed.network import SAMPLED_AT_ONCE
 from packhorse.engines.packed.weights import load_weights
 from random_models import FAMILIES, saved
 
@@ -41,6 +42,39 @@ prompts = [Prompt(row, (row % 290 + 3,) * 50, Decoding(200)) for row in range(ro
 results = list(engine.run(iter([Batch(tuple(prompts))])))
 assert all(isinstance(result, Completion) for result in results)
 print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - before]))
+"""
+
+
+SAMPLING = """
+import json, sys
+import numpy as np
+import torch
+from packhorse.data import Decoding
+from packhorse.engines.allocator import keep_freed_memory
+from packhorse.engines.log_probs import wanted_log_probs
+from packhorse.engines.sampling import choose_tokens, row_generator
+from packhorse.meters import forget_peak_memory, peak_memory_bytes
+
+keep_freed_memory()
+torch.set_num_threads(1)
+rows, vocabulary, options = json.loads(sys.argv[1])
+decodings = [Decoding(9, temperature=1.0, seed=row, **options) for row in range(rows)]
+
+def choose(vocabulary):
+    logits = np.random.default_rng(0).normal(0, 0.1, (rows, vocabulary)).astype(np.float32)
+    return logits.__getitem__, choose_tokens(
+        torch.from_numpy(logits), decodings, [row_generator(each) for each in decodings]
+    )
+
+def step(vocabulary):
+    logits_of, chosen = choose(vocabulary)
+    wanted_log_probs(chosen, decodings, logits_of)
+
+step(2000)
+before = forget_peak_memory()
+for _ in range(3):
+    step(vocabulary)
+print(peak_memory_bytes() - before)
 """
 
 
@@ -102,3 +136,22 @@ def test_a_full_cache_and_steps_take_what_was_stated(
     stated, grown = json.loads(done.stdout)
     assert stated > 24e6
     assert 0.6 * stated < grown < stated + 6e6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_p": 0.95, "top_k": 2000},
+        {"top_p": 0.999, "top_k": 99_000, "top_log_probs": 5},
+    ],
+    ids=str,
+)
+def test_sampling_takes_no_more_than_is_counted(options: dict[str, Any]) -> None:
+    """Logits so alike that a nucleus holds most of the vocabulary."""
+    vocabulary = 100_000
+    asked = json.dumps([SAMPLED_AT_ONCE, vocabulary, options])
+    command = [sys.executable, "-c", SAMPLING, asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= SAMPLED_AT_ONCE * vocabulary * LOGIT_BYTES

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -86,6 +87,7 @@ class PackedEngine:
         if quantized and not products_are_exact():
             _log.warning(_IN_PARTS)
         weights = load_weights(folder, built, quantized=quantized)
+        built = replace(built, ties_head=weights.ties_head)
         return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)
         blocks = _blocks(token_bytes, max_context, cache_bytes)

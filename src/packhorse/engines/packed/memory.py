@@ -15,8 +15,9 @@ from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 
 _CHANNEL_BYTES = 8
 """Scale and bias of an output channel."""
-_LOGIT_BYTES = 64
-"""Of a logit that is sampled: twice in float32, and seven steps of the rule in float64."""
+LOGIT_BYTES = 80
+"""Of a logit that is sampled: twice in float32, five steps of the rule in float64, and what sorting
+one row takes."""
 
 
 def weight_bytes(built: Architecture, *, quantized: bool) -> int:
@@ -45,6 +46,6 @@ def weight_bytes(built: Architecture, *, quantized: bool) -> int:
 
 def working_bytes(built: Architecture, scratches: Sequence[Scratch], context: int) -> int:
     """What steps need besides. context: positions of a row, whose rotations are kept."""
-    sampled = SAMPLED_AT_ONCE * built.vocabulary * _LOGIT_BYTES
+    sampled = SAMPLED_AT_ONCE * built.vocabulary * LOGIT_BYTES
     rotations = 0 if built.positions else 4 * context * built.padded_head
     return sum(each.bytes() + sampled for each in scratches) + rotations

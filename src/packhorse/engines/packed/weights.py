@@ -93,6 +93,11 @@ class Weights:
     head: tuple[Linear, ...]
 
     @property
+    def ties_head(self) -> bool:
+        """The head's numbers are those of the embeddings, in the same memory."""
+        return self.head[0].weight.data_ptr() == self.embeddings.ctypes.data
+
+    @property
     def head_scales(self) -> Floats:
         return np.concatenate([part.scales for part in self.head])
 
