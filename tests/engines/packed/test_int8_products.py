@@ -38,7 +38,7 @@ for rows, inputs, outputs in ((1, 576, 960), (3, 64, 17), (64, 1536, 576), (70, 
         product, rest = torch.empty_like(exact), torch.empty_like(exact)
         int8_product(left, right, product)
         wrong[0] += int((product != exact).sum())
-        first, second = in_parts(right)
+        first, second = in_parts(right.t().contiguous().t())
         int8_product(left, first, product)
         int8_product(left, second, rest)
         wrong[1] += int((product + rest != exact).sum())

@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
-from packhorse.engines.packed.int8_products import in_parts, int8_product, products_are_exact
+from packhorse.engines.packed.int8_products import (
+    for_product,
+    in_parts,
+    int8_product,
+    products_are_exact,
+)
 from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.errors import EngineError
 from packhorse.quantization.turning import turned_back
@@ -151,13 +156,14 @@ class _Maker:
         scales = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
         steps = weight / scales[:, None]
         whole = steps.round()
-        first, rest = whole.to(torch.int8).t().contiguous(), None
+        first, rest = whole.to(torch.int8), None
         if not products_are_exact():
-            first, rest = in_parts(first)
+            first, second = in_parts(first)
+            rest = for_product(second)
         if digits == 1:
-            return Linear(first, scales.numpy(), held, rest=rest)
-        finer = ((steps - whole) * FINER).round().to(torch.int8)
-        return Linear(first, (scales / FINER).numpy(), held, finer.t().contiguous(), rest)
+            return Linear(for_product(first), scales.numpy(), held, rest=rest)
+        finer = for_product(((steps - whole) * FINER).round().to(torch.int8))
+        return Linear(for_product(first), (scales / FINER).numpy(), held, finer, rest)
 
     def norm(self, stored: Stored, name: str) -> Norm:
         hidden = self.built.hidden
