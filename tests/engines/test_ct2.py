@@ -25,6 +25,7 @@ from subjects import (
     tokens,
     with_decoding,
 )
+from transformers import LlamaConfig
 
 import packhorse
 from packhorse.config import EngineConfig
@@ -32,9 +33,11 @@ from packhorse.data import Batch, Completion, Decoding, Prompt
 from packhorse.engines import ct2_log_probs, load_engine
 from packhorse.engines.ct2 import CTranslate2Engine
 from packhorse.engines.ct2_seeded import NO_SEED, ROWS_PER_LOAD, as_32_bits
+from packhorse.engines.hf import TransformersEngine
 from packhorse.engines.rows import Row
 from packhorse.errors import EngineError, ModelError
 from packhorse.models import model_facts, prepare
+from random_models import LLAMA3, SIZES, saved
 
 ROWS = Subject("rows", CTranslate2Engine, range(3, 300), (2,))
 
@@ -76,6 +79,18 @@ def test_loaded_with_the_facts_of_its_folder(built: dict[str, Path], folder: Pat
     prompts = ROWS.prompts(4)
     assert engine.traits.max_context == 256
     assert alone(engine, prompts) == alone(engine_of(folder), prompts)
+
+
+def test_rotations_of_llama_3_answer_as_with_transformers(tmp_path: Path) -> None:
+    """Past the 64 positions the model was made for before its rotations were scaled."""
+    config = LlamaConfig(**{**SIZES, "vocab_size": 300, "head_dim": 20}, rope_parameters=LLAMA3)
+    saved(config, tmp_path)
+    options: dict[str, Any] = {"end_ids": (), "max_context": 128, "device": "cpu"}
+    prompts = ROWS.prompts(12, max_new_tokens=60)
+    expected = alone(TransformersEngine(tmp_path, threads=1, **options), prompts)
+    engine = CTranslate2Engine(converted(tmp_path, tmp_path / "ct2"), **options)
+    assert tokens(run(engine, prompts, 5)) == expected
+    assert len(set(expected.values())) == 12
 
 
 def unsupported() -> str:

@@ -170,14 +170,21 @@ def test_a_family_without_a_converter(tiny: Tiny, home: Path) -> None:
     assert cached_models() == []
 
 
-def test_a_quantized_checkpoint_is_not_converted(tiny: Tiny, home: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "quantization"),
+    [("ctranslate2", "auto"), ("ctranslate2", "int8"), ("packed", "int8")],
+)
+def test_a_quantized_checkpoint_is_not_converted(
+    tiny: Tiny, home: Path, engine: str, quantization: str
+) -> None:
     folder = tiny("llama")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
     assert prepare(str(folder)).quantization == "gptq"
-    with pytest.raises(ModelError, match=r"is quantized already \(gptq\)"):
-        prepare(str(folder), engine="ctranslate2")
+    with pytest.raises(ModelError, match=r"is quantized already \(gptq\)") as refused:
+        prepare(str(folder), engine=engine, quantization=quantization)
+    assert "--engine transformers" in refused.value.hint
 
 
 @pytest.mark.parametrize(

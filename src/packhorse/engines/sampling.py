@@ -95,11 +95,12 @@ def sample(
 def _kept(scaled: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tensor:
     """Mask [rows, vocabulary] of the tokens that may be drawn; of equals the smaller id is first.
 
-    Only the `candidates` largest are sorted; rows whose nucleus reaches past them are done again
-    with all. top_k, top_p: [rows, 1].
+    Only the `candidates` largest are sorted; rows that may reach past them are done again with as
+    many as they may, one at a time: sorting takes ten times the memory of what is sorted.
+    top_k, top_p: [rows, 1].
     """
     vocabulary = scaled.shape[-1]
-    width = min(vocabulary, max(candidates, int(top_k.max())))
+    width = min(vocabulary, candidates)
     ids = scaled.topk(width, dim=-1).indices.sort(dim=-1).values
     values, order = scaled.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(-1, order)
@@ -111,9 +112,9 @@ def _kept(scaled: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tens
     reached = share.cumsum(dim=-1)
     kept = torch.zeros_like(scaled, dtype=torch.bool)
     kept.scatter_(-1, ids, inside & (reached - share < top_p))
-    open_ended = ((reached[:, -1:] < top_p) & (limit > width)).squeeze(1).nonzero().squeeze(1)
-    if width < vocabulary and len(open_ended):
-        kept[open_ended] = _kept(
-            scaled[open_ended], top_k[open_ended], top_p[open_ended], vocabulary
-        )
+    open_ended = (limit > width) & ((reached[:, -1:] < top_p) | (top_k > 0))
+    if width < vocabulary:
+        for row in open_ended.squeeze(1).nonzero().squeeze(1).tolist():
+            one = slice(row, row + 1)
+            kept[one] = _kept(scaled[one], top_k[one], top_p[one], int(limit[row]))
     return kept

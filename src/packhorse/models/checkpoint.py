@@ -114,11 +114,7 @@ def require_own_class(checkpoint: Checkpoint) -> None:
     Imports transformers."""
     import transformers
 
-    if is_int8_folder(checkpoint.config):
-        raise ModelError(
-            f"{checkpoint.folder} holds int8 weights for the packed engine",
-            "add --engine packed --quantization int8, or give the model it was made from",
-        )
+    _require_usual_weights(checkpoint)
     model_type = checkpoint.config.get("model_type")
     if model_type in transformers.CONFIG_MAPPING:
         return
@@ -134,6 +130,16 @@ def require_own_class(checkpoint: Checkpoint) -> None:
     )
 
 
+def require_unquantized(checkpoint: Checkpoint) -> None:
+    """ModelError for weights that are quantized already: they are not changed or converted."""
+    _require_usual_weights(checkpoint)
+    if "quantization_config" in checkpoint.config:
+        raise ModelError(
+            f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
+            "give the unquantized model, or use --engine transformers",
+        )
+
+
 def require_all_weights(loading: Mapping[str, Any]) -> None:
     """ModelError when weights were missing or of another shape; give it what transformers returns
     for `output_loading_info`. transformers would run on with random numbers in their place."""
@@ -143,6 +149,14 @@ def require_all_weights(loading: Mapping[str, Any]) -> None:
         raise ModelError(
             f"{len(lacking)} weights are missing or have another shape, e.g. {lacking[0]}",
             "the files do not belong to their config; copy or fetch the model again",
+        )
+
+
+def _require_usual_weights(checkpoint: Checkpoint) -> None:
+    if is_int8_folder(checkpoint.config):
+        raise ModelError(
+            f"{checkpoint.folder} holds int8 weights for the packed engine",
+            "add --engine packed --quantization int8, or give the model it was made from",
         )
 
 

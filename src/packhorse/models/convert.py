@@ -10,12 +10,13 @@ from packhorse.models.checkpoint import (
     Checkpoint,
     require_all_weights,
     require_own_class,
+    require_unquantized,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
 
-CONVERSION = "ctranslate2-1"
+CONVERSION = "ctranslate2-2"
 """Changes whenever the same checkpoint would give another folder."""
 
 _BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
@@ -44,11 +45,7 @@ def convert_checkpoint(
     Raises ModelError for a model family that CTranslate2 has no converter for.
     """
     require_own_class(checkpoint)
-    if "quantization_config" in checkpoint.config:
-        raise ModelError(
-            f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
-            f"give the unquantized model, or {_USE_TRANSFORMERS}",
-        )
+    require_unquantized(checkpoint)
     _require_space(checkpoint, quantization, folder)
     _convert(checkpoint, quantization, folder, model)
     read_variables(folder)
@@ -58,15 +55,27 @@ def convert_checkpoint(
 def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: Any) -> None:
     from ctranslate2.converters import TransformersConverter
 
+    from packhorse.models.ct2_spec import complete, require_faithful, rotations_of
+
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
-        """Converts no random numbers in place of missing weights, and never offers to run code."""
+        """Converts no random numbers in place of missing weights, never offers to run code, and
+        loses no setting of attention without a word."""
 
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
-            if changed is not None:
-                return changed
-            model, loading = model_class.from_pretrained(path, output_loading_info=True, **options)
-            require_all_weights(loading)
+            model = changed
+            if model is None:
+                model, loading = model_class.from_pretrained(
+                    path, output_loading_info=True, **options
+                )
+                require_all_weights(loading)
+            self.config, self.rotations = model.config, rotations_of(model)
             return model
+
+        def _load(self) -> Any:
+            spec = super()._load()
+            complete(spec, self.config)
+            require_faithful(spec, self.config, self.rotations)
+            return spec
 
         def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
             return tokenizer_class.from_pretrained(path, trust_remote_code=False, **options)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import FAMILIES, SIZES, YARN, saved
 
 from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.errors import EngineError, ModelError
+from random_models import FAMILIES, SIZES, YARN, saved
 
 IDS = tuple(np.random.default_rng(0).integers(0, 200, 90).tolist())
 

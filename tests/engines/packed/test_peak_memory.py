@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import FAMILIES, saved
 
+from packhorse.engines.packed import int8_products
 from packhorse.engines.packed.architecture import read_architecture
-from packhorse.engines.packed.memory import weight_bytes
+from packhorse.engines.packed.memory import LOGIT_BYTES, weight_bytes
+from packhorse.engines.packed.network import SAMPLED_AT_ONCE
 from packhorse.engines.packed.weights import load_weights
+from random_models import FAMILIES, saved
 
 MEASURE = """
 import json, sys
@@ -42,6 +45,39 @@ print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - 
 """
 
 
+SAMPLING = """
+import json, sys
+import numpy as np
+import torch
+from packhorse.data import Decoding
+from packhorse.engines.allocator import keep_freed_memory
+from packhorse.engines.log_probs import wanted_log_probs
+from packhorse.engines.sampling import choose_tokens, row_generator
+from packhorse.meters import forget_peak_memory, peak_memory_bytes
+
+keep_freed_memory()
+torch.set_num_threads(1)
+rows, vocabulary, options = json.loads(sys.argv[1])
+decodings = [Decoding(9, temperature=1.0, seed=row, **options) for row in range(rows)]
+
+def choose(vocabulary):
+    logits = np.random.default_rng(0).normal(0, 0.1, (rows, vocabulary)).astype(np.float32)
+    return logits.__getitem__, choose_tokens(
+        torch.from_numpy(logits), decodings, [row_generator(each) for each in decodings]
+    )
+
+def step(vocabulary):
+    logits_of, chosen = choose(vocabulary)
+    wanted_log_probs(chosen, decodings, logits_of)
+
+step(2000)
+before = forget_peak_memory()
+for _ in range(3):
+    step(vocabulary)
+print(peak_memory_bytes() - before)
+"""
+
+
 def arrays(value: Any) -> Iterator[tuple[int, int]]:
     """Address and bytes of all numbers that a value holds."""
     if isinstance(value, torch.Tensor | np.ndarray):
@@ -53,6 +89,24 @@ def arrays(value: Any) -> Iterator[tuple[int, int]]:
     elif isinstance(value, tuple):
         for each in value:
             yield from arrays(each)
+
+
+@pytest.fixture
+def without_vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights as they are held on a CPU whose int8 products are not exact."""
+    monkeypatch.setattr(int8_products, "_is_exact", lambda *_: False)
+    int8_products.products_are_exact.cache_clear()
+    yield
+    int8_products.products_are_exact.cache_clear()
+
+
+@pytest.mark.usefixtures("without_vnni")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_in_two_parts_are_counted_as_such(name: str, tmp_path: Path) -> None:
+    saved(FAMILIES[name], tmp_path)
+    built = read_architecture(tmp_path)
+    held = sum(dict(arrays(load_weights(tmp_path, built, quantized=True))).values())
+    assert held <= weight_bytes(built, quantized=True) <= 1.25 * held
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -67,14 +121,37 @@ def test_weights_are_as_large_as_the_architecture_says(
     assert held <= weight_bytes(built, quantized=quantized) <= 1.25 * held
 
 
-@pytest.mark.parametrize("quantization", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("quantization", "isa"), [("float32", "DEFAULT"), ("int8", "DEFAULT"), ("int8", "AVX2")]
+)
 def test_a_full_cache_and_steps_take_what_was_stated(
-    quantization: str, built: dict[str, Path]
+    quantization: str, isa: str, built: dict[str, Path]
 ) -> None:
     """Half as many tokens more than the cache holds go through it. 6 MB are for what is not the
-    engine's: prompts, results, and code of libraries that is used for the first time."""
+    engine's: prompts, results, and code of libraries that is used for the first time. isa: what
+    oneDNN uses at most; AVX2 has no VNNI."""
     command = [sys.executable, "-c", MEASURE, str(built["llama"]), quantization, str(24 << 20)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     stated, grown = json.loads(done.stdout)
     assert stated > 24e6
     assert 0.6 * stated < grown < stated + 6e6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_p": 0.9},
+        {"top_p": 0.95, "top_k": 2000},
+        {"top_p": 0.999, "top_k": 99_000, "top_log_probs": 5},
+    ],
+    ids=str,
+)
+def test_sampling_takes_no_more_than_is_counted(options: dict[str, Any]) -> None:
+    """Logits so alike that a nucleus holds most of the vocabulary."""
+    vocabulary = 100_000
+    asked = json.dumps([SAMPLED_AT_ONCE, vocabulary, options])
+    command = [sys.executable, "-c", SAMPLING, asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= SAMPLED_AT_ONCE * vocabulary * LOGIT_BYTES

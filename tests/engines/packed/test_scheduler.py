@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ SMALL = Architecture(
 )  # fmt: skip
 PREFIXES = (tuple(range(1, 20)), tuple(range(1, 35)), (7,) * 9, ())
 Ids = tuple[int, ...]
+PATHS = Scoring([(1,), (1, 2, 3), (1, 2, 4, 5), (6, 7), (8,) * 9]).paths
+NODES = {path[:length] for path in PATHS for length in range(len(path) + 1)}
 Chosen = list[tuple[Sequence, int]]
 
 
@@ -83,6 +86,13 @@ class Simulation:
                 self.done.append(result)
                 self.scheduler.remove(sequence)
 
+    def fail(self, number: int) -> None:
+        """The step fails; it has several rows, since one alone would be answered with a failure."""
+        chosen = self.under_way.pop(number)
+        assert len(chosen) > 1
+        for sequence, _ in reversed(chosen):
+            self.scheduler.put_back(sequence, has_failed=True)
+
     def look_ahead(self, chosen: Chosen, ending: list[Sequence], step: Step) -> None:
         assert step.end_count <= ROWS
         ends = step.positions[step.ends[: step.end_count]].tolist()
@@ -97,12 +107,17 @@ class Simulation:
             elif sequence.ahead:
                 self.scheduler.fork(sequence)
 
-    def run(self, chance: random.Random) -> None:
+    def run(self, chance: random.Random, failing: float = 0.0) -> None:
+        """failing: share of the steps of several rows that fail."""
         while self.scheduler.waiting or self.scheduler.running:
             wants = len(self.under_way) < 2 and chance.random() < 0.6
             if not (wants and self.start()):
                 assert self.under_way or self.start(), "nothing goes on"
-                self.finish(chance.randrange(len(self.under_way)))
+                number = chance.randrange(len(self.under_way))
+                if len(self.under_way[number]) > 1 and chance.random() < failing:
+                    self.fail(number)
+                else:
+                    self.finish(number)
 
 
 def some_rows(
@@ -160,20 +175,92 @@ def test_rows_wait_for_the_one_that_computes_their_prefix_and_share_its_blocks()
     assert len(simulation.done) == 3
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [2, 3])
 def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
     simulation = Simulation(blocks=12)
     prompts = [Prompt(i, (1,) * 4, Decoding(max_new_tokens=1)) for i in range(rows)]
     simulation.add(prompts, [()] * rows)
     simulation.start()
-    for sequence, _ in reversed(simulation.under_way.pop()):
-        simulation.scheduler.put_back(sequence, runs_alone=True)
+    simulation.fail(0)
     simulation.run(random.Random(0))
     assert sorted(result.index for result in simulation.done) == list(range(rows))
 
 
-PATHS = Scoring([(1,), (1, 2, 3), (1, 2, 4, 5), (6, 7), (8,) * 9]).paths
-NODES = {path[:length] for path in PATHS for length in range(len(path) + 1)}
+@given(
+    seed=st.integers(0, 10**6),
+    blocks=st.integers(4, 20),
+    failing=st.sampled_from([0.3, 1.0]),
+    paths=st.sampled_from(["none", "some"]),
+)
+def test_rows_get_on_however_many_steps_fail(
+    seed: int, blocks: int, failing: float, paths: str
+) -> None:
+    """All steps of several rows, at last: prompts longer than a step included."""
+    chance = random.Random(seed)
+    simulation = Simulation(blocks, () if paths == "none" else PATHS)
+    simulation.add(*some_rows(chance, 9, most_new=9 if simulation.paths else CONTEXT))
+    simulation.run(chance, failing)
+    if simulation.paths:
+        assert {row: set(nodes) for row, nodes in simulation.seen.items()} == dict.fromkeys(
+            range(9), NODES
+        )
+    else:
+        assert sorted(result.index for result in simulation.done) == list(range(9))
+    assert simulation.scheduler.free_blocks == blocks
+
+
+def steps_and_failures(failing: Callable[[int], bool]) -> tuple[int, int]:
+    """Of four rows with 59 new tokens each. failing: whether a step of several rows does, by how
+    many did before."""
+    simulation, steps, failures = Simulation(blocks=16), 0, 0
+    prompts = [Prompt(i, (1,) * 4, Decoding(max_new_tokens=59)) for i in range(4)]
+    simulation.add(prompts, [()] * 4)
+    while simulation.start():
+        steps += 1
+        if len(simulation.under_way[0]) > 1 and failing(failures):
+            failures += 1
+            simulation.fail(0)
+        else:
+            simulation.finish(0)
+    assert len(simulation.done) == 4
+    return steps, failures
+
+
+def test_rows_share_steps_again_once_each_got_further_alone() -> None:
+    usual, _ = steps_and_failures(lambda _: False)
+    after_one, failures = steps_and_failures(lambda before: before == 0)
+    assert failures == 1
+    assert usual < after_one <= usual + 5
+    assert usual < 0.8 * 4 * 59, "rows share steps at all"
+
+
+def test_rows_stay_alone_for_longer_where_all_steps_of_several_fail() -> None:
+    """Each failed step costs their keys and values."""
+    _, failures = steps_and_failures(lambda _: True)
+    assert 2 <= failures <= 4 * 6 / 2
+
+
+def test_rows_of_a_failed_step_do_not_wait_for_steady_traffic_to_end() -> None:
+    """Others always decode, and are replaced as they end."""
+    simulation = Simulation(blocks=16)
+
+    def newcomer(index: int) -> None:
+        simulation.add([Prompt(index, (1,) * 4, Decoding(max_new_tokens=3))], [()])
+
+    for index in range(2):
+        newcomer(index)
+    simulation.start()
+    simulation.fail(0)
+    for index in range(2, 9):
+        newcomer(index)
+    for index in range(9, 40):
+        assert simulation.start()
+        simulation.finish(0)
+        newcomer(index)
+        if {0, 1} <= {result.index for result in simulation.done}:
+            break
+    assert index < 25
+    assert any(result.index > 1 for result in simulation.done), "nor do others wait for them"
 
 
 @given(seed=st.integers(0, 10**6), blocks=st.integers(4, 30))

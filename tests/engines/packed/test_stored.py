@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from random_models import FAMILIES, saved
+import transformers
+from safetensors.torch import load_file, save_file
 
-from packhorse.engines.packed import read_architecture
+from packhorse.engines.packed import PackedEngine, read_architecture
+from packhorse.engines.packed.memory import weight_bytes
 from packhorse.engines.packed.stored import Rotated, Stored
+from packhorse.engines.packed.weights import load_weights
+from packhorse.errors import ModelError
+from random_models import FAMILIES, saved
 
 IDS = torch.arange(1, 60)[None]
 
@@ -39,3 +46,90 @@ def test_a_channel_that_stands_out_is_spread(tmp_path: Path) -> None:
     after = Rotated(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
     assert before.max() / before.median() > 50
     assert after.max() / after.median() < 2
+
+
+def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
+    engine = PackedEngine(
+        folder, end_ids=(), max_context=128, quantization=quantization, threads=1, rows=8,
+        step_tokens=32,
+    )  # fmt: skip
+    found = engine.logits_after(tuple(IDS[0].tolist()), 40)
+    engine.close()
+    return found
+
+
+def with_head(folder: Path, *, equal: bool) -> Any:
+    """A checkpoint whose config ties its head and whose files have one; the model that transformers
+    makes of it."""
+    saved(FAMILIES["llama, biases, own head size, tied"], folder)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone()
+    weights["lm_head.weight"] = head if equal else head.flip(0)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize(("quantization", "off"), [("float32", 2e-5), ("int8", 0.1)])
+def test_a_head_that_is_stored_though_it_is_tied(
+    quantization: str, off: float, equal: bool, tmp_path: Path
+) -> None:
+    expected = with_head(tmp_path, equal=equal)(IDS).logits[0, -40:].numpy()
+    largest = float(np.abs(expected).max())
+    assert logits(tmp_path, quantization) == pytest.approx(expected, abs=off * largest)
+
+
+def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> None:
+    found = []
+    for equal in (True, False):
+        with_head(tmp_path, equal=equal)
+        engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, rows=8)
+        found.append(engine.traits.model_bytes)
+        engine.close()
+    built = read_architecture(tmp_path)
+    assert found[0] == weight_bytes(built, quantized=False)
+    assert found[1] - found[0] == 4 * built.vocabulary * built.hidden
+
+
+def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
+    """Nor do they keep it in memory."""
+    saved(FAMILIES["llama"], tmp_path)
+    weights = load_weights(tmp_path, read_architecture(tmp_path), quantized=False)
+    before = weights.embeddings.copy(), weights.layers[1].down.weight.clone()
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.write(b"\7" * file.stat().st_size)
+    assert np.array_equal(weights.embeddings, before[0])
+    assert torch.equal(weights.layers[1].down.weight, before[1])
+
+
+def pickled(folder: Path, **options: Any) -> Path:
+    """The model of a folder as a .bin file."""
+    saved(FAMILIES["llama"], folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin", **options)
+    return folder / "pytorch_model.bin"
+
+
+def test_pickles_in_the_old_format_are_read(tmp_path: Path) -> None:
+    found = []
+    for old in (False, True):
+        pickled(tmp_path, _use_new_zipfile_serialization=not old)
+        found.append(logits(tmp_path))
+    assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_damaged_pickles_are_a_model_error(tmp_path: Path, old: bool) -> None:
+    file = pickled(tmp_path, _use_new_zipfile_serialization=not old)
+    whole = file.read_bytes()
+    for content in (whole[:-3000], whole[:40], b"no pickle at all"):
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=r"pytorch_model\.bin cannot be read: .") as refused:
+            logits(tmp_path)
+        assert "again" in refused.value.hint
+        assert "\n" not in str(refused.value)
+    torch.save([torch.zeros(3)], file)
+    with pytest.raises(ModelError, match="holds no weights by name"):
+        logits(tmp_path)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import FAMILIES, saved
 from safetensors.torch import load_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
@@ -20,6 +19,7 @@ from packhorse.quantization.recipe import CalibrationRow
 from packhorse.quantization.rounding import round_weights
 from packhorse.quantization.structure import structure_of
 from packhorse.quantization.turning import turn_inputs
+from random_models import FAMILIES, saved
 
 
 def test_two_digits_are_finer_than_one_and_their_product_is_exact(tmp_path: Path) -> None:
@@ -49,17 +49,6 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
     assert linear.finer is None
     rounded = linear.weight[:, : built.inner] * scales
     assert ((rounded - gate.t()).abs() <= 0.51 * scales).all()
-
-
-def test_memory_counts_shared_numbers_once(tmp_path: Path) -> None:
-    saved(FAMILIES["llama, biases, own head size, tied"], tmp_path)
-    built = read_architecture(tmp_path)
-    weights = load_weights(tmp_path, built, quantized=False)
-    layers = sum(
-        part.weight.numel() for layer in weights.layers
-        for part in (layer.qkv, layer.out, layer.up, layer.down)
-    )  # fmt: skip
-    assert weights.bytes() == 4 * (layers + built.vocabulary * built.hidden)
 
 
 def made_ready(name: str, folder: Path) -> Any:

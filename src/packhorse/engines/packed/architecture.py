@@ -29,8 +29,9 @@ class Architecture:
     attention; padded_head: numbers a head takes in memory, its halves padded to whole vectors.
     windows: positions a layer's attention reaches back at most, 0 for all. positions: learned
     positions there are, 0 where positions rotate. is_gated: SiLU(gate) x up, else GELU of one
-    product. has_head_norms: queries and keys are normed head by head. config: what
-    transformers made of config.json.
+    product. has_head_norms: queries and keys are normed head by head. ties_head: as the config
+    says, the logits are computed with the embeddings. config: what transformers made of
+    config.json.
     """
 
     family: str

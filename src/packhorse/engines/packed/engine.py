@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +22,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
+from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.memory import weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.running import Result as Outcome
@@ -40,6 +42,10 @@ ROWS = 256
 STEP_TOKENS = 512
 CACHE_TOKENS = 1 << 16
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
+_IN_PARTS = (
+    "this CPU has no VNNI: to be exact, int8 weights are held in two parts, twice as large, and "
+    "each product is two; float32 may be as fast"
+)
 _log = logging.getLogger("packhorse.engines")
 
 
@@ -77,7 +83,10 @@ class PackedEngine:
         _require(quantization, device)
         quantized = quantization == "int8"
         built = read_architecture(folder)
+        if quantized and not products_are_exact():
+            _log.warning(_IN_PARTS)
         weights = load_weights(folder, built, quantized=quantized)
+        built = replace(built, ties_head=weights.ties_head)
         return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)
         blocks = _blocks(token_bytes, max_context, cache_bytes)

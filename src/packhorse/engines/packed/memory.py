@@ -10,19 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 
 _CHANNEL_BYTES = 8
 """Scale and bias of an output channel."""
-_LOGIT_BYTES = 64
-"""Of a logit that is sampled: twice in float32, and seven steps of the rule in float64."""
+LOGIT_BYTES = 80
+"""Of a logit that is sampled: twice in float32, five steps of the rule in float64, and what sorting
+one row takes."""
 
 
 def weight_bytes(built: Architecture, *, quantized: bool) -> int:
-    """Weights, with their scales and biases. int8: embeddings in 16 bits; float32: the head
-    may be the embeddings."""
+    """Weights, with their scales and biases. int8: embeddings in 16 bits, numbers in two parts
+    where products need it; float32: the head may be the embeddings."""
     attended = built.heads * built.padded_head
-    qkv, number, embedded = (built.qkv_digits, 1, 2) if quantized else (4, 4, 4)
+    qkv, number, embedded = 4, 4, 4
+    if quantized:
+        number, embedded = 1 if products_are_exact() else 2, 2
+        qkv = number + built.qkv_digits - 1
     layer = built.hidden * (
         built.qkv_width * qkv + (attended + built.activation_width + built.inner) * number
     )
@@ -41,6 +46,6 @@ def weight_bytes(built: Architecture, *, quantized: bool) -> int:
 
 def working_bytes(built: Architecture, scratches: Sequence[Scratch], context: int) -> int:
     """What steps need besides. context: positions of a row, whose rotations are kept."""
-    sampled = SAMPLED_AT_ONCE * built.vocabulary * _LOGIT_BYTES
+    sampled = SAMPLED_AT_ONCE * built.vocabulary * LOGIT_BYTES
     rotations = 0 if built.positions else 4 * context * built.padded_head
     return sum(each.bytes() + sampled for each in scratches) + rotations

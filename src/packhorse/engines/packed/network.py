@@ -18,6 +18,7 @@ from torch import Tensor
 from packhorse.engines.packed.architecture import LLAMA_LIKE, Architecture
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.cache import KeyValueCache
+from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.kernels import (
     activate,
     add_and_normalize,
@@ -96,8 +97,10 @@ class Scratch:
         self.best, self.best_at = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
-        has_second = quantized and built.qkv_digits > 1
-        self.second = np.empty(tokens * built.qkv_width if has_second else 0, sums)
+        second = tokens * built.qkv_width if quantized and built.qkv_digits > 1 else 0
+        if quantized and not products_are_exact():
+            second = size
+        self.second = np.empty(second, sums)
         self._tensors = torch.from_numpy(self.product), torch.from_numpy(self.taken)
         self._second = torch.from_numpy(self.second)
         self._marked = 0.0
@@ -111,8 +114,9 @@ class Scratch:
         )
 
     def spare(self, rows: int, linear: Linear) -> Tensor:
-        """Room for the product of a second digit, where `linear` has one."""
-        outputs = 0 if linear.finer is None else linear.weight.shape[1]
+        """Room for a second product of `linear`, where it has one."""
+        is_one = linear.finer is None and linear.rest is None
+        outputs = 0 if is_one else linear.weight.shape[1]
         return self._second[: rows * outputs].view(rows, outputs)
 
     def bytes(self) -> int:
@@ -211,9 +215,10 @@ class Network:
         start = 0
         for part in self.weights.head:
             width = part.weight.shape[1]
+            count = rows.stop - rows.start
             taken, _ = scratch.views(rows.stop, self.built.hidden, 0)
-            _, product = scratch.views(rows.stop - rows.start, 0, width)
-            part.multiply(taken[rows], product, product)
+            _, product = scratch.views(count, 0, width)
+            part.multiply(taken[rows], product, scratch.spare(count, part))
             yield start, width
             start += width
 

@@ -237,7 +237,7 @@ class Run:
         with self._changed:
             for sequence, _ in reversed(chosen):
                 if len(chosen) > 1:
-                    self._scheduler.put_back(sequence, runs_alone=True)
+                    self._scheduler.put_back(sequence, has_failed=True)
                     continue
                 self._scheduler.remove(sequence, is_damaged=True)
                 if not sequence.row.answered:

@@ -7,6 +7,9 @@ the order they came. A row that is done leaves at once.
 When blocks run out, the row that came last is put back: it waits again, first in line, and goes on
 after its last token when there is room, its keys and values computed anew.
 
+Rows of a step that failed are computed in steps of their own: until each got one token further,
+and twice as far each time it happens again. Steps of rows alone and of rows together take turns.
+
 A row that is scored looks ahead to continuations of its prompt, one path after the other: each
 takes the place of the one before in the cache. Where there is room, paths are given to forks of the
 row, which share its blocks.
@@ -40,9 +43,10 @@ class Sequence:
     prefix: leading tokens that other rows have in common with it. draws: its own random numbers.
     known: prompt and what was generated when it was last admitted. computed: tokens whose keys and
     values are in the cache. table: its row of `tables`, -1 while it waits. is_busy: a step that
-    holds it is being computed. runs_alone: a step that held it failed, so it shares none any more.
-    teaches: its prefix is to be remembered. path: tokens after the prompt that are looked ahead to.
-    ahead: paths that come after it, ordered.
+    holds it is being computed. failed_steps: steps that held it beside others and failed.
+    steps_alone: tokens or paths it has to get further before it shares a step again. teaches: its
+    prefix is to be remembered. path: tokens after the prompt that are looked ahead to. ahead: paths
+    that come after it, ordered.
     """
 
     row: Row
@@ -53,7 +57,8 @@ class Sequence:
     table: int = -1
     blocks: list[int] = field(default_factory=list)
     is_busy: bool = False
-    runs_alone: bool = False
+    failed_steps: int = 0
+    steps_alone: int = 0
     teaches: bool = False
     path: tuple[int, ...] = ()
     ahead: list[tuple[int, ...]] = field(default_factory=list)
@@ -104,6 +109,7 @@ class Scheduler:
         self._step_tokens, self._workers = step_tokens, workers
         self._free_tables = list(range(rows - 1, -1, -1))
         self._teachers: dict[tuple[int, ...], Sequence] = {}
+        self._alone_first = True
 
     @property
     def free_blocks(self) -> int:
@@ -116,26 +122,17 @@ class Scheduler:
     def schedule(self) -> list[tuple[Sequence, int]]:
         """Rows of the next step and how many tokens of each; they are busy from now on. Empty when
         nothing can be computed before a step under way ends or rows are added."""
-        chosen: list[tuple[Sequence, int]] = []
-        room, logits = self._step_tokens, len(self.tables)
-        for sequence, tokens in self._candidates():
-            if sequence.runs_alone and chosen:
-                continue
-            others = max(0, sequence.wanted_from - sequence.computed)
-            count = min(tokens, room, others + logits)
-            if not self._reach(sequence, sequence.computed + count):
-                continue
-            sequence.is_busy = True
-            chosen.append((sequence, count))
-            room, logits = room - count, logits - max(0, count - others)
-            if room == 0 or logits == 0 or sequence.runs_alone:
-                break
+        chosen = self._alone() if self._alone_first else []
+        chosen = chosen or self._together() or self._alone()
+        self._alone_first = not (chosen and chosen[0][0].steps_alone)
         return chosen
 
     def advance(self, sequence: Sequence, count: int) -> None:
         """`count` more tokens are in the cache."""
         sequence.computed += count
         sequence.is_busy = False
+        if sequence.steps_alone and sequence.computed >= len(sequence.known) + len(sequence.path):
+            sequence.steps_alone -= 1
         blocks = min(-(-len(sequence.prefix) // BLOCK), len(sequence.known) // BLOCK)
         if sequence.teaches and sequence.computed >= blocks * BLOCK:
             self._pool.remember(sequence.known, sequence.blocks[:blocks])
@@ -168,24 +165,64 @@ class Scheduler:
             self._cache.clear(self._pool.unshared(sequence.blocks))
         self._leave(sequence)
 
-    def put_back(self, sequence: Sequence, *, runs_alone: bool = False) -> None:
-        """The row waits again, first in line."""
+    def put_back(self, sequence: Sequence, *, has_failed: bool = False) -> None:
+        """The row waits again, first in line. has_failed: in a step with others."""
         self.times_put_back += 1
-        sequence.runs_alone |= runs_alone
+        if has_failed:
+            sequence.steps_alone = 1 << sequence.failed_steps
+            sequence.failed_steps += 1
         self._leave(sequence)
         self.waiting.appendleft(sequence)
 
+    def _together(self) -> list[tuple[Sequence, int]]:
+        """The next step of rows that share one."""
+        chosen: list[tuple[Sequence, int]] = []
+        room, logits = self._step_tokens, len(self.tables)
+        for sequence, tokens in self._candidates():
+            if sequence.steps_alone:
+                continue
+            count = self._take(sequence, min(tokens, room), logits)
+            if count == 0:
+                continue
+            chosen.append((sequence, count))
+            wanted = sequence.computed + count - max(sequence.wanted_from, sequence.computed)
+            room, logits = room - count, logits - max(0, wanted)
+            if room == 0 or logits == 0:
+                break
+        return chosen
+
+    def _alone(self) -> list[tuple[Sequence, int]]:
+        """The next step of a row alone: of those under way the one that came first."""
+        for sequence in list(self.running):
+            if sequence.steps_alone and not sequence.is_busy and sequence.table >= 0:
+                tokens = min(sequence.left, self._step_tokens)
+                if count := self._take(sequence, tokens, len(self.tables)):
+                    return [(sequence, count)]
+        return []
+
+    def _take(self, sequence: Sequence, tokens: int, logits: int) -> int:
+        """Up to `tokens` of a row for a step that has room for `logits` more; 0 for want of
+        blocks, else the row is busy."""
+        before = max(0, sequence.wanted_from - sequence.computed)
+        count = min(tokens, before + logits)
+        if not self._reach(sequence, sequence.computed + count):
+            return 0
+        sequence.is_busy = True
+        return count
+
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
-        """Rows that could be computed now, in order of preference, and their tokens.
+        """Rows that could be computed now, in order of preference, and their tokens; of rows that
+        share no step only those that are admitted now.
 
         Of the rows that wait for one token a worker takes its share, so that none idles.
         """
-        decoding = [each for each in self.running if each.left == 1]
+        decoding = [each for each in self.running if each.left == 1 and not each.steps_alone]
         share = -(-len(decoding) // self._workers)
         ready = [each for each in decoding if not each.is_busy]
         yield from ((each, 1) for each in ready[:share] if each.table >= 0)
         for sequence in list(self.running):
-            if not sequence.is_busy and sequence.left > 1 and sequence.table >= 0:
+            is_ready = not (sequence.is_busy or sequence.steps_alone) and sequence.table >= 0
+            if is_ready and sequence.left > 1:
                 yield sequence, sequence.left
         while (admitted := self._admit()) is not None:
             yield admitted, admitted.left

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.rows import first_line
 from packhorse.errors import ModelError
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.quantization.hadamard import rotation_matrix
 
+_HEAD = "lm_head.weight"
+_AGAIN = "copy or fetch the model again, best as safetensors"
 _DAMAGED = "the files do not belong to their config; copy or fetch the model again"
 
 
@@ -57,7 +60,9 @@ class Stored:
             opened, full = self._tensors[f"{name}_scale"]
             steps: Tensor = opened.get_tensor(full)
             return (tensor * steps).contiguous()
-        return tensor.float().contiguous()
+        floats = tensor.float().contiguous()
+        # A tensor of the file's memory would keep all of the file in memory, and change with it.
+        return floats.clone() if floats.data_ptr() == tensor.data_ptr() else floats
 
     def get(self, name: str, *shape: int) -> Tensor:
         """A tensor as the model is to compute with it."""
@@ -69,9 +74,18 @@ class Stored:
 
     def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
         """What the logits are computed with, [vocabulary, hidden]; `embeddings` as `get` gave."""
-        if built.ties_head:
+        if self._ties_head(built):
             return embeddings
-        return self.get("lm_head.weight", built.vocabulary, built.hidden)
+        return self.get(_HEAD, built.vocabulary, built.hidden)
+
+    def _ties_head(self, built: Architecture) -> bool:
+        """As transformers has it: a head that is stored though the config ties it is tied only
+        where it equals the embeddings."""
+        if not built.ties_head or _HEAD not in self:
+            return built.ties_head
+        name = "wte.weight" if built.family == "gpt2" else "embed_tokens.weight"
+        shape = built.vocabulary, built.hidden
+        return torch.equal(self.read(name, *shape), self.read(_HEAD, *shape))
 
 
 class Rotated(Stored):
@@ -99,7 +113,7 @@ class Rotated(Stored):
 
     def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
         """A head that shares its numbers with the embeddings gets its own."""
-        name = "embed_tokens.weight" if built.ties_head else "lm_head.weight"
+        name = "embed_tokens.weight" if self._ties_head(built) else _HEAD
         return self._read_stream(self.read(name, *embeddings.shape), "norm.weight")
 
     def _read_stream(self, weight: Tensor, norm: str) -> Tensor:
@@ -119,10 +133,25 @@ class Rotated(Stored):
 
 def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
     if pickled:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded = _unpickled(file)
         yield from ((name, loaded) for name in loaded)
     else:
         from safetensors import safe_open
 
         opened: Any = safe_open(file, framework="pt")
         yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .bin file, mapped into memory where its format allows; no code of it is run.
+    ModelError for what holds none or is damaged."""
+    try:
+        try:
+            loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files in the format before torch 1.6 cannot be mapped
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises what it meets
+        raise ModelError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
+    if not isinstance(loaded, dict):
+        raise ModelError(f"{file} holds no weights by name", _AGAIN)
+    return {name: each for name, each in loaded.items() if isinstance(each, Tensor)}

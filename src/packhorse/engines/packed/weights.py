@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
+from packhorse.engines.packed.int8_products import (
+    for_product,
+    in_parts,
+    int8_product,
+    products_are_exact,
+)
 from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.errors import EngineError
 from packhorse.quantization.turning import turned_back
@@ -35,22 +41,27 @@ Floats = NDArray[np.float32]
 class Linear:
     """A product. weight: [inputs, outputs] int8 or float32. scales: [outputs], 1 for float32.
     bias: [outputs]. finer: a second digit of the weights, worth 1 / FINER of the first, where int8
-    is too coarse; None for no more."""
+    is too coarse; None for no more. rest: what int8 weights have beside `weight`, where a product
+    of the whole of them would not be exact (`int8_products`); None elsewhere."""
 
     weight: Tensor
     scales: Floats
     bias: Floats
     finer: Tensor | None = None
+    rest: Tensor | None = None
 
     def multiply(self, rows: Tensor, product: Tensor, spare: Tensor) -> None:
         """product = rows x weight; int8 rows give int32 sums, with a second digit FINER times as
-        large. spare: scratch like `product`."""
+        large. spare: scratch like `product` where there is a second digit or a rest."""
         if self.weight.dtype != torch.int8:
             torch.mm(rows, self.weight, out=product)
             return
-        torch._int_mm(rows, self.weight, out=product)  # noqa: SLF001 - no public one
+        int8_product(rows, self.weight, product)
+        if self.rest is not None:
+            int8_product(rows, self.rest, spare)
+            product += spare
         if self.finer is not None:
-            torch._int_mm(rows, self.finer, out=spare)  # noqa: SLF001
+            int8_product(rows, self.finer, spare)
             torch.add(spare, product, alpha=FINER, out=product)
 
 
@@ -87,18 +98,13 @@ class Weights:
     head: tuple[Linear, ...]
 
     @property
+    def ties_head(self) -> bool:
+        """The head's numbers are those of the embeddings, in the same memory."""
+        return self.head[0].weight.data_ptr() == self.embeddings.ctypes.data
+
+    @property
     def head_scales(self) -> Floats:
         return np.concatenate([part.scales for part in self.head])
-
-    def bytes(self) -> int:
-        """Memory they take."""
-        tables = [torch.from_numpy(self.embeddings), torch.from_numpy(self.learned)]
-        linears = [part.weight for part in self.head]
-        for layer in self.layers:
-            linears += [part.weight for part in (layer.qkv, layer.out, layer.up, layer.down)]
-            linears += [] if layer.qkv.finer is None else [layer.qkv.finer]
-        stored = [tensor.untyped_storage() for tensor in (*tables, *linears)]
-        return sum({each.data_ptr(): each.nbytes() for each in stored}.values())
 
 
 def load_weights(folder: Path, built: Architecture, *, quantized: bool) -> Weights:
@@ -150,11 +156,14 @@ class _Maker:
         scales = weight.abs().amax(dim=1).clamp_min(1e-30) / 127
         steps = weight / scales[:, None]
         whole = steps.round()
-        first = whole.to(torch.int8).t().contiguous()
+        first, rest = whole.to(torch.int8), None
+        if not products_are_exact():
+            first, second = in_parts(first)
+            rest = for_product(second)
         if digits == 1:
-            return Linear(first, scales.numpy(), held)
-        finer = ((steps - whole) * FINER).round().to(torch.int8)
-        return Linear(first, (scales / FINER).numpy(), held, finer.t().contiguous())
+            return Linear(for_product(first), scales.numpy(), held, rest=rest)
+        finer = for_product(((steps - whole) * FINER).round().to(torch.int8))
+        return Linear(for_product(first), (scales / FINER).numpy(), held, finer, rest)
 
     def norm(self, stored: Stored, name: str) -> Norm:
         hidden = self.built.hidden

@@ -1,4 +1,4 @@
-"""Small random models of every family the packed engine runs."""
+"""Random models of every family the packed engine runs, small, with every option a config has."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""What CTranslate2's converters leave out of a model, put back or refused.
+
+A converter turns a model of transformers into a tree of weights and settings, a spec. CTranslate2
+4.8 writes no factor and no original length for rotations of the type llama3, without which they are
+those of a model that was never extended, and no head size for Llama and Qwen2. Other settings it
+reads under names of older versions of transformers and takes a default where there are none. None
+of this is an error there: the model just computes something else, in float32 too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ctranslate2.specs.attention_spec import RotaryScalingType
+from ctranslate2.specs.common_spec import Activation
+from numpy.typing import NDArray
+
+from packhorse.errors import ModelError
+
+_TOLERANCE = 1e-4
+"""Of frequencies, relative: they are computed in float32 there and in float64 here."""
+Frequencies = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """How positions rotate. frequencies: [rotated pairs], radians a position. scale: of cosines and
+    sines."""
+
+    frequencies: Frequencies
+    scale: float
+
+
+def rotations_of(model: Any) -> dict[str, Rotation]:
+    """How a transformers model rotates positions, by kind of layer; "" for all that have no kind of
+    their own. Empty for models that do not, or keep no frequencies."""
+    found = {}
+    for module in model.modules():
+        for name, values in module.named_buffers(recurse=False):
+            kind = name.removesuffix("inv_freq")
+            if kind != name and "original" not in kind:
+                scale = float(getattr(module, f"{kind}attention_scaling", 1.0))
+                frequencies = values.double().numpy()
+                found[kind.rstrip("_")] = Rotation(frequencies, scale)
+    return found
+
+
+def complete(spec: Any, config: Any) -> None:
+    """Writes into a decoder's spec what its converter left out of attention. config: the model's,
+    of transformers."""
+    text = config.get_text_config()
+    own_head_size = _own_head_size(text)
+    scaling = getattr(text, "rope_parameters", None) or {}
+    for attention in _attentions(spec):
+        settings = vars(attention)  # a spec refuses to be assigned what it was not made with
+        if own_head_size and "head_dim" not in settings:
+            settings["head_dim"] = np.int32(own_head_size)
+        if settings.get("rotary_scaling_type") == RotaryScalingType.Llama3 and "factor" in scaling:
+            settings["rotary_scaling_factor"] = np.float32(scaling["factor"])
+            settings["rotary_low_freq_factor"] = np.float32(scaling["low_freq_factor"])
+            settings["rotary_high_freq_factor"] = np.float32(scaling["high_freq_factor"])
+            settings["original_max_position_embeddings"] = np.int32(
+                scaling["original_max_position_embeddings"]
+            )
+
+
+def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> None:
+    """ModelError where a decoder's spec is known to compute something else than the model.
+
+    config: the model's, of transformers. rotations: what `rotations_of` found in it.
+    """
+    text = config.get_text_config()
+    kinds = _layer_kinds(text)
+    head_size = _own_head_size(text) or text.hidden_size // text.num_attention_heads
+    lost = None
+    if getattr(text, "attn_logit_softcapping", None):
+        lost = "the cap of its attention scores"
+    if spec.decoder.activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
+        lost = f"its activation {_activation(text)!r}"
+    for number, attention in enumerate(_attentions(spec)):
+        wanted = rotations.get(kinds[number]) or rotations.get("")
+        if _window(text, kinds[number]) and not vars(attention).get("sliding_window"):
+            lost = "the window of its attention"
+        elif wanted and hasattr(attention, "rotary_dim"):
+            given = _frequencies(attention, head_size)
+            if wanted.scale != 1 or not _equal(given, wanted.frequencies):
+                lost = "how its positions rotate"
+    if lost:
+        raise ModelError(
+            f"CTranslate2 would run another model than this {text.model_type}: "
+            f"its converter loses {lost}",
+            "use --engine transformers",
+        )
+
+
+def _own_head_size(text: Any) -> int | None:
+    """The size of a head where it is another than the share of the hidden size, else None."""
+    size = getattr(text, "head_dim", None)
+    return size if size and size * text.num_attention_heads != text.hidden_size else None
+
+
+def _attentions(spec: Any) -> Iterator[Any]:
+    return (layer.self_attention for layer in spec.decoder.layer)
+
+
+def _activation(text: Any) -> str:
+    return str(getattr(text, "hidden_act", None) or "silu")
+
+
+def _layer_kinds(text: Any) -> list[str]:
+    """The kind of attention of each layer, by transformers' names."""
+    kinds = getattr(text, "layer_types", None)
+    return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
+
+
+def _window(text: Any, kind: str) -> int:
+    """Positions that a layer reaches back at most, 0 for all there are."""
+    window = getattr(text, "sliding_window", None) or 0
+    context = getattr(text, "max_position_embeddings", math.inf)
+    return window if kind == "sliding_attention" and window < context else 0
+
+
+def _frequencies(attention: Any, head_size: int) -> Frequencies:
+    """What CTranslate2 computes from a layer's settings (src/layers/attention_layer.cc,
+    RotaryEmbeddings::initialize)."""
+    settings = vars(attention)
+    rotated = int(settings["rotary_dim"]) or int(settings.get("head_dim", head_size))
+    plain = float(settings["rotary_base"]) ** -(np.arange(0, rotated, 2) / rotated)
+    kind, factor = settings.get("rotary_scaling_type"), settings.get("rotary_scaling_factor", 1)
+    if kind == RotaryScalingType.Linear:
+        return plain / float(factor)
+    if kind != RotaryScalingType.Llama3:
+        return plain
+    low, high = (float(settings[f"rotary_{name}_freq_factor"]) for name in ("low", "high"))
+    turns = int(settings.get("original_max_position_embeddings", 0)) * plain / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - share) * plain / float(factor) + share * plain
+
+
+def _equal(given: Frequencies, wanted: Frequencies) -> bool:
+    """Whether two rotations are one; pairs that are not given do not rotate."""
+    if len(given) > len(wanted):
+        return False
+    padded = np.pad(given, (0, len(wanted) - len(given)))
+    return bool(np.allclose(padded, wanted, rtol=_TOLERANCE, atol=0))
