@@ -203,7 +203,11 @@ class Costs:
 
     def makespan(self, seconds: Sequence[float]) -> float:
         """Seconds until the last worker is done, when free workers take batches in this order."""
-        free = [0.0] * self.model.workers
+        return self.free_after(seconds)[-1]
+
+    def free_after(self, seconds: Sequence[float], free: Sequence[float] = ()) -> tuple[float, ...]:
+        """When each worker is done, ascending. free: when it is done with what it had before."""
+        done = sorted(free) or [0.0] * self.model.workers
         for duration in seconds:
-            heapq.heapreplace(free, free[0] + duration)
-        return max(free)
+            heapq.heapreplace(done, done[0] + duration)
+        return tuple(sorted(done))

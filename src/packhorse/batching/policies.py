@@ -95,12 +95,18 @@ def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     the batches that take longest go first. ConfigError where no costs were measured."""
     from packhorse.batching.planned import best_plan
 
+    costs = measured(limits)
+    return [list(rows) for _, rows in best_plan([sizes], limits, costs).batches]
+
+
+def measured(limits: Limits) -> Costs:
+    """The engine's measured costs. ConfigError where there are none."""
     if limits.costs is None:
         raise ConfigError(
             "batching planned needs the engine's measured costs",
             "measure them: packhorse calibrate MODEL",
         )
-    return [list(batch) for batch in best_plan(sizes, limits, limits.costs).batches]
+    return limits.costs
 
 
 def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
