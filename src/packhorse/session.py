@@ -128,6 +128,7 @@ class Model:
                 self.batching.batch_size,
                 budget.tokens,
                 self.calibration.costs() if self.calibration else None,
+                budget.batch_bytes,
             ),
             window_rows=self.batching.window_rows,
             share_prefixes=self.batching.share_prefixes,

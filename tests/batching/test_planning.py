@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.batching.cost import CostModel, Costs, Work
+from packhorse.batching.cost import CostModel, Costs, PrefillMemory, Work
 from packhorse.batching.expected import expect, sizes_of
 from packhorse.batching.planned import LARGEST_BATCH
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import Limits, batch_tokens
+from packhorse.batching.policies import Limits, RowSize, batch_tokens
 from packhorse.data import Batch, Decoding, Prompt
 from packhorse.engines.fake import FakeEngine
 
@@ -129,6 +129,15 @@ def makespan(batches: list[Batch], costs: Costs) -> float:
     return costs.makespan([costs.batch_seconds(sizes_of(batch)) for batch in batches])
 
 
+def prefill_bytes(sizes: list[RowSize], costs: Costs) -> float:
+    """Each row's positions at once hold their tokens, and pairs with all before them."""
+    own = [row.prompt for row in sizes]
+    width = min(own) if costs.model.rule == "forced-prefix" else max(own)
+    held = sizes[0].shared + width
+    token_bytes, pair_bytes = costs.memory
+    return len(sizes) * (held * token_bytes + width * held * pair_bytes)
+
+
 COEFFICIENT = st.floats(0, 1, allow_subnormal=False)
 COSTS = st.builds(
     Costs,
@@ -138,21 +147,36 @@ COSTS = st.builds(
         st.integers(1, 4),
         st.one_of(st.just(SMOLLM_INT8), st.builds(Work, *[COEFFICIENT] * 6)),
     ),
+    memory=st.builds(PrefillMemory, st.just(150_000.0), st.sampled_from([0.0, 50.0])),
 )
 
 
-@given(jobs(), st.integers(1, 3000), COSTS, st.integers(1, 31), st.booleans())
+@given(
+    jobs(),
+    st.builds(
+        Limits,
+        st.just(8),
+        st.integers(1, 3000),
+        COSTS,
+        st.one_of(st.just(float("inf")), st.floats(1e6, 1e9)),
+    ),
+    st.integers(1, 31),
+    st.booleans(),
+)
 def test_planned_is_never_costlier_than_sorted_dynamic(
-    prompts: list[Prompt], tokens: int, costs: Costs, window: int, mixed: bool
+    prompts: list[Prompt], limits: Limits, window: int, mixed: bool
 ) -> None:
     """Whatever the groups, the windows and the workers."""
-    limits = Limits(8, tokens, costs)
+    costs = limits.costs
+    assert costs is not None
     batches = job(prompts, "planned", limits, window, mixed=mixed)
     indices = sorted(prompt.index for batch in batches for prompt in batch.prompts)
     assert indices == list(range(len(prompts)))
     for batch in batches:
         assert len(batch.prompts) <= LARGEST_BATCH
-        assert len(batch.prompts) == 1 or batch_tokens(sizes_of(batch)) <= tokens
+        sizes = sizes_of(batch)
+        assert len(sizes) == 1 or batch_tokens(sizes) <= limits.max_batch_tokens
+        assert len(sizes) == 1 or prefill_bytes(sizes, costs) <= limits.max_batch_bytes * (1 + 1e-9)
     simple = job(prompts, "sorted-dynamic", limits, window, mixed=mixed)
     assert makespan(batches, costs) <= makespan(simple, costs) * (1 + 1e-9) + 1e-12
 
@@ -178,3 +202,14 @@ def test_a_window_before_others_is_cut_for_least_work() -> None:
     limits = Limits(8, 10**6, Costs(CostModel("forced-prefix", 2, SMOLLM_INT8)))
     assert len(plan(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
     assert len(plan(rows, "planned", limits, mixed_decoding=True)) == 2
+
+
+@pytest.mark.parametrize("policy", ["dynamic", "sorted-dynamic", "planned"])
+def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
+    """Two prompts of 2,000 tokens: 600 MB of tokens and 400 MB of pairs."""
+    rows = [Prompt(index, (index,) * 2000, Decoding(max_new_tokens=8)) for index in range(2)]
+    model = CostModel("forced-prefix", 1, Work(1, 0, 0, 0, 0, 0))
+    costs = Costs(model, memory=PrefillMemory(150_000, 50))
+    for available, batches in ((0.9e9, 2), (1.1e9, 1)):
+        limits = Limits(8, 10**6, costs, available)
+        assert len(plan(rows, policy, limits, mixed_decoding=True)) == batches

@@ -73,17 +73,20 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) ->
     """Most memory a batch is expected to need beside the model (bytes).
 
     bytes = rows x step bytes + the larger of
-        prefill: rows x P x bytes a token + rows x P x P x bytes a pair, P the prompt positions
+        prefill: rows x (s + P) x bytes a token + rows x P x (s + P) x bytes a pair, P the prompt
+            positions computed at once, s the shared ones before; at least s alone, computed first
         decoding: the most, over the steps t, of rows S(t) x (longest prompt + t) x cache bytes
     """
     import numpy as np
 
-    rows, lengths = len(sizes), [row.shared + row.prompt for row in sizes]
+    rows, shared, lengths = len(sizes), sizes[0].shared, [row.prompt for row in sizes]
     width = min(lengths) if traits.cost_rule == "forced-prefix" else max(lengths)
-    memory = costs.memory
-    prefill = rows * (width * memory.token_bytes + width * width * memory.pair_bytes)
+    prefill = max(
+        rows * costs.memory.row_bytes(float(width), shared),
+        costs.memory.row_bytes(float(shared), 0),
+    )
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
-    positions = max(lengths) + 1 + np.arange(len(alive))
+    positions = shared + max(lengths) + 1 + np.arange(len(alive))
     decoding = float((alive * positions).max()) * traits.cache_bytes_per_token
     return round(rows * traits.step_bytes_per_row + max(prefill, decoding))
 

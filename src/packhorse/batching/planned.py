@@ -111,7 +111,7 @@ def _plan(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Pla
 @dataclass(frozen=True, slots=True)
 class _SegmentTable:
     """costs[stop - 1][rows - 1]: seconds of the batch of `rows` sorted rows that ends at `stop`;
-    infinite where it would exceed the token budget. A row alone always fits."""
+    infinite where it would exceed the limits. A row alone always fits."""
 
     costs: tuple[Floats, ...]
 
@@ -124,6 +124,7 @@ class _SegmentTable:
         for stop in range(1, len(sizes) + 1):
             seconds = segments.seconds_to(stop)
             exceeds = segments.tokens_to(stop) > limits.max_batch_tokens
+            exceeds |= segments.prefill_bytes_to(stop) > limits.max_batch_bytes
             exceeds[0] = False
             table.append(np.where(exceeds, np.inf, seconds))
         return cls(tuple(table))

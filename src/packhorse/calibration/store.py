@@ -18,7 +18,7 @@ from packhorse.meters import BUSY
 from packhorse.models import PreparedModel, cache_root
 from packhorse.models.cache import library_versions
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ def _predict(
         config.batching.max_batch_tokens,
         has_costs=technique.batching == PLANNED,
     )
-    expected = Setting(calibration, batching, budget.tokens).expect(running, pilot.outputs)
+    expected = Setting(calibration, batching, budget).expect(running, pilot.outputs)
     seconds = expected.seconds * scale * pilot.pace
     lowest, highest = interval(seconds, relative_error(calibration, pilot.outputs, limit))
     return Prediction(

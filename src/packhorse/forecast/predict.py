@@ -9,6 +9,7 @@ from typing import Any
 
 from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
+from packhorse.batching.memory import TokenBudget
 from packhorse.batching.planning import plan
 from packhorse.batching.policies import PLANNED, Limits
 from packhorse.calibration import Calibration
@@ -23,17 +24,19 @@ _NORMAL_90 = 1.645
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An engine and a policy to predict for. max_batch_tokens: the budget it would have."""
+    """An engine and a policy to predict for. budget: what it would have."""
 
     calibration: Calibration
     batching: BatchingConfig
-    max_batch_tokens: int
+    budget: TokenBudget
 
     def expect(self, prompts: Sequence[Prompt], outputs: OutputLengths) -> Expected:
         """Of a job of these prompts, planned window by window as a run plans them."""
         traits = self.calibration.traits
         costs = self.calibration.costs(outputs)
-        limits = Limits(self.batching.batch_size, self.max_batch_tokens, costs)
+        limits = Limits(
+            self.batching.batch_size, self.budget.tokens, costs, self.budget.batch_bytes
+        )
         batches: list[Batch] = []
         free: tuple[float, ...] = ()
         rows = self.batching.window_rows
