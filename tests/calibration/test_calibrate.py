@@ -29,6 +29,7 @@ from packhorse.data import Batch, Completion, Failure
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
 from packhorse.models import PreparedModel, prepare
+from packhorse.models.prepared import Kind
 from packhorse.session import load_prepared
 
 
@@ -217,3 +218,18 @@ keep_freed_memory()
 engine = Hoarder(workers=1, max_context=4096)
 print(json.dumps(_prefill_memory(engine, model_facts(prepare("anything", engine="fake")))))
 """
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "fake"])
+def test_what_auto_becomes_and_what_is_named_are_one_calibration(
+    prepared: PreparedModel, kind: Kind
+) -> None:
+    """So that `calibrate MODEL` measures again what `plan` reads, and `run` uses what it measured.
+    A CTranslate2 folder runs as it is stored unless a format is named."""
+    form = "int8" if kind == "ctranslate2" else "float32"
+    ready = replace(prepared, kind=kind, quantization=form, quantization_method="rotate")
+    left_out = place(ready, EngineConfig())
+    named = EngineConfig(ready.engine, "cpu", form, quantization_method="rotate")
+    assert place(ready, named) == left_out
+    assert place(ready, replace(named, quantization="int16")) != left_out
+    assert place(ready, replace(named, threads=1)) != left_out
