@@ -11,6 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from packhorse.batching.policies import PLANNED
+from packhorse.calibration import stored_calibration
+from packhorse.compare.calibrations import calibrated_apart
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
 from packhorse.compare.grid import (
@@ -168,10 +171,14 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
 
 
 def _prepare(config: CompareConfig, combination: Combination, observer: Observer) -> None:
-    """Fetches and converts before anything is timed; what cannot be prepared fails in its trial."""
+    """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
+    meanwhile decides the workers of every later run of that engine and format. What cannot be
+    prepared fails in its trial."""
     engine = engine_config(combination.engine, combination.quantization)
     try:
-        prepare_for(config.model, engine, report=observer.stage)
+        prepared = prepare_for(config.model, engine, report=observer.stage)
+        if combination.batching == PLANNED and stored_calibration(prepared, engine) is None:
+            calibrated_apart(config.model, prepared, engine, observer.stage)
     except PackhorseError as error:
         observer.stage(f"{combination.name}: {error}")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,8 +12,8 @@ from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, stored_calibration
+from packhorse.compare.calibrations import calibrate_words, calibrated_apart
 from packhorse.compare.grid import Combination, combinations, engine_config
-from packhorse.compare.trial import packhorse_command
 from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding, Prompt
 from packhorse.duplicates import distinct
@@ -168,7 +166,7 @@ def _candidates(
         try:
             prepared = prepare_for(config.model, chosen, report=report)
             found = stored_calibration(prepared, chosen)
-            found = found or _calibrated_apart(config.model, prepared, chosen, report)
+            found = found or calibrated_apart(config.model, prepared, chosen, report)
         except PackhorseError as error:
             first = first or error
             failed[f"{engine} {quantization}"] = str(error)
@@ -177,7 +175,7 @@ def _candidates(
             report(
                 f"{engine} {quantization} was measured while other work took "
                 f"{found.other_work_share:.0%} of the machine's cores; once it is quiet: "
-                f"{shlex.join(['packhorse', *_calibrate(config.model, chosen)])}"
+                f"{shlex.join(['packhorse', *calibrate_words(config.model, chosen)])}"
             )
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
@@ -186,34 +184,6 @@ def _candidates(
     if not candidates and first is not None:
         raise first
     return candidates, failed
-
-
-def _calibrated_apart(
-    model: str, prepared: PreparedModel, engine: EngineConfig, report: Callable[[str], None]
-) -> Calibration:
-    """Calibrates in a process of its own, whose memory is that of a run."""
-    report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = _calibrate(model, engine)
-    ended = subprocess.run(
-        packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
-    )
-    found = stored_calibration(prepared, engine)
-    if ended.returncode == 0:
-        found = found or Calibration.from_json(json.loads(ended.stdout.splitlines()[-1]))
-    if found is None:
-        lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("packhorse: ")), "it ended early")
-        hint = f"try: {shlex.join(['packhorse', *command])}"
-        raise InputError(said.removeprefix("packhorse: "), hint)
-    return found
-
-
-def _calibrate(model: str, engine: EngineConfig) -> list[str]:
-    """The words of `packhorse` that calibrate an engine."""
-    return [
-        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
-        "--quantization-method", engine.quantization_method,
-    ]  # fmt: skip
 
 
 def _seconds_a_token(candidate: _Candidate) -> float:
