@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from packhorse.calibration.probes import (
     probes_for,
     run_probe,
 )
-from packhorse.calibration.store import ThreadTrial, place
+from packhorse.calibration.store import ThreadTrial, place, write
+from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.contract import TokenWatch
 from packhorse.data import Batch, Completion, Failure
@@ -135,8 +137,8 @@ def test_planned_calibrates_once_and_says_so(prepared: PreparedModel) -> None:
             assert model.batching.policy == "planned"
             answers = list(model.generate(["one", "two", "three"], max_new_tokens=5))
             assert sorted(answer.index for answer in answers) == [0, 1, 2]
-    assert len(said) == 1
-    assert "once" in said[0]
+    assert len([line for line in said if line.startswith("measuring")]) == 1
+    assert "(once)" in said[0]
 
 
 def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel) -> None:
@@ -233,3 +235,20 @@ def test_what_auto_becomes_and_what_is_named_are_one_calibration(
     assert place(ready, named) == left_out
     assert place(ready, replace(named, quantization="int16")) != left_out
     assert place(ready, replace(named, threads=1)) != left_out
+
+
+def test_a_run_says_that_what_it_goes_by_was_disturbed(prepared: PreparedModel) -> None:
+    """Whatever the policy: workers and threads come from it too."""
+    engine = EngineConfig("fake", workers=2)
+    made = calibrate(prepared, engine, silent)
+    for share, expected in ((0.05, 0), (0.4, 1)):
+        write(place(prepared, engine), replace(made, other_work_share=share))
+        said: list[str] = []
+        load_prepared(prepared, engine, BatchingConfig("sorted"), said.append).close()
+        assert len(said) == expected
+    assert "40%" in said[0]
+    assert main(shlex.split(said[0].split("once it is quiet: packhorse ")[1])) == 0
+    again = stored_calibration(prepared, engine)
+    assert again is not None
+    assert again.created >= made.created
+    assert again.other_work_share != 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -85,6 +86,27 @@ class Calibration:
                 "thread_trials": trials,
             }
         )
+
+
+def calibrate_words(model: str, engine: EngineConfig) -> list[str]:
+    """The words of `packhorse` that calibrate an engine as it is asked for."""
+    words = [
+        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
+        "--quantization-method", engine.quantization_method,
+    ]  # fmt: skip
+    for name in ("workers", "threads"):
+        if getattr(engine, name) is not None:
+            words += [f"--{name}", str(getattr(engine, name))]
+    return words
+
+
+def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
+    """What to know of a calibration that is disturbed, and how to make it anew."""
+    return (
+        f"{found.traits.name} {found.traits.compute_type} was measured while other work took "
+        f"{found.other_work_share:.0%} of the cores; once it is quiet: "
+        f"{shlex.join(['packhorse', *calibrate_words(model, engine)])}"
+    )
 
 
 def read(path: Path) -> Calibration | None:

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 
-from packhorse.calibration import Calibration, stored_calibration
+from packhorse.calibration import Calibration, calibrate_words, stored_calibration
 from packhorse.compare.trial import packhorse_command
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError
@@ -35,11 +35,3 @@ def calibrated_apart(
         hint = f"try: {shlex.join(['packhorse', *command])}"
         raise InputError(said.removeprefix("packhorse: "), hint)
     return found
-
-
-def calibrate_words(model: str, engine: EngineConfig) -> list[str]:
-    """The words of `packhorse` that calibrate an engine."""
-    return [
-        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
-        "--quantization-method", engine.quantization_method,
-    ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.calibration import Calibration, stored_calibration
-from packhorse.compare.calibrations import calibrate_words, calibrated_apart
+from packhorse.calibration import Calibration, disturbance, stored_calibration
+from packhorse.compare.calibrations import calibrated_apart
 from packhorse.compare.grid import Combination, combinations, engine_config
 from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding, Prompt
@@ -172,11 +171,7 @@ def _candidates(
             failed[f"{engine} {quantization}"] = str(error)
             continue
         if found.is_disturbed:
-            report(
-                f"{engine} {quantization} was measured while other work took "
-                f"{found.other_work_share:.0%} of the machine's cores; once it is quiet: "
-                f"{shlex.join(['packhorse', *calibrate_words(config.model, chosen)])}"
-            )
+            report(disturbance(found, config.model, chosen))
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
         ]
