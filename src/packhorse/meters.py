@@ -67,7 +67,7 @@ def processor_seconds() -> float:
 
 
 BUSY = 0.1
-"""Share of the machine's cores taken by others above which figures are not those of the machine."""
+"""Share of the usable cores taken by others above which figures are not those of the machine."""
 
 
 class OtherWork:

@@ -88,7 +88,7 @@ class Calibration:
         )
 
 
-def calibrate_words(model: str, engine: EngineConfig) -> list[str]:
+def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = False) -> list[str]:
     """The words of `packhorse` that calibrate an engine as it is asked for."""
     words = [
         "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
@@ -97,7 +97,7 @@ def calibrate_words(model: str, engine: EngineConfig) -> list[str]:
     for name in ("workers", "threads"):
         if getattr(engine, name) is not None:
             words += [f"--{name}", str(getattr(engine, name))]
-    return words
+    return [*words, "--allow-pickle"] if allow_pickle else words
 
 
 def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:

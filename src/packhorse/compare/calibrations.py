@@ -15,14 +15,18 @@ from packhorse.models import PreparedModel
 
 
 def calibrated_apart(
-    model: str, prepared: PreparedModel, engine: EngineConfig, report: Callable[[str], None]
+    model: str,
+    prepared: PreparedModel,
+    engine: EngineConfig,
+    report: Callable[[str], None],
+    allow_pickle: bool = False,
 ) -> Calibration:
     """Calibrates in a process of its own, whose memory is that of a run.
 
     Raises InputError with what that process said where it failed.
     """
     report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = calibrate_words(model, engine)
+    command = calibrate_words(model, engine, allow_pickle=allow_pickle)
     ended = subprocess.run(
         packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
     )

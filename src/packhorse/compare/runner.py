@@ -176,9 +176,11 @@ def _prepare(config: CompareConfig, combination: Combination, observer: Observer
     prepared fails in its trial."""
     engine = engine_config(combination.engine, combination.quantization)
     try:
-        prepared = prepare_for(config.model, engine, report=observer.stage)
+        prepared = prepare_for(
+            config.model, engine, allow_pickle=config.allow_pickle, report=observer.stage
+        )
         if combination.batching == PLANNED and stored_calibration(prepared, engine) is None:
-            calibrated_apart(config.model, prepared, engine, observer.stage)
+            calibrated_apart(config.model, prepared, engine, observer.stage, config.allow_pickle)
     except PackhorseError as error:
         observer.stage(f"{combination.name}: {error}")
 
@@ -189,6 +191,8 @@ def _run_arguments(config: CompareConfig, sample: Sample) -> list[str]:
     arguments += ["--warm-up-rows", str(config.warmup_rows)]
     if config.reading.system is not None:
         arguments += ["--system", config.reading.system]
+    if config.allow_pickle:
+        arguments += ["--allow-pickle"]
     return arguments
 
 
@@ -202,7 +206,7 @@ def _run_reference(
     """The output of the reference run, from the cache when this very run was made before."""
     engine = engine_config(reference.engine, reference.quantization)
     identity = {
-        "model": prepare_for(config.model, engine).fingerprint,
+        "model": prepare_for(config.model, engine, allow_pickle=config.allow_pickle).fingerprint,
         "reference": reference.name,
         "sample": sample.sha256,
         "max_new_tokens": config.max_new_tokens,

@@ -22,6 +22,7 @@ from packhorse.forecast.predict import Prediction, Setting, interval, relative_e
 from packhorse.forecast.survey import survey
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
+from packhorse.sources import read_rows
 from packhorse.tokenization import Tokenizer
 
 LOSSLESS = ("float32",)
@@ -32,7 +33,7 @@ class ForecastConfig:
     """Which job, and the techniques that could serve: engines x quantizations x batchings.
 
     max_hours: no technique that would take longer is recommended. pilot_seconds: how long a few
-    rows of the job are run to learn how long its answers are.
+    rows of the job are run to learn how long its answers are. allow_pickle: see `JobConfig`.
     """
 
     model: str
@@ -44,6 +45,7 @@ class ForecastConfig:
     decoding: Decoding = field(default_factory=Decoding)
     reading: InputConfig = field(default_factory=InputConfig)
     max_hours: float | None = None
+    allow_pickle: bool = False
     pilot_seconds: float = PILOT_SECONDS
 
 
@@ -89,7 +91,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
     first, once. Raises ConfigError and InputError for a job that makes no sense, ModelError for a
     model that cannot be had, and EngineError when no technique can be calibrated.
     """
-    _check(config)
+    _check(config)  # what is wrong with the input is said before minutes of measuring
     grid = combinations(
         config.engines,
         config.quantizations,
@@ -149,8 +151,7 @@ def _check(config: ForecastConfig) -> None:
         raise ConfigError(f"max_hours is {config.max_hours}", "give hours above 0")
     if config.input == "-":
         raise InputError("a plan cannot read standard input", "save it to a file first")
-    if not Path(config.input).exists():
-        raise InputError(f"there is no file {config.input}", "name the input file")
+    read_rows(Path(config.input), config.reading)
 
 
 def _candidates(
@@ -163,9 +164,13 @@ def _candidates(
     for engine, quantization in kinds:
         chosen = engine_config(engine, quantization)
         try:
-            prepared = prepare_for(config.model, chosen, report=report)
+            prepared = prepare_for(
+                config.model, chosen, allow_pickle=config.allow_pickle, report=report
+            )
             found = stored_calibration(prepared, chosen)
-            found = found or calibrated_apart(config.model, prepared, chosen, report)
+            found = found or calibrated_apart(
+                config.model, prepared, chosen, report, config.allow_pickle
+            )
         except PackhorseError as error:
             first = first or error
             failed[f"{engine} {quantization}"] = str(error)
@@ -218,5 +223,11 @@ def _predict(
         highest_seconds=highest,
         load_seconds=calibration.load_seconds,
         peak_memory_bytes=calibration.loaded_bytes + expected.peak_bytes,
-        command=technique.command(config.model, config.input, limit),
+        command=technique.command(
+            config.model,
+            config.input,
+            config.decoding,
+            config.reading,
+            allow_pickle=config.allow_pickle,
+        ),
     )
