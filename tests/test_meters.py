@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy
 import pytest
@@ -117,6 +118,28 @@ def test_ones_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) ->
 
     real, own = psutil.cpu_times(), iter((10.0, 13.0))
     spent = iter((real, real._replace(user=real.user + 3.5, idle=real.idle + 6.5)))
-    monkeypatch.setattr(psutil, "cpu_times", lambda: next(spent))
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [next(spent)])
     monkeypatch.setattr("packhorse.meters.processor_seconds", lambda: next(own))
     assert OtherWork().share() == pytest.approx(0.05)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores of one's own")
+@pytest.mark.parametrize(("busy_core", "share"), [(2, 0.25), (5, 0.0)])
+def test_only_cores_that_may_be_used_count(
+    monkeypatch: pytest.MonkeyPatch, busy_core: int, share: float
+) -> None:
+    """Two of 64 cores, one of which others keep busy half of the time, or another one."""
+    import psutil
+
+    idle = psutil.cpu_times()._replace(**dict.fromkeys(psutil.cpu_times()._fields, 0.0))
+
+    def after(seconds: float) -> list[Any]:
+        cores: list[Any] = [idle._replace(idle=seconds)] * 64
+        cores[busy_core] = idle._replace(user=seconds / 2, idle=seconds / 2)
+        return cores
+
+    spent = iter((after(0.0), after(10.0)))
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(spent))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 2})
+    monkeypatch.setattr("packhorse.meters.processor_seconds", lambda: 0.0)
+    assert OtherWork().share() == pytest.approx(share)

@@ -95,15 +95,22 @@ class Answering:
         yield from self._refusals()
 
     def _batches(self, requests: Iterable[Request], deduplicate: bool) -> Iterator[Batch]:
-        for window in windows(requests, self.window_rows):
-            prompts = self._prompts(window, deduplicate)
-            mixed = self.engine.traits.mixed_decoding
-            shares = self.share_prefixes and self.engine.traits.shares_prefixes
+        traits = self.engine.traits
+        free: tuple[float, ...] = ()
+        for window, more in windows(requests, self.window_rows):
             batches = plan(
-                prompts, self.policy, self.limits, mixed_decoding=mixed, share_prefixes=shares
+                self._prompts(window, deduplicate),
+                self.policy,
+                self.limits,
+                mixed_decoding=traits.mixed_decoding,
+                share_prefixes=self.share_prefixes and traits.shares_prefixes,
+                free=free,
+                more=more,
             )
             if self.limits.costs is not None:
-                self.meter.expect(expect(batches, self.limits.costs, self.engine.traits))
+                expected = expect(batches, self.limits.costs, traits, free)
+                free = expected.free
+                self.meter.expect(expected)
             for batch in batches:
                 if self.stopping():
                     return
@@ -209,18 +216,19 @@ class StopStrings:
         self._tails.pop(row, None)
 
 
-def windows(requests: Iterable[Request], rows: int) -> Iterator[list[Request]]:
-    """Lists of 1 to `rows` requests and about WINDOW_CHARACTERS characters at most."""
+def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Request], bool]]:
+    """Lists of 1 to `rows` requests and about WINDOW_CHARACTERS characters at most, and whether
+    each was full, so that another one is likely to follow."""
     window: list[Request] = []
     characters = 0
     for request in requests:
         window.append(request)
         characters += _characters(request)
         if len(window) >= rows or characters >= WINDOW_CHARACTERS:
-            yield window
+            yield window, True
             window, characters = [], 0
     if window:
-        yield window
+        yield window, False
 
 
 def row_decoding(decoding: Decoding, request: Request) -> Decoding:

@@ -67,12 +67,12 @@ def processor_seconds() -> float:
 
 
 BUSY = 0.1
-"""Share of the machine's cores taken by others above which figures are not those of the machine."""
+"""Share of the usable cores taken by others above which figures are not those of the machine."""
 
 
 class OtherWork:
-    """What this machine's cores do for others from now on: for other processes and, on a virtual
-    machine, for other guests of its host (steal)."""
+    """What the cores that this process may use do for others from now on: for other processes and,
+    on a virtual machine, for other guests of its host (steal)."""
 
     def __init__(self) -> None:
         self._others, self._all = self._seconds()
@@ -89,9 +89,15 @@ class OtherWork:
         """Core seconds for others and core seconds, both since the machine started."""
         import psutil
 
-        times = psutil.cpu_times()._asdict()
-        everything = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)
-        idle = times["idle"] + times.get("iowait", 0.0)
+        cores = [core._asdict() for core in psutil.cpu_times(percpu=True)]
+        usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        if usable and max(usable) < len(cores):
+            cores = [cores[core] for core in usable]
+        idle = everything = 0.0
+        for times in cores:
+            everything += sum(times.values())
+            everything -= times.get("guest", 0.0) + times.get("guest_nice", 0.0)
+            idle += times["idle"] + times.get("iowait", 0.0)
         return everything - idle - processor_seconds(), everything
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from packhorse.answering import Answering
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
 from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, Limits, policy_named
-from packhorse.calibration import Calibration, calibrate, stored_calibration
+from packhorse.calibration import Calibration, calibrate, disturbance, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
 from packhorse.data import MOST_LOG_PROBS, Answer, Decoding, Failure, Message, Request, Scores
@@ -128,6 +128,7 @@ class Model:
                 self.batching.batch_size,
                 budget.tokens,
                 self.calibration.costs() if self.calibration else None,
+                budget.batch_bytes,
             ),
             window_rows=self.batching.window_rows,
             share_prefixes=self.batching.share_prefixes,
@@ -217,6 +218,8 @@ def load_prepared(
         loaded.close()
         known = calibrate(prepared, engine, report)
         loaded = load_engine(prepared, facts, _divided(engine, known))
+    if known is not None and known.is_disturbed:
+        report(disturbance(known, prepared.name, engine))
     return Model(prepared, loaded, prepared.codec(), replace(batching, policy=policy), known)
 
 

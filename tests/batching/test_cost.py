@@ -136,9 +136,9 @@ def test_memory_of_a_batch_by_hand() -> None:
     """Two rows of 16 and 14 positions, 3 tokens each; a long prompt's scores outweigh its cache."""
     traits = replace(FakeEngine(cost_rule="padded").traits, cache_bytes_per_token=100)
     outputs = always_to_the_limit(3)
-    small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 1))
+    small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 3))
     sizes = [RowSize(6, 3, shared=10), RowSize(4, 3, shared=10)]
-    assert batch_bytes(sizes, small, traits) == 2 * (16 * 110 + 16 * 16 * 1)
+    assert batch_bytes(sizes, small, traits) == 2 * (16 * 110 + 6 * 16 * 3)
     without_pairs = replace(small, memory=PrefillMemory(110, 0))
     assert batch_bytes(sizes, without_pairs, traits) == 2 * (16 + 3) * 100
     forced = replace(traits, cost_rule="forced-prefix", step_bytes_per_row=7)

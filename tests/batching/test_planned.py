@@ -35,9 +35,10 @@ def costs(rule: CostRule, workers: int, **seconds: float) -> Costs:
 @given(ROWS, st.integers(1, 3000), COSTS)
 def test_laws(sizes: list[RowSize], tokens: int, costs: Costs) -> None:
     limits = Limits(8, tokens, costs)
-    plan = best_plan(sizes, limits, costs)
-    assert sorted(index for batch in plan.batches for index in batch) == list(range(len(sizes)))
-    for batch in plan.batches:
+    plan = best_plan([sizes], limits, costs)
+    batches = [batch for _, batch in plan.batches]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(sizes)))
+    for batch in batches:
         assert 1 <= len(batch) <= LARGEST_BATCH
         assert len(batch) == 1 or batch_tokens([sizes[index] for index in batch]) <= tokens
     simple = sorted_dynamic(sizes, limits)
@@ -55,7 +56,7 @@ def test_no_way_of_cutting_costs_less_on_one_worker(sizes: list[RowSize], costs:
         for choice in product([False, True], repeat=len(sizes) - 1)
         for bounds in [[0, *(i + 1 for i, cut in enumerate(choice) if cut), len(sizes)]]
     )
-    found = best_plan(sizes, Limits(8, 10**9), alone)
+    found = best_plan([sizes], Limits(8, 10**9), alone)
     assert found.seconds == pytest.approx(best, rel=1e-9, abs=1e-12)
 
 
@@ -78,8 +79,8 @@ def test_work_is_shared_out_among_workers() -> None:
 
 def test_costliest_batches_go_first() -> None:
     sizes = [RowSize(length, 4) for length in (5, 400, 60)]
-    plan = best_plan(sizes, Limits(1, 1), costs("padded", 2, prefill_tokens=0.01))
-    assert plan.batches == ((1,), (2,), (0,))
+    plan = best_plan([sizes], Limits(1, 1), costs("padded", 2, prefill_tokens=0.01))
+    assert [batch for _, batch in plan.batches] == [(1,), (2,), (0,)]
 
 
 def test_what_rows_wrote_so_far_changes_the_plan() -> None:
@@ -91,7 +92,7 @@ def test_what_rows_wrote_so_far_changes_the_plan() -> None:
         short.observe(1, reached_limit=False)
         long.observe(400, reached_limit=False)
     for outputs, batches in ((short, 2), (long, 1)):
-        plan = best_plan(sizes, Limits(8, 10**6), Costs(model, outputs))
+        plan = best_plan([sizes], Limits(8, 10**6), Costs(model, outputs))
         assert len(plan.batches) == batches
 
 

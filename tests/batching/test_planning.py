@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packhorse.batching.cost import CostModel, Costs, PrefillMemory, Work
+from packhorse.batching.expected import expect, sizes_of
+from packhorse.batching.planned import LARGEST_BATCH
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import Limits
-from packhorse.data import Decoding, Prompt
+from packhorse.batching.policies import Limits, RowSize, batch_tokens
+from packhorse.data import Batch, Decoding, Prompt
+from packhorse.engines.fake import FakeEngine
 
 GREEDY = Decoding(max_new_tokens=8)
 WARM = Decoding(max_new_tokens=8, temperature=0.7, seed=1)
@@ -64,3 +72,144 @@ def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
     indices = [[prompt.index for prompt in batch.prompts] for batch in batches]
     assert indices == [[3, 1], [4], [2, 0]]
     assert [batch.shared_prefix for batch in batches] == [len(HEAD), 0, len(HEAD)]
+
+
+SMOLLM_INT8 = Work(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
+"""What a worker of CTranslate2 took for a model of 135 million parameters (seconds)."""
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> list[Prompt]:
+    """Rows with some common heads, settings of sampling, limits and lengths."""
+    heads = draw(st.lists(st.integers(8, 60), min_size=1, max_size=4))
+    rows = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, len(heads) - 1),
+                st.integers(1, 120),
+                st.sampled_from([0.0, 0.5, 1.0]),
+                st.integers(1, 64),
+            ),
+            max_size=30,
+        )
+    )
+    return [
+        Prompt(
+            index,
+            (*(1000 * head + place for place in range(heads[head])), *([index] * own)),
+            Decoding(max_new_tokens=new, temperature=temperature),
+        )
+        for index, (head, own, temperature, new) in enumerate(rows)
+    ]
+
+
+def job(
+    prompts: list[Prompt], policy: str, limits: Limits, window: int, *, mixed: bool
+) -> list[Batch]:
+    """Batches of all windows, planned one after another as a run plans them."""
+    assert limits.costs is not None
+    batches: list[Batch] = []
+    free: tuple[float, ...] = ()
+    for start in range(0, len(prompts), window):
+        planned = plan(
+            prompts[start : start + window],
+            policy,
+            limits,
+            mixed_decoding=mixed,
+            share_prefixes=True,
+            free=free,
+            more=len(prompts) - start >= window,
+        )
+        free = expect(planned, limits.costs, FakeEngine().traits, free).free
+        batches += planned
+    return batches
+
+
+def makespan(batches: list[Batch], costs: Costs) -> float:
+    return costs.makespan([costs.batch_seconds(sizes_of(batch)) for batch in batches])
+
+
+def prefill_bytes(sizes: list[RowSize], costs: Costs) -> float:
+    """Each row's positions at once hold their tokens, and pairs with all before them."""
+    own = [row.prompt for row in sizes]
+    width = min(own) if costs.model.rule == "forced-prefix" else max(own)
+    held = sizes[0].shared + width
+    token_bytes, pair_bytes = costs.memory
+    return len(sizes) * (held * token_bytes + width * held * pair_bytes)
+
+
+COEFFICIENT = st.floats(0, 1, allow_subnormal=False)
+COSTS = st.builds(
+    Costs,
+    st.builds(
+        CostModel,
+        st.sampled_from(["padded", "forced-prefix", "packed"]),
+        st.integers(1, 4),
+        st.one_of(st.just(SMOLLM_INT8), st.builds(Work, *[COEFFICIENT] * 6)),
+    ),
+    memory=st.builds(PrefillMemory, st.just(150_000.0), st.sampled_from([0.0, 50.0])),
+)
+
+
+@given(
+    jobs(),
+    st.builds(
+        Limits,
+        st.just(8),
+        st.integers(1, 3000),
+        COSTS,
+        st.one_of(st.just(float("inf")), st.floats(1e6, 1e9)),
+    ),
+    st.integers(1, 31),
+    st.booleans(),
+)
+def test_planned_is_never_costlier_than_sorted_dynamic(
+    prompts: list[Prompt], limits: Limits, window: int, mixed: bool
+) -> None:
+    """Whatever the groups, the windows and the workers."""
+    costs = limits.costs
+    assert costs is not None
+    batches = job(prompts, "planned", limits, window, mixed=mixed)
+    indices = sorted(prompt.index for batch in batches for prompt in batch.prompts)
+    assert indices == list(range(len(prompts)))
+    for batch in batches:
+        assert len(batch.prompts) <= LARGEST_BATCH
+        sizes = sizes_of(batch)
+        assert len(sizes) == 1 or batch_tokens(sizes) <= limits.max_batch_tokens
+        assert len(sizes) == 1 or prefill_bytes(sizes, costs) <= limits.max_batch_bytes * (1 + 1e-9)
+    simple = job(prompts, "sorted-dynamic", limits, window, mixed=mixed)
+    assert makespan(batches, costs) <= makespan(simple, costs) * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_groups_share_the_workers(workers: int) -> None:
+    """Two temperatures, two workers: each group cut for all workers would be twice as many batches
+    for the same work."""
+    rows = [
+        Prompt(
+            index, (index,) * 64, Decoding(max_new_tokens=64, temperature=float(index % workers))
+        )
+        for index in range(8 * workers)
+    ]
+    limits = Limits(8, 10**6, Costs(CostModel("forced-prefix", workers, SMOLLM_INT8)))
+    batches = plan(rows, "planned", limits, mixed_decoding=False)
+    assert sorted(len(batch.prompts) for batch in batches) == [8] * workers
+
+
+def test_a_window_before_others_is_cut_for_least_work() -> None:
+    """One batch leaves a worker idle only if nothing follows."""
+    rows = [Prompt(index, (index,) * 64, Decoding(max_new_tokens=64)) for index in range(8)]
+    limits = Limits(8, 10**6, Costs(CostModel("forced-prefix", 2, SMOLLM_INT8)))
+    assert len(plan(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
+    assert len(plan(rows, "planned", limits, mixed_decoding=True)) == 2
+
+
+@pytest.mark.parametrize("policy", ["dynamic", "sorted-dynamic", "planned"])
+def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
+    """Two prompts of 2,000 tokens: 600 MB of tokens and 400 MB of pairs."""
+    rows = [Prompt(index, (index,) * 2000, Decoding(max_new_tokens=8)) for index in range(2)]
+    model = CostModel("forced-prefix", 1, Work(1, 0, 0, 0, 0, 0))
+    costs = Costs(model, memory=PrefillMemory(150_000, 50))
+    for available, batches in ((0.9e9, 2), (1.1e9, 1)):
+        limits = Limits(8, 10**6, costs, available)
+        assert len(plan(rows, policy, limits, mixed_decoding=True)) == batches

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from packhorse.calibration import calibrate, stored_calibration
-from packhorse.calibration.calibrate import divisions, fastest_of
+from packhorse.calibration.calibrate import divisions, fastest_of, prefill_memory
 from packhorse.calibration.probes import (
     CONTINUOUS_PROBES,
+    MEMORY_PROBES,
     PROBES,
     fitting,
     probes_for,
     run_probe,
 )
-from packhorse.calibration.store import ThreadTrial, place
+from packhorse.calibration.store import ThreadTrial, place, write
+from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.contract import TokenWatch
+from packhorse.data import Batch, Completion, Failure
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
 from packhorse.models import PreparedModel, prepare
+from packhorse.models.prepared import Kind
 from packhorse.session import load_prepared
 
 
@@ -127,8 +137,8 @@ def test_planned_calibrates_once_and_says_so(prepared: PreparedModel) -> None:
             assert model.batching.policy == "planned"
             answers = list(model.generate(["one", "two", "three"], max_new_tokens=5))
             assert sorted(answer.index for answer in answers) == [0, 1, 2]
-    assert len(said) == 1
-    assert "once" in said[0]
+    assert len([line for line in said if line.startswith("measuring")]) == 1
+    assert "(once)" in said[0]
 
 
 def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel) -> None:
@@ -151,3 +161,94 @@ def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel)
 def test_a_tie_goes_to_fewer_workers(speeds: dict[int, float], workers: int) -> None:
     trials = [ThreadTrial(number, 4 // number, speed) for number, speed in speeds.items()]
     assert fastest_of(trials).workers == workers
+
+
+@pytest.mark.parametrize(
+    ("grown", "expected"),
+    [
+        ((128e6, 400e6), (100_000 - 64 * 100_000 / 1936, 100_000 / 1936)),
+        ((128e6, 200e6), (100_000, 0)),
+        ((128e6, 100e6), (100_000, 0)),
+        ((0, 0), (46_080, 0)),
+    ],
+)
+def test_memory_of_prompts(grown: tuple[float, float], expected: tuple[float, float]) -> None:
+    """1,280 tokens of short prompts and 2,000 of one: tokens alone, tokens and pairs, nothing."""
+    assert prefill_memory(*MEMORY_PROBES, grown, 46_080) == pytest.approx(expected)
+
+
+class Hoarder(FakeEngine):
+    """Computes prompts in memory that it frees and that the allocator keeps: a token takes 20 kB
+    and a pair 40 bytes."""
+
+    def run(
+        self, batches: Iterator[Batch], watch: TokenWatch | None = None
+    ) -> Iterator[Completion | Failure]:
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        libc.free.argtypes = [ctypes.c_void_p]
+        for batch in batches:
+            blocks = []
+            for prompt in batch.prompts:
+                size = 20_000 * len(prompt.token_ids) + 40 * len(prompt.token_ids) ** 2
+                block = libc.malloc(ctypes.c_size_t(size))
+                ctypes.memset(block, 1, size)
+                blocks.append(block)
+            for block in blocks:
+                libc.free(block)
+            yield from super().run(iter([batch]), watch)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone")
+def test_memory_that_the_allocator_keeps_is_measured(prepared: PreparedModel) -> None:
+    """In a process of its own, whose allocator keeps what is freed."""
+    command = [sys.executable, "-c", HOARDING, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    token_bytes, pair_bytes = json.loads(done.stdout)
+    assert token_bytes == pytest.approx(20_000, rel=0.2)
+    assert pair_bytes == pytest.approx(40, rel=0.2)
+
+
+HOARDING = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from packhorse.calibration.calibrate import _prefill_memory
+from packhorse.engines.allocator import keep_freed_memory
+from packhorse.models import model_facts, prepare
+from test_calibrate import Hoarder
+keep_freed_memory()
+engine = Hoarder(workers=1, max_context=4096)
+print(json.dumps(_prefill_memory(engine, model_facts(prepare("anything", engine="fake")))))
+"""
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "fake"])
+def test_what_auto_becomes_and_what_is_named_are_one_calibration(
+    prepared: PreparedModel, kind: Kind
+) -> None:
+    """So that `calibrate MODEL` measures again what `plan` reads, and `run` uses what it measured.
+    A CTranslate2 folder runs as it is stored unless a format is named."""
+    form = "int8" if kind == "ctranslate2" else "float32"
+    ready = replace(prepared, kind=kind, quantization=form, quantization_method="rotate")
+    left_out = place(ready, EngineConfig())
+    named = EngineConfig(ready.engine, "cpu", form, quantization_method="rotate")
+    assert place(ready, named) == left_out
+    assert place(ready, replace(named, quantization="int16")) != left_out
+    assert place(ready, replace(named, threads=1)) != left_out
+
+
+def test_a_run_says_that_what_it_goes_by_was_disturbed(prepared: PreparedModel) -> None:
+    """Whatever the policy: workers and threads come from it too."""
+    engine = EngineConfig("fake", workers=2)
+    made = calibrate(prepared, engine, silent)
+    for share, expected in ((0.05, 0), (0.4, 1)):
+        write(place(prepared, engine), replace(made, other_work_share=share))
+        said: list[str] = []
+        load_prepared(prepared, engine, BatchingConfig("sorted"), said.append).close()
+        assert len(said) == expected
+    assert "40%" in said[0]
+    assert main(shlex.split(said[0].split("once it is quiet: packhorse ")[1])) == 0
+    again = stored_calibration(prepared, engine)
+    assert again is not None
+    assert again.created >= made.created
+    assert again.other_work_share != 0.4

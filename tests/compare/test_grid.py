@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import argparse
+import shlex
+
 import pytest
 
+from packhorse.cli import options
+from packhorse.cli import run as cli_run
 from packhorse.compare.grid import Combination, combinations, engine_config
+from packhorse.config import InputConfig
+from packhorse.data import Decoding
 from packhorse.errors import ConfigError
 
 
@@ -66,10 +73,37 @@ def test_what_cannot_be_tried(
 
 def test_the_command_is_one_a_shell_can_run() -> None:
     combination = Combination("ctranslate2", "int8", "sorted", 16)
-    assert combination.command("my model", "in.jsonl", 64) == (
+    assert combination.command("my model", "in.jsonl", Decoding(64), InputConfig()) == (
         "packhorse run 'my model' in.jsonl -o answers.jsonl --engine ctranslate2 "
         "--quantization int8 --batching sorted --batch-size 16 --max-new-tokens 64"
     )
+
+
+@pytest.mark.parametrize("batching", ["sorted", "dynamic", "planned"])
+def test_the_command_is_the_job_that_was_asked_for(batching: str) -> None:
+    """Read back by the command line, it comes to the same settings."""
+    combination = Combination("ctranslate2", "int8:plain", batching, 16, 2048)
+    decoding = Decoding(64, 0.5, 0.9, 40, 7, ("\n\n", "-- end"))
+    reading = InputConfig(None, "Say: {text}\n'now'", "-be brief", 10, "truncate-left")
+    command = combination.command("m", "in put.csv", decoding, reading, allow_pickle=True)
+    words = shlex.split(command)
+    parser = argparse.ArgumentParser()
+    cli_run.add_arguments(parser)
+    asked = parser.parse_args(words[2:])
+    assert words[:2] == ["packhorse", "run"]
+    assert (asked.model, asked.input, asked.allow_pickle) == ("m", "in put.csv", True)
+    assert options.decoding_config(asked) == decoding
+    assert options.reading_config(asked) == reading
+    assert options.engine_config(asked) == engine_config("ctranslate2", "int8:plain")
+    batches = options.batching_config(asked)
+    sizes = (batches.policy, batches.batch_size, batches.max_batch_tokens)
+    assert sizes == ((batching, 16, None) if batching == "sorted" else (batching, 8, 2048))
+
+
+def test_a_column_is_part_of_the_command() -> None:
+    combination = Combination("fake", "float32", "single", 8)
+    command = combination.command("m", "in.csv", Decoding(9), InputConfig("question"))
+    assert command.endswith("--max-new-tokens 9 --prompt-column question")
 
 
 def test_a_way_into_int8_is_part_of_the_format() -> None:

@@ -283,3 +283,22 @@ def test_a_repeat_measures_its_process(tmp_path: Path) -> None:
     assert 200e6 < outcome.repeat.peak_memory_bytes < 400e6
     assert outcome.repeat.processor_seconds > 0
     assert finished_repeat(tmp_path / "0") == outcome
+
+
+def test_nothing_is_calibrated_within_a_trial(config: CompareConfig) -> None:
+    """Else the first repeats would run with other workers than the later ones."""
+    chosen = replace(config, quantizations=("float32",), batchings=("single", "planned"))
+    notes = Notes()
+    comparison = runner.compare(chosen, notes)
+    assert [line for line in notes.lines if line.startswith("measuring what")] == [
+        "measuring what fake costs on fake float32 (once)"
+    ]
+    (calibration,) = (config.output.parent / "home" / "calibrations").iterdir()
+    runs = (config.output / "runs").glob("fake-*/*/outcome.json")
+    assert all(calibration.stat().st_mtime_ns < run.stat().st_mtime_ns for run in runs)
+    resolved = [
+        json.loads(manifest.read_text())["resolved"]
+        for manifest in (config.output / "runs").glob("fake-*/*/answers.jsonl.manifest.json")
+    ]
+    assert len(resolved) == len(comparison.trials) * config.repeats
+    assert len({(each["workers"], each["threads"]) for each in resolved}) == 1

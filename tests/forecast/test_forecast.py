@@ -23,7 +23,7 @@ from packhorse.cli.plan import duration
 from packhorse.compare.grid import engine_config
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding
-from packhorse.errors import ConfigError, InputError, ModelError
+from packhorse.errors import ConfigError, InputError, ModelError, PackhorseError
 from packhorse.forecast import Forecast, ForecastConfig, Prediction, forecast
 from packhorse.forecast.forecast import recommended
 from packhorse.forecast.predict import interval, relative_error
@@ -210,10 +210,67 @@ def test_what_cannot_be_planned(
         forecast(replace(config, **change), silent)  # type: ignore[arg-type]
 
 
-def test_an_input_without_rows(config: ForecastConfig, tmp_path: Path) -> None:
-    empty = write(tmp_path / "empty.jsonl", [])
-    with pytest.raises(InputError, match="is empty"):
-        forecast(replace(config, input=str(empty)), silent)
+@pytest.mark.parametrize(
+    ("name", "content", "reading", "said"),
+    [
+        ("empty.jsonl", "", InputConfig(), "is empty"),
+        ("in.docx", "x", InputConfig(), "docx"),
+        ("in.csv", "text\nRome\n", InputConfig("question"), "no column 'question'"),
+        ("in.csv", "text\nRome\n", InputConfig(template="{tex}"), "no column 'tex'"),
+        ("in.csv", "text\nRome\n", InputConfig(template="{text"), "template"),
+        ("n" * 300 + ".csv", None, InputConfig("text"), "name too long"),
+    ],
+)
+def test_an_input_that_cannot_be_read_costs_no_measuring(
+    config: ForecastConfig,
+    tmp_path: Path,
+    name: str,
+    content: str | None,
+    reading: InputConfig,
+    said: str,
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    messages: list[str] = []
+    with pytest.raises(PackhorseError, match=f"(?i){said}"):
+        forecast(replace(config, input=str(tmp_path / name), reading=reading), messages.append)
+    assert messages == []
+    assert not (tmp_path / "home" / "calibrations").exists()
+
+
+def test_a_folder_is_no_input(config: ForecastConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        forecast(replace(config, input=str(tmp_path)), silent)
+
+
+def test_the_command_is_the_job_that_was_planned(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("question\n" + "".join(f"what is {n}\n" for n in range(9)))
+    reading = InputConfig("question", system="Be brief.", limit=5)
+    decoding = Decoding(max_new_tokens=4, stop=("x y",))
+    config = ForecastConfig(
+        "anything", str(source), ("fake",), ("float32",), ("planned",),
+        decoding=decoding, reading=reading, pilot_seconds=0.1,
+    )  # fmt: skip
+    (found,) = forecast(config, silent).predictions
+    output = tmp_path / "out.jsonl"
+    words = [
+        str(output) if word == "answers.jsonl" else word for word in shlex.split(found.command)
+    ]
+    assert main(words[1:]) == 0
+    assert len(output.read_text().splitlines()) == 5
+    manifest = (tmp_path / "out.jsonl.manifest.json").read_text()
+    assert "Be brief." in manifest
+    assert "x y" in manifest
+
+
+def test_a_model_of_bin_weights_can_be_planned(
+    config: ForecastConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "anything", config.input, "--engines", "fake", "--allow-pickle", "--json"]
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["recommended"]["command"].endswith("--allow-pickle")
 
 
 def test_errors_are_independent_parts() -> None:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from packhorse.batching.policies import RowSize
 from packhorse.contract import CostRule
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
+_Number = TypeVar("_Number", float, "Floats")
 PRIOR_MEAN_TOKENS = 128
 PRIOR_ROWS = 2
 
@@ -80,6 +81,11 @@ class PrefillMemory(NamedTuple):
 
     token_bytes: float
     pair_bytes: float
+
+    def row_bytes(self, width: _Number, shared: float) -> _Number:
+        """Of a row of `width` prompt positions behind `shared` ones that are computed by then;
+        these count as the others, though the row has no more than their cache."""
+        return (shared + width) * (self.token_bytes + width * self.pair_bytes)
 
 
 NO_MEMORY = PrefillMemory(0, 0)
@@ -203,7 +209,11 @@ class Costs:
 
     def makespan(self, seconds: Sequence[float]) -> float:
         """Seconds until the last worker is done, when free workers take batches in this order."""
-        free = [0.0] * self.model.workers
+        return self.free_after(seconds)[-1]
+
+    def free_after(self, seconds: Sequence[float], free: Sequence[float] = ()) -> tuple[float, ...]:
+        """When each worker is done, ascending. free: when it is done with what it had before."""
+        done = sorted(free) or [0.0] * self.model.workers
         for duration in seconds:
-            heapq.heapreplace(free, free[0] + duration)
-        return max(free)
+            heapq.heapreplace(done, done[0] + duration)
+        return tuple(sorted(done))

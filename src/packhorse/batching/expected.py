@@ -13,17 +13,22 @@ from packhorse.data import Batch
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """seconds: until the last worker is done. peak_bytes: beside the loaded model (bytes)."""
+    """seconds: until the last worker is done, from when it was done before. peak_bytes: beside the
+    loaded model (bytes). free: when the workers are done (seconds), for what comes next."""
 
     seconds: float
     peak_bytes: int
+    free: tuple[float, ...] = ()
 
 
-def expect(batches: Sequence[Batch], costs: Costs, traits: EngineTraits) -> Expected:
-    """The expectation of `batches`, taken by free workers in their order.
+def expect(
+    batches: Sequence[Batch], costs: Costs, traits: EngineTraits, free: Sequence[float] = ()
+) -> Expected:
+    """The expectation of `batches`, taken by workers in their order as they are free.
 
-    The memory is that of the largest batches, one on every worker. An engine that rows join and
-    leave at every step runs all of them as one.
+    free: when they are done with what came before; empty for nothing. The memory is that of the
+    largest batches, one on every worker. An engine that rows join and leave at every step runs all
+    of them as one.
     """
     if traits.rows_under_way:
         return _expect_continuous(
@@ -32,7 +37,8 @@ def expect(batches: Sequence[Batch], costs: Costs, traits: EngineTraits) -> Expe
     sizes = [sizes_of(batch) for batch in batches]
     seconds = [costs.batch_seconds(batch) for batch in sizes]
     needs = sorted((batch_bytes(batch, costs, traits) for batch in sizes), reverse=True)
-    return Expected(costs.makespan(seconds), sum(needs[: traits.workers]))
+    done = costs.free_after(seconds, free)
+    return Expected(done[-1] - max(free, default=0.0), sum(needs[: traits.workers]), done)
 
 
 def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> Expected:
@@ -67,17 +73,20 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) ->
     """Most memory a batch is expected to need beside the model (bytes).
 
     bytes = rows x step bytes + the larger of
-        prefill: rows x P x bytes a token + rows x P x P x bytes a pair, P the prompt positions
+        prefill: rows x (s + P) x bytes a token + rows x P x (s + P) x bytes a pair, P the prompt
+            positions computed at once, s the shared ones before; at least s alone, computed first
         decoding: the most, over the steps t, of rows S(t) x (longest prompt + t) x cache bytes
     """
     import numpy as np
 
-    rows, lengths = len(sizes), [row.shared + row.prompt for row in sizes]
+    rows, shared, lengths = len(sizes), sizes[0].shared, [row.prompt for row in sizes]
     width = min(lengths) if traits.cost_rule == "forced-prefix" else max(lengths)
-    memory = costs.memory
-    prefill = rows * (width * memory.token_bytes + width * width * memory.pair_bytes)
+    prefill = max(
+        rows * costs.memory.row_bytes(float(width), shared),
+        costs.memory.row_bytes(float(shared), 0),
+    )
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
-    positions = max(lengths) + 1 + np.arange(len(alive))
+    positions = shared + max(lengths) + 1 + np.arange(len(alive))
     decoding = float((alive * positions).max()) * traits.cache_bytes_per_token
     return round(rows * traits.step_bytes_per_row + max(prefill, decoding))
 

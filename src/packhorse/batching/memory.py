@@ -7,6 +7,7 @@ bytes a token needs = cache bytes x copies at the peak + step bytes a row / toke
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ class TokenBudget:
     decided_by: str
     available_bytes: int
     bytes_per_token: int
+
+    @property
+    def batch_bytes(self) -> float:
+        """Memory for a batch (bytes); without bound where a token budget was asked for."""
+        return (
+            math.inf
+            if self.decided_by == "asked"
+            else float(self.memory_tokens * self.bytes_per_token)
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

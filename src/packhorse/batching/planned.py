@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,79 +18,120 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 256
 """Rows of a batch at most."""
-_CEILINGS = tuple(1.5 * 0.8**power for power in range(14))
-"""Largest batch seconds that are tried, as shares of a worker's part of the whole."""
+_FEWEST_CEILINGS = 14
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Index batches in the order they go to workers, with the expected seconds of each.
+    """Batches in the order they go to workers, with the expected seconds of each.
 
-    seconds: until the last worker is done.
+    batches: (group, rows of it) each. free: when the workers are done (seconds), ascending.
     """
 
-    batches: tuple[tuple[int, ...], ...]
+    batches: tuple[tuple[int, tuple[int, ...]], ...]
     batch_seconds: tuple[float, ...]
-    seconds: float
+    free: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Until the last worker is done."""
+        return self.free[-1]
 
 
-def best_plan(sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> Plan:
-    """The plan of least expected time.
+def best_plan(
+    groups: Sequence[Sequence[RowSize]],
+    limits: Limits,
+    costs: Costs,
+    free: Sequence[float] = (),
+    *,
+    more: bool = False,
+) -> Plan:
+    """The plan of least expected time for all rows; a batch holds rows of one group.
 
-    Rows sorted by length are cut by dynamic programming, for the least sum of batch seconds with no
-    batch above a ceiling. Several ceilings are tried, because the least sum may leave workers idle
-    at the end, and of all plans, `sorted-dynamic` among them, the one that ends first is taken.
-    Batches go longest first (Graham 1969, SIAM J. Appl. Math. 17), so that the last ones are short.
+    Rows of a group, sorted by length, are cut by dynamic programming, for the least sum of batch
+    seconds with no batch above a ceiling. Several ceilings, the same ones for all groups, are
+    tried, because the least sum may leave workers idle at the end, and of all plans,
+    `sorted-dynamic` among them, the one that ends first is taken. Batches go longest first (Graham
+    1969, SIAM J. Appl. Math. 17), so that the last ones are short.
+
+    free: when the workers will be done with what was planned before; nothing is now. more: other
+    rows will follow, which fill the time of idle workers: the plan of least work is taken among
+    those that let no worker end later than `sorted-dynamic` would. From workers that are free
+    earlier every order of batches ends earlier, so a job of many windows keeps the law as well.
     """
-    if not sizes:
-        return Plan((), (), 0.0)
-    order = longest_first(sizes)
-    table = _SegmentTable.of([sizes[index] for index in order], limits, costs)
-    least = table.cut(ceiling=float("inf"))
-    whole = sum(table.seconds(least))
-    ceilings = (whole / costs.model.workers * share for share in _CEILINGS)
-    cuts = [least]
+    orders = [longest_first(sizes) for sizes in groups]
+    tables = [
+        _SegmentTable.of([sizes[index] for index in order], limits, costs)
+        for sizes, order in zip(groups, orders, strict=True)
+    ]
+    free = tuple(free) or (0.0,) * costs.model.workers
+
+    def cut(ceiling: float) -> list[_Timed]:
+        return [
+            (seconds, group, tuple(order[start:stop]))
+            for group, (table, order) in enumerate(zip(tables, orders, strict=True))
+            for (start, stop), seconds in table.cut(ceiling)
+        ]
+
+    cuts = [cut(float("inf"))]
     if costs.model.workers > 1:
-        cuts += [table.cut(ceiling) for ceiling in ceilings]
-    plans = [
-        _plan([order[start:stop] for start, stop in cut], table.seconds(cut), costs) for cut in cuts
+        part = sum(seconds for seconds, _, _ in cuts[0]) / costs.model.workers
+        cuts += [cut(part * share) for share in _ceilings(costs.model.workers)]
+    simple = [
+        (costs.batch_seconds([sizes[index] for index in batch]), group, tuple(batch))
+        for group, sizes in enumerate(groups)
+        for batch in sorted_dynamic(sizes, limits)
     ]
-    simple = sorted_dynamic(sizes, limits)
-    seconds = [costs.batch_seconds([sizes[index] for index in batch]) for batch in simple]
-    plans += [
-        _plan(simple, seconds, costs),
-        Plan(tuple(map(tuple, simple)), tuple(seconds), costs.makespan(seconds)),
-    ]
-    return min(plans, key=lambda plan: plan.seconds)
+    plans = [_plan(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts]
+    plans.append(_plan(sorted(simple, key=lambda batch: -batch[0]), costs, free))
+    plain = _plan(simple, costs, free)
+    if not more:
+        return min([*plans, plain], key=lambda plan: plan.seconds)
+    ahead = [plan for plan in plans if all(map(operator.le, plan.free, plain.free))]
+    return min([*ahead, plain], key=lambda plan: (sum(plan.batch_seconds), plan.seconds))
 
 
-def _plan(batches: Sequence[Sequence[int]], seconds: Sequence[float], costs: Costs) -> Plan:
-    """Batches longest first; equal ones keep their order."""
-    order = sorted(range(len(batches)), key=lambda index: -seconds[index])
-    ordered = tuple(seconds[index] for index in order)
-    return Plan(tuple(tuple(batches[index]) for index in order), ordered, costs.makespan(ordered))
+def _ceilings(workers: int) -> Iterator[float]:
+    """Largest batch seconds that are tried, as shares of a worker's part of the whole: from just
+    below the whole, so that even a single batch may be split where that ends sooner."""
+    highest = math.floor(math.log(workers / 1.5) / math.log(1.25))
+    for power in range(-highest, _FEWEST_CEILINGS):
+        yield 1.5 * 0.8**power
+
+
+_Timed = tuple[float, int, tuple[int, ...]]
+"""Seconds, group and rows of a batch."""
+
+
+def _plan(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Plan:
+    seconds = tuple(batch[0] for batch in batches)
+    return Plan(tuple(batch[1:] for batch in batches), seconds, costs.free_after(seconds, free))
 
 
 @dataclass(frozen=True, slots=True)
 class _SegmentTable:
     """costs[stop - 1][rows - 1]: seconds of the batch of `rows` sorted rows that ends at `stop`;
-    infinite where it would exceed the token budget. A row alone always fits."""
+    infinite where it would exceed the limits. A row alone always fits."""
 
     costs: tuple[Floats, ...]
 
     @classmethod
     def of(cls, sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> _SegmentTable:
+        if not sizes:
+            return cls(())
         segments = Segments(costs, sizes, LARGEST_BATCH)
         table = []
         for stop in range(1, len(sizes) + 1):
             seconds = segments.seconds_to(stop)
             exceeds = segments.tokens_to(stop) > limits.max_batch_tokens
+            exceeds |= segments.prefill_bytes_to(stop) > limits.max_batch_bytes
             exceeds[0] = False
             table.append(np.where(exceeds, np.inf, seconds))
         return cls(tuple(table))
 
-    def cut(self, ceiling: float) -> list[tuple[int, int]]:
-        """Segments [start, stop) of least summed seconds, each below `ceiling` or of one row."""
+    def cut(self, ceiling: float) -> list[tuple[tuple[int, int], float]]:
+        """Segments [start, stop) of least summed seconds, each below `ceiling` or of one row, and
+        the seconds of each."""
         least = np.zeros(len(self.costs) + 1)
         rows = [0] * (len(self.costs) + 1)
         for stop, seconds in enumerate(self.costs, start=1):
@@ -100,9 +143,7 @@ class _SegmentTable:
         segments = []
         stop = len(self.costs)
         while stop:
-            segments.append((stop - rows[stop], stop))
-            stop -= rows[stop]
+            start = stop - rows[stop]
+            segments.append(((start, stop), float(self.costs[stop - 1][rows[stop] - 1])))
+            stop = start
         return segments[::-1]
-
-    def seconds(self, cut: Sequence[tuple[int, int]]) -> list[float]:
-        return [float(self.costs[stop - 1][stop - start - 1]) for start, stop in cut]

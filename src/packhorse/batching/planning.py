@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.policies import CONTINUOUS, PLANNED, Limits, policy_named
+from packhorse.batching.policies import CONTINUOUS, PLANNED, Limits, measured, policy_named
 from packhorse.batching.prefixes import shared_prefixes
 from packhorse.data import Batch, Decoding, Prompt
 
@@ -23,6 +23,8 @@ def plan(
     *,
     mixed_decoding: bool,
     share_prefixes: bool = False,
+    free: Sequence[float] = (),
+    more: bool = False,
 ) -> list[Batch]:
     """Batches of `prompts` by the named policy; every prompt is in exactly one.
 
@@ -30,25 +32,35 @@ def plan(
     share a batch. share_prefixes: rows are grouped by the leading tokens they have in common, as
     far as that saves work. Groups keep the order in which their first row appears; `planned` puts
     the batches that take longest first, `continuous` those of the longest prompts.
+
+    Of a job of several windows `planned` wants to know when the workers will be free of the windows
+    before (seconds; see `expect`), and whether another one follows.
     """
-    cut = policy_named(policy)
-    groups: dict[tuple[Decoding | None, tuple[int, ...]], list[Prompt]] = {}
+    grouped: dict[tuple[Decoding | None, tuple[int, ...]], list[Prompt]] = {}
     prefixes = [0] * len(prompts)
     if share_prefixes:
         prefixes = _prefixes(prompts, limits, has_batches=policy != CONTINUOUS)
     for prompt, length in zip(prompts, prefixes, strict=True):
         decoding = None if mixed_decoding else _shared(prompt.decoding)
-        groups.setdefault((decoding, prompt.token_ids[:length]), []).append(prompt)
-    batches: list[Batch] = []
-    for (_, prefix), group in groups.items():
-        shared = len(prefix) if len(group) > 1 else 0
-        sizes = sizes_of(Batch(tuple(group), shared))
-        batches += [
-            Batch(tuple(group[index] for index in rows), shared) for rows in cut(sizes, limits)
-        ]
-    costs = limits.costs
-    if policy == PLANNED and costs is not None and len(groups) > 1:
-        batches.sort(key=lambda batch: -costs.batch_seconds(sizes_of(batch)))
+        grouped.setdefault((decoding, prompt.token_ids[:length]), []).append(prompt)
+    groups = [
+        Batch(tuple(group), len(prefix) if len(group) > 1 else 0)
+        for (_, prefix), group in grouped.items()
+    ]
+    sizes = [sizes_of(group) for group in groups]
+    if policy == PLANNED:
+        from packhorse.batching.planned import best_plan
+
+        costs = measured(limits)
+        cuts: Iterable[tuple[int, Sequence[int]]]
+        cuts = best_plan(sizes, limits, costs, free, more=more).batches
+    else:
+        cut = policy_named(policy)
+        cuts = [(group, rows) for group, own in enumerate(sizes) for rows in cut(own, limits)]
+    batches = [
+        Batch(tuple(groups[group].prompts[row] for row in rows), groups[group].shared_prefix)
+        for group, rows in cuts
+    ]
     if policy == CONTINUOUS:
         batches.sort(key=lambda batch: -len(batch.prompts[0].token_ids))
     return batches

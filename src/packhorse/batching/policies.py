@@ -8,6 +8,7 @@ to be generated are counted, because they take memory and time like all others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,12 +36,23 @@ class RowSize:
 class Limits:
     """batch_size: rows a batch. max_batch_tokens: tokens a batch, see `batch_tokens`.
 
-    costs: what batches take on this machine, for policies that ask.
+    costs: what batches take on this machine, for policies that ask. max_batch_bytes: memory for
+    the prompts of a batch, which policies that count tokens keep where costs were measured.
     """
 
     batch_size: int
     max_batch_tokens: int
     costs: Costs | None = None
+    max_batch_bytes: float = math.inf
+
+    def allow(self, rows: int, longest: int, shortest: int, shared: int, new: int) -> bool:
+        """Whether a batch keeps both bounds. longest, shortest: own prompt tokens of a row."""
+        if rows * (shared + longest + new) > self.max_batch_tokens:
+            return False
+        if self.costs is None:
+            return True
+        width = shortest if self.costs.model.rule == "forced-prefix" else longest
+        return rows * self.costs.memory.row_bytes(float(width), shared) <= self.max_batch_bytes
 
 
 AUTO = "auto"
@@ -77,7 +89,7 @@ def fixed(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
 
 def dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     """Arrival order; a batch is closed before it would exceed `max_batch_tokens`."""
-    return _cut_by_tokens(sizes, range(len(sizes)), limits.max_batch_tokens)
+    return _cut_by_tokens(sizes, range(len(sizes)), limits)
 
 
 def sorted_by_length(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
@@ -87,7 +99,7 @@ def sorted_by_length(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]
 
 def sorted_dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     """Longest first, closed before a batch would exceed `max_batch_tokens`."""
-    return _cut_by_tokens(sizes, longest_first(sizes), limits.max_batch_tokens)
+    return _cut_by_tokens(sizes, longest_first(sizes), limits)
 
 
 def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
@@ -95,12 +107,18 @@ def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     the batches that take longest go first. ConfigError where no costs were measured."""
     from packhorse.batching.planned import best_plan
 
+    costs = measured(limits)
+    return [list(rows) for _, rows in best_plan([sizes], limits, costs).batches]
+
+
+def measured(limits: Limits) -> Costs:
+    """The engine's measured costs. ConfigError where there are none."""
     if limits.costs is None:
         raise ConfigError(
             "batching planned needs the engine's measured costs",
             "measure them: packhorse calibrate MODEL",
         )
-    return [list(batch) for batch in best_plan(sizes, limits, limits.costs).batches]
+    return limits.costs
 
 
 def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
@@ -134,20 +152,18 @@ def _cut_by_rows(order: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def _cut_by_tokens(
-    sizes: Sequence[RowSize], order: Sequence[int], max_batch_tokens: int
+    sizes: Sequence[RowSize], order: Sequence[int], limits: Limits
 ) -> list[list[int]]:
     batches: list[list[int]] = []
-    longest_prompt = most_new = 0
+    longest = shortest = most_new = 0
     for index in order:
-        longest_prompt = max(longest_prompt, sizes[index].shared + sizes[index].prompt)
-        most_new = max(most_new, sizes[index].new)
-        fits = bool(batches) and (
-            (len(batches[-1]) + 1) * (longest_prompt + most_new) <= max_batch_tokens
-        )
-        if fits:
+        row = sizes[index]
+        longest, shortest = max(longest, row.prompt), min(shortest, row.prompt)
+        most_new = max(most_new, row.new)
+        if batches and limits.allow(len(batches[-1]) + 1, longest, shortest, row.shared, most_new):
             batches[-1].append(index)
         else:
             batches.append([index])
-            longest_prompt = sizes[index].shared + sizes[index].prompt
-            most_new = sizes[index].new
+            longest = shortest = row.prompt
+            most_new = row.new
     return batches

@@ -49,6 +49,14 @@ class Segments:
         tokens: Floats = (stop - starts) * (self.shared + self.prompt[starts] + most_new)
         return tokens
 
+    def prefill_bytes_to(self, stop: int) -> Floats:
+        """Memory of computing the prompts of these segments (bytes)."""
+        starts = self._starts(stop)
+        width = self.prompt[starts]
+        if self._costs.model.rule == "forced-prefix":
+            width = np.full_like(width, self.prompt[stop - 1])
+        return (stop - starts) * self._costs.memory.row_bytes(width, self.shared)
+
     def seconds_to(self, stop: int) -> Floats:
         """Expected seconds of the segments that end at `stop`: of 1 row, 2 rows, …"""
         starts = self._starts(stop)

@@ -2,9 +2,17 @@
 
 calibrate            measure, and choose workers and threads
 stored_calibration   what was measured before
+disturbance          what to say of one that other work disturbed
 """
 
 from packhorse.calibration.calibrate import calibrate, stored_calibration
-from packhorse.calibration.store import Calibration, ThreadTrial
+from packhorse.calibration.store import Calibration, ThreadTrial, calibrate_words, disturbance
 
-__all__ = ["Calibration", "ThreadTrial", "calibrate", "stored_calibration"]
+__all__ = [
+    "Calibration",
+    "ThreadTrial",
+    "calibrate",
+    "calibrate_words",
+    "disturbance",
+    "stored_calibration",
+]

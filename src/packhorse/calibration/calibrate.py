@@ -13,6 +13,7 @@ from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import (
     MEMORY_PROBES,
     WARM_UP,
+    Probe,
     fitting,
     observe,
     run_probe,
@@ -22,6 +23,7 @@ from packhorse.calibration.store import Calibration, ThreadTrial
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
 from packhorse.engines import load_engine
+from packhorse.engines.allocator import return_freed_memory
 from packhorse.engines.cores import usable_cores
 from packhorse.meters import (
     OtherWork,
@@ -33,6 +35,9 @@ from packhorse.models import ModelFacts, PreparedModel, model_facts
 
 PROBE_SECONDS = 20.0
 """Probes begin within this time; the last one may take longer."""
+MEMORY_REPEATS = 4
+MEMORY_SECONDS = 5.0
+"""A memory probe is not repeated after this time."""
 NOISE = 0.05
 """Differences of throughput (share) that a trial of a fraction of a second cannot tell apart."""
 
@@ -104,21 +109,40 @@ def divisions(cores: int) -> list[tuple[int, int]]:
 
 
 def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
-    """From the growth of this process over a batch of many short prompts and one long prompt."""
+    """From the growth of this process over a batch of many short prompts and one long prompt.
+
+    What was freed is given back before each: the allocator keeps it, and a batch that finds enough
+    of it would seem to need nothing. Workers need most at moments that seldom meet, so where it is
+    quick the largest of MEMORY_REPEATS is taken.
+    """
     run_probe(engine, WARM_UP, facts.vocab_size)
-    short, long = fitting(MEMORY_PROBES, engine.traits)
+    traits = engine.traits
+    short, long = fitting(MEMORY_PROBES, traits)
     grown = []
     for probe in (short, long):
-        before = forget_peak_memory()
-        run_probe(engine, probe, facts.vocab_size)
-        grown.append((peak_memory_bytes() - before) / engine.traits.workers)
-    least = float(engine.traits.cache_bytes_per_token)
+        largest, started = 0, time.monotonic()
+        for _ in range(MEMORY_REPEATS):
+            return_freed_memory()
+            before = forget_peak_memory()
+            run_probe(engine, probe, facts.vocab_size)
+            largest = max(largest, peak_memory_bytes() - before)
+            if time.monotonic() - started > MEMORY_SECONDS:
+                break
+        grown.append(largest / traits.workers - probe.rows * traits.step_bytes_per_row)
+    return prefill_memory(short, long, grown, traits.cache_bytes_per_token)
+
+
+def prefill_memory(
+    short: Probe, long: Probe, grown: Sequence[float], cache_bytes: int
+) -> PrefillMemory:
+    """Both figures from what two batches took (bytes). A prompt's tokens take their cache at
+    least; growth that is not proportional to tokens is taken to be of pairs, never below 0."""
     tokens = (short.rows * short.prompt, long.rows * long.prompt)
     pairs = (tokens[0] * short.prompt, tokens[1] * long.prompt)
     pair_bytes = (grown[1] / tokens[1] - grown[0] / tokens[0]) / max(1, long.prompt - short.prompt)
     pair_bytes = max(0.0, pair_bytes)
     token_bytes = max(
-        least,
+        float(cache_bytes),
         *(
             (each - pair_bytes * pair) / token
             for each, pair, token in zip(grown, pairs, tokens, strict=True)

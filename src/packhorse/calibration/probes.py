@@ -56,7 +56,7 @@ more rows. Prompts fill several of its steps, or some threads would have nothing
 time of the whole counts, since some rows generate while prompts of others are computed."""
 FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
-MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 1200, 1))
+MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 2000, 1))
 WARM_UP = Probe(2, 16, 4)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from packhorse.atomic import write_json
 from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemory, Work
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits
+from packhorse.engines import device_for
 from packhorse.errors import OutputError
 from packhorse.machine import machine
 from packhorse.meters import BUSY
-from packhorse.models import PreparedModel, cache_root
+from packhorse.models import PreparedModel, cache_root, resolve_quantization
 from packhorse.models.cache import library_versions
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,27 @@ class Calibration:
         )
 
 
+def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = False) -> list[str]:
+    """The words of `packhorse` that calibrate an engine as it is asked for."""
+    words = [
+        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
+        "--quantization-method", engine.quantization_method,
+    ]  # fmt: skip
+    for name in ("workers", "threads"):
+        if getattr(engine, name) is not None:
+            words += [f"--{name}", str(getattr(engine, name))]
+    return [*words, "--allow-pickle"] if allow_pickle else words
+
+
+def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
+    """What to know of a calibration that is disturbed, and how to make it anew."""
+    return (
+        f"{found.traits.name} {found.traits.compute_type} was measured while other work took "
+        f"{found.other_work_share:.0%} of the cores; once it is quiet: "
+        f"{shlex.join(['packhorse', *calibrate_words(model, engine)])}"
+    )
+
+
 def read(path: Path) -> Calibration | None:
     """The calibration in a file; None for none, or for one that cannot be used."""
     try:
@@ -108,14 +131,32 @@ def write(path: Path, calibration: Calibration) -> bool:
 
 
 def place(prepared: PreparedModel, config: EngineConfig) -> Path:
-    """Where the calibration of a model and an engine setting on this machine is kept."""
+    """Where the calibration of a model and an engine setting on this machine is kept.
+
+    What "auto" becomes and what is named are the same place.
+    """
     identity = {
         "format": FORMAT,
         "model": prepared.fingerprint,
         "engine": prepared.engine,
-        "config": {**asdict(config), "engine": prepared.engine},
+        "config": asdict(_resolved(prepared, config)),
         "machine": machine(),
         "versions": library_versions(),
     }
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return cache_root() / "calibrations" / f"{digest[:24]}.json"
+
+
+def _resolved(prepared: PreparedModel, config: EngineConfig) -> EngineConfig:
+    device = device_for(prepared.engine, config.device)
+    form = config.quantization
+    if form == "auto":
+        is_stored = prepared.kind == "ctranslate2"
+        form = prepared.quantization if is_stored else resolve_quantization(form, device)
+    return replace(
+        config,
+        engine=prepared.engine,
+        device=device,
+        quantization=form,
+        quantization_method=prepared.quantization_method,
+    )

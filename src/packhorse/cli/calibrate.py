@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if found.is_disturbed:
         print(
-            f"other work took {found.other_work_share:.0%} of the machine's cores meanwhile: "
+            f"other work took {found.other_work_share:.0%} of the usable cores meanwhile: "
             "measure again when it is quiet"
         )
     return EXIT_DONE

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with what was interrupted")
     parser.add_argument("--json", action="store_true", help="print the recommendation as JSON last")
+    options.add_pickle_option(parser)
     grid = parser.add_argument_group("techniques (comma-separated; every combination is tried)")
     for name in ("engines", "quantizations", "batchings"):
         grid.add_argument(
@@ -117,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
             system=arguments.system,
         ),
         resume=arguments.resume,
+        allow_pickle=arguments.allow_pickle,
         command=shlex.join(["packhorse", *sys.argv[1:]]),
     )
     try:

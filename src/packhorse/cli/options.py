@@ -53,6 +53,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="memory for keys and values of the packed engine, allocated once (default: what "
         "65,536 tokens take, at most half of what is free)",
     )
+    add_pickle_option(group)
+
+
+def add_pickle_option(group: Any) -> None:
     group.add_argument(
         "--allow-pickle",
         action="store_true",

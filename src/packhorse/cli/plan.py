@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exit with 2 where nothing would end within H hours",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options.add_pickle_option(parser)
     options.add_decoding_options(parser)
     options.add_reading_options(parser)
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         decoding=options.decoding_config(arguments),
         reading=options.reading_config(arguments),
         max_hours=arguments.max_hours,
+        allow_pickle=arguments.allow_pickle,
     )
     found = forecast(config, lambda message: print(message, file=sys.stderr, flush=True))
     if arguments.json:

@@ -57,7 +57,7 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         )
     if session["other_work_share"] > BUSY:
         lines.append(
-            f"other work  took {session['other_work_share']:.0%} of the machine's cores meanwhile"
+            f"other work  took {session['other_work_share']:.0%} of the usable cores meanwhile"
         )
     lines.append(f"memory      {session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     return lines

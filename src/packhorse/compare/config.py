@@ -20,6 +20,7 @@ class CompareConfig:
     embeddings: catalog name or sentence-transformers folder; None leaves cosines out. labels: field
     of the input that holds the right answer of a row. teacher_forcing: score the reference's text
     with every engine and format. resume: keep the repeats that an interrupted comparison finished.
+    allow_pickle: accept PyTorch .bin weights where there is no safetensors file.
     """
 
     model: str
@@ -41,4 +42,5 @@ class CompareConfig:
     limits: UserLimits = field(default_factory=UserLimits)
     reading: InputConfig = field(default_factory=InputConfig)
     resume: bool = False
+    allow_pickle: bool = False
     command: str = ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 from packhorse.batching import POLICIES
-from packhorse.batching.policies import CONTINUOUS
-from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig
+from packhorse.batching.policies import CONTINUOUS, PLANNED
+from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig, InputConfig
+from packhorse.data import Decoding
 from packhorse.errors import ConfigError
 
 REFERENCE_BATCHING = "single"
@@ -64,16 +65,38 @@ class Combination:
         chosen += ["--batching", self.batching]
         if self.batching in ("fixed", "sorted"):
             chosen += ["--batch-size", str(self.batch_size)]
-        if self.max_batch_tokens is not None and "dynamic" in self.batching:
+        counts_tokens = self.batching in ("dynamic", "sorted-dynamic", PLANNED)
+        if self.max_batch_tokens is not None and counts_tokens:
             chosen += ["--max-batch-tokens", str(self.max_batch_tokens)]
         return chosen
 
-    def command(self, model: str, source: str, max_new_tokens: int) -> str:
+    def command(
+        self,
+        model: str,
+        source: str,
+        decoding: Decoding,
+        reading: InputConfig,
+        *,
+        allow_pickle: bool = False,
+    ) -> str:
         """The `packhorse run` line that uses this combination on the user's own file."""
-        return shlex.join(
-            ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options(),
-             "--max-new-tokens", str(max_new_tokens)]
-        )  # fmt: skip
+        words = ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options()]
+        words += ["--max-new-tokens", str(decoding.max_new_tokens)]
+        words += [*_named(decoding, Decoding(decoding.max_new_tokens))]
+        words += [*_named(reading, InputConfig()), *(["--allow-pickle"] if allow_pickle else [])]
+        return shlex.join(words)
+
+
+def _named(chosen: Decoding | InputConfig, usual: Decoding | InputConfig) -> Iterator[str]:
+    """The options of `packhorse run` for every field that is not the usual one; log-probabilities
+    are asked for by rows, not by an option."""
+    for field in fields(chosen):
+        value = getattr(chosen, field.name)
+        if value == getattr(usual, field.name) or field.name == "top_log_probs":
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        for each in value if isinstance(value, tuple) else (value,):
+            yield from [f"{option}={each}"] if str(each).startswith("-") else [option, str(each)]
 
 
 def combinations(

@@ -24,6 +24,7 @@ from packhorse.compare.speed import speed
 from packhorse.compare.teacher import LogProbs, TeacherForced, scorer, teacher_forced
 from packhorse.compare.ties import compare_repeats
 from packhorse.compare.trial import Outcome, RowResult, read_rows
+from packhorse.data import Decoding
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
 from packhorse.manifest import compute_format
@@ -114,7 +115,11 @@ class Judge:
             worst_rows=self._worst(report, runs) if report else (),
             flags=tuple(self._flags(runs, report)) if report else (),
             command=combination.command(
-                self.config.model, self.config.input, self.config.max_new_tokens
+                self.config.model,
+                self.config.input,
+                Decoding(max_new_tokens=self.config.max_new_tokens),
+                self.config.reading,
+                allow_pickle=self.config.allow_pickle,
             ),
         )
 
@@ -155,7 +160,9 @@ class Judge:
         if self.reference.engine == "fake":
             return [() for _ in self.sample.requests]
         engine = engine_config(self.reference.engine, self.reference.quantization)
-        codec = prepare_for(self.config.model, engine).codec()
+        codec = prepare_for(
+            self.config.model, engine, allow_pickle=self.config.allow_pickle
+        ).codec()
         tokenizer = Tokenizer(codec, self.config.reading.system)
         encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
         return [() if isinstance(ids, Refusal) else ids for ids in encoded]
@@ -192,7 +199,7 @@ class Judge:
 
     def _scorer(self, engine: str, quantization: str) -> LogProbs | None:
         chosen = engine_config(engine, quantization)
-        prepared = prepare_for(self.config.model, chosen)
+        prepared = prepare_for(self.config.model, chosen, allow_pickle=self.config.allow_pickle)
         return scorer(engine, prepared.folder, chosen.quantization)
 
     def _worst(self, report: QualityReport, runs: TrialRuns) -> tuple[document.WorstRow, ...]:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.atomic import make_folder
+from packhorse.batching.policies import PLANNED
+from packhorse.calibration import stored_calibration
+from packhorse.compare.calibrations import calibrated_apart
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
 from packhorse.compare.grid import (
@@ -170,10 +173,16 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
 
 
 def _prepare(config: CompareConfig, combination: Combination, observer: Observer) -> None:
-    """Fetches and converts before anything is timed; what cannot be prepared fails in its trial."""
+    """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
+    meanwhile decides the workers of every later run of that engine and format. What cannot be
+    prepared fails in its trial."""
     engine = engine_config(combination.engine, combination.quantization)
     try:
-        prepare_for(config.model, engine, report=observer.stage)
+        prepared = prepare_for(
+            config.model, engine, allow_pickle=config.allow_pickle, report=observer.stage
+        )
+        if combination.batching == PLANNED and stored_calibration(prepared, engine) is None:
+            calibrated_apart(config.model, prepared, engine, observer.stage, config.allow_pickle)
     except PackhorseError as error:
         observer.stage(f"{combination.name}: {error}")
 
@@ -184,6 +193,8 @@ def _run_arguments(config: CompareConfig, sample: Sample) -> list[str]:
     arguments += ["--warm-up-rows", str(config.warmup_rows)]
     if config.reading.system is not None:
         arguments += ["--system", config.reading.system]
+    if config.allow_pickle:
+        arguments += ["--allow-pickle"]
     return arguments
 
 
@@ -197,7 +208,7 @@ def _run_reference(
     """The output of the reference run, from the cache when this very run was made before."""
     engine = engine_config(reference.engine, reference.quantization)
     identity = {
-        "model": prepare_for(config.model, engine).fingerprint,
+        "model": prepare_for(config.model, engine, allow_pickle=config.allow_pickle).fingerprint,
         "reference": reference.name,
         "sample": sample.sha256,
         "max_new_tokens": config.max_new_tokens,

@@ -48,3 +48,18 @@ def load_engine(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
     if prepared.kind != "fake":
         keep_freed_memory()
     return loader_named(prepared.engine)(prepared, facts, config)
+
+
+def device_for(engine: str, asked: str) -> str:
+    """`asked` with "auto" decided as the engine decides it."""
+    if asked != "auto":
+        return asked
+    if engine == "transformers":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if engine == "ctranslate2":
+        from packhorse.engines.ct2_loading import available_device
+
+        return available_device(asked)
+    return "cpu"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Any
 from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.calibration import Calibration, stored_calibration
+from packhorse.calibration import Calibration, disturbance, stored_calibration
+from packhorse.compare.calibrations import calibrated_apart
 from packhorse.compare.grid import Combination, combinations, engine_config
-from packhorse.compare.trial import packhorse_command
 from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Decoding, Prompt
 from packhorse.duplicates import distinct
@@ -26,6 +23,7 @@ from packhorse.forecast.survey import survey
 from packhorse.jobs import check_input
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
+from packhorse.sources import read_rows
 from packhorse.tokenization import Tokenizer
 
 LOSSLESS = ("float32",)
@@ -36,7 +34,7 @@ class ForecastConfig:
     """Which job, and the techniques that could serve: engines x quantizations x batchings.
 
     max_hours: no technique that would take longer is recommended. pilot_seconds: how long a few
-    rows of the job are run to learn how long its answers are.
+    rows of the job are run to learn how long its answers are. allow_pickle: see `JobConfig`.
     """
 
     model: str
@@ -48,6 +46,7 @@ class ForecastConfig:
     decoding: Decoding = field(default_factory=Decoding)
     reading: InputConfig = field(default_factory=InputConfig)
     max_hours: float | None = None
+    allow_pickle: bool = False
     pilot_seconds: float = PILOT_SECONDS
 
 
@@ -93,7 +92,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
     first, once. Raises ConfigError and InputError for a job that makes no sense, ModelError for a
     model that cannot be had, and EngineError when no technique can be calibrated.
     """
-    _check(config)
+    _check(config)  # what is wrong with the input is said before minutes of measuring
     grid = combinations(
         config.engines,
         config.quantizations,
@@ -154,6 +153,7 @@ def _check(config: ForecastConfig) -> None:
     if config.input == "-":
         raise InputError("a plan cannot read standard input", "save it to a file first")
     check_input(config.input)
+    read_rows(Path(config.input), config.reading)
 
 
 def _candidates(
@@ -166,19 +166,19 @@ def _candidates(
     for engine, quantization in kinds:
         chosen = engine_config(engine, quantization)
         try:
-            prepared = prepare_for(config.model, chosen, report=report)
+            prepared = prepare_for(
+                config.model, chosen, allow_pickle=config.allow_pickle, report=report
+            )
             found = stored_calibration(prepared, chosen)
-            found = found or _calibrated_apart(config.model, prepared, chosen, report)
+            found = found or calibrated_apart(
+                config.model, prepared, chosen, report, config.allow_pickle
+            )
         except PackhorseError as error:
             first = first or error
             failed[f"{engine} {quantization}"] = str(error)
             continue
         if found.is_disturbed:
-            report(
-                f"{engine} {quantization} was measured while other work took "
-                f"{found.other_work_share:.0%} of the machine's cores; once it is quiet: "
-                f"{shlex.join(['packhorse', *_calibrate(config.model, chosen)])}"
-            )
+            report(disturbance(found, config.model, chosen))
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
         ]
@@ -186,34 +186,6 @@ def _candidates(
     if not candidates and first is not None:
         raise first
     return candidates, failed
-
-
-def _calibrated_apart(
-    model: str, prepared: PreparedModel, engine: EngineConfig, report: Callable[[str], None]
-) -> Calibration:
-    """Calibrates in a process of its own, whose memory is that of a run."""
-    report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = _calibrate(model, engine)
-    ended = subprocess.run(
-        packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
-    )
-    found = stored_calibration(prepared, engine)
-    if ended.returncode == 0:
-        found = found or Calibration.from_json(json.loads(ended.stdout.splitlines()[-1]))
-    if found is None:
-        lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if line.startswith("packhorse: ")), "it ended early")
-        hint = f"try: {shlex.join(['packhorse', *command])}"
-        raise InputError(said.removeprefix("packhorse: "), hint)
-    return found
-
-
-def _calibrate(model: str, engine: EngineConfig) -> list[str]:
-    """The words of `packhorse` that calibrate an engine."""
-    return [
-        "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
-        "--quantization-method", engine.quantization_method,
-    ]  # fmt: skip
 
 
 def _seconds_a_token(candidate: _Candidate) -> float:
@@ -241,7 +213,7 @@ def _predict(
         config.batching.max_batch_tokens,
         has_costs=technique.batching == PLANNED,
     )
-    expected = Setting(calibration, batching, budget.tokens).expect(running, pilot.outputs)
+    expected = Setting(calibration, batching, budget).expect(running, pilot.outputs)
     seconds = expected.seconds * scale * pilot.pace
     lowest, highest = interval(seconds, relative_error(calibration, pilot.outputs, limit))
     return Prediction(
@@ -253,5 +225,11 @@ def _predict(
         highest_seconds=highest,
         load_seconds=calibration.load_seconds,
         peak_memory_bytes=calibration.loaded_bytes + expected.peak_bytes,
-        command=technique.command(config.model, config.input, limit),
+        command=technique.command(
+            config.model,
+            config.input,
+            config.decoding,
+            config.reading,
+            allow_pickle=config.allow_pickle,
+        ),
     )

@@ -70,7 +70,7 @@ def run_pilot(
     elapsed = time.monotonic() - started
     expected = 0.0
     if model.calibration is not None:
-        setting = Setting(model.calibration, model.batching, budget.tokens)
+        setting = Setting(model.calibration, model.batching, budget)
         for chunk in chunks[:ran]:
             expected += setting.expect([survey.prompts[place] for place in chunk], outputs).seconds
     rows = sum(map(len, chunks[:ran]))

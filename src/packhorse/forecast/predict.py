@@ -9,11 +9,12 @@ from typing import Any
 
 from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
+from packhorse.batching.memory import TokenBudget
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import Limits
+from packhorse.batching.policies import PLANNED, Limits
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
-from packhorse.data import Prompt
+from packhorse.data import Batch, Prompt
 
 PACE_WANDERS = 0.10
 """Standard deviation of a machine's pace from one minute to another (share), as seen on shared
@@ -23,27 +24,35 @@ _NORMAL_90 = 1.645
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An engine and a policy to predict for. max_batch_tokens: the budget it would have."""
+    """An engine and a policy to predict for. budget: what it would have."""
 
     calibration: Calibration
     batching: BatchingConfig
-    max_batch_tokens: int
+    budget: TokenBudget
 
     def expect(self, prompts: Sequence[Prompt], outputs: OutputLengths) -> Expected:
         """Of a job of these prompts, planned window by window as a run plans them."""
         traits = self.calibration.traits
         costs = self.calibration.costs(outputs)
-        limits = Limits(self.batching.batch_size, self.max_batch_tokens, costs)
-        batches = []
-        for start in range(0, len(prompts), self.batching.window_rows):
-            window = prompts[start : start + self.batching.window_rows]
-            batches += plan(
-                window,
+        limits = Limits(
+            self.batching.batch_size, self.budget.tokens, costs, self.budget.batch_bytes
+        )
+        batches: list[Batch] = []
+        free: tuple[float, ...] = ()
+        rows = self.batching.window_rows
+        for start in range(0, len(prompts), rows):
+            window = plan(
+                prompts[start : start + rows],
                 self.batching.policy,
                 limits,
                 mixed_decoding=traits.mixed_decoding,
                 share_prefixes=self.batching.share_prefixes and traits.shares_prefixes,
+                free=free,
+                more=len(prompts) - start >= rows,
             )
+            if self.batching.policy == PLANNED:
+                free = expect(window, costs, traits, free).free
+            batches += window
         return expect(batches, costs, traits)
 
 

@@ -56,7 +56,7 @@ def survey(
             else:
                 yield row
 
-    for window in windows(readable(), _WINDOW_ROWS):
+    for window, _ in windows(readable(), _WINDOW_ROWS):
         decodings = [row_decoding(decoding, request) for request in window]
         rooms = [max_context - chosen.max_new_tokens for chosen in decodings]
         encoded = tokenizer.encode(window, rooms)
