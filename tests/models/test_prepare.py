@@ -176,8 +176,15 @@ def test_a_quantized_checkpoint_is_not_converted(tiny: Tiny, home: Path) -> None
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
     assert prepare(str(folder)).quantization == "gptq"
-    with pytest.raises(ModelError, match=r"is quantized already \(gptq\)"):
-        prepare(str(folder), engine="ctranslate2")
+    for engine, quantization in (
+        ("ctranslate2", "auto"),
+        ("ctranslate2", "int8"),
+        ("packed", "int8"),
+    ):
+        with pytest.raises(ModelError, match=r"is quantized already \(gptq\)") as caught:
+            prepare(str(folder), engine=engine, quantization=quantization)
+        assert "--engine transformers" in caught.value.hint
+    assert cached_models() == []
 
 
 @pytest.mark.parametrize(

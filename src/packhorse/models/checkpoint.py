@@ -134,6 +134,16 @@ def require_own_class(checkpoint: Checkpoint) -> None:
     )
 
 
+def require_unquantized(checkpoint: Checkpoint) -> None:
+    """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
+    library of that format, computes with them."""
+    if checkpoint.config.get("quantization_config") is not None:
+        raise ModelError(
+            f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
+            "give the unquantized model, or use --engine transformers",
+        )
+
+
 def require_all_weights(loading: Mapping[str, Any]) -> None:
     """ModelError when weights were missing or of another shape; give it what transformers returns
     for `output_loading_info`. transformers would run on with random numbers in their place."""

@@ -10,6 +10,7 @@ from packhorse.models.checkpoint import (
     Checkpoint,
     require_all_weights,
     require_own_class,
+    require_unquantized,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
 from packhorse.models.quiet import quiet_transformers
@@ -44,11 +45,7 @@ def convert_checkpoint(
     Raises ModelError for a model family that CTranslate2 has no converter for.
     """
     require_own_class(checkpoint)
-    if "quantization_config" in checkpoint.config:
-        raise ModelError(
-            f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
-            f"give the unquantized model, or {_USE_TRANSFORMERS}",
-        )
+    require_unquantized(checkpoint)
     _require_space(checkpoint, quantization, folder)
     _convert(checkpoint, quantization, folder, model)
     read_variables(folder)

@@ -18,7 +18,7 @@ from packhorse.atomic import write_json
 from packhorse.batching.memory import available_bytes
 from packhorse.errors import ModelError, OutputError
 from packhorse.models.cache import slug
-from packhorse.models.checkpoint import Checkpoint
+from packhorse.models.checkpoint import Checkpoint, require_own_class, require_unquantized
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.ctranslate2_folder import NOTE
 from packhorse.models.facts import stated_context
@@ -149,8 +149,10 @@ def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
     """The methods that `asked` allows for this checkpoint, the best last.
 
     Raises CannotFoldError for a family nobody knows how to fold and for want of memory, ConfigError
-    for a method by name that the family cannot have.
+    for a method by name that the family cannot have, ModelError for weights that are quantized.
     """
+    require_own_class(checkpoint)
+    require_unquantized(checkpoint)
     family = str(checkpoint.config["model_type"])
     methods = methods_for(family, asked)
     if not methods:
