@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -113,13 +114,44 @@ def test_too_little_memory(
     folder = tiny("llama")
     monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
     assert int8(folder, report=messages.append).quantization_method == "plain"
-    assert "takes 2.5 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
+    assert "takes 3.1 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
     with pytest.raises(ModelError, match=r"1\.0 GB are free") as caught:
         int8(folder, "rotate")
     assert "--quantization-method plain" in caught.value.hint
     monkeypatch.undo()
     monkeypatch.setenv("PACKHORSE_HOME", str(home))
     assert int8(folder).quantization_method == "rotate-smooth", "it is tried again later"
+
+
+def test_memory_grows_with_width_and_vocabulary(tiny: Tiny) -> None:
+    """Statistics and their inverse are channels x channels, the head is no longer shared."""
+    checkpoint = find_original(str(tiny("tied")), allow_pickle=False, report=print).checkpoint()
+    path = checkpoint.folder / "config.json"
+    config = json.loads(path.read_text())
+
+    def needed(**changes: int) -> int:
+        path.write_text(json.dumps(config | changes))
+        return ready.ready_bytes(checkpoint)
+
+    usual = needed()
+    assert needed(intermediate_size=10_000) - usual == pytest.approx(24 * 10_000**2, rel=0.01)
+    assert needed(vocab_size=1_000_000) - usual == 4 * 64 * 999_700
+    searching = ready.search_bytes(checkpoint, 1000)
+    assert searching > 3 * 4 * 64 * 1_000_000 + 4 * 1000 * 1_000_000
+
+
+def test_only_the_converter_holds_the_weights_it_converts(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert, held = ready.convert_checkpoint, list[object]()
+
+    def converted(*arguments: Any) -> None:
+        held.extend(each for each in gc.get_objects() if type(each).__name__ == "Structure")
+        convert(*arguments)
+
+    monkeypatch.setattr(ready, "convert_checkpoint", converted)
+    assert int8(tiny("llama")).quantization_method == "rotate-smooth"
+    assert held == []
 
 
 def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from packhorse.errors import ModelError
@@ -11,10 +12,35 @@ from packhorse.models.quiet import quiet_transformers
 _STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def float32_bytes(checkpoint: Checkpoint) -> int:
-    """Size of the weights in float32 (bytes)."""
+@dataclass(frozen=True, slots=True)
+class LoadedSize:
+    """What a checkpoint takes in float32. model: with a head of its own (bytes). head: of it
+    (bytes). channels: of the widest activation that a projection reads. vocabulary: ids."""
+
+    model: int
+    head: int
+    channels: int
+    vocabulary: int
+
+
+def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
+    """Of a family in `quantization.methods.FAMILIES`; from config and file sizes alone."""
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
     stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
-    return 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+    weights = 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    head = 4 * vocabulary * hidden
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return LoadedSize(
+        model=weights + (head if config.tie_word_embeddings else 0),
+        head=head,
+        channels=max(hidden, inner or 4 * hidden),
+        vocabulary=vocabulary,
+    )
 
 
 def load_float32(checkpoint: Checkpoint) -> Any:

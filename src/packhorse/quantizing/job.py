@@ -25,7 +25,13 @@ from packhorse.errors import ConfigError, InputError, OutputError
 from packhorse.models import PreparedModel, model_facts
 from packhorse.models.checkpoint import Checkpoint
 from packhorse.models.original import find_original
-from packhorse.models.quantized import CannotFoldError, require_foldable, store_recipe
+from packhorse.models.quantized import (
+    CannotFoldError,
+    require_foldable,
+    require_memory,
+    search_bytes,
+    store_recipe,
+)
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 from packhorse.quantization.progress import Steps
 from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
@@ -105,6 +111,10 @@ def quantize(
     original = find_original(config.model, allow_pickle=config.allow_pickle, report=report)
     checkpoint = original.checkpoint()
     methods = _methods(checkpoint, config.method, report)
+    if methods:
+        judging = -(-config.rows // _HELD_OUT_OF)
+        needed = search_bytes(checkpoint, judging * (config.max_new_tokens + 1))
+        require_memory("the search", needed, "do without: int8 is made ready by default")
     shares = {name: _METHOD_SHARES[name] for name in methods}
     steps = Steps(
         f"quantizing {original.title}",
