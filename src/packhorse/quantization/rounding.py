@@ -91,9 +91,11 @@ def _round_site(site: Site, moments: Tensor) -> None:
         integers[:, order] = _round_columns(weights[:, order], scale[:, 0], factor)
         largest = weights.abs().argmax(dim=1, keepdim=True)
         integers.scatter_(1, largest, LARGEST * weights.gather(1, largest).sign())
-        values = integers.div_(scale).split([len(part) for part in parts])
-        for part, rounded in zip(parts, values, strict=True):
-            part.copy_(rounded)
+        values = integers.div_(scale)
+        start = 0
+        for part in parts:
+            part.copy_(values[start : start + len(part)])
+            start += len(part)
 
 
 def _parts(site: Site) -> Iterator[list[Tensor]]:
@@ -102,7 +104,8 @@ def _parts(site: Site) -> Iterator[list[Tensor]]:
     most = max(1, _PART_BYTES // (4 * site.readers[0].weight.shape[1]))
     parts: list[Tensor] = []
     for reader in site.readers:
-        for part in reader.weight.split(most):
+        for start in range(0, len(reader.weight), most):
+            part = reader.weight[start : start + most]
             if parts and sum(map(len, parts)) + len(part) > most:
                 yield parts
                 parts = []
