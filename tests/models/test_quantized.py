@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from packhorse.errors import ConfigError, ModelError
 from packhorse.models import PreparedModel, cached_models, prepare
 from packhorse.models import quantized as ready
 from packhorse.models.convert import convert_checkpoint
+from packhorse.models.hashing import file_sha256
 from packhorse.models.original import find_original
 from packhorse.quantization.recipe import CalibrationRow, Recipe
 
@@ -258,6 +260,44 @@ def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> 
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="int8 weights of version 99 are not known"):
         packed_int8(folder)
+
+
+def test_packed_int8_that_is_ready_needs_no_original(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither unpacked again nor read again, and a GGUF file is read once."""
+    file = tiny_models.tiny_gguf(tiny("llama"))
+    prepared = packed_int8(file)
+    (unpacked,) = home.glob("*-hf-*")
+    shutil.rmtree(unpacked)
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("packhorse.models.original.file_sha256", counted)
+    monkeypatch.setattr("packhorse.models.cache.file_sha256", counted)
+    assert packed_int8(file) == prepared
+    assert read.count(file) == 1
+    assert {path.parent for path in read} == {file.parent, prepared.folder}
+    assert not unpacked.exists()
+
+
+@pytest.mark.parametrize("method", ["auto", "plain"])
+def test_a_folder_is_read_once_for_packed_int8(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    folder, read = tiny("gpt2"), list[str]()
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    packed_int8(folder, method)
+    monkeypatch.setattr("packhorse.models.hashing.file_sha256", counted)
+    packed_int8(folder, method)
+    assert read.count("model.safetensors") == 1
 
 
 def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
