@@ -52,7 +52,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def make_folder(folder: Path) -> Path:
@@ -80,7 +80,7 @@ def copy_folder(source: Path, target: Path) -> None:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -141,7 +141,8 @@ def _remove_abandoned(target: Path) -> None:
                 abandoned.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can."""
     # Some file systems and Windows cannot; the file itself is already whole and in its place.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

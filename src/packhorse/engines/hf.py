@@ -19,9 +19,9 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
-from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, first_line, refuse
+from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.errors import EngineError, ModelError
+from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:

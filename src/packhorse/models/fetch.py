@@ -11,7 +11,7 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.catalog import CatalogEntry
 from packhorse.models.hashing import file_sha256
 from packhorse.models.prepared import Report
@@ -161,8 +161,7 @@ def _unreachable(repository: str, offline: bool, error: Exception) -> ModelError
             f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids fetching it",
             "unset HF_HUB_OFFLINE, or give a folder that holds the model",
         )
-    line = (str(error).splitlines() or [type(error).__name__])[0]
     return ModelError(
-        f"{repository} cannot be fetched from the model hub: {line}",
+        f"{repository} cannot be fetched from the model hub: {first_line(error)}",
         "check the network; on a machine without it give a folder that holds the model",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import Checkpoint, require_all_weights, require_own_class
 from packhorse.models.quiet import quiet_transformers
 
@@ -62,9 +62,8 @@ def load_float32(checkpoint: Checkpoint) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises many kinds for what it cannot load
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"cannot load {checkpoint.folder}: {reason}", "copy or fetch the model again"
+            f"cannot load {checkpoint.folder}: {first_line(error)}", "copy or fetch the model again"
         ) from error
     require_all_weights(loading)
     return model.eval().requires_grad_(False)
