@@ -6,15 +6,21 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+import tiny_models
+from packhorse.errors import Interrupted
+from packhorse.interruption import Interruption
 from packhorse.journal import Journal
 
 KILLS = 50
@@ -190,6 +196,125 @@ def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: P
     assert second.returncode == 2
     assert "another run" in second.stderr
     assert finish(arguments).returncode == 3
+
+
+@pytest.fixture
+def silent_index() -> Iterator[str]:
+    """The URL of a package index that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+
+
+def test_ctrl_c_while_pip_fetches(
+    source: Path, silent_index: str, home: Path, tmp_path: Path
+) -> None:
+    """A terminal's Ctrl-C reaches pip too."""
+    output = tmp_path / "out.jsonl"
+    environment = {**os.environ, "PIP_INDEX_URL": silent_index, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        command("smollm2-135m-instruct", source, output),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    wait_until(lambda: psutil.Process(process.pid).children(recursive=True))
+    time.sleep(1)  # pip waits for the index
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert time.monotonic() - asked < 3
+    assert "run the same command again" in stderr
+    assert "pip could not" not in stderr
+    assert [path.name for path in home.iterdir()] == [".locks"]
+    assert not list(tmp_path.glob("pip-*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_model_is_made_ready(
+    home: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    folder = tiny_models.tiny_llama(tmp_path / "model", layers=6)
+    (tmp_path / "in.txt").write_text("The packhorse carries\n")
+    options = ("--engine", "ctranslate2", "--quantization", "int8", "--max-new-tokens", "2")
+    output = tmp_path / "out.jsonl"
+    arguments = command(str(folder), tmp_path / "in.txt", output, *options)
+    process = start(arguments, 0.0)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "rounding weights" in line:
+            break
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code, stderr
+    assert time.monotonic() - asked < 3
+    assert "run the same command again" in stderr
+    assert "Traceback" not in stderr
+    assert [path.name for path in home.iterdir()] == [".locks"]
+    status = finish([sys.executable, "-m", "packhorse", "status", str(output), "--json"])
+    assert json.loads(status.stdout)["pending"] == 1
+    assert finish(arguments).returncode == 0
+    assert json.loads(output.read_text())["finish_reason"] == "length"
+
+
+def wait_for_the_signal() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def fail_because_of_it() -> None:
+    try:
+        wait_for_the_signal()
+    except KeyboardInterrupt:
+        raise ValueError("cannot be read") from None
+
+
+def swallow_it() -> None:
+    with suppress(KeyboardInterrupt):
+        wait_for_the_signal()
+
+
+def prepare_and_run(preparing: Callable[[], None]) -> None:
+    with Interruption(no_word) as interruption:
+        with interruption.raising():
+            preparing()
+        raise AssertionError("it went on")
+
+
+@pytest.mark.parametrize("library", [wait_for_the_signal, fail_because_of_it, swallow_it])
+def test_a_signal_where_nothing_is_recorded_raises(library: Callable[[], None]) -> None:
+    """Whatever a library makes of it on the way."""
+    with pytest.raises(Interrupted, match="signal 15"):
+        prepare_and_run(library)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_elsewhere_only_asks() -> None:
+    asked: list[bool] = []
+    with Interruption(lambda: asked.append(True)) as interruption:
+        with interruption.raising():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [True]
+        assert interruption.requested()
+        with pytest.raises(Interrupted), interruption.raising():
+            raise AssertionError("long work began after a signal")
+        rows = interruption.checked(range(3))
+        with pytest.raises(Interrupted):
+            next(rows)
+
+
+def no_word() -> None:
+    raise AssertionError("nothing is in flight that would be finished first")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_real_model_killed_and_continued(demo_model_folder: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -14,7 +17,7 @@ import tiny_models
 from packhorse import EngineConfig, JobConfig
 from packhorse.cli import main
 from packhorse.data import Decoding
-from packhorse.errors import PackhorseError
+from packhorse.errors import ModelError, OutputError, PackhorseError
 from packhorse.models import prepare
 from packhorse.quantization.prompts import prompt_ids, shipped_requests
 from packhorse.quantizing import QuantizeConfig, quantize
@@ -138,6 +141,7 @@ def test_a_family_that_cannot_be_folded(
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 256}, "leaves no room for a prompt"),
         ({"output": Path()}, "is there already"),
+        ({"output": Path("/dev/null/model")}, "cannot be made in /dev/null"),
         ({"method": "awq"}, "no quantization method 'awq'"),
         ({"calibration": Path("absent.jsonl")}, "absent.jsonl does not exist"),
     ],
@@ -145,6 +149,45 @@ def test_a_family_that_cannot_be_folded(
 def test_what_cannot_be_done(tiny: Tiny, home: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(PackhorseError, match=message):
         quantize(QuantizeConfig(str(tiny("llama")), **options))
+    assert not list(home.glob("recipes/*"))
+
+
+def test_an_output_that_cannot_be_written_costs_no_search(
+    tiny: Tiny, home: Path, tmp_path: Path
+) -> None:
+    """The disk is full when everything else is done: there is no half folder, and the next attempt
+    is not told that the folder is there already."""
+    output = tmp_path / "out" / "model"
+    config = QuantizeConfig(
+        str(tiny("llama")), method="rotate", rows=9, max_new_tokens=4, output=output
+    )
+    copied = shutil.copyfileobj
+
+    def full_disk(source: IO[bytes], target: IO[bytes], length: int = 0) -> None:
+        if Path(target.name).name == "model.bin" and output.parent in Path(target.name).parents:
+            target.write(b"some")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.name)
+        copied(source, target, length)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full_disk)
+        with pytest.raises(OutputError, match="model cannot be written: No space left") as caught:
+            quantize(config)
+    assert caught.value.hint.startswith(f"what was found is kept; copy {home}")
+    assert list(output.parent.iterdir()) == []
+    assert quantize(config).folder == output
+    assert prepare(str(output)).engine == "ctranslate2"
+
+
+def test_without_memory_for_the_search_nothing_is_kept(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain int8 would be preferred from then on, though nobody compared it."""
+    monkeypatch.setattr("packhorse.models.quantized.available_bytes", lambda: 1_000_000)
+    with pytest.raises(
+        ModelError, match=r"the search takes 1\.0 GB of memory, and 0\.0 GB are free"
+    ):
+        quantize(QuantizeConfig(str(tiny("llama")), rows=9))
     assert not list(home.glob("recipes/*"))
 
 

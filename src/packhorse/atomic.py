@@ -1,6 +1,6 @@
-"""Files that are whole or not there, JSON documents among them.
+"""Files and folders that are whole or not there, JSON documents among them.
 
-Each is written to a temporary file in its folder, brought to the disk, and moved to its place.
+Each is written under a temporary name beside its place, brought to the disk, and moved to it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -51,7 +52,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def is_there(path: Path) -> bool:
@@ -73,6 +74,23 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder to a place where nothing is, all of it or, with OutputError, nothing; folders
+    above it are made."""
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{_prefix(target)}{os.getpid()}-{token_hex(4)}.tmp")
+        try:
+            temporary.mkdir()
+            for path in sorted(source.rglob("*")):
+                _copy(path, temporary / path.relative_to(source))
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Writes one JSON document, indented, atomically. Raises OutputError; ValueError for NaN."""
     with atomic_file(path) as file:
@@ -89,6 +107,16 @@ def json_bytes(document: Any, indent: int | None = None) -> bytes:
         text = text.replace(character, f"\\u{ord(character):04x}")
     # For half a surrogate pair, backslashreplace writes just what JSON's own escape is.
     return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _copy(path: Path, target: Path) -> None:
+    if path.is_dir():
+        target.mkdir()
+        return
+    with path.open("rb") as source, target.open("xb") as file:
+        shutil.copyfileobj(source, file, _BUFFER_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _target(path: Path) -> Path:
@@ -121,7 +149,8 @@ def _remove_abandoned(target: Path) -> None:
                 abandoned.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can."""
     # Some file systems and Windows cannot; the file itself is already whole and in its place.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -14,6 +14,12 @@ Interrupted               a signal ended the run; what was finished is kept
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, as one line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class PackhorseError(Exception):
     """A job that cannot go on. `hint` says what to do about it."""
 

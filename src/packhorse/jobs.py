@@ -7,6 +7,7 @@ A kind of job is a `Work`: a model answers rows (`packhorse run`), a saved class
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol
 from packhorse.atomic import is_there
 from packhorse.config import InputConfig
 from packhorse.data import Request
-from packhorse.errors import InputError, Interrupted
+from packhorse.errors import InputError
 from packhorse.export import OpenAIShape, OutputRow, write_json, write_output
 from packhorse.interruption import Interruption
 from packhorse.journal import Counts, Journal
@@ -97,11 +98,15 @@ class Pending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What a job works with while it runs: who is told, what is measured, whether to stop."""
+    """What a job works with while it runs: who is told, what is measured, whether to stop.
+
+    loading: to be entered around long work that records no rows; a signal ends it where it is.
+    """
 
     observer: Observer
     meter: Meter
     stopping: Callable[[], bool]
+    loading: Callable[[], AbstractContextManager[None]]
 
 
 def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunReport:
@@ -118,11 +123,12 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
         if journal.is_bound():
             journal.check(work.settings())
         with meter.stage("read"):
-            source = _source(job, workspace)
+            with interruption.raising():
+                source = _source(job, workspace)
             observer.stage(f"reading {job.input}")
-            journal.enlist(read_rows(source, job.reading))
+            journal.enlist(interruption.checked(read_rows(source, job.reading)))
             work.enlisted(source, journal)
-        with meter.stage("prepare"):
+        with meter.stage("prepare"), interruption.raising():
             identity = work.prepare(observer.stage)
         journal.bind({**identity, **work.settings()})
         if job.retry_failed:
@@ -130,9 +136,9 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
         resolved = None
         if len(journal.pending_positions()):
             pending = partial(_pending, source, job, journal)
-            resolved = work.run(pending, journal, Hands(observer, meter, interruption.requested))
-        if interruption.signal_number is not None:
-            raise Interrupted(interruption.signal_number)
+            hands = Hands(observer, meter, interruption.requested, interruption.raising)
+            resolved = work.run(pending, journal, hands)
+        interruption.check()
         return _finish(job, workspace, source, journal, work, resolved, meter)
 
 

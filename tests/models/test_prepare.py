@@ -185,6 +185,7 @@ def test_a_quantized_checkpoint_is_not_converted(
     with pytest.raises(ModelError, match=r"is quantized already \(gptq\)") as refused:
         prepare(str(folder), engine=engine, quantization=quantization)
     assert "--engine transformers" in refused.value.hint
+    assert cached_models() == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from packhorse.compare.teacher import (
 from packhorse.errors import ConfigError, ModelError
 from packhorse.models import PreparedModel, cached_models, prepare
 from packhorse.models import quantized as ready
+from packhorse.models.convert import convert_checkpoint
+from packhorse.models.hashing import file_sha256
 from packhorse.models.original import find_original
 from packhorse.quantization.recipe import CalibrationRow, Recipe
 
@@ -113,13 +117,44 @@ def test_too_little_memory(
     folder = tiny("llama")
     monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
     assert int8(folder, report=messages.append).quantization_method == "plain"
-    assert "takes 2.5 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
+    assert "takes 3.1 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
     with pytest.raises(ModelError, match=r"1\.0 GB are free") as caught:
         int8(folder, "rotate")
     assert "--quantization-method plain" in caught.value.hint
     monkeypatch.undo()
     monkeypatch.setenv("PACKHORSE_HOME", str(home))
     assert int8(folder).quantization_method == "rotate-smooth", "it is tried again later"
+
+
+def test_memory_grows_with_width_and_vocabulary(tiny: Tiny) -> None:
+    """Statistics and their inverse are channels x channels, the head is no longer shared."""
+    checkpoint = find_original(str(tiny("tied")), allow_pickle=False, report=print).checkpoint()
+    path = checkpoint.folder / "config.json"
+    config = json.loads(path.read_text())
+
+    def needed(**changes: int) -> int:
+        path.write_text(json.dumps(config | changes))
+        return ready.ready_bytes(checkpoint)
+
+    usual = needed()
+    assert needed(intermediate_size=10_000) - usual == pytest.approx(24 * 10_000**2, rel=0.01)
+    assert needed(vocab_size=1_000_000) - usual == 4 * 64 * 999_700
+    searching = ready.search_bytes(checkpoint, 1000)
+    assert searching > 3 * 4 * 64 * 1_000_000 + 4 * 1000 * 1_000_000
+
+
+def test_only_the_converter_holds_the_weights_it_converts(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = list[object]()
+
+    def converted(*arguments: Any) -> None:
+        held.extend(each for each in gc.get_objects() if type(each).__name__ == "Structure")
+        convert_checkpoint(*arguments)
+
+    monkeypatch.setattr(ready, "convert_checkpoint", converted)
+    assert int8(tiny("llama")).quantization_method == "rotate-smooth"
+    assert held == []
 
 
 def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
@@ -227,6 +262,44 @@ def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> 
         packed_int8(folder)
 
 
+def test_packed_int8_that_is_ready_needs_no_original(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither unpacked again nor read again, and a GGUF file is read once."""
+    file = tiny_models.tiny_gguf(tiny("llama"))
+    prepared = packed_int8(file)
+    (unpacked,) = home.glob("*-hf-*")
+    shutil.rmtree(unpacked)
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr("packhorse.models.original.file_sha256", counted)
+    monkeypatch.setattr("packhorse.models.cache.file_sha256", counted)
+    assert packed_int8(file) == prepared
+    assert read.count(file) == 1
+    assert {path.parent for path in read} == {file.parent, prepared.folder}
+    assert not unpacked.exists()
+
+
+@pytest.mark.parametrize("method", ["auto", "plain"])
+def test_a_folder_is_read_once_for_packed_int8(
+    tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    folder, read = tiny("gpt2"), list[str]()
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return file_sha256(path)
+
+    packed_int8(folder, method)
+    monkeypatch.setattr("packhorse.models.hashing.file_sha256", counted)
+    packed_int8(folder, method)
+    assert read.count("model.safetensors") == 1
+
+
 def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     quick = packed_int8(folder)
@@ -251,6 +324,6 @@ def test_packed_int8_that_is_not_made_ready(
     monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
     assert packed_int8(folder, report=messages.append).folder == folder
     assert messages == [
-        "making the model ready for int8 takes 2.5 GB of memory, and 1.0 GB are free: its weights "
+        "making the model ready for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
         "are rounded to nearest, which is less accurate"
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +100,34 @@ def test_little_memory_takes_more_passes_and_gives_the_same(
     assert shares[-1] == 1.0
     first = structure.sites[0].readers[0].weight
     torch.testing.assert_close(first, structure_of(whole).sites[0].readers[0].weight)
+
+
+def test_rounding_parts_of_a_projection_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(3)
+    weight, inputs = torch.randn(40, 24, generator=draw), torch.randn(90, 24, generator=draw)
+    whole, parts = weight.clone(), weight.clone()
+    rounding._round_site(site_of(whole), inputs.T @ inputs)
+    monkeypatch.setattr(rounding, "_PART_BYTES", 4 * 24 * 7)
+    assert [len(part) for (part,) in rounding._parts(site_of(parts))] == [7, 7, 7, 7, 7, 5]
+    rounding._round_site(site_of(parts), inputs.T @ inputs)
+    torch.testing.assert_close(parts, whole)
+
+
+PEAK = """
+import torch
+from packhorse.meters import peak_memory_bytes
+from packhorse.quantization import rounding
+
+channels = 2500
+rounding._inverse_factor(torch.eye(64), torch.arange(64))
+moments = torch.eye(channels)
+before = peak_memory_bytes()
+rounding._inverse_factor(moments, torch.arange(channels))
+print((peak_memory_bytes() - before) / channels**2)
+"""
+
+
+def test_the_inverse_takes_no_more_than_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    said = rounding.working_bytes(20_000) - 5 * rounding._PART_BYTES - 4 * 20_000**2
+    assert float(done.stdout) <= said / 20_000**2 == 24

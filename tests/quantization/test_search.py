@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,3 +126,18 @@ def test_equal_recipes_have_equal_digests_and_others_others() -> None:
         replace(recipe, rows=tuple(ROWS[:3])),
     ):
         assert other.digest != recipe.digest
+
+
+def test_no_more_models_are_held_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original, and one copy: the last is gone before the next is made."""
+    copies, alive = weakref.WeakSet[Any](), list[int]()
+
+    def counted(model: Any) -> Any:
+        alive.append(len(copies))
+        copies.add(copied := deepcopy(model))
+        return copied
+
+    model = random_model("llama")
+    monkeypatch.setattr("packhorse.quantization.search.copy", SimpleNamespace(deepcopy=counted))
+    search(model, FAMILIES["llama"], ROWS[:4], HELD_OUT[:3])
+    assert alive == [0] * len(FAMILIES["llama"])

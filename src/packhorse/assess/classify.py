@@ -95,7 +95,7 @@ class Labelling:
     def run(self, pending: Pending, journal: Journal, hands: Hands) -> dict[str, Any]:
         config, meter, observer = self._config, hands.meter, hands.observer
         observer.stage(f"loading {self._card.title}")
-        with meter.stage("load"):
+        with meter.stage("load"), hands.loading():
             classifier = open_saved(config.saved, config.batching, observer.stage)
         resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
         observer.begin(journal.counts(), meter)

@@ -11,8 +11,7 @@ from typing import Any
 import ctranslate2
 import numpy as np
 
-from packhorse.engines.rows import first_line
-from packhorse.errors import EngineError, ModelError
+from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.ctranslate2_folder import (
     layer_count,
     read_variables,

@@ -19,9 +19,9 @@ from packhorse.engines.cores import usable_cores
 from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
-from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, first_line, refuse
+from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.errors import EngineError, ModelError
+from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class TransformersEngine:
         dtype = _dtype(quantization, device)
         torch.set_num_threads(threads or usable_cores())
         self._model: PreTrainedModel | None = _load_model(folder, DTYPES[dtype], device)
-        self._prefixes: PrefixStates | None = PrefixStates(self._model)
+        prefixes = PrefixStates(self._model)
+        self._prefixes: PrefixStates | None = prefixes
         self._end_ids = frozenset(end_ids)
         self._vocab_size, cache_bytes = _try_out(self._model, folder)
         tensors = [*self._model.parameters(), *self._model.buffers()]
@@ -91,7 +92,7 @@ class TransformersEngine:
             cache_bytes_per_token=cache_bytes,
             step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
             cache_copies=2,
-            shares_prefixes=True,
+            shares_prefixes=prefixes.possible,
             gives_log_probs=True,
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from packhorse.engines.rowcache import RowLayer, row_cache
+from packhorse.engines.rowcache import RowLayer, can_retract, row_cache
 
 KEPT_BYTES = 256 * 1024 * 1024
 
@@ -31,38 +31,43 @@ class PrefixState:
 class PrefixStates:
     """States of prefixes of one model; the longest unused go when they exceed KEPT_BYTES.
 
-    model: in evaluation mode.
+    model: in evaluation mode. possible: whether it can go on from a state; it cannot with other
+    than plain attention layers, nor where it counts positions by itself.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        accepted = inspect.signature(model.forward).parameters
+        self.possible = "position_ids" in accepted and can_retract(row_cache(model.config))
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._states: OrderedDict[tuple[int, ...], PrefixState] = OrderedDict()
 
     @torch.inference_mode()
     def of(self, token_ids: Sequence[int]) -> PrefixState | None:
-        """The state after `token_ids`; None for none, and for a model that cannot go on from one:
-        with other than plain attention layers, or that counts positions by itself."""
+        """The state after `token_ids`; None for no tokens, and where it is not `possible`."""
         key = tuple(token_ids)
-        if not key or not self._takes_positions:
+        if not key or not self.possible:
             return None
         if key in self._states:
             self._states.move_to_end(key)
             return self._states[key]
         state = self._compute(key)
-        if state is not None:
-            self._states[key] = state
-            while self._held() > KEPT_BYTES and len(self._states) > 1:
-                self._states.popitem(last=False)
+        if state is None:
+            self.possible = False
+            return None
+        self._states[key] = state
+        while self._held() > KEPT_BYTES and len(self._states) > 1:
+            self._states.popitem(last=False)
         return state
 
     def _held(self) -> int:
         return sum(state.size_bytes for state in self._states.values())
 
     def _compute(self, token_ids: tuple[int, ...]) -> PrefixState | None:
+        """None for a model that does not keep its state in the cache it is given."""
         cache = row_cache(self._model.config)
         ids = torch.tensor([token_ids], device=self._model.device)
-        self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._options)
         layers = []
         for layer in cache.layers:
             if not isinstance(layer, RowLayer) or layer.keys is None or layer.values is None:

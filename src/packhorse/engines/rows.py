@@ -18,6 +18,7 @@ from packhorse.data import (
     Timing,
     TokenLogProbs,
 )
+from packhorse.errors import first_line
 
 Result = Completion | Failure
 T = TypeVar("T")
@@ -176,9 +177,3 @@ def diagnose(error: BaseException) -> tuple[str, str]:
             "or run with fewer workers",
         )
     return "engine_error", f"the engine failed on this row alone: {line}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, as one line; its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse import __version__
+from packhorse.atomic import sync_folder
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
 from packhorse.models.storage import cache_root, storage_errors
@@ -196,7 +197,7 @@ def _build(folder: Path, key: Key, build: Build) -> Entry:
         if folder.exists():
             folder.rename(workspace / "damaged")
         contents.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     digests = {name: record["sha256"] for name, record in manifest["files"].items()}
@@ -225,7 +226,7 @@ def _write_manifest(contents: Path, manifest: dict[str, Any]) -> None:
         (contents / name).chmod(mode)  # safetensors lets only the owner read
         _sync(contents / name)
     _sync(path)
-    _sync(contents)
+    sync_folder(contents)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -131,9 +131,9 @@ def require_own_class(checkpoint: Checkpoint) -> None:
 
 
 def require_unquantized(checkpoint: Checkpoint) -> None:
-    """ModelError for weights that are quantized already: they are not changed or converted."""
-    _require_usual_weights(checkpoint)
-    if "quantization_config" in checkpoint.config:
+    """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
+    library of that format, computes with them."""
+    if checkpoint.config.get("quantization_config") is not None:
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
             "give the unquantized model, or use --engine transformers",

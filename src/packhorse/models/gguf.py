@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import require_all_weights
 from packhorse.models.prepared import Report
 from packhorse.models.quiet import quiet_transformers
@@ -70,7 +70,7 @@ def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> Non
         raise
     except Exception as error:  # transformers raises many kinds for files it cannot use
         raise ModelError(
-            f"transformers cannot use {file.name} ({facts.architecture}): {_first_line(error)}",
+            f"transformers cannot use {file.name} ({facts.architecture}): {first_line(error)}",
             "give the model's Hugging Face folder instead",
         ) from error
 
@@ -87,7 +87,7 @@ def read_facts(file: Path) -> GgufFacts:
         tokens = fields["tokenizer.ggml.tokens"].contents()
     except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError, OSError) as error:
         raise ModelError(
-            f"{file} is truncated or no language model in GGUF: {_first_line(error)}",
+            f"{file} is truncated or no language model in GGUF: {first_line(error)}",
             "copy or fetch it again",
         ) from error
 
@@ -190,7 +190,3 @@ def _report_unknown_split(facts: GgufFacts, report: Report) -> None:
             f"the text splitting {facts.split_kind!r} of this GGUF file is not known: "
             "some texts may be cut into other tokens than the model was trained with"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import Checkpoint, require_all_weights, require_own_class
 from packhorse.models.quiet import quiet_transformers
 
 _STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def float32_bytes(checkpoint: Checkpoint) -> int:
-    """Size of the weights in float32 (bytes)."""
+@dataclass(frozen=True, slots=True)
+class LoadedSize:
+    """What a checkpoint takes in float32. model: with a head of its own (bytes). head: of it
+    (bytes). channels: of the widest activation that a projection reads. vocabulary: ids."""
+
+    model: int
+    head: int
+    channels: int
+    vocabulary: int
+
+
+def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
+    """Of a family in `quantization.methods.FAMILIES`; from config and file sizes alone."""
+    import transformers
+
+    config: Any = transformers.AutoConfig.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
     stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
-    return 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+    weights = 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    head = 4 * vocabulary * hidden
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    return LoadedSize(
+        model=weights + (head if config.tie_word_embeddings else 0),
+        head=head,
+        channels=max(hidden, inner or 4 * hidden),
+        vocabulary=vocabulary,
+    )
 
 
 def load_float32(checkpoint: Checkpoint) -> Any:
@@ -36,9 +62,8 @@ def load_float32(checkpoint: Checkpoint) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # transformers raises many kinds for what it cannot load
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"cannot load {checkpoint.folder}: {reason}", "copy or fetch the model again"
+            f"cannot load {checkpoint.folder}: {first_line(error)}", "copy or fetch the model again"
         ) from error
     require_all_weights(loading)
     return model.eval().requires_grad_(False)

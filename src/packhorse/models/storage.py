@@ -13,7 +13,7 @@ from packhorse.errors import ModelError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-_ELSEWHERE = "set PACKHORSE_HOME to a folder on a disk with room that you may write to"
+_ELSEWHERE = "set {} to a folder on a disk with room that you may write to"
 
 
 def cache_root() -> Path:
@@ -33,33 +33,44 @@ def require_free_bytes(folder: Path, needed: int) -> None:
         raise ModelError(
             f"the model needs {needed / 1e6:,.0f} MB in {cache_root()}, "
             f"and {free / 1e6:,.0f} MB are free",
-            f"free some space, or {_ELSEWHERE}",
+            f"free some space, or {_ELSEWHERE.format('PACKHORSE_HOME')}",
         )
 
 
 @contextmanager
-def storage_errors(root: Path) -> Iterator[None]:
+def storage_errors(
+    root: Path, variable: str = "PACKHORSE_HOME", *, networked: bool = False
+) -> Iterator[None]:
     """Turn what a full or read-only disk makes of the cache at `root` into a ModelError.
 
-    Libraries wrap such errors in their own, so the whole chain of causes is searched.
+    Libraries wrap such errors in their own, so the whole chain of causes is searched. variable: of
+    the environment, that says where the cache is. networked: what is forbidden may be a
+    connection, unless a path is named.
     """
     try:
         yield
     except Exception as error:
-        trouble = _trouble(error, root)
+        trouble = _trouble(error, root, networked)
         if trouble is None:
             raise
         raise ModelError(
-            f"the model cache {root} cannot be written: {trouble}", _ELSEWHERE
+            f"the model cache {root} cannot be written: {trouble}", _ELSEWHERE.format(variable)
         ) from error
 
 
-def _trouble(error: BaseException | None, root: Path) -> str | None:
+def full_disk(text: str) -> OSError | None:
+    """What another Python process said of a full disk, in its traceback or its last line."""
+    found = [code for code in _FULL if f"[Errno {code}]" in text]
+    return OSError(found[0], os.strerror(found[0])) if found else None
+
+
+def _trouble(error: BaseException | None, root: Path, networked: bool) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return os.strerror(error.errno or 0)
-        if isinstance(error, OSError) and error.errno in _CLOSED and _concerns(error, root):
-            return os.strerror(error.errno or 0)
+        closed = error if isinstance(error, OSError) and error.errno in _CLOSED else None
+        if closed and _concerns(closed, root, networked):
+            return os.strerror(closed.errno or 0)
         for code in _FULL:  # Rust libraries (safetensors, tokenizers) give only a text
             if f"(os error {code})" in str(error):
                 return os.strerror(code)
@@ -67,9 +78,9 @@ def _trouble(error: BaseException | None, root: Path) -> str | None:
     return None
 
 
-def _concerns(error: OSError, root: Path) -> bool:
+def _concerns(error: OSError, root: Path, networked: bool) -> bool:
     """The failing path is the cache, something in it, or a folder it lies in."""
     if error.filename is None:
-        return True
+        return not networked
     path = Path(os.fsdecode(error.filename))
     return path.is_relative_to(root) or root.is_relative_to(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,10 +55,9 @@ def divergence(structure: Structure, reference: Reference) -> Divergence:
 
 
 @torch.no_grad()
-def _logs(structure: Structure, rows: Sequence[CalibrationRow]) -> list[Tensor]:
+def _logs(structure: Structure, rows: Sequence[CalibrationRow]) -> Iterator[Tensor]:
+    """A batch at a time: distributions over large vocabularies are large."""
     head = structure.head.readers[0].module
-    found = []
     for batch in token_batches(rows):
         hidden = structure.body(batch.ids, use_cache=False).last_hidden_state
-        found.append(torch.log_softmax(head(hidden[batch.scored]), dim=-1))
-    return found
+        yield torch.log_softmax(head(hidden[batch.scored]), dim=-1)

@@ -10,7 +10,7 @@ weight of magnitude 127: so converting the model, which rounds to nearest, chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ from packhorse.quantization.structure import Site, Structure
 _BLOCK = 64
 _DAMPING = 0.01
 _STATISTICS_BYTES = 1_500_000_000
+_PART_BYTES = 128_000_000
+"""Of weights that are rounded at a time; five copies of them are held."""
+
+
+def working_bytes(channels: int) -> int:
+    """What `round_weights` takes beside the model, at most, where the widest site has so many
+    channels (bytes): statistics, their inverse in float64, and the weights it works at."""
+    statistics = max(_STATISTICS_BYTES, 4 * channels**2)
+    return statistics + 24 * channels**2 + 5 * max(_PART_BYTES, 4 * channels)
 
 
 def round_weights(
@@ -72,30 +81,50 @@ def _second_moments(
 
 @torch.no_grad()
 def _round_site(site: Site, moments: Tensor) -> None:
-    """Rounds what reads a site, all its projections at once: they share the statistics."""
-    weights = torch.cat([reader.weight for reader in site.readers])
+    """Rounds what reads a site, its projections together: they share the statistics."""
     order = torch.diag(moments).argsort(descending=True)
-    factor = _inverse_factor(moments[order][:, order])
-    scale = row_scale(weights)
-    integers = torch.empty_like(weights)
-    integers[:, order] = _round_columns(weights[:, order], scale[:, 0], factor)
-    largest = weights.abs().argmax(dim=1, keepdim=True)
-    integers.scatter_(1, largest, LARGEST * weights.gather(1, largest).sign())
-    values = integers / scale
-    start = 0
+    factor = _inverse_factor(moments, order)
+    for parts in _parts(site):
+        weights = torch.cat(parts)
+        scale = row_scale(weights)
+        integers = torch.empty_like(weights)
+        integers[:, order] = _round_columns(weights[:, order], scale[:, 0], factor)
+        largest = weights.abs().argmax(dim=1, keepdim=True)
+        integers.scatter_(1, largest, LARGEST * weights.gather(1, largest).sign())
+        values = integers.div_(scale)
+        start = 0
+        for part in parts:
+            part.copy_(values[start : start + len(part)])
+            start += len(part)
+
+
+def _parts(site: Site) -> Iterator[list[Tensor]]:
+    """Views of all output channels of the site's readers, as many at a time as _PART_BYTES hold:
+    each is rounded by itself."""
+    most = max(1, _PART_BYTES // (4 * site.readers[0].weight.shape[1]))
+    parts: list[Tensor] = []
     for reader in site.readers:
-        stop = start + len(reader.weight)
-        reader.weight.copy_(values[start:stop])
-        start = stop
+        for start in range(0, len(reader.weight), most):
+            part = reader.weight[start : start + most]
+            if parts and sum(map(len, parts)) + len(part) > most:
+                yield parts
+                parts = []
+            parts.append(part)
+    yield parts
 
 
-def _inverse_factor(moments: Tensor) -> Tensor:
-    """Upper triangular U with Uᵀ U = (H + damping)^-1, float32; channels that are always zero get
-    the damping alone."""
-    damped = moments.double()
-    diagonal = torch.diag(damped)
-    damped += torch.eye(len(damped), dtype=torch.float64) * (_DAMPING * diagonal.mean() + 1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+def _inverse_factor(moments: Tensor, order: Tensor) -> Tensor:
+    """Upper triangular U with Uᵀ U = (H + damping)^-1, float32, for H's channels in an order;
+    channels that are always zero get the damping alone.
+
+    Two float64 matrices are held at a time: for wide models they are the largest of all.
+    """
+    damped = moments[order][:, order].double()
+    damped.diagonal().add_(_DAMPING * torch.diag(damped).mean() + 1e-12)
+    triangle = torch.linalg.cholesky(damped)
+    del damped
+    inverse = torch.cholesky_inverse(triangle)
+    del triangle
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
 

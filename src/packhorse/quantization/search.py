@@ -60,7 +60,8 @@ def search(
     numbers (see `structure_of`).
 
     methods: to try beside `plain`. rows, held_out: for choosing, and for judging. advance: is told
-    what is done, and which share of it is. Memory: two models, and the reference's distributions.
+    what is done, and which share of it is. Memory: three models (the original, the one that is
+    tried, and what int8_arithmetic keeps of it), and the reference's distributions.
     """
     original = structure_of(model)
     expected = reference(original, held_out)
@@ -69,6 +70,7 @@ def search(
     for method in methods:
         structure = structure_of(copy.deepcopy(model))
         trials.append(_try_method(structure, method, rows, expected, partial(advance, method)))
+        del structure  # before the next is copied
         advance(method, 1.0)
     return Found(tuple(sorted(trials, key=_kl)))
 

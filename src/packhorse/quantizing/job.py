@@ -8,14 +8,14 @@ What is found is preferred by every later `prepare` and `run` of the same model 
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from packhorse.atomic import is_there
+from packhorse.atomic import copy_folder, is_there
 from packhorse.compare.teacher import (
     TransformersLogProbs,
 )
@@ -26,7 +26,13 @@ from packhorse.errors import ConfigError, InputError, OutputError
 from packhorse.models import PreparedModel, model_facts
 from packhorse.models.checkpoint import Checkpoint
 from packhorse.models.original import find_original
-from packhorse.models.quantized import CannotFoldError, require_foldable, store_recipe
+from packhorse.models.quantized import (
+    CannotFoldError,
+    require_foldable,
+    require_memory,
+    search_bytes,
+    store_recipe,
+)
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 from packhorse.quantization.progress import Steps
 from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
@@ -106,6 +112,10 @@ def quantize(
     original = find_original(config.model, allow_pickle=config.allow_pickle, report=report)
     checkpoint = original.checkpoint()
     methods = _methods(checkpoint, config.method, report)
+    if methods:
+        judging = -(-config.rows // _HELD_OUT_OF)
+        needed = search_bytes(checkpoint, judging * (config.max_new_tokens + 1))
+        require_memory("the search", needed, "do without: int8 is made ready by default")
     shares = {name: _METHOD_SHARES[name] for name in methods}
     steps = Steps(
         f"quantizing {original.title}",
@@ -120,7 +130,7 @@ def quantize(
     plain, ready = _converted(config, steps)
     before, after = _judged(config, plain, ready, held_out, steps)
     if config.output is not None:
-        shutil.copytree(ready.folder, config.output)
+        _copy(ready.folder, config.output)
     return QuantizeReport(
         model=config.model,
         quantization=config.quantization,
@@ -162,8 +172,27 @@ def _check(config: QuantizeConfig) -> None:
     ):
         if value < least:
             raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
-    if config.output is not None and is_there(config.output):
-        raise OutputError(f"{config.output} is there already", "name a folder that is not")
+    if config.output is not None:
+        _check_output(config.output)
+
+
+def _check_output(folder: Path) -> None:
+    """What can be refused before the search rather than after it."""
+    if is_there(folder):
+        raise OutputError(f"{folder} is there already", "name a folder that is not")
+    above = folder.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be made in {above}", "choose another --output")
+
+
+def _copy(folder: Path, output: Path) -> None:
+    try:
+        copy_folder(folder, output)
+    except OutputError as error:
+        kept = f"what was found is kept; copy {folder} to where there is room for it"
+        raise OutputError(str(error), kept) from error
 
 
 def _requests(config: QuantizeConfig) -> list[Request]:

@@ -9,8 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from packhorse.engines.packed.vectors import LANES
-from packhorse.engines.rows import first_line
-from packhorse.errors import EngineError, ModelError
+from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quiet import quiet_transformers
 from packhorse.quantization.turning import turned_together

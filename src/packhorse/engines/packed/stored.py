@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture
-from packhorse.engines.rows import first_line
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.quantization.hadamard import rotation_matrix
 
