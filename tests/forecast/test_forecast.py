@@ -218,7 +218,7 @@ def test_what_cannot_be_planned(
         ("in.csv", "text\nRome\n", InputConfig("question"), "no column 'question'"),
         ("in.csv", "text\nRome\n", InputConfig(template="{tex}"), "no column 'tex'"),
         ("in.csv", "text\nRome\n", InputConfig(template="{text"), "template"),
-        ("n" * 300 + ".csv", None, InputConfig("text"), "name too long"),
+        ("n" * 300 + ".csv", None, InputConfig("text"), "there is no file"),
     ],
 )
 def test_an_input_that_cannot_be_read_costs_no_measuring(
