@@ -10,6 +10,10 @@ from packhorse.batching.policies import RowSize
 from packhorse.contract import EngineTraits
 from packhorse.data import Batch
 
+MEMORY_WANDERS = 1.15
+"""What a batch may take beyond what the same batch took before: probes of one batch differ by as
+much, because allocators keep and reuse in another order each time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -72,7 +76,7 @@ def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTra
 def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> int:
     """Most memory a batch is expected to need beside the model (bytes).
 
-    bytes = rows x step bytes + the larger of
+    bytes = rows x step bytes + MEMORY_WANDERS x the larger of
         prefill: rows x (s + P) x bytes a token + rows x P x (s + P) x bytes a pair, P the prompt
             positions computed at once, s the shared ones before; at least s alone, computed first
         decoding: the most, over the steps t, of rows S(t) x (longest prompt + t) x cache bytes
@@ -88,7 +92,7 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) ->
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
     positions = shared + max(lengths) + 1 + np.arange(len(alive))
     decoding = float((alive * positions).max()) * traits.cache_bytes_per_token
-    return round(rows * traits.step_bytes_per_row + max(prefill, decoding))
+    return round(rows * traits.step_bytes_per_row + MEMORY_WANDERS * max(prefill, decoding))
 
 
 def sizes_of(batch: Batch) -> list[RowSize]:
