@@ -291,7 +291,7 @@ def _disturbance(repeats: Sequence[document.Repeat | None]) -> list[str]:
     if not disturbed:
         return []
     return [
-        f"other work took up to {max(disturbed):.0%} of the machine's cores "
+        f"other work took up to {max(disturbed):.0%} of the usable cores "
         f"in {len(disturbed)} of {len(shares)} repeats"
     ]
 

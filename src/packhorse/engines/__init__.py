@@ -55,9 +55,9 @@ def device_for(engine: str, asked: str) -> str:
     if asked != "auto":
         return asked
     if engine == "transformers":
-        import torch
+        from packhorse.models import torch_device
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch_device(asked)
     if engine == "ctranslate2":
         from packhorse.engines.ct2_loading import available_device
 

@@ -22,6 +22,7 @@ from packhorse.engines.prefix_states import PrefixStates
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
 from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -226,12 +227,11 @@ def _try_out(model: PreTrainedModel, folder: Path) -> tuple[int, int]:
 
 
 def _device(asked: str) -> str:
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    if asked == "cuda" and not torch.cuda.is_available():
         raise EngineError(
             "no CUDA device is available to torch", "use --device cpu, or install torch with CUDA"
         )
-    return asked if asked != "auto" else "cuda" if available else "cpu"
+    return torch_device(asked)
 
 
 def _dtype(asked: str, device: str) -> str:

@@ -8,7 +8,12 @@ cached_models        what lies in the cache
 from packhorse.models.cache import CachedModel, cached_models
 from packhorse.models.catalog import CATALOG, CatalogEntry
 from packhorse.models.facts import ModelFacts, model_facts
-from packhorse.models.prepare import prepare, prepare_embedding_model, resolve_quantization
+from packhorse.models.prepare import (
+    prepare,
+    prepare_embedding_model,
+    resolve_quantization,
+    torch_device,
+)
 from packhorse.models.prepared import PreparedModel
 from packhorse.models.resolve import resolve_engine
 from packhorse.models.storage import cache_root
@@ -26,4 +31,5 @@ __all__ = [
     "prepare_embedding_model",
     "resolve_engine",
     "resolve_quantization",
+    "torch_device",
 ]

@@ -132,11 +132,16 @@ def resolve_quantization(quantization: str, device: str) -> str:
     _check_names(quantization, device)
     if quantization != "auto":
         return quantization
-    if device == "auto":
-        import torch
+    return "float16" if torch_device(device) == "cuda" else "float32"
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return "float16" if device == "cuda" else "float32"
+
+def torch_device(asked: str) -> str:
+    """`asked` with "auto" decided: a GPU where torch sees one."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _for_ctranslate2(original: Original, asked: _Asked) -> PreparedModel:
