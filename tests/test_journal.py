@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from random import Random
 from types import FrameType
 
 import pytest
@@ -153,8 +158,7 @@ def test_signal_handlers_and_regular_commits_lose_nothing(
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.002, 0.002)
         try:
             for index in range(rows):
-                journal.add_note(f"k{index}", {"number": index})
-                journal.record(answer(f"k{index}"))
+                journal.record(answer(f"k{index}"), {"number": index})
                 if index % 500 == 0:
                     assert journal.counts().completed == index + 1
                     found = [record.note for record in journal.records() if record.text]
@@ -225,8 +229,193 @@ def test_a_damaged_journal_is_one_clear_line(tmp_path: Path) -> None:
         journal.enlist(request(index) for index in range(1000))
     content = path.read_bytes()
     path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
-    with pytest.raises(OutputError, match=r"sqlite3 cannot be used: .*malformed"):
+    with pytest.raises(OutputError, match=r"sqlite3 is damaged: .*malformed"):
         Journal(path).counts()
+
+
+def damage(path: Path, statement: str, *values: object) -> None:
+    """What a bit that flips does, past the checks of SQLite itself."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(statement, values)
+
+
+DAMAGED_ROWS = [
+    "UPDATE results SET text = 'hellp' WHERE key = 'k1'",
+    "UPDATE results SET text = CAST(x'68ff' AS TEXT) WHERE key = 'k1'",
+    "UPDATE results SET text = NULL WHERE key = 'k1'",
+    "UPDATE results SET token_ids = x'0700' WHERE key = 'k1'",
+    "UPDATE results SET finish_reason = NULL WHERE key = 'k1'",
+    "UPDATE results SET error_code = x'00' WHERE key = 'k1'",
+    "UPDATE results SET note = '{\"number\": 2}' WHERE key = 'k1'",
+    "UPDATE results SET note = '{\"num' WHERE key = 'k1'",
+    "UPDATE results SET checksum = x'' WHERE key = 'k1'",
+    "UPDATE results SET key = 'k7' WHERE key = 'k1'",
+]
+
+
+@pytest.mark.parametrize("statement", DAMAGED_ROWS)
+def test_a_damaged_result_is_not_exported_and_computed_again(
+    tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.enlist([request(0), request(1), request(2)])
+        for key in ("k0", "k1", "k2"):
+            journal.record(answer(key), {"number": 1})
+        journal.add_session({"rows": 3})
+    damage(path, statement)
+    if "SET key" not in statement:  # a result that belongs to no row is no result of one
+        with (
+            Journal(path, read_only=True) as journal,
+            pytest.raises(OutputError, match=r"is damaged in 1 of 3 rows: 'r1'"),
+        ):
+            list(journal.records())
+    with Journal(path) as journal:
+        assert journal.discard_damaged() == 1
+        assert list(journal.pending_positions()) == [1]
+        journal.record(answer("k1"), {"number": 1})
+        assert journal.discard_damaged() == 0
+        assert [record.note for record in journal.records()] == [{"number": 1}] * 3
+        assert journal.sessions() == [{"rows": 3}]
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE rows SET id_json = '\"r9\"' WHERE position = 1", "row 2"),
+        ("UPDATE rows SET id_json = '\"r' WHERE position = 1", "row 2"),
+        ("UPDATE rows SET line = NULL WHERE position = 1", "row 2"),
+        ("DELETE FROM rows WHERE position = 1", "1 of 2 rows are found"),
+        ("UPDATE meta SET value = '3' WHERE name = 'rows'", "its rows cannot be trusted"),
+        ("UPDATE meta SET value = 'x' WHERE name = 'format'", "does not say its format"),
+        ("DROP TABLE results", "no such table"),
+    ],
+)
+def test_a_damaged_list_of_rows_is_one_clear_line(
+    tmp_path: Path, statement: str, said: str
+) -> None:
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.enlist([request(0), request(1)])
+    damage(path, statement)
+    with pytest.raises(OutputError, match=said) as raised, Journal(path, read_only=True) as journal:
+        list(journal.records())
+    assert "is damaged" in str(raised.value)
+
+
+def test_results_that_cannot_be_found_by_their_key_are_computed_again(tmp_path: Path) -> None:
+    """Two pages that changed places: every row is whole, but not where it is looked for."""
+    path = tmp_path / "journal.sqlite3"
+    keys = [f"k{index:04}" for index in range(2000)]
+    with Journal(path) as journal:
+        journal.enlist(request(index, key) for index, key in enumerate(keys))
+        for key in keys:
+            journal.record(answer(key, text=f"answer {key}"))
+    content = path.read_bytes()
+    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    leaves = [n for n, page in enumerate(pages) if page[0] == 10 and page.count(b"answer k") > 9]
+    first, second = leaves[1], leaves[-2]
+    pages[first], pages[second] = pages[second], pages[first]
+    path.write_bytes(b"".join(pages))
+    with Journal(path) as journal:
+        journal.discard_damaged()
+        for position in journal.pending_positions():
+            journal.record(answer(keys[position], text=f"answer {keys[position]}"))
+        assert [record.text for record in journal.records()] == [f"answer {key}" for key in keys]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_damage_is_one_clear_line_or_none(tmp_path: Path, seed: int) -> None:
+    """Bits, pages, zeroes, a cut: what is exported is what was recorded."""
+    path = tmp_path / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.enlist(request(index) for index in range(60))
+        for index in range(0, 60, 2):
+            journal.record(answer(f"k{index}", text=f"answer {index} " * 20), {"number": index})
+    random = Random(seed)
+    content = bytearray(path.read_bytes())
+    where = random.randrange(len(content))
+    match seed % 3:
+        case 0:
+            content[where] ^= 1 << random.randrange(8)
+        case 1:
+            content[where : where + 64] = random.randbytes(min(64, len(content) - where))
+        case _:
+            del content[where:]
+    path.write_bytes(content)
+    try:
+        with Journal(path, read_only=True) as journal:
+            journal.counts()
+            journal.meta("rows")
+            records = list(journal.records())
+    except OutputError:
+        return
+    assert [record.id for record in records] == [f"r{index}" for index in range(60)]
+    for index, record in enumerate(records):
+        assert record.text in (None, f"answer {index} " * 20)
+
+
+def test_only_its_owner_reads_a_journal(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Journal(tmp_path / "journal.sqlite3") as journal:
+            journal.enlist([request(0)])
+            modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+            names = {path.name for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o600}
+    assert names >= {"journal.sqlite3", "journal.sqlite3-wal"}
+
+
+def begun(folder: Path, *, is_killed: bool) -> Path:
+    folder.mkdir()
+    path = folder / "journal.sqlite3"
+    with Journal(path) as journal:
+        journal.enlist([request(0), request(1)])
+        journal.record(answer("k0"))
+        journal.commit()
+        if is_killed:
+            copy = folder.with_name("copy")
+            shutil.copytree(folder, copy)
+    if is_killed:
+        shutil.rmtree(folder)
+        copy.rename(folder)
+    return path
+
+
+READING = """
+import sys
+from pathlib import Path
+from packhorse.journal import Journal
+with Journal(Path(sys.argv[1]), read_only=True) as journal:
+    print(journal.counts().completed, len(list(journal.records())))
+"""
+
+
+@pytest.mark.parametrize("left_behind", ["", "-wal and -shm", "-wal"])
+def test_a_journal_that_cannot_be_written_is_read(tmp_path: Path, left_behind: str) -> None:
+    """Of read-only media: what a run that ended wrote, and what a killed one left behind."""
+    path = begun(tmp_path / "folder", is_killed=bool(left_behind))
+    if left_behind == "-wal":
+        path.with_name("journal.sqlite3-shm").unlink()
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    command = [sys.executable, "-c", READING, str(path)]
+    for each in (*path.parent.iterdir(), path.parent):
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    if os.geteuid() == 0:  # for whom permissions do not count
+        for parent in path.parent.parents:
+            if parent.is_relative_to(tmp_path.parent.parent):
+                parent.chmod(0o755)
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv")
+        command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", *command]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        path.parent.chmod(0o755)
+    assert done.stdout.split() == ["1", "2"], done.stderr
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
 
 
 def test_sessions_are_kept_in_order(journal: Journal) -> None:
@@ -244,7 +433,7 @@ def test_a_missing_journal_is_not_created_by_reading(tmp_path: Path) -> None:
 def test_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite3"
     path.write_bytes(b"not a database, but long enough to be looked at " * 30)
-    with pytest.raises(OutputError, match="cannot be opened"):
+    with pytest.raises(OutputError, match="is damaged: file is not a database"):
         Journal(path)
 
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"statistics"},
     {"export"},
     {"workspace"},
+    {"journal_rows"},
     {"journal"},
     {"reports"},
     {"quantization"},

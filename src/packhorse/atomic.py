@@ -63,6 +63,11 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def hint_for(error: OSError) -> str:
+    """What to do about a file or folder that cannot be written."""
+    return _HINTS.get(error.errno or 0, "check the folder and its disk")
+
+
 def make_folder(folder: Path) -> Path:
     """Makes a folder, and those above it, where they are missing; OutputError if it cannot be."""
     try:
@@ -166,5 +171,4 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        hint = _HINTS.get(error.errno or 0, "check the folder and its disk")
-        raise OutputError(f"{path} cannot be written: {reason}", hint) from error
+        raise OutputError(f"{path} cannot be written: {reason}", hint_for(error)) from error

@@ -128,6 +128,8 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
             observer.stage(f"reading {job.input}")
             journal.enlist(interruption.checked(read_rows(source, job.reading)))
             work.enlisted(source, journal)
+            if damaged := journal.discard_damaged():
+                observer.stage(f"{damaged:,} results in the journal are damaged and computed again")
         with meter.stage("prepare"), interruption.raising():
             identity = work.prepare(observer.stage)
         journal.bind({**identity, **work.settings()})
@@ -175,7 +177,7 @@ def _finish(
         )
     with meter.stage("export"):
         written = export_journal(journal, job.output)
-    assert written == counts.rows == counts.completed + counts.failed
+    assert written == counts.rows
     session = meter.to_json() if resolved else None
     report = RunReport(
         output=job.output,

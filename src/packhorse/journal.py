@@ -11,65 +11,28 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packhorse.atomic import is_there
-from packhorse.data import Answer, Failure, FinishReason, Request, RowId
-from packhorse.durable import DurableDatabase
+from packhorse.data import Answer, Failure, Request
+from packhorse.durable import DurableDatabase, damaged
 from packhorse.errors import InputError, JobChangedError, OutputError
+from packhorse.journal_rows import (
+    FORMAT,
+    SCHEMA,
+    TABLES,
+    Counts,
+    Record,
+    checked,
+    is_sound,
+    record_of,
+)
 
-FORMAT = 1
+__all__ = ["Counts", "Journal", "Record"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS rows (
-    position INTEGER PRIMARY KEY, key TEXT NOT NULL, id TEXT NOT NULL UNIQUE, id_json TEXT NOT NULL,
-    line INTEGER, chat INTEGER NOT NULL, error_code TEXT, error_message TEXT);
-CREATE TABLE IF NOT EXISTS results (
-    key TEXT PRIMARY KEY, text TEXT, token_ids BLOB, finish_reason TEXT, prompt_tokens INTEGER,
-    completion_tokens INTEGER, error_code TEXT, error_message TEXT,
-    submitted REAL, first_token REAL, finished REAL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sessions (number INTEGER PRIMARY KEY, figures TEXT NOT NULL);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Rows of the input by state; `rows` = completed + failed + pending."""
-
-    rows: int
-    completed: int
-    failed: int
-    failed_by_code: dict[str, int]
-
-    @property
-    def pending(self) -> int:
-        return self.rows - self.completed - self.failed
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of the input with what is known of it; state is completed, failed or pending.
-
-    note: what a job has to say of a result besides its text.
-    """
-
-    id: RowId
-    line: int | None
-    chat: bool
-    text: str | None
-    token_ids: tuple[int, ...] | None
-    finish_reason: FinishReason | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    error_code: str | None
-    error_message: str | None
-    latency_seconds: float | None
-    first_token_seconds: float | None
-    note: dict[str, Any] | None = None
+_NAMED_ROWS = 5
+"""Damaged rows that a message names; of more it gives the number."""
 
 
 class Journal:
@@ -80,19 +43,25 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        if read_only and not is_there(path):
+        self._path = path
+        if read_only:
+            _check_readable(path)
+        self._database = DurableDatabase(path, SCHEMA, read_only=read_only)
+        try:
+            self._check_format()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check_format(self) -> None:
+        """OutputError for a journal of another version."""
+        with self._database.held() as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        if found is None or not str(found[0]).isdecimal():
+            raise damaged(self._path, "it does not say its format")
+        if found[0] != FORMAT:
             raise OutputError(
-                f"there is no journal at {path}", "name the output of a run that was begun here"
-            )
-        self._database = DurableDatabase(path, _SCHEMA)
-        found = self.meta("format")
-        if found is None:
-            with self._database.transaction() as connection:
-                connection.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (FORMAT,))
-        elif found != FORMAT:
-            self.close()
-            raise OutputError(
-                f"the journal {path} has format {found}, this version reads {FORMAT}",
+                f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
                 "continue it with the version that began it, or name another output",
             )
 
@@ -114,8 +83,10 @@ class Journal:
         """
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rows")
-            for row in rows:
+            number = 0
+            for number, row in enumerate(rows, 1):  # noqa: B007
                 self._enlist_row(connection, row)
+            self._put_meta(connection, "rows", number)
 
     def _enlist_row(self, connection: sqlite3.Connection, row: Request | Failure) -> None:
         chat, code, message = False, None, None
@@ -124,13 +95,18 @@ class Journal:
         else:
             chat = not isinstance(row.content, str)
         identity = (row.index, row.key, str(row.id), json.dumps(row.id), row.line)
-        values = (*identity, chat, code, message)
+        values = (*identity, int(chat), code, message)
         try:
-            connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
-        except sqlite3.IntegrityError:
-            found = connection.execute("SELECT line FROM rows WHERE id = ?", (str(row.id),))
+            connection.execute(
+                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", checked(values)
+            )
+        except sqlite3.IntegrityError as error:
+            query = "SELECT line FROM rows WHERE id = ?"
+            found = connection.execute(query, (str(row.id),)).fetchone()
+            if found is None:
+                raise damaged(self._path, str(error)) from error
             raise InputError(
-                f"lines {found.fetchone()[0]} and {row.line} have the same id {row.id!r}",
+                f"lines {found[0]} and {row.line} have the same id {row.id!r}",
                 "give every row an id of its own, or none",
             ) from None
 
@@ -159,14 +135,23 @@ class Journal:
             )
 
     def meta(self, name: str) -> Any:
+        query = "SELECT name, value, checksum FROM meta WHERE name = ?"
         with self._database.held() as connection:
-            found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if found is None else json.loads(found[0])
+            found = connection.execute(query, (name,)).fetchone()
+        if found is None:
+            return None
+        if not is_sound(found):
+            raise damaged(self._path, f"its {name} cannot be trusted")
+        return json.loads(found[1])
 
     def set_meta(self, name: str, value: Any) -> None:
-        row = (name, json.dumps(value))
         with self._database.transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+            self._put_meta(connection, name, value)
+
+    @staticmethod
+    def _put_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:
+        row = checked((name, json.dumps(value)))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
 
     def pending_positions(self) -> array[int]:
         """Positions of the rows without a result, ascending (8 bytes a row in memory)."""
@@ -176,8 +161,9 @@ class Journal:
         )
         return array("Q", (position for (position,) in found))
 
-    def record(self, outcome: Answer | Failure) -> None:
-        """Stores one outcome; it is durable about half a second later."""
+    def record(self, outcome: Answer | Failure, note: dict[str, Any] | None = None) -> None:
+        """Stores one outcome, and what a job has to say of it besides; it is durable about half a
+        second later."""
         if isinstance(outcome, Failure):
             values: tuple[Any, ...] = (
                 outcome.key, None, None, None, None, None, outcome.code, outcome.message,
@@ -188,15 +174,15 @@ class Journal:
             values = (
                 outcome.key, outcome.text, array("I", outcome.token_ids).tobytes(),
                 outcome.finish_reason, outcome.prompt_tokens, outcome.completion_tokens, None, None,
-                timing.submitted, timing.first_token, timing.finished,
+                float(timing.submitted),
+                None if timing.first_token is None else float(timing.first_token),
+                float(timing.finished),
             )  # fmt: skip
-        self._database.write(
-            "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values
-        )
+        self._store_result((*values, None if note is None else json.dumps(note)))
 
-    def add_note(self, key: str, note: dict[str, Any]) -> None:
-        """Says more of the result of a row; durable with it."""
-        self._database.write("INSERT OR REPLACE INTO notes VALUES (?, ?)", (key, json.dumps(note)))
+    def _store_result(self, values: tuple[Any, ...]) -> None:
+        statement = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 13)})"  # noqa: S608
+        self._database.write(statement, checked(values))
 
     def commit(self) -> None:
         """Makes what was recorded durable."""
@@ -206,6 +192,38 @@ class Journal:
         """Makes the rows that failed in an engine or in tokenization pending again."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM results WHERE error_code IS NOT NULL")
+
+    def discard_damaged(self) -> int:
+        """Makes rows pending again whose result is not what was recorded; returns their number.
+
+        Keys out of order count as damage, since SQLite no longer finds what lies behind them.
+        """
+        lost = self._rebuild_damaged("results")
+        self._rebuild_damaged("sessions")
+        return lost
+
+    def _rebuild_damaged(self, table: str) -> int:
+        """Keeps the sound rows of a table; the number of the others."""
+        lost, is_ordered, last, values = 0, True, None, ()
+        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
+            lost += not is_sound(values)
+            key = values[0]
+            is_ordered &= last is None or (type(key) is type(last) and key > last)
+            last = key
+        if not lost and is_ordered:
+            return 0
+        places = ", ".join("?" * len(values))
+        with self._database.transaction() as connection:
+            connection.execute(f"CREATE TABLE rebuilt {TABLES[table]}")
+            for values in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608
+                if is_sound(values):
+                    connection.execute(
+                        f"INSERT OR REPLACE INTO rebuilt VALUES ({places})",  # noqa: S608
+                        values,
+                    )
+            connection.execute(f"DROP TABLE {table}")
+            connection.execute(f"ALTER TABLE rebuilt RENAME TO {table}")
+        return lost
 
     def counts(self) -> Counts:
         with self._database.held() as connection:
@@ -223,29 +241,72 @@ class Journal:
             (unreadable,) = connection.execute(
                 "SELECT count(*) FROM rows WHERE error_code IS NOT NULL"
             ).fetchone()
+        self._check_number(rows + unreadable)
+        if not all(isinstance(code, str) for code in by_code):
+            raise damaged(self._path, "a row has an error that is no text")
         return Counts(rows + unreadable, completed, sum(by_code.values()), by_code)
 
+    def _check_number(self, rows: int) -> None:
+        """OutputError for other rows than were enlisted."""
+        enlisted = self.meta("rows") or 0
+        if rows != enlisted:
+            raise damaged(self._path, f"{rows} of {enlisted} rows are found")
+
     def records(self) -> Iterator[Record]:
-        """Every input row once, in input order."""
+        """Every input row once, in input order.
+
+        Raises OutputError at the end where rows are not what was recorded, and leaves them out.
+        """
         found = self._database.select(
-            "SELECT id_json, line, chat, text, token_ids, finish_reason, prompt_tokens,"
-            " completion_tokens, coalesce(rows.error_code, results.error_code),"
-            " coalesce(rows.error_message, results.error_message),"
-            " finished - submitted, first_token - submitted, note"
+            "SELECT rows.*, results.*"
             " FROM rows LEFT JOIN results ON results.key = rows.key AND rows.error_code IS NULL"
-            " LEFT JOIN notes ON notes.key = results.key"
             " ORDER BY position"
         )
-        for id_json, line, chat, text, token_ids, *rest, note in found:
-            ids = None if token_ids is None else tuple(array("I", token_ids))
-            rest.append(None if note is None else json.loads(note))
-            yield Record(json.loads(id_json), line, bool(chat), text, ids, *rest)
+        number, unsound = 0, []
+        for number, values in enumerate(found, 1):
+            row, result = values[:9], values[9:]
+            is_row_sound = is_sound(row)
+            is_own = result[0] == row[1] and is_sound(result)  # SQLite trusts its tree, we do not
+            if is_row_sound and (result[0] is None or is_own):
+                yield record_of(row, result)
+            else:
+                unsound.append(repr(json.loads(row[3])) if is_row_sound else f"row {number}")
+        if unsound:
+            more = f" and {len(unsound) - _NAMED_ROWS} more" if len(unsound) > _NAMED_ROWS else ""
+            raise OutputError(
+                f"the journal {self._path} is damaged in {len(unsound)} of {number} rows: "
+                f"{', '.join(unsound[:_NAMED_ROWS])}{more}",
+                "run the job's command again: these rows are computed again, the others kept",
+            )
+        self._check_number(number)
 
     def add_session(self, figures: dict[str, Any]) -> None:
-        row = (json.dumps(figures),)
         with self._database.transaction() as connection:
-            connection.execute("INSERT INTO sessions (figures) VALUES (?)", row)
+            (last,) = connection.execute("SELECT max(number) FROM sessions").fetchone()
+            row = checked(((last or 0) + 1, json.dumps(figures)))
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", row)
 
     def sessions(self) -> list[dict[str, Any]]:
-        found = self._database.select("SELECT figures FROM sessions ORDER BY number")
-        return [json.loads(figures) for (figures,) in found]
+        found = list(self._database.select("SELECT * FROM sessions ORDER BY number"))
+        if not all(map(is_sound, found)):
+            raise damaged(self._path, "figures of earlier sessions cannot be trusted")
+        return [json.loads(figures) for _, figures, _ in found]
+
+
+def _check_readable(path: Path) -> None:
+    """OutputError where there is no journal, or none that this user may see."""
+    try:
+        is_empty = path.stat().st_size == 0 and not is_there(path.with_name(f"{path.name}-wal"))
+    except PermissionError as error:
+        raise OutputError(
+            f"the journal {path} cannot be read: {error.strerror}",
+            "run this as the user who began the job, or ask for the right to read its folder",
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"there is no journal at {path}", "name the output of a run that was begun here"
+        ) from error
+    if is_empty:
+        raise OutputError(
+            f"the journal {path} is empty", "run the job's command again: it begins anew"
+        )

@@ -103,8 +103,7 @@ class Generation:
             try:
                 with meter.stage("generate"):
                     for outcome in answers(pending(), meter):
-                        notes.add(journal, outcome)
-                        journal.record(outcome)
+                        journal.record(outcome, notes.take(outcome))
                         observer.advance()
             finally:
                 observer.end()
@@ -128,10 +127,12 @@ class LogProbNotes:
                 self._asking[row.key] = row
             yield row
 
-    def add(self, journal: Journal, outcome: Answer | Failure) -> None:
+    def take(self, outcome: Answer | Failure) -> dict[str, Any] | None:
+        """The note of a row that is answered, if it asked for one."""
         row = self._asking.pop(outcome.key, None)
-        if row is not None and isinstance(outcome, Answer):
-            journal.add_note(row.key, log_probs_note(self.codec, row, outcome, self.decoding))
+        if row is None or not isinstance(outcome, Answer):
+            return None
+        return log_probs_note(self.codec, row, outcome, self.decoding)
 
 
 def settings(config: JobConfig) -> dict[str, Any]:

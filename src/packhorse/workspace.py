@@ -2,7 +2,7 @@
 
 results.jsonl                   the finished output, written in one step at the end
 results.jsonl.manifest.json     what was run, with what settings, and counts that reconcile
-results.jsonl.packhorse/
+results.jsonl.packhorse/        readable by its owner only, since it holds prompts and answers
     journal.sqlite3             rows and results
     lock                        held while a run works (an advisory lock: it dies with the run)
     input.stdin                 standard input, kept so that the job can go on without it
@@ -19,9 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from packhorse.atomic import is_there
+from packhorse.atomic import hint_for, is_there
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.errors import BusyError, ConfigError, InputError, OutputError
+
+SQLITE_PATH_BYTES = 512
+"""The longest path that SQLite opens, its endings included (MAX_PATHNAME of its os_unix.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,12 @@ class Workspace:
         parent = self.output.absolute().parent
         if not is_there(parent) or not parent.is_dir():
             raise OutputError(f"the folder {parent} does not exist", "create it first")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {parent} cannot be written to", "choose another output")
+        for folder in {parent, Path(os.path.realpath(self.output)).parent}:
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise OutputError(
+                    f"the folder {folder} cannot be written to", "choose another output"
+                )
+        self._check_side_files()
         if source != "-" and _same_file(Path(source), self.output):
             raise ConfigError("the output is the input", "name another output file")
         if is_there(self.output) and not is_there(self.journal):
@@ -68,18 +75,46 @@ class Workspace:
                 "remove it or name another output",
             )
 
+    def _check_side_files(self) -> None:
+        """OutputError for a name beside which manifest and journal cannot be written."""
+        log = self.journal.with_name(f"{self.journal.name}-wal")
+        for path, what in ((self.manifest, "manifest"), (self.folder, "folder"), (log, "journal")):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise OutputError(
+                    f"the {what} {path} of this output cannot be written: {error.strerror}",
+                    hint_for(error),
+                ) from error
+        length = len(os.fsencode(os.path.realpath(log)))
+        if length > SQLITE_PATH_BYTES:
+            raise OutputError(
+                f"the journal {self.journal} cannot be opened: its path has {length} bytes, and "
+                f"SQLite takes {SQLITE_PATH_BYTES}",
+                "choose an output whose path is shorter",
+            )
+        places = (self.manifest, self.journal, self.folder / "lock", self.spooled_input)
+        for path in places:
+            if is_there(path) and not path.is_file():
+                raise OutputError(
+                    f"{path} is no file, but this output needs it",
+                    "move it away or name another output",
+                )
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Creates the folder and holds its lock; BusyError when another run holds it."""
         import filelock
 
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.folder} cannot be created: {error.strerror}", "choose another output"
+                f"{self.folder} cannot be created: {error.strerror}", hint_for(error)
             ) from error
-        lock = filelock.FileLock(self.folder / "lock")
+        lock = filelock.FileLock(self.folder / "lock", mode=0o600)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -88,7 +123,7 @@ class Workspace:
             ) from None
         except OSError as error:
             raise OutputError(
-                f"{self.folder} cannot be written to: {error.strerror}", "choose another output"
+                f"{self.folder} cannot be written to: {error.strerror}", hint_for(error)
             ) from error
         try:
             yield
@@ -103,14 +138,14 @@ class Workspace:
         partial = self.spooled_input.with_suffix(".partial")
         if _has_standard_input():
             try:
-                with partial.open("wb") as copy:
+                with open(partial, "wb", opener=_private) as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
             except OSError as error:
                 with suppress(OSError):
                     partial.unlink()
                 raise OutputError(
                     f"standard input cannot be copied to {partial}: {error.strerror or error}",
-                    "free some disk space and run again, or name a file",
+                    hint_for(error),
                 ) from error
             if partial.stat().st_size:
                 partial.replace(self.spooled_input)
@@ -119,6 +154,11 @@ class Workspace:
         if not self.spooled_input.exists():
             raise InputError("standard input is empty", "pipe rows in, or name a file")
         return self.spooled_input
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read."""
+    return os.open(path, flags, 0o600)
 
 
 def _has_standard_input() -> bool:

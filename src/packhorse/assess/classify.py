@@ -103,10 +103,8 @@ class Labelling:
             with meter.stage("generate"):
                 for request, decision, timing in self._decided(classifier, pending(), hands):
                     outcome = _outcome(request, decision, timing)
-                    if isinstance(outcome, Answer):
-                        note = {"confidence": decision.confidence, "answered_by": decision.by}
-                        journal.add_note(request.key, note)
-                    journal.record(outcome)
+                    note = {"confidence": decision.confidence, "answered_by": decision.by}
+                    journal.record(outcome, note if isinstance(outcome, Answer) else None)
                     meter.count_outcome(outcome)
                     observer.advance()
         finally:

@@ -98,6 +98,7 @@ class BatchRun:
         is_openai = detect_format(source) == "openai-batch"
         journal.set_meta("openai", {"model": service.name} if is_openai else None)
         journal.enlist(read_rows(source, InputConfig()))
+        journal.discard_damaged()
 
     async def _answer_pending(self, journal: Journal, source: Path) -> None:
         """Every row without a result gets one, unless the batch is cancelled."""
@@ -121,10 +122,7 @@ class BatchRun:
                 group.create_task(answer(row))
 
     def _record(self, journal: Journal, row: Request, outcome: Answer | Failure) -> None:
-        note = self.rows.note(row, outcome)
-        if note is not None:
-            journal.add_note(row.key, note)
-        journal.record(outcome)
+        journal.record(outcome, self.rows.note(row, outcome))
 
     async def _note_recorded(self, outcome: Answer | Failure) -> None:
         """Counts a row; the disk learns of it once in a while."""
