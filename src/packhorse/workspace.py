@@ -23,8 +23,10 @@ from packhorse.atomic import hint_for, is_there
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.errors import BusyError, ConfigError, InputError, OutputError
 
-SQLITE_PATH_BYTES = 512
-"""The longest path that SQLite opens, its endings included (MAX_PATHNAME of its os_unix.c)."""
+SQLITE_PATH_BYTES = 504
+"""The longest path of a database that SQLite opens: MAX_PATHNAME of its os_unix.c, 512, less 8 for
+the names of files beside it."""
+_FILE = ("file", Path.is_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Workspace:
     @property
     def manifest(self) -> Path:
         return self.output.with_name(self.output.name + ".manifest.json")
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
 
     @property
     def spooled_input(self) -> Path:
@@ -88,19 +94,19 @@ class Workspace:
                     f"the {what} {path} of this output cannot be written: {error.strerror}",
                     hint_for(error),
                 ) from error
-        length = len(os.fsencode(os.path.realpath(log)))
+        length = len(os.fsencode(os.path.realpath(self.journal)))
         if length > SQLITE_PATH_BYTES:
             raise OutputError(
                 f"the journal {self.journal} cannot be opened: its path has {length} bytes, and "
                 f"SQLite takes {SQLITE_PATH_BYTES}",
                 "choose an output whose path is shorter",
             )
-        places = (self.manifest, self.journal, self.folder / "lock", self.spooled_input)
-        for path in places:
-            if is_there(path) and not path.is_file():
+        for path in (self.manifest, self.folder, self.journal, self.lock, self.spooled_input):
+            kind, is_right = ("folder", Path.is_dir) if path == self.folder else _FILE
+            if os.path.lexists(path) and not is_right(path):
                 raise OutputError(
-                    f"{path} is no file, but this output needs it",
-                    "move it away or name another output",
+                    f"{path} is no {kind}, but this output needs one there",
+                    "move it away, or name another output",
                 )
 
     @contextmanager
@@ -114,7 +120,7 @@ class Workspace:
             raise OutputError(
                 f"{self.folder} cannot be created: {error.strerror}", hint_for(error)
             ) from error
-        lock = filelock.FileLock(self.folder / "lock", mode=0o600)
+        lock = filelock.FileLock(self.lock, mode=0o600)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
