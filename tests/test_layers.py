@@ -18,6 +18,7 @@ PACKAGE = Path(packhorse.__file__).parent
 LAYERS = [
     {"errors"},
     {"streams"},
+    {"cgroups"},
     {"labels"},
     {"atomic"},
     {"durable"},

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.batching.expected import Expected
+from packhorse.cgroups import core_quota
 from packhorse.data import Answer, Batch, Failure, Scores, Timing
 
 
@@ -82,7 +83,18 @@ class OtherWork:
         process count as itself, those under way as others."""
         others, everything = self._seconds()
         passed = everything - self._all
-        return min(1.0, max(0.0, (others - self._others) / passed)) if passed > 0 else 0.0
+        if passed <= 0:
+            return 0.0
+        ours = passed * self._quota_share()  # what others do beyond it takes nothing from us
+        taken = others - self._others - (passed - ours)
+        return min(1.0, max(0.0, taken / ours))
+
+    @staticmethod
+    def _quota_share() -> float:
+        """What the cgroup lets this process use of its cores: 0 to 1."""
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        return min(1.0, (core_quota() or cores) / cores)
 
     @staticmethod
     def _seconds() -> tuple[float, float]:

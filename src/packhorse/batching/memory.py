@@ -1,6 +1,7 @@
 """How many tokens a batch may hold: from memory that is really free.
 
-available = min(MemAvailable, cgroup limit - cgroup use) on a CPU, free device memory on a GPU.
+available = min(MemAvailable, cgroup limit - cgroup use, RLIMIT_AS - address space in use) on a CPU,
+            free device memory on a GPU.
 tokens    = share x available / workers / bytes a token needs
 bytes a token needs = cache bytes x copies at the peak + step bytes a row / tokens a row at least
 """
@@ -8,10 +9,11 @@ bytes a token needs = cache bytes x copies at the peak + step bytes a row / toke
 from __future__ import annotations
 
 import math
+import resource
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from packhorse.cgroups import memory_headrooms
 from packhorse.contract import EngineTraits
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -79,46 +81,14 @@ def available_bytes(device: str = "cpu") -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    return min([free, *_cgroup_headrooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return max(0, min([free, *memory_headrooms(), *_address_space_left()]))
 
 
-def _cgroup_headrooms(membership: Path, root: Path) -> list[int]:
-    """Bytes left under every memory limit on the way from this process's cgroup to the root."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
+def _address_space_left() -> list[int]:
+    """Bytes this process may still map (`ulimit -v`); nothing where it is not limited."""
+    import psutil
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
         return []
-    headrooms = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, used = root, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        for place in (folder, *folder.parents):
-            headroom = _headroom(place, limit, used)
-            if headroom is not None:
-                headrooms.append(headroom)
-            if place == base:
-                break
-    return headrooms
-
-
-def _headroom(folder: Path, limit_name: str, used_name: str) -> int | None:
-    try:
-        limit = (folder / limit_name).read_text().strip()
-        used = int((folder / used_name).read_text())
-        statistics = (folder / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    if not limit.isdigit():
-        return None
-    reclaimable = sum(
-        int(line.split()[1])
-        for line in statistics
-        if line.split()[0] in ("inactive_file", "total_inactive_file")
-    )
-    return max(0, int(limit) - used + reclaimable)
+    return [limit - int(psutil.Process().memory_info().vms)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -14,7 +15,7 @@ from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemo
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits
 from packhorse.engines import device_for
-from packhorse.errors import OutputError
+from packhorse.errors import ModelError, OutputError
 from packhorse.machine import machine
 from packhorse.meters import BUSY
 from packhorse.models import PreparedModel, cache_root, resolve_quantization
@@ -144,7 +145,11 @@ def place(prepared: PreparedModel, config: EngineConfig) -> Path:
         "versions": library_versions(),
     }
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return cache_root() / "calibrations" / f"{digest[:24]}.json"
+    try:
+        root = cache_root()
+    except ModelError:  # there is no place for a cache: nothing is found and nothing kept
+        root = Path(os.devnull)
+    return root / "calibrations" / f"{digest[:24]}.json"
 
 
 def _resolved(prepared: PreparedModel, config: EngineConfig) -> EngineConfig:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+
+from packhorse.cgroups import core_quota
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: those of its affinity where the system knows one."""
+    """Cores of this process's affinity, and no more than its cgroup's quota keeps busy: threads
+    beyond that are all stopped together as soon as the quota of a period is used up."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = core_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))

@@ -19,11 +19,17 @@ _ELSEWHERE = "set {} to a folder on a disk with room that you may write to"
 def cache_root() -> Path:
     """$PACKHORSE_HOME, else the person's cache folder of this platform; may not exist yet."""
     home = os.environ.get("PACKHORSE_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    import platformdirs
+    try:
+        if home:
+            return Path(home).expanduser().absolute()
+        import platformdirs
 
-    return Path(platformdirs.user_cache_dir("packhorse"))
+        return Path(platformdirs.user_cache_dir("packhorse")).expanduser().absolute()
+    except (RuntimeError, KeyError) as error:  # a user id without a passwd entry, as in containers
+        raise ModelError(
+            "this user has no home folder, so there is no place for the model cache",
+            "set PACKHORSE_HOME to a folder that you may write to",
+        ) from error
 
 
 def require_free_bytes(folder: Path, needed: int) -> None:
