@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,16 +98,18 @@ class Workspace:
     def spool_standard_input(self) -> Path:
         """Copies standard input into the folder (replacing an older copy) and returns the copy.
 
-        Standard input that is a terminal or empty falls back to the copy of an earlier run.
+        Standard input that is closed, a terminal or empty falls back to the copy of an earlier run.
         """
         partial = self.spooled_input.with_suffix(".partial")
-        if not sys.stdin.isatty():
+        if _has_standard_input():
             try:
                 with partial.open("wb") as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
             except OSError as error:
+                with suppress(OSError):
+                    partial.unlink()
                 raise OutputError(
-                    f"standard input cannot be copied to {partial}: {error.strerror}",
+                    f"standard input cannot be copied to {partial}: {error.strerror or error}",
                     "free some disk space and run again, or name a file",
                 ) from error
             if partial.stat().st_size:
@@ -116,6 +119,20 @@ class Workspace:
         if not self.spooled_input.exists():
             raise InputError("standard input is empty", "pipe rows in, or name a file")
         return self.spooled_input
+
+
+def _has_standard_input() -> bool:
+    """Whether there is a file or a pipe to read; InputError for a device, which may never end."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return False
+    try:
+        found = os.fstat(sys.stdin.fileno())
+    except OSError:  # a stream of the caller's own
+        return True
+    is_device = stat.S_ISCHR(found.st_mode)
+    if is_device and not os.path.samestat(found, Path(os.devnull).stat()):
+        raise InputError("standard input is a device", "pipe rows in, or name a file")
+    return True
 
 
 def _same_file(source: Path, output: Path) -> bool:

@@ -2,17 +2,21 @@
 
 Exit codes: 0 done; 2 the job cannot be done (one line and a hint on stderr); 3 done, but some rows
 failed; 130 and 143 interrupted by SIGINT and SIGTERM.
+
+Streams that are closed, broken or full change none of this, with one exception: where standard
+output *is* the result and the disk behind it refuses it, the code is 2. A reader that has enough
+(`| head -1`) is no error.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from packhorse.errors import Interrupted, PackhorseError
+from packhorse.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
 EXIT_REFUSED = 2
@@ -33,16 +37,45 @@ VERBS = {
     "prepare": "fetch, convert and verify a model",
     "models": "list the model names and what is cached",
 }
+PRINTING_VERBS = ("load-test", "plan", "calibrate", "status", "models")
+"""Verbs whose result is what they print; the result of the others is a file or a folder."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the process's exit code; prints no traceback for a user's error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(given[0] if given else None)
-    options = parser.parse_args(given)
-    if options.verb is None:
-        parser.print_help()
-        return EXIT_REFUSED
+    with guarded_streams() as stdout:
+        try:
+            parser = _parser(given[0] if given else None)
+            options = parser.parse_args(given)
+        except SystemExit as end:  # --help, --version, or a usage error
+            if _is_lost(stdout):
+                raise SystemExit(EXIT_REFUSED) from end
+            raise
+        if options.verb is None:
+            parser.print_help()
+            return EXIT_REFUSED
+        code = _outcome(options)
+        is_result = options.verb in PRINTING_VERBS or getattr(options, "json", False)
+        is_done = code in (EXIT_DONE, EXIT_FAILED_ROWS)
+        return EXIT_REFUSED if is_done and is_result and _is_lost(stdout) else code
+
+
+def _is_lost(stdout: GuardedStream) -> bool:
+    """Whether standard output is incomplete, other than by its reader's will; says so."""
+    stdout.settle()
+    if stdout.failure is None:
+        return False
+    print(
+        f"packhorse: what was printed is incomplete: {stdout.failure.strerror}\n"
+        "  hint: check where standard output goes, and run the same command again",
+        file=sys.stderr,
+    )
+    return True
+
+
+def _outcome(options: argparse.Namespace) -> int:
+    """Runs one verb; the exit code of its work."""
     try:
         return int(options.run(options))
     except PackhorseError as error:
@@ -56,9 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("packhorse: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ from packhorse.models import PreparedModel
 from packhorse.serve.channel import Channel, Message
 from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
 from packhorse.session import Model, load_prepared
+from packhorse.streams import guarded_streams
 
 WAIT_SECONDS = 0.004
 """How long an engine with rows under way may be kept waiting for another batch."""
@@ -38,6 +39,11 @@ class Loading:
 def main(connection: Connection, loading: Loading) -> None:
     """The process from start to end. The server decides when it ends: signals meant for both, such
     as Ctrl-C on a terminal, are left to the server; a server that is gone ends it at once."""
+    with guarded_streams():
+        _run(connection, loading)
+
+
+def _run(connection: Connection, loading: Loading) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     inbox = _Inbox()
