@@ -18,6 +18,7 @@ PACKAGE = Path(packhorse.__file__).parent
 LAYERS = [
     {"errors"},
     {"streams"},
+    {"json_files"},
     {"labels"},
     {"atomic"},
     {"durable"},
