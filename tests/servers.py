@@ -31,7 +31,8 @@ class Served:
     lines: list[str] = field(default_factory=list)
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=PATIENCE_SECONDS, **options)
+        options = {"trust_env": False, "timeout": PATIENCE_SECONDS, **options}
+        return httpx.Client(base_url=self.address, **options)
 
     def engine(self) -> psutil.Process:
         """The engine's process."""
@@ -51,11 +52,11 @@ class Served:
 
 @contextmanager
 def served(
-    *arguments: str, seconds_per_token: float = 0.0, hang_on: str | None = None
+    *arguments: str, seconds_per_token: float = 0.0, hang_on: str | None = None, **variables: str
 ) -> Iterator[Served]:
     """`packhorse serve ARGUMENTS --port 0`, ready; ended when left. seconds_per_token: of the fake
-    engine; hang_on: text in a prompt at which it never gets on."""
-    environment = {**os.environ, DELAY_VARIABLE: str(seconds_per_token)}
+    engine; hang_on: text in a prompt at which it never gets on. variables: of its environment."""
+    environment = {**os.environ, DELAY_VARIABLE: str(seconds_per_token), **variables}
     if hang_on is not None:
         environment[HANG_VARIABLE] = hang_on
     process = subprocess.Popen(

@@ -90,6 +90,7 @@ class InputConfig:
     limit: rows read at most.
     served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
         its own (`packhorse.sources.for_model`). () allows every name.
+    batch_endpoint: the only url that OpenAI batch lines may have; None allows each that is known.
     """
 
     prompt_column: str | None = None
@@ -98,6 +99,7 @@ class InputConfig:
     limit: int | None = None
     on_too_long: OnTooLong = "error"
     served_model_name: tuple[str, ...] = ()
+    batch_endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

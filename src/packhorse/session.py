@@ -112,9 +112,7 @@ class Model:
 
     def limits(self, budget: TokenBudget) -> Limits:
         """The bounds of a batch, with the measured costs where there are some."""
-        return budget.limits(
-            self.batching, self.calibration.costs() if self.calibration else None
-        )
+        return budget.limits(self.batching, self.calibration.costs() if self.calibration else None)
 
     def answering(
         self,

@@ -14,12 +14,15 @@ from packhorse.answering import no_log_probs
 from packhorse.data import Decoding, Prompt, Request
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel
+from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
 from packhorse.serve.rows import Ended, Row
 from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
 from packhorse.serve.waiting import tokens_of
 from packhorse.session import check_decoding
+from packhorse.sources.faults import RowError
+from packhorse.sources.openai import check_model
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 LONGEST_RETRY_SECONDS = 60
@@ -44,7 +47,8 @@ class Service:
 
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
-    most_log_probs: see `Bounds.log_probs`.
+    most_log_probs: see `Bounds.log_probs`. names: by which clients may call it, `name`
+    first; () is that alone. background: tasks beside the requests.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Service:
     codec: Codec
     most_log_probs: int
     created: int = field(default_factory=lambda: int(time.time()))
+    names: tuple[str, ...] = ()
+    background: BackgroundTasks = field(default_factory=BackgroundTasks)
     _encoder: Tokenizer = field(init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     _indexes: itertools.count[int] = field(default_factory=itertools.count)
@@ -69,10 +75,11 @@ class Service:
 
     def check_model(self, name: str) -> None:
         """Raises Problem for a model that is not served."""
-        if name != self.name:
-            raise Problem(
-                404, "model_not_found", f"the model served here is {self.name!r}", param="model"
-            )
+        try:
+            check_model(name, self.names or (self.name,))
+        except RowError:
+            message = f"the model served here is {self.name!r}"
+            raise Problem(404, "model_not_found", message, param="model") from None
 
     def require_ready(self) -> int:
         """Tokens of a row at most. Raises Problem while nothing can be taken."""

@@ -102,11 +102,14 @@ def is_batch_line(fields: Mapping[str, Any]) -> bool:
     return "custom_id" in fields and ("url" in fields or "body" in fields)
 
 
-def unwrap(line: Mapping[str, Any], models: Sequence[str] = ()) -> dict[str, Any]:
+def unwrap(
+    line: Mapping[str, Any], models: Sequence[str] = (), endpoint: str | None = None
+) -> dict[str, Any]:
     """The content and options of one line's request, under the names JSONL rows have, and
     TOP_LOG_PROBS, which those do not have.
 
-    models: names of the model that runs (see `model_names`); () allows every name.
+    models: names of the model that runs (see `model_names`); () allows every name. endpoint: the
+    only url allowed, and that of a line without one; None allows each that is known.
 
     Raises RowError: bad_body, missing_prompt, model_not_found, unsupported_url, unsupported_option.
     """
@@ -115,7 +118,13 @@ def unwrap(line: Mapping[str, Any], models: Sequence[str] = ()) -> dict[str, Any
     body = line.get("body")
     if not isinstance(body, dict):
         raise RowError("bad_body", f"body is {shown(body)}; it is an object, the request")
-    content_field = _content_field(line.get("url"), body)
+    url = line.get("url")
+    if endpoint is not None and url not in (None, endpoint):
+        raise RowError(
+            "unsupported_url",
+            f"url must be {endpoint}, the endpoint of the batch, got {shown(url)}",
+        )
+    content_field = _content_field(endpoint or url, body)
     if body.get(content_field) is None:
         raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
     if models:
@@ -174,12 +183,12 @@ def _is_harmless(name: str, value: Any) -> bool:
     )
 
 
-def layout(models: Sequence[str] = ()) -> Layout:
-    """The layout of batch lines. models: names of the model that runs; () allows every name."""
+def layout(models: Sequence[str] = (), endpoint: str | None = None) -> Layout:
+    """The layout of batch lines. models, endpoint: see `unwrap`."""
     return Layout(
         has_options=True,
         id_field="custom_id",
-        unwrap=partial(unwrap, models=models),
+        unwrap=partial(unwrap, models=models, endpoint=endpoint),
         bare=True,
         unwrapped_options=(TOP_LOG_PROBS,),
     )
