@@ -224,23 +224,24 @@ def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> 
         sys.executable, "-m", "packhorse", "serve", *FAKE, "--port", str(port),
         "--state", str(tmp_path / "state"),
     ]  # fmt: skip
+    if stderr == "closed":
+        arguments = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
     reader, writer = os.pipe()
     os.close(reader)
-    place = {"broken": f"2>&{writer}", "closed": "2>&-", "full": "2>/dev/full"}[stderr]
-    command = ["sh", "-c", f'exec "$@" {place}', "sh", *arguments]
-    process = subprocess.Popen(command, pass_fds=(writer,))
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = subprocess.Popen(arguments, stderr=full if stderr == "full" else writer)
     os.close(writer)
+    os.close(full)
+    engines: set[int] = set()
     try:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
-        for _ in range(2):
-            wait_until(lambda: is_ready(client), PATIENCE_SECONDS)
-            (engine,) = (
-                each for each in psutil.Process(process.pid).children()
-                if "spawn_main" in " ".join(each.cmdline())
-            )  # fmt: skip
-            engine.kill()
-            wait_until(lambda: not is_ready(client))
-        wait_until(lambda: is_ready(client), PATIENCE_SECONDS)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while len(engines) < 3:
+                wait_until(lambda: is_ready(client), PATIENCE_SECONDS)
+                for each in psutil.Process(process.pid).children():
+                    if "spawn_main" in " ".join(each.cmdline()) and each.pid not in engines:
+                        engines.add(each.pid)
+                        if len(engines) < 3:
+                            each.kill()
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
     finally:

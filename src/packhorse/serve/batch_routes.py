@@ -11,6 +11,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -140,9 +141,9 @@ async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, A
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise Problem(400, "invalid_multipart", f"the upload is refused: {error.message}") from None
-    except (LookupError, UnicodeError):  # a charset that Python has, but not for text
-        message = "the charset of the upload's content-type is not known; leave it out"
+        message = f"the upload is refused: {error.message}"
+        if isinstance(error.__cause__, FormParserError):
+            message = "the upload is no multipart body with the boundary of its content-type"
         raise Problem(400, "invalid_multipart", message) from None
     try:
         if not parser.is_whole:

@@ -34,10 +34,10 @@ _TYPES = {
 }
 """Errors that say that a value has another type, and the type that was wanted."""
 _REASONS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
-    "greater_than_equal": lambda context, _: f"must be at least {context['ge']}",
-    "greater_than": lambda context, _: f"must be above {context['gt']}",
-    "less_than_equal": lambda context, _: f"must be at most {context['le']}",
-    "less_than": lambda context, _: f"must be below {context['lt']}",
+    "greater_than_equal": lambda context, _: f"must be at least {_bound(context['ge'])}",
+    "greater_than": lambda context, _: f"must be above {_bound(context['gt'])}",
+    "less_than_equal": lambda context, _: f"must be at most {_bound(context['le'])}",
+    "less_than": lambda context, _: f"must be below {_bound(context['lt'])}",
     "finite_number": lambda _, __: "must be a finite number",
     "literal_error": lambda context, _: f"must be {context['expected']}",
 }
@@ -48,6 +48,10 @@ _LENGTHS = {
     "too_short": ("at least", "min_length", "item"),
     "too_long": ("at most", "max_length", "item"),
 }
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def problem_of(errors: Sequence[Error], body: Any) -> Problem:
@@ -78,6 +82,9 @@ def _place(error: Error, body: Any) -> tuple[tuple[str | int, ...], bool]:
     place: list[str | int] = []
     value = body
     steps = list(error["loc"][1:])
+    is_name = bool(steps) and steps[-1] == "[key]"
+    if is_name:
+        del steps[-2:]
     for number, step in enumerate(steps):
         is_last = number == len(steps) - 1
         is_field = isinstance(value, dict) and step in value
@@ -87,8 +94,7 @@ def _place(error: Error, body: Any) -> tuple[tuple[str | int, ...], bool]:
         elif is_field or is_item:
             place.append(step)
             value = value[step]
-    is_name = bool(steps) and steps[-1] == "[key]"
-    return tuple(place[:-1] if is_name else place), is_name
+    return tuple(place), is_name
 
 
 def _reason(errors: Sequence[Error]) -> str:
