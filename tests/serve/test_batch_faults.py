@@ -15,8 +15,10 @@ import pytest
 
 from in_process import Local, running, until
 from packhorse.engines.fake import DELAY_VARIABLE
+from packhorse.errors import OutputError
 from packhorse.journal import Journal
 from packhorse.serve import batches as batches_module
+from packhorse.serve import documents as documents_module
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.files import FileStore
 from packhorse.serve.problems import Problem
@@ -75,6 +77,35 @@ def test_a_full_disk_delays_a_batch(tmp_path: Path) -> None:
             assert any(f"{first} goes on in 0.1 s" in line for line in server.lines)
             waits = "packhorse_batch_interruptions_total"
             assert server.figures.registry.get_sample_value(waits) == 1
+
+    ran(test)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "no_space"), (errno.EROFS, "storage_unavailable")]
+)
+def test_a_batch_is_refused_while_the_disk_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """With the true reason, and nothing of it stays."""
+
+    def fails(path: Path, document: Any) -> None:
+        raise OutputError("it cannot be written") from OSError(number, os.strerror(number))
+
+    async def test() -> None:
+        async with running(tmp_path) as server, server.client() as client:
+            fine = await server.begun(ROWS, tmp_path)
+            file = server.document(fine)["input_file_id"]
+            await server.ended(fine)
+            asked = {"input_file_id": file, "endpoint": "/v1/completions"}
+            asked["completion_window"] = "24h"
+            with monkeypatch.context() as patched:
+                patched.setattr(documents_module, "write_json", fails)
+                answer = await client.post("/v1/batches", json=asked)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (507, code)
+            assert len(list((tmp_path / "batches").iterdir())) == 1
+            again = (await client.post("/v1/batches", json=asked)).json()["id"]
+            assert (await server.ended(again))["status"] == "completed"
 
     ran(test)
 
