@@ -8,7 +8,7 @@ type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from packhorse.serve.problems import Problem
@@ -110,7 +110,7 @@ def _reason(errors: Sequence[Error]) -> str:
     if kind in _TYPES:
         wanted = dict.fromkeys(_TYPES[each["type"]] for each in errors if each["type"] in _TYPES)
         return f"must be {' or '.join(wanted)}, got {shown(value)}"
-    if kind in _LENGTHS and hasattr(value, "__len__"):
+    if kind in _LENGTHS and isinstance(value, Sized):
         relation, name, unit = _LENGTHS[kind]
         bound, length = context[name], len(value)
         if not length:
