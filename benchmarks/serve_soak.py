@@ -23,7 +23,7 @@ import psutil
 
 from packhorse.data import Decoding, Prompt
 from packhorse.engines.fake import written
-from packhorse.serve.server import allow_many_connections
+from packhorse.serve.listening import allowed_connections
 from serve_throughput import server
 
 TOKENS = 8
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--mixed-seconds", type=float, default=60)
     options = parser.parse_args()
-    allow_many_connections(options.connections)
+    allowed_connections(options.connections)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > options.connections
     serving = argparse.Namespace(
         model="fake", max_new_tokens=TOKENS, engine_options=["--engine", "fake"]

@@ -50,9 +50,9 @@ class Local:
         return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def begun(self, rows: list[dict[str, Any]], folder: Path) -> str:
-        """A batch of rows with id and prompt."""
+        """A batch of rows with id and prompt, and whatever their bodies hold besides."""
         path = folder / "rows.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)))
+        path.write_text("\n".join(json.dumps(batch_line(**row)) for row in rows))
         with path.open("rb") as content:
             file = self.batches.files.add(content, "rows.jsonl", "batch")
         return str((await self.batches.create(file["id"], "/v1/completions", {}))["id"])
@@ -72,6 +72,11 @@ class Local:
         return [json.loads(line) for line in text.splitlines()]
 
 
+def batch_line(id: Any, url: str = "/v1/completions", **body: Any) -> dict[str, Any]:  # noqa: A002
+    """A line of a batch file."""
+    return {"custom_id": str(id), "method": "POST", "url": url, "body": {"model": "fake", **body}}
+
+
 def local(
     folder: Path, files: FileStore | None = None, bounds: Bounds | None = None, engine: str = "auto"
 ) -> Local:
@@ -85,8 +90,8 @@ def local(
     bounds = bounds or Bounds()
     codec, most = prepared.codec(), bounds.log_probs
     service = Service("fake", prepared, decoding, supervisor, codec, most)
-    documents = BatchDocuments(folder / "batches")
-    files = files or FileStore(folder / "files")
+    documents = BatchDocuments(folder / "batches", lines.append)
+    files = files or FileStore(folder / "files", report=lines.append)
     batches = Batches(documents, files, service, lines.append)
     batches.recover()
     return Local(batches, bounds, lines)

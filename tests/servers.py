@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,8 @@ class Served:
     lines: list[str] = field(default_factory=list)
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=PATIENCE_SECONDS, **options)
+        options = {"trust_env": False, "timeout": PATIENCE_SECONDS, **options}
+        return httpx.Client(base_url=self.address, **options)
 
     def engine(self) -> psutil.Process:
         """The engine's process."""
@@ -51,15 +52,20 @@ class Served:
 
 @contextmanager
 def served(
-    *arguments: str, seconds_per_token: float = 0.0, hang_on: str | None = None
+    *arguments: str,
+    seconds_per_token: float = 0.0,
+    hang_on: str | None = None,
+    wrapper: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[Served]:
     """`packhorse serve ARGUMENTS --port 0`, ready; ended when left. seconds_per_token: of the fake
-    engine; hang_on: text in a prompt at which it never gets on."""
-    environment = {**os.environ, DELAY_VARIABLE: str(seconds_per_token)}
+    engine; hang_on: text in a prompt at which it never gets on. wrapper: words before the
+    command. variables: of its environment."""
+    environment = {**os.environ, DELAY_VARIABLE: str(seconds_per_token), **variables}
     if hang_on is not None:
         environment[HANG_VARIABLE] = hang_on
     process = subprocess.Popen(
-        [sys.executable, "-m", "packhorse", "serve", *arguments, "--port", "0"],
+        [*wrapper, sys.executable, "-m", "packhorse", "serve", *arguments, "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

@@ -19,6 +19,7 @@ LAYERS = [
     {"errors"},
     {"streams"},
     {"cgroups"},
+    {"json_files"},
     {"labels"},
     {"atomic"},
     {"durable"},

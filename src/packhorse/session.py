@@ -110,6 +110,10 @@ class Model:
             has_costs=self.batching.policy == PLANNED,
         )
 
+    def limits(self, budget: TokenBudget) -> Limits:
+        """The bounds of a batch, with the measured costs where there are some."""
+        return budget.limits(self.batching, self.calibration.costs() if self.calibration else None)
+
     def answering(
         self,
         tokenizer: Tokenizer,
@@ -124,12 +128,7 @@ class Model:
             engine=self.engine,
             tokenizer=tokenizer,
             policy=self.batching.policy,
-            limits=Limits(
-                self.batching.batch_size,
-                budget.tokens,
-                self.calibration.costs() if self.calibration else None,
-                budget.batch_bytes,
-            ),
+            limits=self.limits(budget),
             window_rows=self.batching.window_rows,
             share_prefixes=self.batching.share_prefixes,
             deduplicate=self.batching.deduplicate,

@@ -20,6 +20,7 @@ from packhorse.data import Request
 from packhorse.load_test.config import Goals
 from packhorse.load_test.figures import knee, trial_of
 from packhorse.load_test.sending import Reply, arrivals, body_of, client_for, send_all
+from packhorse.serve.hosts import is_this_machine
 from servers import Served, served
 
 
@@ -271,3 +272,82 @@ def test_an_idle_connection_is_not_used_when_a_server_may_just_close_it() -> Non
 
     assert asyncio.run(run(0.0)) == 1
     assert asyncio.run(run(2.5)) == 2
+
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def with_proxies(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5h://127.0.0.1:9", "horse://a"])
+def test_this_machine_is_reached_without_a_proxy(
+    fake_server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+) -> None:
+    with_proxies(monkeypatch, **{name: proxy})
+    rows = tmp_path / "rows.txt"
+    rows.write_text("one\ntwo\n")
+    arguments = [str(rows), "--rate", "inf", "--requests", "2", "--max-new-tokens", "2"]
+    address = fake_server.address.replace("127.0.0.1", "localhost")
+    assert main(["load-test", address, *arguments]) == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HTTP_PROXY": "http://u:secret@127.0.0.1:9"}, "through the proxy http://127.0.0.1:9"),
+        ({"ALL_PROXY": "socks5h://127.0.0.1:9"}, "needs the package socksio"),
+        ({"ALL_PROXY": "horse://a"}, "the proxy horse://a cannot be used"),
+        ({"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "server.invalid"}, "answers at http://"),
+    ],
+)
+def test_a_proxy_that_fails_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    said: str,
+) -> None:
+    with_proxies(monkeypatch, **variables)
+    rows = tmp_path / "rows.txt"
+    rows.write_text("one\n")
+    assert main(["load-test", "http://server.invalid:8000", str(rows), "--requests", "1"]) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "NO_PROXY=server.invalid" in errors or "NO_PROXY" in variables
+    assert "secret" not in errors
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://\0"])
+def test_an_address_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    rows = tmp_path / "rows.txt"
+    rows.write_text("one\n")
+    assert main(["load-test", url, str(rows)]) == 2
+    assert "is no address of a server" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        ("localhost", True),
+        ("LOCALHOST.", True),
+        ("api.localhost", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", True),  # noqa: S104
+        ("128.0.0.1", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_what_is_this_machine(host: str, is_own: bool) -> None:
+    assert is_this_machine(host) == is_own

@@ -15,27 +15,32 @@ import pytest
 
 from in_process import Local, running, until
 from packhorse.engines.fake import DELAY_VARIABLE
+from packhorse.errors import OutputError
 from packhorse.journal import Journal
 from packhorse.serve import batches as batches_module
+from packhorse.serve import documents as documents_module
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.files import FileStore
+from packhorse.serve.problems import Problem
 
 ROWS = [{"id": f"id-{number}", "prompt": f"row {number}"} for number in range(12)]
 BAD = {"id": "bad", "prompt": 7}
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place/output.jsonl")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FaultyStore(FileStore):
     """faults: what keeping a file raises, call by call; None where it goes well."""
 
     faults: list[Exception | None] = field(default_factory=list)
 
-    def add(self, content: BinaryIO, name: str, purpose: str) -> dict[str, Any]:
+    def add(
+        self, content: BinaryIO, name: str, purpose: str, owner: str | None = None
+    ) -> dict[str, Any]:
         fault = self.faults.pop(0) if self.faults and purpose == "batch_output" else None
         if fault is not None:
             raise fault
-        return FileStore.add(self, content, name, purpose)
+        return FileStore.add(self, content, name, purpose, owner)
 
 
 def ran(test: Callable[[], Awaitable[None]]) -> None:
@@ -65,11 +70,42 @@ def test_a_full_disk_delays_a_batch(tmp_path: Path) -> None:
                 assert (await server.ended(identifier))["status"] == "completed"
             document = server.document(first)
             assert len(server.rows_of(document["output_file_id"])) == 12
-            assert [row["id"] for row in server.rows_of(document["error_file_id"])] == ["bad"]
+            assert [row["custom_id"] for row in server.rows_of(document["error_file_id"])] == [
+                "bad"
+            ]
             assert len(store.documents()) == 2 + 2 + 1
             assert any(f"{first} goes on in 0.1 s" in line for line in server.lines)
             waits = "packhorse_batch_interruptions_total"
             assert server.figures.registry.get_sample_value(waits) == 1
+
+    ran(test)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "no_space"), (errno.EROFS, "storage_unavailable")]
+)
+def test_a_batch_is_refused_while_the_disk_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    """With the true reason, and nothing of it stays."""
+
+    def fails(path: Path, document: Any) -> None:
+        raise OutputError("it cannot be written") from OSError(number, os.strerror(number))
+
+    async def test() -> None:
+        async with running(tmp_path) as server, server.client() as client:
+            fine = await server.begun(ROWS, tmp_path)
+            file = server.document(fine)["input_file_id"]
+            await server.ended(fine)
+            asked = {"input_file_id": file, "endpoint": "/v1/completions"}
+            asked["completion_window"] = "24h"
+            with monkeypatch.context() as patched:
+                patched.setattr(documents_module, "write_json", fails)
+                answer = await client.post("/v1/batches", json=asked)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (507, code)
+            assert len(list((tmp_path / "batches").iterdir())) == 1
+            again = (await client.post("/v1/batches", json=asked)).json()["id"]
+            assert (await server.ended(again))["status"] == "completed"
 
     ran(test)
 
@@ -113,10 +149,15 @@ def test_a_journal_that_cannot_be_read_ends_its_batch(tmp_path: Path) -> None:
 def test_the_message_about_an_input_has_no_path(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as server:
-            document = await server.ended(await server.begun([], tmp_path))
+            with pytest.raises(Problem, match=r"file-[0-9a-f]{24} is empty$") as refused:
+                await server.begun([], tmp_path)
+            assert (refused.value.status, refused.value.code) == (400, "invalid_input")
+            identifier = await server.begun(ROWS, tmp_path)
+            file = server.document(identifier)["input_file_id"]
+            server.batches.files.content(file).write_bytes(b"")
+            document = await server.ended(identifier)
             assert document["status"] == "failed"
-            expected = {"code": "invalid_input", "message": f"{document['input_file_id']} is empty"}
-            assert error_of(document) == expected
+            assert error_of(document) == {"code": "invalid_input", "message": f"{file} is empty"}
 
     ran(test)
 

@@ -18,7 +18,7 @@ from packhorse.errors import ConfigError
 from packhorse.serve.config import Bounds
 from packhorse.serve.files import FileStore
 from packhorse.serve.problems import Problem
-from packhorse.serve.server import held
+from packhorse.serve.state_folder import held_state
 from servers import FAKE, Served, served, wait_until
 
 FIELDS = {"purpose": "batch"}
@@ -43,10 +43,10 @@ def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path) -> None:
 def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     kept = store.add(io.BytesIO(b"abc"), "rows.jsonl", "batch")
-    half = tmp_path / ".file-0"
+    half = tmp_path / f".file-{'0' * 24}"
     half.mkdir()
     (half / "content.jsonl").write_bytes(b"x")
-    store.clean()
+    store.recover()
     assert [each.name for each in tmp_path.iterdir()] == [kept["id"]]
     assert store.content(kept["id"]).read_bytes() == b"abc"
 
@@ -167,7 +167,10 @@ def test_an_upload_that_the_disk_refuses(tmp_path: Path) -> None:
         async with server.client() as client:
             (tmp_path / "files").write_bytes(b"")
             answer = await client.post("/v1/files", files={"file": b"x"}, data=FIELDS)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_space")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (
+                507,
+                "storage_unavailable",
+            )
             assert str(tmp_path) not in answer.text
             assert any("an upload cannot be kept" in line for line in server.lines)
 
@@ -193,14 +196,15 @@ def test_a_range_is_not_looked_at(tmp_path: Path, wanted: str) -> None:
 def test_the_folder_for_files_is_one_server_s(tmp_path: Path) -> None:
     """What goes wrong while it is held is not taken for its own fault."""
     state = tmp_path / "state"
-    with held(state), pytest.raises(ConfigError, match="another server uses"), held(state):
+    twice = pytest.raises(ConfigError, match="another server uses")
+    with held_state(state), twice, held_state(state):
         pass
-    with pytest.raises(OSError, match="of the server"), held(state):
+    with pytest.raises(OSError, match="of the server"), held_state(state):
         raise OSError("of the server")
-    with held(state):
+    with held_state(state):
         pass
     state.with_name("file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot be used"), held(tmp_path / "file"):
+    with pytest.raises(ConfigError, match="cannot be used"), held_state(tmp_path / "file"):
         pass
 
 

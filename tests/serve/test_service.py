@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from packhorse.serve.config import Waits
 from packhorse.serve.figures import Figures
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work
-from packhorse.serve.service import Service
+from packhorse.serve.service import PROMPTS_AT_ONCE, Service
 from packhorse.serve.supervisor import Supervisor
 from packhorse.serve.waiting import Batching, WaitingRows
 from packhorse.serve.wire import Loaded
 from packhorse.session import prepare_for
+from packhorse.tokenization import Tokenizer
 
 
 def service_of(traits: EngineTraits, most_log_probs: int = 1 << 18) -> Service:
@@ -79,9 +81,44 @@ class Untouched:
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(content: Any) -> None:
     """The fake model's tokens are bytes: 256 characters never fit beside a token to be made."""
     service = service_of(EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
-    service._encoder = Untouched()  # type: ignore[assignment]
+    service._tokenizers.get()
+    service._tokenizers.put(Untouched())  # type: ignore[arg-type]
     work = Work((content,), {}, 1, is_stream=False, include_usage=False)
     with pytest.raises(Problem, match="256 characters") as said:
         asyncio.run(service.admit(work))
     assert (said.value.status, said.value.code) == (400, "context_length_exceeded")
     service.close()
+
+
+def test_a_row_that_takes_long_to_tokenize_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a request of many prompts, whose turn ends every few of them."""
+    encode, may_end, sizes = Tokenizer.encode, threading.Event(), []
+
+    def encoded(self: Tokenizer, requests: Any, *arguments: Any) -> Any:
+        sizes.append(len(requests))
+        if requests[0].content == "slow":
+            assert may_end.wait(20)
+        return encode(self, requests, *arguments)
+
+    monkeypatch.setattr(Tokenizer, "encode", encoded)
+    service = service_of(EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+
+    def admitted(*contents: str) -> Any:
+        work = Work(contents, {}, 1, is_stream=False, include_usage=False)
+        return asyncio.wait_for(service.admit(work), 20)
+
+    async def run() -> None:
+        slow = asyncio.create_task(admitted("slow"))
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            assert len(await admitted("text")) == 1
+        assert len(await admitted(*["text"] * 20)) == 20
+        assert not slow.done()
+        may_end.set()
+        assert len(await slow) == 1
+
+    asyncio.run(run())
+    service.close()
+    assert max(sizes) == PROMPTS_AT_ONCE

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,9 +15,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
+from in_process import batch_line
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.data import Decoding, Failure, Prompt
 from packhorse.engines.fake import ANSWERS_VARIABLE
@@ -213,25 +216,87 @@ def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type)
     assert isinstance(asyncio.run(run()).outcome, outcome)
 
 
-def test_a_fault_of_ours_ends_the_server() -> None:
-    """Lines for people go to a pipe that nobody reads: what keeps the engine running ends by it,
-    and a server that would never have an engine again must not stay."""
+@pytest.mark.parametrize("stderr", ["broken", "closed", "full"])
+def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> None:
+    """The engine dies twice, and each time is reported to a stream that takes nothing."""
+    port = free_port()
+    arguments = [
+        sys.executable, "-m", "packhorse", "serve", *FAKE, "--port", str(port),
+        "--state", str(tmp_path / "state"),
+    ]  # fmt: skip
+    if stderr == "closed":
+        arguments = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
     reader, writer = os.pipe()
-    arguments = [sys.executable, "-m", "packhorse", "serve", *FAKE, "--port", "0"]
-    process = subprocess.Popen(arguments, stderr=writer)
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = subprocess.Popen(arguments, stderr=full if stderr == "full" else writer)
     os.close(writer)
+    os.close(full)
+    engines: set[int] = set()
     try:
-        with os.fdopen(reader, encoding="utf-8") as lines:
-            assert any("serving " in line for line in lines)
-        (engine,) = (
-            each for each in psutil.Process(process.pid).children()
-            if "spawn_main" in " ".join(each.cmdline())
-        )  # fmt: skip
-        engine.kill()
-        process.wait(PATIENCE_SECONDS)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while len(engines) < 3:
+                wait_until(lambda: is_ready(client), PATIENCE_SECONDS)
+                for each in psutil.Process(process.pid).children():
+                    if "spawn_main" in " ".join(each.cmdline()) and each.pid not in engines:
+                        engines.add(each.pid)
+                        if len(engines) < 3:
+                            each.kill()
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
     finally:
         process.kill()
         process.wait()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "fault", ["packhorse.serve.batches.Batches", "packhorse.serve.supervisor.Supervisor"]
+)
+def test_a_background_task_that_ends_shows(tmp_path: Path, fault: str) -> None:
+    """In /health/ready as long as the server stays, which it does if requests are still answered;
+    in one line; and in the exit code."""
+    module, _, name = fault.rpartition(".")
+    method = {"Batches": "_carry_out", "Supervisor": "_lose_engine"}[name]
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\n"
+        f"if 'serve' in sys.argv:\n"
+        f"    import {module} as broken\n"
+        f"    def fail(*arguments):\n"
+        f"        raise RuntimeError('a fault of ours')\n"
+        f"    broken.{name}.{method} = fail\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with served(*FAKE, "--state", str(tmp_path / "state"), PYTHONPATH=path) as server:
+        with server.client() as client:
+            if name == "Batches":
+                upload = {"file": ("rows.jsonl", json.dumps(batch_line(1, prompt="a")).encode())}
+                file = client.post("/v1/files", data={"purpose": "batch"}, files=upload).json()
+                asked = {"input_file_id": file["id"], "endpoint": "/v1/completions"}
+                client.post("/v1/batches", json={**asked, "completion_window": "24h"})
+                wait_until(lambda: not is_ready(client))
+                answer = client.get("/health/ready")
+                assert answer.json()["error"]["code"] == "background_task_stopped"
+                body = {"model": "fake", "prompt": "a text", "max_tokens": 2}
+                assert client.post("/v1/completions", json=body).status_code == 200
+                server.process.terminate()
+            else:
+                server.engine().kill()
+        assert server.process.wait(PATIENCE_SECONDS) == 3
+        wait_until(lambda: any("RuntimeError: a fault of ours" in each for each in server.lines))
+        assert not any("Traceback" in each for each in server.lines)
 
 
 def test_rows_of_a_batch_wait_until_the_engine_is_back(

@@ -11,10 +11,15 @@ from __future__ import annotations
 import math
 import resource
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from packhorse.batching.policies import Limits
 from packhorse.cgroups import memory_headrooms
+from packhorse.config import BatchingConfig
 from packhorse.contract import EngineTraits
+
+if TYPE_CHECKING:
+    from packhorse.batching.cost import Costs
 
 SHARE_OF_FREE_MEMORY = 0.5
 SMALLEST_BUDGET = 256
@@ -42,6 +47,13 @@ class TokenBudget:
             if self.decided_by == "asked"
             else float(self.memory_tokens * self.bytes_per_token)
         )
+
+    def limits(self, batching: BatchingConfig, costs: Costs | None) -> Limits:
+        """Return every bound of a batch: rows, tokens and, with measured costs, prefill memory.
+
+        Library, forecast and server all build their limits here, so that none drops a bound.
+        """
+        return Limits(batching.batch_size, self.tokens, costs, self.batch_bytes)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -31,10 +31,12 @@ from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command,
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
+from packhorse.json_files import read_object
 from packhorse.machine import machine
 from packhorse.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.session import check_least, prepare_for
+from packhorse.sources import for_model
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
@@ -86,7 +88,11 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         read_layout(prepare_embedding_model(config.embeddings, observer.stage))
     runs = make_folder(config.output / "runs")
     sample = take_sample(
-        Path(config.input), config.reading, config.sample, runs / "sample.jsonl", config.labels
+        Path(config.input),
+        for_model(config.reading, config.model),
+        config.sample,
+        runs / "sample.jsonl",
+        config.labels,
     )
     _bind(config, sample, runs / "plan.json")
     observer.stage(
@@ -157,7 +163,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
         "system": config.reading.system,
     }
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_object(path, error=OutputError, hint="name another folder: -o")
         if not config.resume:
             raise OutputError(
                 f"{config.output} holds a comparison already",

@@ -11,7 +11,7 @@ from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
 from packhorse.batching.memory import TokenBudget
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import PLANNED, Limits
+from packhorse.batching.policies import PLANNED
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
 from packhorse.data import Batch, Prompt
@@ -34,9 +34,7 @@ class Setting:
         """Of a job of these prompts, planned window by window as a run plans them."""
         traits = self.calibration.traits
         costs = self.calibration.costs(outputs)
-        limits = Limits(
-            self.batching.batch_size, self.budget.tokens, costs, self.budget.batch_bytes
-        )
+        limits = self.budget.limits(self.batching, costs)
         batches: list[Batch] = []
         free: tuple[float, ...] = ()
         rows = self.batching.window_rows

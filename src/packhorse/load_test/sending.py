@@ -6,16 +6,20 @@ import asyncio
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from packhorse.data import Request
-from packhorse.errors import InputError
+from packhorse.errors import ConfigError, InputError
+from packhorse.serve.hosts import is_this_machine
 
 _OPTION_NAMES = {"max_new_tokens": "max_tokens"}
 _TOP_LOG_PROBS = "top_log_probs"
@@ -87,11 +91,52 @@ def body_of(
 
 
 def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
+    """A client of the server at `url`. Proxies that the environment names are used, but never for
+    this machine itself.
+
+    Raises InputError for an address that is none, ConfigError for a proxy that cannot be used.
+    """
+    host = host_of(url)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(
         max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE_SECONDS
     )
-    return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_seconds, limits=limits)
+    try:
+        return httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=timeout_seconds,
+            limits=limits,
+            trust_env=not is_this_machine(host),
+        )
+    except (ImportError, ValueError) as error:  # of a proxy of the environment
+        needs = " needs the package socksio" if isinstance(error, ImportError) else f": {error}"
+        raise ConfigError(
+            f"the proxy {proxy_for(url) or 'of the environment'} cannot be used{needs}",
+            f"pip install 'httpx[socks]', correct the variable, or set NO_PROXY={host}",
+        ) from error
+
+
+def host_of(url: str) -> str:
+    """The host in a server's address; InputError for what is no address."""
+    try:
+        httpx.URL(url)
+        return urlsplit(url).hostname or ""
+    except (ValueError, httpx.InvalidURL) as error:
+        raise InputError(
+            f"{url!r} is no address of a server: {error}", "give one such as http://127.0.0.1:8000"
+        ) from error
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy of the environment that requests to `url` go through, without its password."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_this_machine(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return None if proxy is None else re.sub("//[^/@]*@", "//", proxy)
 
 
 async def served_model(client: httpx.AsyncClient) -> str:
@@ -101,8 +146,15 @@ async def served_model(client: httpx.AsyncClient) -> str:
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        url = str(client.base_url)
+        what = str(error) or type(error).__name__
+        if (proxy := proxy_for(url)) is not None:
+            raise InputError(
+                f"no server to be tested answers at {url} through the proxy {proxy}: {what}",
+                f"check the proxy, or set NO_PROXY={host_of(url)} to do without it",
+            ) from error
         raise InputError(
-            f"no server to be tested answers at {client.base_url}: {error}",
+            f"no server to be tested answers at {url}: {what}",
             "start one with packhorse serve, and give its address, such as http://127.0.0.1:8000",
         ) from error
 

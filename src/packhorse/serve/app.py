@@ -16,6 +16,7 @@ from packhorse.serve.config import ServeConfig
 from packhorse.serve.embedding import Embedder
 from packhorse.serve.figures import Figures
 from packhorse.serve.guard import Guard, Rules
+from packhorse.serve.hosts import host_name
 from packhorse.serve.page import page_routes
 from packhorse.serve.problems import Problem
 from packhorse.serve.routes import (
@@ -26,8 +27,15 @@ from packhorse.serve.routes import (
     openai_routes,
 )
 from packhorse.serve.service import Service
+from packhorse.serve.validation import problem_of
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+_UNREADABLE: dict[type[BaseException] | None, str] = {
+    UnicodeDecodeError: "the body is not UTF-8; send JSON in UTF-8",
+    RecursionError: "the body is nested too deeply; flatten it",
+    ValueError: "the body holds a number of thousands of digits; shorten it",
+}
+"""Why a body cannot be read, by what FastAPI got from the JSON parser."""
 
 
 def application(
@@ -66,7 +74,7 @@ def application(
 def rules(config: ServeConfig) -> Rules:
     return Rules(
         host=config.host,
-        allowed_hosts=frozenset(name.lower() for name in config.allowed_hosts),
+        allowed_hosts=frozenset(map(host_name, config.allowed_hosts)),
         keys=tuple(sha256(key.encode()).digest() for key in config.api_keys),
         bounds=config.bounds,
     )
@@ -81,20 +89,17 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     """Paths and methods there are not, and bodies that are no JSON."""
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
-    problem = Problem(error.status_code, code, str(error.detail))
+    text = _UNREADABLE.get(type(error.__cause__)) if error.status_code == 400 else None
+    problem = Problem(error.status_code, code, text or str(error.detail))
     return JSONResponse(
         problem.to_json(), problem.status, {**(error.headers or {}), **problem.headers()}
     )
 
 
 async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
-    """Names the first field that is wrong; its value is not sent back."""
+    """Names the first field that is wrong, and why."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(step) for step in first["loc"] if step != "body"]
-    param = ".".join(place) or None
-    message = f"{param or 'the body'}: {first['msg']}"
-    problem = Problem(400, "invalid_request", message, param=param)
+    problem = problem_of(error.errors(), error.body)
     return JSONResponse(problem.to_json(), problem.status, problem.headers())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import OutputError
-from packhorse.serve.documents import Documents
+from packhorse.serve.documents import Documents, Owner, Report
 
 _UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
 
@@ -22,22 +22,25 @@ class BatchDocuments:
     """Documents of batches. All methods belong to the event loop's thread; the disk is written in a
     thread of its own, one document after the other, so that the last one stays.
 
-    under_way: documents of batches that have not ended, by identifier.
+    under_way: documents of batches that have not ended, by identifier. report: gets a line for
+    each document that is damaged.
     """
 
     folder: Path
+    report: Report = lambda text: None
     under_way: dict[str, dict[str, Any]] = field(default_factory=dict)
     _ending: set[str] = field(default_factory=set)
+    _stored: Documents = field(init=False)
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="batch documents")
     )
 
-    @property
-    def _stored(self) -> Documents:
-        return Documents(self.folder, "batch")
+    def __post_init__(self) -> None:
+        self._stored = Documents(self.folder, "batch", self.report)
 
     def recover(self) -> None:
         """Takes up, oldest first, what an earlier server did not finish."""
+        self._stored.clean()
         for document in reversed(self._stored.all()):
             if document["status"] in _UNDER_WAY:
                 self.under_way[document["id"]] = document
@@ -45,14 +48,19 @@ class BatchDocuments:
     def place(self, identifier: str) -> Path:
         return self._stored.place(identifier)
 
-    def find(self, identifier: str) -> dict[str, Any]:
-        """Raises Problem for a batch that is not there."""
-        return self.under_way.get(identifier) or self._stored.read(identifier)
+    def find(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
+        """Raises Problem for a batch that is not there, or is not for `owner`."""
+        found = self.under_way.get(identifier)
+        if found is None:
+            return self._stored.read(identifier, owner)
+        if owner is not None and found.get("owner") not in (None, owner):
+            raise self._stored.absent()
+        return found
 
-    async def all(self) -> list[dict[str, Any]]:
-        """Newest first."""
+    async def all(self, owner: Owner = None) -> list[dict[str, Any]]:
+        """Those for `owner`, newest first."""
         under_way = dict(self.under_way)
-        stored = await asyncio.to_thread(self._stored.all)
+        stored = await asyncio.to_thread(self._stored.all, owner)
         return [
             under_way.get(each["id"], each) if each["status"] in _UNDER_WAY else each
             for each in stored
@@ -64,17 +72,27 @@ class BatchDocuments:
         document = {"id": identifier, "object": "batch", "status": "validating", **fields}
         self.under_way[identifier] = document
         try:
-            self.place(identifier).mkdir(parents=True)
-            await self.keep(identifier)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._begin, document)
         except BaseException:
             del self.under_way[identifier]
-            shutil.rmtree(self.place(identifier), ignore_errors=True)
             raise
         return document
 
-    async def cancel(self, identifier: str) -> dict[str, Any]:
-        """Raises Problem for a batch that is not there; one that has ended stays as it is."""
-        self.find(identifier)
+    def _begin(self, document: dict[str, Any]) -> None:
+        """Keeps the first document of a batch, or, with OSError or OutputError, nothing."""
+        hidden = self._stored.hidden_place(document["id"])
+        try:
+            hidden.mkdir(mode=0o700, parents=True)
+            self._stored.write(document, hidden)
+            self._stored.show(hidden, document["id"])
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+
+    async def cancel(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
+        """Raises Problem for a batch that is not there, or is not for `owner`; one that has ended
+        stays as it is."""
+        self.find(identifier, owner)
         has_ended = identifier not in self.under_way or identifier in self._ending
         if not has_ended and not self.is_cancelled(identifier):
             self.change(identifier, status="cancelling", **at("cancelling"))

@@ -8,30 +8,43 @@ import shutil
 from collections.abc import Iterator
 from typing import Annotated, Any, BinaryIO, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from packhorse.errors import OutputError
 from packhorse.serve import schemas
 from packhorse.serve.batches import Batches
-from packhorse.serve.files import FileStore, no_space
+from packhorse.serve.documents import Owner, shown_document
+from packhorse.serve.files import FileStore, not_kept
 from packhorse.serve.problems import Problem
+from packhorse.sources.faults import shown
 
+
+async def _owner(request: Request) -> Owner:
+    owner: Owner = request.state.owner
+    return owner
+
+
+Caller = Annotated[Owner, Depends(_owner)]
+"""To whom the request's files and batches belong; see `Guard`."""
 Identifier = Annotated[str, Field(min_length=1, max_length=64)]
 _PURPOSES = ("batch",)
 
 
 class BatchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     input_file_id: Identifier
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Literal["24h"]
     metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
         Field(max_length=16),
-    ] = {}
+    ] = None
 
 
 def file_routes(batches: Batches, uploads: int) -> APIRouter:
@@ -41,35 +54,36 @@ def file_routes(batches: Batches, uploads: int) -> APIRouter:
     places = asyncio.Semaphore(uploads)
 
     @router.post("/v1/files")
-    async def upload(request: Request) -> dict[str, Any]:
+    async def upload(request: Request, owner: Caller) -> dict[str, Any]:
         async with places:
             length = request.headers.get("content-length", "")
-            await run_in_threadpool(store.require_room, int(length) if length.isdigit() else 0)
             try:
-                return await _keep(store, request)
+                await run_in_threadpool(store.require_room, int(length) if length.isdigit() else 0)
+                return shown_document(await _keep(store, request, owner))
             except (OSError, OutputError) as error:
                 batches.report(f"an upload cannot be kept: {error}")
-                raise no_space() from None
+                raise not_kept(error) from None
 
     @router.get("/v1/files")
-    async def listing() -> dict[str, Any]:
-        return _list(await run_in_threadpool(store.documents))
+    async def listing(owner: Caller) -> dict[str, Any]:
+        return _list(await run_in_threadpool(store.documents, owner))
 
     @router.get("/v1/files/{file_id}")
-    async def file(file_id: str) -> dict[str, Any]:
-        return store.document(file_id)
+    async def file(file_id: str, owner: Caller) -> dict[str, Any]:
+        return shown_document(store.document(file_id, owner))
 
     @router.get("/v1/files/{file_id}/content", response_class=StreamingResponse)
-    async def content(file_id: str) -> StreamingResponse:
+    async def content(file_id: str, owner: Caller) -> StreamingResponse:
         """Whole, whatever range is asked for."""
-        opened = await run_in_threadpool(store.open, file_id)
+        opened = await run_in_threadpool(store.open, file_id, owner)
         length = {"content-length": str(os.fstat(opened.fileno()).st_size)}
         return StreamingResponse(_read(opened), media_type="application/jsonl", headers=length)
 
     @router.delete("/v1/files/{file_id}")
-    async def remove(file_id: str) -> dict[str, Any]:
+    async def remove(file_id: str, owner: Caller) -> dict[str, Any]:
+        store.document(file_id, owner)
         batches.require_free(file_id)
-        gone = store.withdraw(file_id)  # in the same step, before a batch may begin with it
+        gone = store.withdraw(file_id, owner)  # in the same step, before a batch may begin with it
         await run_in_threadpool(shutil.rmtree, gone, ignore_errors=True)
         return {"id": file_id, "object": "file", "deleted": True}
 
@@ -80,20 +94,21 @@ def batch_routes(batches: Batches) -> APIRouter:
     router = APIRouter(responses=schemas.ERRORS)
 
     @router.post("/v1/batches")
-    async def create(body: BatchRequest) -> dict[str, Any]:
-        return await batches.create(body.input_file_id, body.endpoint, body.metadata)
+    async def create(body: BatchRequest, owner: Caller) -> dict[str, Any]:
+        begun = batches.create(body.input_file_id, body.endpoint, body.metadata or {}, owner)
+        return shown_document(await begun)
 
     @router.get("/v1/batches")
-    async def listing() -> dict[str, Any]:
-        return _list(await batches.documents.all())
+    async def listing(owner: Caller) -> dict[str, Any]:
+        return _list(await batches.documents.all(owner))
 
     @router.get("/v1/batches/{batch_id}")
-    async def batch(batch_id: str) -> dict[str, Any]:
-        return batches.documents.find(batch_id)
+    async def batch(batch_id: str, owner: Caller) -> dict[str, Any]:
+        return shown_document(batches.documents.find(batch_id, owner))
 
     @router.post("/v1/batches/{batch_id}/cancel")
-    async def cancel(batch_id: str) -> dict[str, Any]:
-        return await batches.documents.cancel(batch_id)
+    async def cancel(batch_id: str, owner: Caller) -> dict[str, Any]:
+        return shown_document(await batches.documents.cancel(batch_id, owner))
 
     return router
 
@@ -110,16 +125,56 @@ def no_batch_routes() -> APIRouter:
     return router
 
 
-async def _keep(store: FileStore, request: Request) -> dict[str, Any]:
-    async with request.form(max_files=1, max_fields=8) as form:
+class _Parser(MultiPartParser):
+    """Also knows whether the closing boundary came."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+
+async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, Any]:
+    if "content-type" not in request.headers:  # and so no body: see `Rules`
+        raise _incomplete_upload(has_begun=False)
+    parser = _Parser(request.headers, request.stream(), max_files=1, max_fields=8)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        message = f"the upload is refused: {error.message}"
+        if isinstance(error.__cause__, FormParserError):
+            message = "the upload is no multipart body with the boundary of its content-type"
+        raise Problem(400, "invalid_multipart", message) from None
+    try:
+        if not parser.is_whole:
+            raise _incomplete_upload(has_begun=bool(form))
         content, purpose = form.get("file"), form.get("purpose")
-        if not isinstance(content, UploadFile):
-            raise Problem(400, "missing_file", "send the file as field file", param="file")
+        if isinstance(content, str):
+            message = "the field file has no filename, so it is no file; send one with a filename"
+            raise Problem(400, "missing_file", message, param="file")
+        if content is None:
+            raise Problem(400, "missing_file", "the upload has no field file", param="file")
         if purpose not in _PURPOSES:
-            raise Problem(400, "bad_purpose", "purpose must be batch", param="purpose")
+            got = "it is missing" if purpose is None else f"got {_shown_field(purpose)}"
+            raise Problem(400, "bad_purpose", f"purpose must be batch, {got}", param="purpose")
         await run_in_threadpool(store.require_room, content.size or 0)
         name = content.filename or "input.jsonl"
-        return await run_in_threadpool(store.add, content.file, name, str(purpose))
+        return await run_in_threadpool(store.add, content.file, name, str(purpose), owner)
+    finally:
+        await form.close()
+
+
+def _incomplete_upload(*, has_begun: bool) -> Problem:
+    message = (
+        "the upload ends before its closing boundary; send all of it"
+        if has_begun
+        else "the upload has no whole part between the boundaries that its content-type names"
+    )
+    return Problem(400, "incomplete_upload", message)
+
+
+def _shown_field(value: UploadFile | str) -> str:
+    return shown(value) if isinstance(value, str) else "a file"
 
 
 def _read(opened: BinaryIO) -> Iterator[bytes]:
@@ -132,4 +187,5 @@ def _list(documents: list[dict[str, Any]]) -> dict[str, Any]:
     ends = {"first_id": None, "last_id": None}
     if documents:
         ends = {"first_id": documents[0]["id"], "last_id": documents[-1]["id"]}
-    return {"object": "list", "data": documents, "has_more": False, **ends}
+    data = list(map(shown_document, documents))
+    return {"object": "list", "data": data, "has_more": False, **ends}

@@ -86,6 +86,15 @@ class BatchRun:
         finally:
             await self._apart(journal.close)
 
+    @property
+    def _reading(self) -> InputConfig:
+        """Lines must name this model and be of the batch's endpoint."""
+        service = self.rows.service
+        return InputConfig(
+            served_model_name=service.names or (service.name,),
+            batch_endpoint=self.documents.find(self.identifier)["endpoint"],
+        )
+
     def _enlist(self, journal: Journal, source: Path) -> None:
         """Raises InputError for a file that cannot be read, JobChangedError for another model or
         another way to run it."""
@@ -97,12 +106,13 @@ class BatchRun:
         journal.bind({**identity, **deciding(traits.compute_type, service.decoding)})
         is_openai = detect_format(source) == "openai-batch"
         journal.set_meta("openai", {"model": service.name} if is_openai else None)
-        journal.enlist(read_rows(source, InputConfig()))
+        journal.enlist(read_rows(source, self._reading))
         journal.discard_damaged()
 
     async def _answer_pending(self, journal: Journal, source: Path) -> None:
         """Every row without a result gets one, unless the batch is cancelled."""
-        pending = await self._apart(lambda: _pending(journal, source))
+        reading = self._reading
+        pending = await self._apart(lambda: _pending(journal, source, reading))
         places = asyncio.Semaphore(ROWS_AT_ONCE)
 
         async def answer(row: Request) -> None:
@@ -168,7 +178,10 @@ class BatchRun:
         self.files.remove_named(name, "batch_output")
         try:
             with output.open("rb") as content:
-                return self.files.add(content, name, "batch_output")["id"] if rows else None
+                if not rows:
+                    return None
+                owner = self.documents.find(self.identifier).get("owner")
+                return self.files.add(content, name, "batch_output", owner)["id"]
         finally:
             output.unlink()
 
@@ -183,7 +196,7 @@ class BatchRun:
         return await asyncio.get_running_loop().run_in_executor(self.thread, call)
 
 
-def _pending(journal: Journal, source: Path) -> Iterator[Request]:
+def _pending(journal: Journal, source: Path, reading: InputConfig) -> Iterator[Request]:
     positions = set(journal.pending_positions())
-    rows = read_rows(source, InputConfig())
+    rows = read_rows(source, reading)
     return (row for row in rows if row.index in positions and isinstance(row, Request))

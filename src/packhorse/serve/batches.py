@@ -18,9 +18,11 @@ from packhorse.errors import InputError, JobChangedError, OutputError
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.batch_run import BatchRun
-from packhorse.serve.files import FileStore, no_space
+from packhorse.serve.documents import Owner
+from packhorse.serve.files import FileStore, not_kept
 from packhorse.serve.problems import Problem
 from packhorse.serve.service import Service
+from packhorse.sources import detect_format
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
@@ -46,7 +48,7 @@ class Batches:
 
     def recover(self) -> None:
         """Takes up what an earlier server left, before clients may ask for it."""
-        self.files.clean()
+        self.files.recover()
         self.documents.recover()
         for identifier in self.documents.under_way:
             self._queue.put_nowait(identifier)
@@ -56,9 +58,13 @@ class Batches:
         while True:
             await self._carry_out(await self._queue.get())
 
-    async def create(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> dict[str, Any]:
-        """Raises Problem for a file that is not there, and where there is no space for a batch."""
-        self.files.document(file_id)
+    async def create(
+        self, file_id: str, endpoint: str, metadata: dict[str, str], owner: Owner = None
+    ) -> dict[str, Any]:
+        """Raises Problem for a file that is not there or is no batch, and where there is no space
+        for a batch."""
+        await asyncio.to_thread(self._require_batch, file_id, owner)
+        self.files.document(file_id, owner)  # again, in the same step as the batch begins
         try:
             document = await self.documents.add(
                 {
@@ -71,13 +77,35 @@ class Batches:
                     "errors": None,
                     "metadata": metadata,
                     "request_counts": {"total": 0, "completed": 0, "failed": 0},
+                    "owner": owner,
                 }
             )
         except (OSError, OutputError) as error:
             self.report(f"a batch cannot be begun: {error}")
-            raise no_space() from None
+            raise not_kept(error) from None
         self._queue.put_nowait(document["id"])
         return document
+
+    def _require_batch(self, file_id: str, owner: Owner) -> None:
+        """Raises Problem for a file that is not there or holds no lines of a batch."""
+        try:
+            found = detect_format(self.files.content(file_id, owner))
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise self.files.unreadable() from error
+            message = self._without_path(error, file_id)
+            raise Problem(400, "invalid_input", message, param="input_file_id") from None
+        if found != "openai-batch":
+            message = (
+                f"{file_id} is no batch: a line must be an object with custom_id, method, url and "
+                "body"
+            )
+            raise Problem(400, "invalid_input", message, param="input_file_id")
+
+    def _without_path(self, error: InputError, file_id: str) -> str:
+        """What is wrong with a file, for its client."""
+        folder = str(self.files.folder / file_id)
+        return str(error).replace(f"{folder}/content.jsonl", file_id).replace(folder, file_id)
 
     def require_free(self, file_id: str) -> None:
         """Raises Problem for a file that a batch under way reads."""
@@ -109,9 +137,9 @@ class Batches:
     def _try_again_later(self, identifier: str, error: Exception) -> None:
         pause = self._pauses.get(identifier, FIRST_RETRY_SECONDS)
         self._pauses[identifier] = min(2 * pause, LONGEST_RETRY_SECONDS)
+        asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, identifier)
         self.service.supervisor.figures.batch_interruptions.inc()
         self.report(f"{identifier} goes on in {pause:g} s: {type(error).__name__}: {error}")
-        asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, identifier)
 
     def _told(self, identifier: str, error: Exception) -> tuple[str, str]:
         """Code and message for the client: what he can mend, and no path of this machine."""
@@ -121,9 +149,7 @@ class Batches:
             return "server_changed", f"{error}; start a new batch for the rows left"
         if isinstance(error, InputError) and not isinstance(error.__cause__, OSError):
             file = self.documents.find(identifier)["input_file_id"]
-            folder = str(self.files.folder / file)
-            message = str(error).replace(f"{folder}/content.jsonl", file).replace(folder, file)
-            return "invalid_input", message
+            return "invalid_input", self._without_path(error, file)
         return "internal_error", "the server failed on this batch"
 
 
@@ -147,6 +173,6 @@ def _cause(error: Exception) -> Exception:
 
 def _is_of_disk(error: BaseException | None) -> bool:
     """Whether the same may go well later."""
-    if isinstance(error, OutputError):
+    if isinstance(error, OutputError | Problem):
         return _is_of_disk(error.__cause__)
     return isinstance(error, OSError | sqlite3.OperationalError)

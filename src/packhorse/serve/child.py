@@ -61,7 +61,7 @@ def _run(connection: Connection, loading: Loading) -> None:
     else:
         with model:
             budget = model.budget(loading.decoding)
-            channel.send(ready_message(model, budget.tokens, _description(model, budget.tokens)))
+            channel.send(ready_message(model, budget, _description(model, budget.tokens)))
             _Working(model, channel, inbox).run()
     channel.finish()
     sys.stdout.flush()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.data import Decoding
+from packhorse.sources.openai import model_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,14 @@ class ServeConfig:
     @property
     def served_name(self) -> str:
         return self.name or Path(self.model).name
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Names by which clients may call the model, `served_name` first: that alone if it was
+        chosen, else also those that `packhorse run` takes."""
+        if self.name:
+            return (self.name,)
+        return tuple(dict.fromkeys((self.served_name, *model_names(self.model))))
 
     @property
     def embeddings_name(self) -> str:

@@ -1,62 +1,174 @@
 """What OpenAI's clients read of a file or a batch: a document in a folder of its own.
 
 FOLDER/file-…/file.json, FOLDER/batch_…/batch.json
+FOLDER/.file-…, FOLDER/.batch_…  one that is coming or going
+
+The folder is this server's, but what is in it may have come from a backup, an editor or another
+version. Only names of our own form are looked at and only those that begin with a dot are ever
+deleted. A document that cannot be read or has the wrong shape is reported once, kept, and not
+served.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import secrets
-from dataclasses import dataclass
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from packhorse.atomic import write_json
+from packhorse.atomic import sync_folder, write_json
+from packhorse.errors import InputError
+from packhorse.json_files import decode, read_object
 from packhorse.serve.problems import Problem
 
+Kind = Literal["file", "batch"]
+Report = Callable[[str], None]
+MOST_BYTES = 4 << 20
+"""Of a document; ours have a few kilobytes."""
 _SEPARATOR = {"file": "-", "batch": "_"}
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+class DamagedDocumentError(Exception):
+    """A document that is there and cannot be used; says why."""
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """The fields that every file.json has. owner: see `Owner`."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: str
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """The fields that every batch.json has; moments (`…_at`) are added as the batch goes on."""
+
+    id: str
+    object: Literal["batch"]
+    status: Literal[
+        "validating",
+        "in_progress",
+        "finalizing",
+        "completed",
+        "failed",
+        "cancelling",
+        "cancelled",
+    ]
+    endpoint: str
+    input_file_id: str
+    created_at: int
+    request_counts: dict[str, int]
+    metadata: dict[str, str]
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    errors: dict[str, Any] | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    owner: str | None = None
+
+
+_SHAPES: dict[Kind, type] = {"file": StoredFile, "batch": StoredBatch}
+
+Owner = str | None
+"""Digest of the API key that a file or batch belongs to. A document without one belongs to all
+keys: it was made where no key was asked for, or by a version whose keys shared everything. A caller
+without one (no keys are configured) may use every document."""
+
+
+@dataclass(slots=True)
 class Documents:
     """Names of folders are drawn here; what a client asks for is looked up only if it has the form
-    of such a name."""
+    of such a name. report: gets a line for each document that cannot be used, once."""
 
     folder: Path
-    kind: Literal["file", "batch"]
+    kind: Kind
+    report: Report = lambda text: None
+    _reported: set[str] = field(default_factory=set)
 
     def new_identifier(self) -> str:
         return f"{self.kind}{_SEPARATOR[self.kind]}{secrets.token_hex(12)}"
 
+    def is_own_name(self, name: str) -> bool:
+        """Whether a folder with this name is one of ours, or one that is coming or going."""
+        return self._is_identifier(name.removeprefix("."))
+
     def place(self, identifier: str) -> Path:
         """The folder of one, which need not be there. Raises Problem for what is no name of one."""
-        if not re.fullmatch(f"{self.kind}{_SEPARATOR[self.kind]}[0-9a-f]{{24}}", identifier):
+        if not self._is_identifier(identifier):
             raise self.absent()
         return self.folder / identifier
 
-    def read(self, identifier: str) -> dict[str, Any]:
-        """Raises Problem for one that is not there."""
+    def hidden_place(self, identifier: str) -> Path:
+        """The folder of one that is coming or going; what a killed server leaves of it is rubbish.
+        Raises Problem as `place`."""
+        return self.place(identifier).with_name(f".{identifier}")
+
+    def read(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
+        """The document of one that `owner` may use.
+
+        Raises:
+            Problem: it is not there, is damaged, or is another's (404); it cannot be read now (503,
+                caused by the OSError).
+        """
         try:
-            text = self._path(self.place(identifier)).read_text(encoding="utf-8")
-        except OSError:
+            document = self._load(self.place(identifier))
+        except (FileNotFoundError, NotADirectoryError):
             raise self.absent() from None
-        found: dict[str, Any] = json.loads(text)
-        return found
+        except DamagedDocumentError as error:
+            self._report_once(identifier, f"is damaged, kept and not served: {error}")
+            raise self.absent() from None
+        except OSError as error:
+            self._report_once(identifier, f"cannot be read: {error.strerror or error}")
+            raise self.unreadable() from error
+        if owner is not None and document.get("owner") not in (None, owner):
+            raise self.absent()
+        return document
 
     def write(self, document: dict[str, Any], place: Path | None = None) -> None:
         """In its folder, or in `place`, which is to become it. Raises OutputError."""
         write_json(self._path(place or self.place(document["id"])), document)
 
-    def all(self) -> list[dict[str, Any]]:
-        """Newest first, without those that go while they are read."""
+    def all(self, owner: Owner = None) -> list[dict[str, Any]]:
+        """Those that `owner` may use, newest first, without those that go while they are read and
+        those that cannot be used."""
         found = []
-        for each in self.folder.iterdir() if self.folder.is_dir() else ():
-            try:
-                found.append(self.read(each.name))
-            except Problem:
-                continue
+        for name in self._names():
+            if self._is_identifier(name):
+                try:
+                    found.append(self.read(name, owner))
+                except Problem:
+                    continue
         return sorted(found, key=lambda each: (-each["created_at"], each["id"]))
+
+    def clean(self) -> None:
+        """Removes what a server that was killed left of those that came or went."""
+        for name in self._names():
+            if name.startswith(".") and self.is_own_name(name):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def show(self, place: Path, identifier: str) -> None:
+        """Moves a whole folder to its place, from where it is served. Raises OSError."""
+        place.rename(self.place(identifier))
+        sync_folder(self.folder)
 
     def absent(self) -> Problem:
         return Problem(
@@ -66,5 +178,54 @@ class Documents:
             param=f"{self.kind}_id",
         )
 
+    def unreadable(self) -> Problem:
+        """For one that is there: its disk may give it another time."""
+        message = f"the server cannot read this {self.kind} now; try again later"
+        return Problem(503, f"{self.kind}_unreadable", message, retry_after=30)
+
+    def _is_identifier(self, name: str) -> bool:
+        pattern = f"{self.kind}{_SEPARATOR[self.kind]}[0-9a-f]{{24}}"
+        return re.fullmatch(pattern, name) is not None
+
+    def _names(self) -> Iterator[str]:
+        """Raises Problem for a folder that is there and cannot be read."""
+        try:
+            yield from sorted(os.listdir(self.folder))  # noqa: PTH208 - names alone
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                self._report_once(".", f"cannot be read: {error.strerror}")
+                raise self.unreadable() from error
+
+    def _load(self, place: Path) -> dict[str, Any]:
+        """Raises FileNotFoundError, DamagedDocumentError, and OSError for what cannot be read."""
+        if not stat.S_ISDIR(place.stat().st_mode):
+            raise DamagedDocumentError("it is no folder")
+        path = self._path(place)
+        try:
+            document = read_object(path, error=InputError, max_bytes=MOST_BYTES, allow_nan=False)
+            decode(_SHAPES[self.kind], document, path.name)
+            json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair cannot be
+        except InputError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                place.stat()  # raises it again if the whole folder went meanwhile
+            elif isinstance(error.__cause__, OSError) and not path.is_dir():
+                raise error.__cause__ from None
+            raise DamagedDocumentError(str(error)) from None
+        except ValueError as error:
+            raise DamagedDocumentError(str(error)) from None
+        if document["id"] != place.name:
+            raise DamagedDocumentError(f"it is of {document['id']!r:.60}")
+        return document
+
+    def _report_once(self, identifier: str, what: str) -> None:
+        if identifier not in self._reported:
+            self._reported.add(identifier)
+            self.report(f"{self.folder / identifier} {what}")
+
     def _path(self, place: Path) -> Path:
         return place / f"{self.kind}.json"
+
+
+def shown_document(document: dict[str, Any]) -> dict[str, Any]:
+    """What a client reads of a document."""
+    return {name: value for name, value in document.items() if name != "owner"}

@@ -2,50 +2,51 @@
 
 STATE/files/file-…/content.jsonl  the file as it was sent, or written by a batch
 STATE/files/file-…/file.json      what OpenAI's clients read of it
-STATE/files/.…                    a file that is coming or going
+STATE/files/.file-…               a file that is coming or going
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from packhorse.serve.documents import Documents
+from packhorse.errors import OutputError
+from packhorse.serve.documents import Documents, Owner, Report
 from packhorse.serve.problems import Problem
 
 _CONTENT = "content.jsonl"
-_HIDDEN = "."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FileStore:
     """What a client calls a file is only shown.
 
     stored_bytes: of all files, above which no uploads are taken; None is any number. spare_bytes:
-    that uploads leave free on the disk, for journals and what batches write.
+    that uploads leave free on the disk, for journals and what batches write. report: gets a line
+    for each file that is damaged.
     """
 
     folder: Path
     stored_bytes: int | None = None
     spare_bytes: int = 0
+    report: Report = lambda text: None
+    _documents: Documents = field(init=False)
 
-    @property
-    def _documents(self) -> Documents:
-        return Documents(self.folder, "file")
+    def __post_init__(self) -> None:
+        self._documents = Documents(self.folder, "file", self.report)
 
-    def clean(self) -> None:
-        """Removes what a server that was killed left of files that came or went; belongs before
-        anything else."""
-        kept = {each["id"] for each in self.documents()}
-        for each in self.folder.iterdir() if self.folder.is_dir() else ():
-            if each.name not in kept:
-                shutil.rmtree(each, ignore_errors=True)
+    def recover(self) -> None:
+        """Removes what a server that was killed left of files that came or went, and reports files
+        that cannot be used; belongs before anything else."""
+        self._documents.clean()
+        self._documents.all()
 
     def require_room(self, size: int) -> None:
         """Raises Problem where `size` bytes more are too many, by the store's bound or the disks'
@@ -61,14 +62,16 @@ class FileStore:
             if shutil.disk_usage(disk).free < needed:
                 raise no_space()
 
-    def add(self, content: BinaryIO, name: str, purpose: str) -> dict[str, Any]:
+    def add(
+        self, content: BinaryIO, name: str, purpose: str, owner: Owner = None
+    ) -> dict[str, Any]:
         """Keeps what is left of `content`; returns the file's document. Raises OSError or
         OutputError where it cannot, and nothing of it stays."""
         identifier = self._documents.new_identifier()
-        place = self.folder / f"{_HIDDEN}{identifier}"
-        place.mkdir(parents=True)
+        place = self._documents.hidden_place(identifier)
+        place.mkdir(mode=0o700, parents=True)
         try:
-            with (place / _CONTENT).open("wb") as copy:
+            with open(place / _CONTENT, "wb", opener=_private) as copy:
                 shutil.copyfileobj(content, copy, 1 << 20)
                 copy.flush()
                 os.fsync(copy.fileno())
@@ -80,40 +83,44 @@ class FileStore:
                 "filename": name[:256],
                 "purpose": purpose,
                 "status": "processed",
+                "owner": owner,
             }
             self._documents.write(document, place)
-            place.rename(self.folder / identifier)
+            self._documents.show(place, identifier)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         return document
 
-    def document(self, identifier: str) -> dict[str, Any]:
-        """Raises Problem for a file that is not there."""
-        return self._documents.read(identifier)
+    def document(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
+        """Raises Problem for a file that is not there, or is not for `owner`."""
+        return self._documents.read(identifier, owner)
 
-    def documents(self) -> list[dict[str, Any]]:
-        """Newest first."""
-        return self._documents.all()
+    def documents(self, owner: Owner = None) -> list[dict[str, Any]]:
+        """Those for `owner`, newest first."""
+        return self._documents.all(owner)
 
-    def content(self, identifier: str) -> Path:
-        """Raises Problem for a file that is not there."""
-        self.document(identifier)
+    def content(self, identifier: str, owner: Owner = None) -> Path:
+        """Raises Problem for a file that is not there, or is not for `owner`."""
+        self.document(identifier, owner)
         return self._documents.place(identifier) / _CONTENT
 
-    def open(self, identifier: str) -> BinaryIO:
+    def open(self, identifier: str, owner: Owner = None) -> BinaryIO:
         """Its content, which can be read to its end though it is removed meanwhile. Raises Problem
-        for a file that is not there."""
+        for a file that is not there, is not for `owner`, or cannot be read now."""
         try:
-            return self.content(identifier).open("rb")
+            return self.content(identifier, owner).open("rb")
         except FileNotFoundError:
             raise self._documents.absent() from None
+        except OSError as error:
+            self.report(f"{self.folder / identifier} cannot be read: {error.strerror}")
+            raise self._documents.unreadable() from error
 
-    def withdraw(self, identifier: str) -> Path:
+    def withdraw(self, identifier: str, owner: Owner = None) -> Path:
         """From now on the file is not there; what is left to remove is returned. Raises Problem for
-        a file that is not there."""
-        self.document(identifier)
-        gone = self.folder / f"{_HIDDEN}{identifier}"
+        a file that is not there, or is not for `owner`."""
+        self.document(identifier, owner)
+        gone = self._documents.hidden_place(identifier)
         try:
             self._documents.place(identifier).rename(gone)
         except FileNotFoundError:
@@ -131,12 +138,29 @@ class FileStore:
                 with suppress(Problem):
                     self.remove(document["id"])
 
+    def unreadable(self) -> Problem:
+        """For a file that is there and cannot be read now."""
+        return self._documents.unreadable()
+
     def _size(self) -> int:
         return sum(document["bytes"] for document in self.documents())
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def no_space() -> Problem:
     return Problem(507, "no_space", "the server has no space for this now; try again later")
+
+
+def not_kept(error: OSError | OutputError) -> Problem:
+    """The answer where the server's disk took something not."""
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space()
+    message = "the server cannot write to its disk now; try again later"
+    return Problem(507, "storage_unavailable", message)
 
 
 def _first_there(folder: Path) -> Path:

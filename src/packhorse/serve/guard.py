@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from ipaddress import ip_address
 from typing import Any
 
 from packhorse.serve.config import Bounds
+from packhorse.serve.documents import Owner
 from packhorse.serve.figures import Figures
+from packhorse.serve.hosts import address_named, host_name
 from packhorse.serve.problems import Problem
 
 Scope = dict[str, Any]
@@ -28,6 +29,7 @@ OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
 UPLOADS = "/v1/files"
 _DISCARDED_BYTES = 64 << 20
 _DISCARDING_SECONDS = 1.0
+_OWNER_CHARACTERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Rules:
             return Problem(431, "headers_too_large", "the headers have too many bytes")
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._is_allowed_host(host):
-            return Problem(421, "wrong_host", "this server is not called by that name")
+            return _wrong_host(host)
         origin = headers.get(b"origin")
         if origin is not None and origin.decode("latin-1") not in (
             f"http://{host}",
@@ -67,21 +69,22 @@ class Rules:
     def _is_allowed_host(self, host: str) -> bool:
         """A page that has its own name resolve to this machine (DNS rebinding) sends its own name;
         an address cannot be taken over like that."""
-        name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.split(":")[0]
-        name = name.lower().rstrip(".")
+        name = host_name(host)
         if name in self.allowed_hosts or name in ("localhost", self.host.lower()):
             return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True
+        return address_named(name) is not None
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        digest = sha256(given.strip()).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self.keys]
-        return not self.keys or (scheme.lower() == b"bearer" and any(matches))
+        scheme, given = _authorization(headers)
+        matches = [hmac.compare_digest(given, key) for key in self.keys]
+        return not self.keys or (scheme == b"bearer" and any(matches))
+
+    def owner(self, scope: Scope) -> Owner:
+        """To whom files and batches of a request that was let in belong; None for everybody."""
+        if not self.keys:
+            return None
+        _, given = _authorization(dict(scope["headers"]))
+        return sha256(b"owner of files and batches:" + given).hexdigest()[:_OWNER_CHARACTERS]
 
     def _body_problem(self, scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
@@ -108,6 +111,7 @@ class Guard:
             await self._application(scope, receive, send)
             return
         counted = self._counting(scope, send)
+        scope.setdefault("state", {})["owner"] = self._rules.owner(scope)
         problem = self._rules.problem(scope)
         try:
             if problem is not None:
@@ -234,6 +238,24 @@ async def _discard(receive: Receive) -> None:
 
 def _is_upload(scope: Scope) -> bool:
     return bool(scope["path"] == UPLOADS and scope["method"] == "POST")
+
+
+def _authorization(headers: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+    """The scheme, in lower case, and the digest of the key that a request brings."""
+    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+    return scheme.lower(), sha256(given.strip()).digest()
+
+
+def _wrong_host(host: str) -> Problem:
+    """The name is shown as far as it is printable ASCII: it is the client's text."""
+    name = "".join(each if "!" <= each <= "~" else "?" for each in host_name(host))
+    if not name:
+        return Problem(421, "wrong_host", "the request has no Host header; send one")
+    message = (
+        f"this server does not answer to the name {name:.128}; if it is to, start it with "
+        f"--allow-host {name:.128}"
+    )
+    return Problem(421, "wrong_host", message)
 
 
 def _incomplete() -> Problem:

@@ -33,10 +33,10 @@ class Problem(Exception):  # noqa: N818 (an answer to a client, not the server's
         param: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_encodable(message))
         self.status = status
         self.code = code
-        self.param = param
+        self.param = param if param is None else _encodable(param)
         self.retry_after = retry_after
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +66,11 @@ class Problem(Exception):  # noqa: N818 (an answer to a client, not the server's
         if self.status in (408, 413):
             headers["connection"] = "close"
         return headers
+
+
+def _encodable(text: str) -> str:
+    """Text with half surrogate pairs escaped: a client's may hold some, UTF-8 has none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def of_failure(failure: Failure, retry_after: int = 1) -> Problem:

@@ -95,6 +95,10 @@ def health_routes(service: Service) -> APIRouter:
         service.require_ready()
         if service.supervisor.state != "ready":
             raise Problem(503, "not_ready", "the engine is being restarted", retry_after=5)
+        if service.background.failed:
+            stopped = ", ".join(service.background.failed)
+            message = f"the server must be restarted: {stopped} stopped by a fault"
+            raise Problem(503, "background_task_stopped", message)
         return {"status": "ready"}
 
     @router.get("/metrics", response_class=PlainTextResponse)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import resource
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import filelock
 import uvicorn
 
 from packhorse.embeddings import SentenceEncoder
@@ -20,6 +18,7 @@ from packhorse.engines.cores import usable_cores
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel, prepare_embedding_model
 from packhorse.serve.app import application
+from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
@@ -28,8 +27,18 @@ from packhorse.serve.embedding import Embedder
 from packhorse.serve.figures import Figures
 from packhorse.serve.files import FileStore
 from packhorse.serve.guard import Guard
+from packhorse.serve.hosts import host_name, is_loopback
+from packhorse.serve.listening import (
+    accepted_at_once,
+    address_of,
+    allowed_connections,
+    listen,
+    report_exhaustion_once,
+)
+from packhorse.serve.problems import Problem
 from packhorse.serve.protocol import bounded_protocol
 from packhorse.serve.service import Service
+from packhorse.serve.state_folder import held_state
 from packhorse.serve.supervisor import Supervisor
 from packhorse.serve.waiting import WaitingRows
 from packhorse.session import check_batching, check_decoding, prepare_for
@@ -37,7 +46,6 @@ from packhorse.session import check_batching, check_decoding, prepare_for
 Report = Callable[[str], None]
 CLOSE_SECONDS = 5
 """For answers that are written while connections close."""
-BACKLOG = 2048
 
 
 def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
@@ -50,12 +58,12 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
     listener = listen(config.host, config.port)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(listener))
-        stack.enter_context(held(config.state))
+        stack.enter_context(held_state(config.state))
         prepared = prepare_for(
             config.model, config.engine, allow_pickle=config.allow_pickle, report=report
         )
         encoder = _encoder(config.embeddings, report)
-        allow_many_connections(config.bounds.connections)
+        config = _within_open_files(config, report)
         return asyncio.run(_serve(config, prepared, encoder, listener, report))
 
 
@@ -67,11 +75,17 @@ def check(config: ServeConfig) -> None:
         raise ConfigError(
             f"both models would be called {config.served_name}", "call the first by another --name"
         )
-    if not config.api_keys and not _is_loopback(config.host):
+    if not config.api_keys and not is_loopback(config.host):
         raise ConfigError(
             f"others can reach {config.host}, and no API key is asked for",
             "give --api-key-file, or listen on 127.0.0.1",
         )
+    for name in config.allowed_hosts:
+        if not host_name(name) or "/" in name:
+            raise ConfigError(
+                f"{name!r} is no name that a Host header can have",
+                "give --allow-host a name alone, such as models.example",
+            )
     at_least = {
         "max_queue": (config.waits.max_rows, 1),
         "max_queue_tokens": (config.waits.max_tokens, 1),
@@ -84,51 +98,14 @@ def check(config: ServeConfig) -> None:
             raise ConfigError(f"{name} is {value}", f"give {least} or more")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; ConfigError where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
-            "choose another --port or --host",
-        ) from error
-    return listener
-
-
-@contextlib.contextmanager
-def held(state: Path | None) -> Iterator[None]:
-    """Holds the folder for files and batches; ConfigError where it cannot be had."""
-    if state is None:
-        yield
-        return
-    lock = filelock.FileLock(state / "lock", timeout=0)
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise ConfigError(f"another server uses {state}", "give each its own --state") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{state} cannot be used: {error.strerror}", "name another folder"
-        ) from error
-    with lock:
-        yield
-
-
-def allow_many_connections(connections: int) -> None:
-    """Raises the limit of open files where it is lower than what connections need."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+def _within_open_files(config: ServeConfig, report: Report) -> ServeConfig:
+    """With as many connections as the limit of open files allows."""
+    wanted = config.bounds.connections
+    allowed = allowed_connections(wanted)
+    if allowed == wanted:
+        return config
+    report(f"at most {allowed} connections at once, by the limit of open files (ulimit -n)")
+    return replace(config, bounds=replace(config.bounds, connections=allowed))
 
 
 class _Server(uvicorn.Server):
@@ -157,6 +134,8 @@ async def _serve(
     listener: socket.socket,
     report: Report,
 ) -> bool:
+    report_exhaustion_once(report)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes
     figures = Figures()
     what = Loading(prepared, config.engine, config.batching, config.decoding)
     waiting = WaitingRows(config.waits)
@@ -168,6 +147,8 @@ async def _serve(
         supervisor=supervisor,
         codec=prepared.codec(),
         most_log_probs=config.bounds.log_probs,
+        names=config.model_names,
+        background=BackgroundTasks(report),
     )
     batches = _batches(config, service, report)
     embedder = _embedder(config, encoder, figures)
@@ -178,23 +159,29 @@ async def _serve(
     loading = asyncio.create_task(supervisor.start())
     asked = asyncio.create_task(signals.asked.wait())
     batching: asyncio.Task[None] | None = None
+    background = service.background
     try:
         await _first_of(loading, asked, serving)
         if loading.done():
             loading.result()
-            batching = asyncio.create_task(batches.run()) if batches else None
+            keeping, guarding = supervisor.keeping, supervisor.guarding
+            assert keeping is not None
+            background.watch("the supervisor of the engine", keeping)
+            if guarding is not None:
+                background.watch("the watch for an engine that stalls", guarding)
+            if batches is not None:
+                batching = asyncio.create_task(batches.run())
+                background.watch("the task that runs batches", batching)
             report(f"serving {service.name} at {address_of(listener)}")
-            assert supervisor.keeping is not None
-            await _first_of(asked, serving, supervisor.keeping)
-            if supervisor.keeping.done():
-                supervisor.keeping.result()
+            await _first_of(asked, serving, keeping)
         if batching is not None:
             batching.cancel()
             await asyncio.gather(batching, return_exceptions=True)
         report("finishing what is under way; signal again to end at once")
         draining = [each for each in (supervisor, embedder) if each is not None]
         ended = [each.drain(config.drain_seconds, signals.hurried) for each in draining]
-        return all(await asyncio.gather(*ended))
+        is_clean = all(await asyncio.gather(*ended))
+        return is_clean and not background.failed
     finally:
         loading.cancel()
         asked.cancel()
@@ -218,9 +205,14 @@ def _batches(config: ServeConfig, service: Service, report: Report) -> Batches |
     if config.state is None:
         return None
     bounds = config.bounds
-    files = FileStore(config.state / "files", bounds.stored_bytes, bounds.spare_bytes)
-    batches = Batches(BatchDocuments(config.state / "batches"), files, service, report)
-    batches.recover()
+    files = FileStore(config.state / "files", bounds.stored_bytes, bounds.spare_bytes, report)
+    batches = Batches(BatchDocuments(config.state / "batches", report), files, service, report)
+    try:
+        batches.recover()
+    except Problem as problem:
+        raise ConfigError(
+            f"{config.state} cannot be read: {problem.__cause__}", "check its permissions"
+        ) from problem
     return batches
 
 
@@ -236,7 +228,7 @@ def _uvicorn(config: ServeConfig, guarded: Guard) -> uvicorn.Config:
         server_header=False,
         h11_max_incomplete_event_size=config.bounds.header_bytes,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        backlog=BACKLOG,
+        backlog=accepted_at_once(config.bounds.connections),
     )
 
 
@@ -255,17 +247,3 @@ class _Signals:
 
 async def _first_of(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-
-
-def address_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

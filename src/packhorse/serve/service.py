@@ -9,20 +9,29 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 
 from packhorse.answering import no_log_probs
 from packhorse.data import Decoding, Prompt, Request
 from packhorse.errors import ConfigError
 from packhorse.models import PreparedModel
+from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
 from packhorse.serve.rows import Ended, Row
 from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
 from packhorse.serve.waiting import tokens_of
 from packhorse.session import check_decoding
+from packhorse.sources.faults import RowError
+from packhorse.sources.openai import check_model
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 LONGEST_RETRY_SECONDS = 60
+TOKENIZING_THREADS = 2
+"""A second one begins when a request comes while the first is at work, so that one row that takes
+long, by its template or its length, does not hold up all others."""
+PROMPTS_AT_ONCE = 8
+"""Of one request, before other requests get their turn."""
 _RATE_SECONDS = 30.0
 
 
@@ -44,7 +53,8 @@ class Service:
 
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
-    most_log_probs: see `Bounds.log_probs`.
+    most_log_probs: see `Bounds.log_probs`. names: by which clients may call it, `name`
+    first; () is that alone. background: tasks beside the requests.
     """
 
     name: str
@@ -54,25 +64,28 @@ class Service:
     codec: Codec
     most_log_probs: int
     created: int = field(default_factory=lambda: int(time.time()))
-    _encoder: Tokenizer = field(init=False)
-    _thread: ThreadPoolExecutor = field(init=False)
+    names: tuple[str, ...] = ()
+    background: BackgroundTasks = field(default_factory=BackgroundTasks)
+    _threads: ThreadPoolExecutor = field(init=False)
+    _tokenizers: SimpleQueue[Tokenizer] = field(default_factory=SimpleQueue)
     _indexes: itertools.count[int] = field(default_factory=itertools.count)
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     _encoding: int = 0
 
     def __post_init__(self) -> None:
-        self._encoder = Tokenizer(self.prepared.codec())
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizing")
+        self._tokenizers.put(Tokenizer(self.prepared.codec()))
+        self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check_model(self, name: str) -> None:
         """Raises Problem for a model that is not served."""
-        if name != self.name:
-            raise Problem(
-                404, "model_not_found", f"the model served here is {self.name!r}", param="model"
-            )
+        try:
+            check_model(name, self.names or (self.name,))
+        except RowError:
+            message = f"the model served here is {self.name!r}"
+            raise Problem(404, "model_not_found", message, param="model") from None
 
     def require_ready(self) -> int:
         """Tokens of a row at most. Raises Problem while nothing can be taken."""
@@ -154,10 +167,13 @@ class Service:
         rooms = [room] * len(requests)
         loop = asyncio.get_running_loop()
         self._encoding += len(requests)
+        encoded: list[tuple[int, ...] | Refusal] = []
         try:
-            encoded = await loop.run_in_executor(
-                self._thread, self._encoder.encode, requests, rooms
-            )
+            for start in range(0, len(requests), PROMPTS_AT_ONCE):
+                part = slice(start, start + PROMPTS_AT_ONCE)
+                encoded += await loop.run_in_executor(
+                    self._threads, self._encoded, requests[part], rooms[part]
+                )
         finally:
             self._encoding -= len(requests)
         found = []
@@ -167,6 +183,19 @@ class Service:
                 raise Problem(400, code, ids.message.split(", or use --")[0])
             found.append(ids)
         return found
+
+    def _encoded(
+        self, requests: list[Request], rooms: list[int]
+    ) -> list[tuple[int, ...] | Refusal]:
+        """Runs in a tokenizing thread, with a tokenizer that no other thread uses meanwhile."""
+        try:
+            tokenizer = self._tokenizers.get_nowait()
+        except Empty:
+            tokenizer = Tokenizer(self.prepared.codec())
+        try:
+            return tokenizer.encode(requests, rooms)
+        finally:
+            self._tokenizers.put(tokenizer)
 
     def _require_short(self, requests: list[Request], room: int) -> None:
         """Refuses before it is tokenized what cannot fit, however long its tokens are."""

@@ -52,6 +52,7 @@ class Supervisor:
 
     keeping: the task that keeps the engine running, once there is one. It ends by itself only where
     the engine cannot be loaded at first, or by a fault of ours; nothing runs after that.
+    guarding: the task that ends an engine that stalls, where it is wanted.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Supervisor:
         self.keeping: asyncio.Task[NoReturn] | None = None
         self._loading, self._report = loading, report
         self._stall_seconds, self._last_sign, self._is_stalled = stall_seconds, 0.0, False
-        self._guard: asyncio.Task[None] | None = None
+        self.guarding: asyncio.Task[None] | None = None
         self._rows: dict[int, Row] = {}
         self._in_flight: set[int] = set()
         self._has_room = self._has_started = False
@@ -94,7 +95,7 @@ class Supervisor:
         self._first = asyncio.get_running_loop().create_future()
         self.keeping = asyncio.create_task(self._keep_running())
         if self._stall_seconds:
-            self._guard = asyncio.create_task(self._end_stalled())
+            self.guarding = asyncio.create_task(self._end_stalled())
         first: list[asyncio.Future[Any]] = [self._first, self.keeping]
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if self.keeping.done():
@@ -138,7 +139,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends the engine's process; rows that are left are answered with `shutting_down`."""
         self.state = "stopped"
-        for each in (self.keeping, self._guard, self._away):
+        for each in (self.keeping, self.guarding, self._away):
             if each is not None:
                 each.cancel()
         self._fail(list(self._rows), "shutting_down", "the server is shutting down")
@@ -179,15 +180,22 @@ class Supervisor:
         return EngineError(f"it ended with {engine.exit_code}")
 
     async def _end_stalled(self) -> None:
-        """Ends an engine that has had work for `stall_seconds` and gave no sign."""
+        """Ends an engine that has had work for `stall_seconds` and gave no sign.
+
+        A look counts for twice the pause before it at most: if far more time went by, this process
+        did not run itself (the machine was suspended, both were stopped), and nor did the engine.
+        """
         pause = min(_LOOK_SECONDS, self._stall_seconds / 4)
+        looked, silent = time.monotonic(), 0.0
         while True:
             await asyncio.sleep(pause)
-            if not self._has_work():
-                self._last_sign = time.monotonic()
-            elif time.monotonic() - self._last_sign > self._stall_seconds:
-                engine = self._engine
-                assert engine is not None
+            now = time.monotonic()
+            is_silent = self._has_work() and self._last_sign < looked
+            silent = silent + min(now - looked, 2 * pause) if is_silent else 0.0
+            looked = now
+            engine = self._engine
+            if silent > self._stall_seconds and engine is not None:
+                silent = 0.0
                 self._is_stalled = True
                 self.figures.engine_stalls.inc()
                 engine.kill()

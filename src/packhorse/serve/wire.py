@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from packhorse.batching.policies import Limits
+from packhorse.batching.memory import TokenBudget
 from packhorse.calibration import Calibration
+from packhorse.config import BatchingConfig
 from packhorse.contract import EngineTraits
 from packhorse.data import Batch, Decoding, Prompt, Timing, TokenLogProbs
 from packhorse.serve.channel import Message
@@ -40,14 +41,12 @@ class Loaded:
     description: str
 
 
-def ready_message(model: Model, max_batch_tokens: int, description: str) -> Message:
+def ready_message(model: Model, budget: TokenBudget, description: str) -> Message:
     return {
         "kind": "ready",
         "traits": asdict(model.traits),
-        "policy": model.batching.policy,
-        "batch_size": model.batching.batch_size,
-        "max_batch_tokens": max_batch_tokens,
-        "share_prefixes": model.batching.share_prefixes,
+        "batching": asdict(model.batching),
+        "budget": budget.to_json(),
         "calibration": model.calibration.to_json() if model.calibration else None,
         "description": description,
     }
@@ -56,9 +55,10 @@ def ready_message(model: Model, max_batch_tokens: int, description: str) -> Mess
 def read_ready(message: Message) -> Loaded:
     known = message["calibration"]
     costs = Calibration.from_json(known).costs() if known else None
-    limits = Limits(message["batch_size"], message["max_batch_tokens"], costs)
+    chosen = BatchingConfig(**message["batching"])
+    limits = TokenBudget(**message["budget"]).limits(chosen, costs)
     traits = EngineTraits(**message["traits"])
-    batching = Batching(traits, message["policy"], limits, message["share_prefixes"])
+    batching = Batching(traits, chosen.policy, limits, chosen.share_prefixes)
     return Loaded(batching, message["description"])
 
 
