@@ -11,6 +11,7 @@ import pytest
 from input_files import Row, batch_line, chat, jsonl, read_content, summary
 from packhorse.data import Request
 from packhorse.errors import ConfigError
+from packhorse.sources import openai
 
 
 @pytest.fixture
@@ -224,6 +225,64 @@ def test_null_and_neutral_options_of_openai_are_no_fault(read: Any) -> None:
 def test_log_probs_of_openai(read: Any, body: Any, url: str, wanted: int | None) -> None:
     (row,) = read("a.jsonl", jsonl(batch_line(body, url)))
     assert row.options == ({} if wanted is None else {"top_log_probs": wanted})
+
+
+OTHER_MODEL = jsonl(
+    batch_line(chat(model="tiny"), custom_id="a"),
+    batch_line(chat(model="other"), custom_id="b"),
+    batch_line(chat(), custom_id="c"),
+    batch_line(chat(model=None), custom_id="d"),
+    batch_line(chat(model=5), custom_id="e"),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        ((), {}),
+        (("tiny",), {"b": "model_not_found", "e": "bad_option"}),
+        (("x", "TINY"), {"b": "model_not_found", "e": "bad_option"}),
+        (("tiny", "other"), {"e": "bad_option"}),
+    ],
+)
+def test_a_batch_line_of_another_model_is_refused(read: Any, names: Any, refused: Any) -> None:
+    rows = read("a.jsonl", OTHER_MODEL, served_model_name=names)
+    found = {row.id: row.code for row in rows if not isinstance(row, Request)}
+    assert found == refused
+    for row in rows:
+        if not isinstance(row, Request) and row.code == "model_not_found":
+            assert f"model must be '{names[0]}'" in row.message
+            assert "got 'other'" in row.message
+            assert "--served-model-name 'other'" in row.message
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("smollm2-135m-instruct", {"smollm2-135m-instruct"}),
+        ("Qwen/Qwen2.5-0.5B", {"Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"}),
+        ("a/b.c@main", {"a/b.c@main", "a/b.c", "b.c"}),
+        ("/models/tiny/", {"/models/tiny/", "tiny"}),
+        ("/x@y/tiny", {"/x@y/tiny", "tiny"}),
+        ("./m/Tiny-Q4.gguf", {"./m/Tiny-Q4.gguf", "Tiny-Q4.gguf", "Tiny-Q4"}),
+        (
+            "/hub/models--org--Tiny-1B/snapshots/0123abcd",
+            {"/hub/models--org--Tiny-1B/snapshots/0123abcd", "0123abcd", "org/Tiny-1B", "Tiny-1B"},
+        ),
+    ],
+)
+def test_names_of_a_model(model: str, names: set[str]) -> None:
+    assert set(openai.model_names(model)) == names
+    assert openai.model_names(model)[0] == model
+    assert set(openai.model_names(model, ["gpt-4o-mini"])) == names | {"gpt-4o-mini"}
+
+
+def test_a_folder_given_as_a_dot_has_the_name_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path / "tiny")
+    assert openai.model_names(".") == (".", "tiny")
 
 
 def test_log_probs_are_no_option_of_other_rows(read: Any) -> None:

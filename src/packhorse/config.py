@@ -88,6 +88,8 @@ class InputConfig:
     template: builds the prompt from a row's fields, e.g. "Summarise: {text}".
     system: system message put before rows that have none (chat models only).
     limit: rows read at most.
+    served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
+        its own (`packhorse.sources.for_model`). () allows every name.
     """
 
     prompt_column: str | None = None
@@ -95,6 +97,7 @@ class InputConfig:
     system: str | None = None
     limit: int | None = None
     on_too_long: OnTooLong = "error"
+    served_model_name: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ which writes each input row once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from packhorse.session import (
     load_prepared,
     prepare_for,
 )
-from packhorse.sources import detect_format
+from packhorse.sources import detect_format, for_model
 from packhorse.tokenization import Codec, Tokenizer
 
 
@@ -45,6 +45,7 @@ def run(config: JobConfig, observer: Observer | None = None) -> RunReport:
     check_batching(config.batching)
     check_decoding(config.decoding)
     check_least({"warmup_rows": config.warmup_rows}, 0)
+    config = replace(config, reading=for_model(config.reading, config.model))
     return carry_out(config, Generation(config), observer)
 
 

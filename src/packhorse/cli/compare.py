@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--prompt-column", metavar="NAME")
     reading.add_argument("--template", metavar="TEXT")
     reading.add_argument("--system", metavar="TEXT")
+    options.add_served_model_name_option(reading)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.prompt_column,
             template=arguments.template,
             system=arguments.system,
+            served_model_name=tuple(arguments.served_model_name),
         ),
         resume=arguments.resume,
         allow_pickle=arguments.allow_pickle,

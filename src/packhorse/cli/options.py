@@ -142,7 +142,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
+def add_reading_options(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("input")
     group.add_argument("--prompt-column", metavar="NAME", help="column or field of the prompt")
     group.add_argument(
@@ -155,6 +155,18 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         choices=ON_TOO_LONG,
         default=default(InputConfig, "on_too_long"),
         help="what to do with a prompt that does not fit (default: %(default)s)",
+    )
+    return group
+
+
+def add_served_model_name_option(group: Any) -> None:
+    group.add_argument(
+        "--served-model-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept OpenAI batch lines that name this model, e.g. gpt-4o-mini; repeatable "
+        "(default: only the names of MODEL)",
     )
 
 
@@ -200,4 +212,5 @@ def reading_config(options: argparse.Namespace) -> InputConfig:
         system=options.system,
         limit=options.limit,
         on_too_long=options.on_too_long,
+        served_model_name=tuple(options.served_model_name),
     )

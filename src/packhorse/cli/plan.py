@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options.add_pickle_option(parser)
     options.add_decoding_options(parser)
-    options.add_reading_options(parser)
+    options.add_served_model_name_option(options.add_reading_options(parser))
 
 
 def run(arguments: argparse.Namespace) -> int:

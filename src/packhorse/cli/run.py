@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_engine_options(parser)
     options.add_batching_options(parser)
     options.add_decoding_options(parser)
-    options.add_reading_options(parser)
+    options.add_served_model_name_option(options.add_reading_options(parser))
 
 
 def run(arguments: argparse.Namespace) -> int:

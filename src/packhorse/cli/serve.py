@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 is any free one (default: %(default)s)",
     )
     group.add_argument(
-        "--name", metavar="NAME", help="what clients call the model (default: MODEL)"
+        "--name",
+        "--served-model-name",
+        metavar="NAME",
+        help="what clients call the model (default: MODEL)",
     )
     group.add_argument(
         "--api-key-file",

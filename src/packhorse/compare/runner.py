@@ -35,6 +35,7 @@ from packhorse.machine import machine
 from packhorse.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.session import check_least, prepare_for
+from packhorse.sources import for_model
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
@@ -86,7 +87,11 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         read_layout(prepare_embedding_model(config.embeddings, observer.stage))
     runs = make_folder(config.output / "runs")
     sample = take_sample(
-        Path(config.input), config.reading, config.sample, runs / "sample.jsonl", config.labels
+        Path(config.input),
+        for_model(config.reading, config.model),
+        config.sample,
+        runs / "sample.jsonl",
+        config.labels,
     )
     _bind(config, sample, runs / "plan.json")
     observer.stage(

@@ -23,7 +23,7 @@ from packhorse.forecast.survey import survey
 from packhorse.jobs import check_input
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
-from packhorse.sources import read_rows
+from packhorse.sources import for_model, read_rows
 from packhorse.tokenization import Tokenizer
 
 LOSSLESS = ("float32",)
@@ -109,7 +109,8 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
         context = model.traits.max_context
         check_decoding(config.decoding, context)
-        found = survey(Path(config.input), config.reading, tokenizer, config.decoding, context)
+        reading = for_model(config.reading, config.model)
+        found = survey(Path(config.input), reading, tokenizer, config.decoding, context)
         report(f"running a few of {found.rows:,} rows to learn how long answers are")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
     running = distinct(found.prompts) if config.batching.deduplicate else found.prompts

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "FieldRow",
     "InputFormat",
     "detect_format",
+    "for_model",
     "read_fields",
     "read_rows",
     "shown",
@@ -108,9 +110,15 @@ def read_rows(path: Path, config: InputConfig) -> Iterator[Request | Failure]:
     template = None if config.template is None else Template.parse(config.template)
     input_format = detect_format(path)
     with _reading(path):
-        layout, records = _OPENERS[input_format](path, template, config.prompt_column)
+        layout, records = _OPENERS[input_format](path, template, config)
     rows = _rows(path, layout, records, config.limit)
     return chain([next(rows)], rows)
+
+
+def for_model(config: InputConfig, model: str) -> InputConfig:
+    """`config` for a job that runs `model`: batch lines that name another model are Failures."""
+    names = openai.model_names(model, config.served_model_name)
+    return replace(config, served_model_name=names)
 
 
 def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
@@ -129,7 +137,7 @@ def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
     found: set[str] = set()
     known: tuple[str, ...] = ()
     with _reading(path):
-        _, records = _OPENERS[input_format](path, wanted, None)
+        _, records = _OPENERS[input_format](path, wanted, InputConfig())
         for index, record in enumerate(records):
             row = to_fields(index, record, names)
             found.update(row.names)
@@ -152,30 +160,30 @@ def _rows(
         raise InputError(f"{path} has no rows", "is it the right file?")
 
 
-_Opener = Callable[[Path, Template | None, str | None], tuple[Layout, Iterator[Record]]]
+_Opener = Callable[[Path, Template | None, InputConfig], tuple[Layout, Iterator[Record]]]
 
 
 def _open_jsonl(
-    path: Path, template: Template | None, prompt_column: str | None
+    path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
-    return Layout(template, prompt_column, has_options=True), lines.read_objects(path)
+    return Layout(template, config.prompt_column, has_options=True), lines.read_objects(path)
 
 
 def _open_openai(
-    path: Path, template: Template | None, prompt_column: str | None
+    path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
-    if template is not None or prompt_column is not None:
+    if template is not None or config.prompt_column is not None:
         raise ConfigError(
             f"{path} holds OpenAI batch lines, which carry their own prompts",
             "leave the template and the prompt column out",
         )
-    return openai.LAYOUT, lines.read_objects(path)
+    return openai.layout(config.served_model_name), lines.read_objects(path)
 
 
 def _open_text(
-    path: Path, template: Template | None, prompt_column: str | None
+    path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
-    layout = find_prompt(path, lines.TEXT_FIELDS, template, prompt_column)
+    layout = find_prompt(path, lines.TEXT_FIELDS, template, config.prompt_column)
     return layout, lines.read_text(path)
 
 

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TextIO
 
+from packhorse.config import InputConfig
 from packhorse.errors import InputError
 from packhorse.sources import lines
 from packhorse.sources.columns import find_prompt
@@ -20,7 +21,7 @@ _HEADER_HINT = "the first line of a CSV file names its columns, for example: id,
 
 
 def open_csv(
-    path: Path, template: Template | None, prompt_column: str | None
+    path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
     """The layout, found from the header, and the records; their numbers do not count the header.
 
@@ -29,7 +30,7 @@ def open_csv(
     """
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file))
-    layout = find_prompt(path, header, template, prompt_column)
+    layout = find_prompt(path, header, template, config.prompt_column)
     return layout, _read(path, header, layout)
 
 

@@ -6,7 +6,10 @@ of the body is honoured, known to change nothing, at its neutral value, or the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from packhorse.data import MOST_LOG_PROBS
@@ -17,7 +20,6 @@ from packhorse.sources.rows import Layout
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _CHANGE_NOTHING = frozenset(
     {
-        "model",
         "user",
         "metadata",
         "store",
@@ -50,15 +52,63 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_HUB_ID_WITH_REVISION = re.compile(r"(\w[\w.-]*/\w[\w.-]*)@\w[\w./-]*")
+_HUB_CACHE_FOLDER = re.compile(r"models--([\w.-]+)--([\w.-]+)")
+
+
+def model_names(model: str, others: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the names by which a request may call a model: the model as given comes first.
+
+    Args:
+        model: the model of a job or a server: a catalog name, a hub id, a folder or a GGUF file.
+            A hub id is also known without its revision and without its organisation, a folder or
+            file by its own name, a GGUF file without its ending, a snapshot in the hub's cache by
+            the hub id.
+        others: further names that the user allows.
+    """
+    hub_id = _HUB_ID_WITH_REVISION.fullmatch(model)
+    path = Path(hub_id[1] if hub_id else model)
+    names = [model, *others, *([hub_id[1]] if hub_id else []), path.name or path.resolve().name]
+    if path.suffix.lower() == ".gguf":
+        names.append(path.stem)
+    for part in path.parts:
+        if cached := _HUB_CACHE_FOLDER.fullmatch(part):
+            names += [f"{cached[1]}/{cached[2]}", cached[2]]
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def check_model(name: Any, names: Sequence[str]) -> None:
+    """Check the `model` of a request against `names`, the result of `model_names`.
+
+    None is a request that names no model, which is allowed. Case is ignored, as it is for catalog
+    names.
+
+    Raises:
+        RowError: `model_not_found` for another model, `bad_option` for a value that is not text.
+    """
+    if name is None:
+        return
+    if not isinstance(name, str):
+        raise RowError("bad_option", f"model must be text, got {shown(name)}")
+    if name.casefold() not in {known.casefold() for known in names}:
+        raise RowError(
+            "model_not_found",
+            f"model must be {shown(names[0])}, the model that runs here, got {shown(name)}; "
+            f"to run such requests on it, add --served-model-name {shown(name)}",
+        )
+
+
 def is_batch_line(fields: Mapping[str, Any]) -> bool:
     return "custom_id" in fields and ("url" in fields or "body" in fields)
 
 
-def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
+def unwrap(line: Mapping[str, Any], models: Sequence[str] = ()) -> dict[str, Any]:
     """The content and options of one line's request, under the names JSONL rows have, and
     TOP_LOG_PROBS, which those do not have.
 
-    Raises RowError: bad_body, missing_prompt, unsupported_url, unsupported_option.
+    models: names of the model that runs (see `model_names`); () allows every name.
+
+    Raises RowError: bad_body, missing_prompt, model_not_found, unsupported_url, unsupported_option.
     """
     if line.get("method") not in (None, "POST"):
         raise RowError("unsupported_option", f"method is {shown(line['method'])}; it is POST")
@@ -68,7 +118,9 @@ def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
     content_field = _content_field(line.get("url"), body)
     if body.get(content_field) is None:
         raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
-    known = {content_field, *OPTION_FIELDS, *_LOG_PROBS}
+    if models:
+        check_model(body.get("model"), models)
+    known = {content_field, "model", *OPTION_FIELDS, *_LOG_PROBS}
     for name, value in body.items():
         if name not in known and not _is_harmless(name, value):
             raise RowError(
@@ -122,10 +174,12 @@ def _is_harmless(name: str, value: Any) -> bool:
     )
 
 
-LAYOUT = Layout(
-    has_options=True,
-    id_field="custom_id",
-    unwrap=unwrap,
-    bare=True,
-    unwrapped_options=(TOP_LOG_PROBS,),
-)
+def layout(models: Sequence[str] = ()) -> Layout:
+    """The layout of batch lines. models: names of the model that runs; () allows every name."""
+    return Layout(
+        has_options=True,
+        id_field="custom_id",
+        unwrap=partial(unwrap, models=models),
+        bare=True,
+        unwrapped_options=(TOP_LOG_PROBS,),
+    )

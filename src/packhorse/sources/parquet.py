@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packhorse.config import InputConfig
 from packhorse.errors import InputError
 from packhorse.sources.columns import find_prompt
 from packhorse.sources.faults import RowError
@@ -22,7 +23,7 @@ _BUFFER_BYTES = 2**20
 
 
 def open_parquet(
-    path: Path, template: Template | None, prompt_column: str | None
+    path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
     """The layout, found from the schema, and the records.
 
@@ -33,11 +34,11 @@ def open_parquet(
 
     with _arrow_errors(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-    asked_for = template is not None or prompt_column is not None
+    asked_for = template is not None or config.prompt_column is not None
     if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
         layout = Layout()
     else:
-        layout = find_prompt(path, schema.names, template, prompt_column)
+        layout = find_prompt(path, schema.names, template, config.prompt_column)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
     columns = [name for name in layout.names if name in schema.names]
