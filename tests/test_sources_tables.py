@@ -45,21 +45,21 @@ def read_parquet(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("content", "config", "expected"),
     [
-        ("prompt\nx\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("\ufeffid,prompt\r\na,x\r\n", {}, [("a", 1, "x")]),
-        ("id,text\n,x\n7,y", {}, [("row-1", 1, "x"), ("7", 2, "y")]),
-        ("text,prompt\nx,y\n", {}, [("row-1", 1, "y")]),
-        ("prompt, q \nx,y\n", {"prompt_column": "q"}, [("row-1", 1, "y")]),
+        ("prompt\nx\ny\n", {}, [("row-1", 2, "x"), ("row-2", 3, "y")]),
+        ("\ufeffid,prompt\r\na,x\r\n", {}, [("a", 2, "x")]),
+        ("id,text\n,x\n7,y", {}, [("row-1", 2, "x"), ("7", 3, "y")]),
+        ("text,prompt\nx,y\n", {}, [("row-1", 2, "y")]),
+        ("prompt, q \nx,y\n", {"prompt_column": "q"}, [("row-1", 2, "y")]),
         (
             'prompt\n"a\nb\r\nc, ""d"""\nx\n',
             {},
-            [("row-1", 1, 'a\nb\r\nc, "d"'), ("row-2", 2, "x")],
+            [("row-1", 2, 'a\nb\r\nc, "d"'), ("row-2", 5, "x")],
         ),
-        ("prompt,z\na\u2028\x85\x0bb\0,1\n", {}, [("row-1", 1, "a\u2028\x85\x0bb\0")]),
-        ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("prompt\rx\ry\r", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 1, "yx"), ("row-2", 2, "z")]),
-        ("prompt,temperature\nx,mild\n", {}, [("row-1", 1, "x")]),
+        ("prompt,z\na\u2028\x85\x0bb\0,1\n", {}, [("row-1", 2, "a\u2028\x85\x0bb\0")]),
+        ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 5, "x"), ("row-2", 7, "y")]),
+        ("prompt\rx\ry\r", {}, [("row-1", 2, "x"), ("row-2", 3, "y")]),
+        ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 2, "yx"), ("row-2", 3, "z")]),
+        ("prompt,temperature\nx,mild\n", {}, [("row-1", 2, "x")]),
         ("id,prompt,id\na,x,b\n", {"limit": 1}, InputError),
     ],
 )
@@ -71,22 +71,73 @@ def test_csv(read_csv: Any, content: str, config: Any, expected: Any) -> None:
     assert [summary(row) for row in read_csv(content, **config)] == expected
 
 
-def test_tsv(read_csv: Any) -> None:
-    rows = read_csv('id\tprompt\na\tx, y\nb\t"x\ty"\n', "a.tsv")
-    assert [row.content for row in rows] == ["x, y", "x\ty"]
+@pytest.mark.parametrize(
+    ("name", "quoting", "expected"),
+    [
+        ("a.tsv", "auto", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+        ("a.tsv", "none", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+        ("a.tsv", "minimal", ["x, y", "He said\nb\tso", 'x"y', "z"]),
+        ("A.TSV", "auto", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+    ],
+)
+def test_quoting_of_tsv(read_csv: Any, name: str, quoting: str, expected: list[str]) -> None:
+    content = 'id\tprompt\na\tx, y\na2\t"He said\nb\tso"\nc\t"x""y"\nd\tz\n'
+    rows = read_csv(content, name, csv_quoting=quoting)
+    assert [row.content for row in rows] == expected
+
+
+def test_csv_without_quoting_is_one_row_per_line(read_csv: Any) -> None:
+    content = 'id,prompt\na,"x\nb,say "y" twice\nc,"z",more\n'
+    rows = read_csv(content, csv_quoting="none")
+    assert [summary(row) for row in rows] == [
+        ("a", 2, '"x'),
+        ("b", 3, 'say "y" twice'),
+        ("row-3", 4, "ragged_row"),
+    ]
+    assert "add --csv-quoting minimal" in rows[2].message
+
+
+def test_quotes_in_tsv_are_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    quoted = 'id\tprompt\tz\n1\tsay "x"\t"unused"\n2\t"He said ""y"", twice"\t\n3\t"z"\t\n'
+    path.write_text(quoted)
+    reports: list[str] = []
+    assert len(list(read_rows(path, InputConfig(), reports.append))) == 3
+    (line,) = reports
+    assert "line 3: a cell is in quotes" in line
+    assert "add --csv-quoting minimal" in line
+    for reading in [InputConfig(csv_quoting="minimal"), InputConfig(prompt_column="id")]:
+        list(read_rows(path, reading, reports.append))
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "sep=;\nid;prompt\na;x, y\n", [("a", 3, "x, y")]),
+        ("a.csv", "\ufeffSEP=,\r\nid,prompt\r\na,x\r\n", [("a", 3, "x")]),
+        ("a.csv", '"sep=\t"\nid\tprompt\na\t"x\ty"\n', [("a", 3, "x\ty")]),
+        ("a.tsv", "sep=|\nid|prompt\na|x\n", [("a", 3, "x")]),
+        ("a.csv", "sep=,prompt\nx\n", [("row-1", 2, "ragged_row")]),
+    ],
+)
+def test_a_first_line_may_name_the_separator(
+    read_csv: Any, name: str, content: str, expected: Any
+) -> None:
+    assert [summary(row) for row in read_csv(content, name)] == expected
 
 
 @pytest.mark.parametrize(
     ("record", "row_id", "code", "words"),
     [
-        ("b,x,y", "row-2", "ragged_row", "line 3 has 3 cells, the header has 2"),
-        ("b", "row-2", "ragged_row", "1 cells"),
+        ("b,x,y", "row-2", "ragged_row", "line 3 must have 2 cells, as the header has, got 3"),
+        ("b", "row-2", "ragged_row", "got 1"),
         ('"b\n",x,y', "row-2", "ragged_row", "lines 3 to 4"),
         ('b,"x" y', "row-2", "malformed_csv", "line 3"),
         ("b,", "b", "empty_prompt", "blank"),
         ("b,  ", "b", "empty_prompt", "blank"),
-        (b"b,caf\xe9", "b", "invalid_utf8", "character 4 of a cell (0xe9)"),
-        (b"\xe9,x", "row-2", "invalid_utf8", "character 1 of a cell (0xe9)"),
+        (b"b,caf\xe9", "b", "invalid_utf8", "character 4 of column 'prompt' (0xe9)"),
+        (b"\xe9,x", "row-2", "invalid_utf8", "character 1 of column 'id' (0xe9)"),
         (b"b,\xed\xa0\x80", "b", "invalid_utf8", "0xed"),
     ],
 )
@@ -96,9 +147,9 @@ def test_a_bad_record_is_one_failure(
     raw = record if isinstance(record, bytes) else record.encode()
     rows = read_csv(b"id,prompt\na,before\n" + raw + b"\nc,after\n")
     assert [summary(row) for row in rows] == [
-        ("a", 1, "before"),
-        (row_id, 2, code),
-        ("c", 3, "after"),
+        ("a", 2, "before"),
+        (row_id, 3, code),
+        ("c", 4 + raw.count(b"\n"), "after"),
     ]
     assert words in rows[1].message
     assert len(rows[1].key) == 32
@@ -134,8 +185,9 @@ def test_cells_may_be_larger_than_what_the_csv_module_allows_at_first(read_csv: 
         ("Prompt\nx\n", {}, "no column 'prompt'; it has 'Prompt'", "did you mean 'Prompt'?"),
         ("promt\nx\n", {"prompt_column": "prompt"}, "no column", "did you mean 'promt'?"),
         ("text\nx\n", {"template": "{txet}"}, "no column 'txet'", "did you mean 'text'?"),
-        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "parted otherwise"),
+        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "separated otherwise"),
         ("Why?,1\nHow?,2\n", {}, "no column 'prompt'", "no header"),
+        ('"id","prompt"\n', {"csv_quoting": "none"}, "no column 'prompt'", "--csv-quoting minimal"),
         (",\nx,y\n", {}, "no header", "names its columns"),
         ('"id\nx\n', {}, "no readable header", "names its columns"),
         (b"caf\xe9,prompt\nx,y\n", {}, "not UTF-8", "convert"),

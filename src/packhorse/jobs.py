@@ -126,7 +126,7 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
             with interruption.raising():
                 source = _source(job, workspace)
             observer.stage(f"reading {job.input}")
-            journal.enlist(interruption.checked(read_rows(source, job.reading)))
+            journal.enlist(interruption.checked(read_rows(source, job.reading, observer.stage)))
             work.enlisted(source, journal)
         with meter.stage("prepare"), interruption.raising():
             identity = work.prepare(observer.stage)

@@ -35,6 +35,9 @@ CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS sessions (number INTEGER PRIMARY KEY, figures TEXT NOT NULL);
 """
 
+_BEFORE_RECORDED = {"csv_quoting": "minimal"}
+"""Values of settings that journals of earlier versions do not name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -148,6 +151,7 @@ class Journal:
         known = self.meta("settings")
         if known is None:
             return
+        known = {**_BEFORE_RECORDED, **known}
         changed = [name for name, value in settings.items() if known.get(name) != value]
         if changed:
             difference = "; ".join(

@@ -42,6 +42,7 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
     _number(group, "text_column", "column or field of the text", "NAME", str)
     _number(group, "label_column", "column or field of the right label", "NAME", str)
     _number(group, "group_column", "rows of one group are never split", "NAME", str)
+    options.add_csv_quoting_option(group)
     _number(group, "max_rows", "of more rows so many are drawn", "N", int)
     _number(group, "seed", "of every split and draw", "N", int)
     group.add_argument(
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         shots=arguments.shots,
         max_text_tokens=arguments.max_text_tokens,
         max_rows=arguments.max_rows,
+        csv_quoting=arguments.csv_quoting,
         seed=arguments.seed,
         allow_pickle=arguments.allow_pickle,
         command=shlex.join(["packhorse", *sys.argv[1:]]),

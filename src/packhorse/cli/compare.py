@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--prompt-column", metavar="NAME")
     reading.add_argument("--template", metavar="TEXT")
     reading.add_argument("--system", metavar="TEXT")
+    options.add_csv_quoting_option(reading)
     options.add_served_model_name_option(reading)
 
 
@@ -117,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.prompt_column,
             template=arguments.template,
             system=arguments.system,
+            csv_quoting=arguments.csv_quoting,
             served_model_name=tuple(arguments.served_model_name),
         ),
         resume=arguments.resume,

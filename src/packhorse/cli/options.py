@@ -8,6 +8,7 @@ from typing import Any
 
 from packhorse.batching import AUTO, POLICIES
 from packhorse.config import (
+    CSV_QUOTINGS,
     DEVICES,
     ENGINES,
     ON_TOO_LONG,
@@ -150,6 +151,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> Any:
     )
     group.add_argument("--system", metavar="TEXT", help="system message for rows without one")
     group.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
+    add_csv_quoting_option(group)
     group.add_argument(
         "--on-too-long",
         choices=ON_TOO_LONG,
@@ -157,6 +159,16 @@ def add_reading_options(parser: argparse.ArgumentParser) -> Any:
         help="what to do with a prompt that does not fit (default: %(default)s)",
     )
     return group
+
+
+def add_csv_quoting_option(group: Any) -> None:
+    group.add_argument(
+        "--csv-quoting",
+        choices=CSV_QUOTINGS,
+        default=default(InputConfig, "csv_quoting"),
+        help="minimal: cells may stand in double quotes; none: quotes are ordinary characters and "
+        "a line is a row (default: auto, which is none for .tsv and minimal for .csv)",
+    )
 
 
 def add_served_model_name_option(group: Any) -> None:
@@ -212,5 +224,6 @@ def reading_config(options: argparse.Namespace) -> InputConfig:
         system=options.system,
         limit=options.limit,
         on_too_long=options.on_too_long,
+        csv_quoting=options.csv_quoting,
         served_model_name=tuple(options.served_model_name),
     )

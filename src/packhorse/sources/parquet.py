@@ -38,7 +38,7 @@ def open_parquet(
     if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
         layout = Layout()
     else:
-        layout = find_prompt(path, schema.names, template, config.prompt_column)
+        layout = find_prompt(path, schema.names, template, config.prompt_column, has_header=False)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
     columns = [name for name in layout.names if name in schema.names]
