@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import date
+import uuid
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from input_files import Row, read_content, summary
 from packhorse.config import InputConfig
-from packhorse.data import Request
+from packhorse.data import Request, id_to_json
 from packhorse.errors import InputError
 from packhorse.sources import lines, read_rows
 
@@ -245,6 +247,11 @@ MESSAGES = [{"role": "user", "content": "x"}]
         pa.array(["x", "y"], pa.large_string()),
         pa.array(["x", "y"], pa.string_view()),
         pa.array(["x", "y"]).dictionary_encode(),
+        pa.array([b"x", b"y"]),
+        pa.array([b"x", b"y"], pa.large_binary()),
+        pa.array([b"x", b"y"], pa.binary_view()),
+        pa.array([b"x", b"y"], pa.binary(1)),
+        pa.array([b"x", b"y"]).dictionary_encode(),
     ],
     ids=str,
 )
@@ -258,7 +265,8 @@ def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
     [
         ({"id": [5, None], "prompt": ["x", "y"]}, {}, [(5, 1, "x"), ("row-2", 2, "y")]),
         ({"id": ["a", ""], "prompt": ["x", "y"]}, {}, [("a", 1, "x"), ("row-2", 2, "bad_id")]),
-        ({"id": [1.5], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
+        ({"id": [True], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
+        ({"id": [float("nan")], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
         ({"prompt": ["x", None, " "]}, {}, ["x", "missing_prompt", "empty_prompt"]),
         ({"prompt": pa.nulls(1)}, {}, ["missing_prompt"]),
         (
@@ -272,7 +280,9 @@ def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
         ({"q": ["x"], "prompt": ["y"]}, {"prompt_column": "q"}, ["x"]),
         ({"n": [1], "d": [date(2024, 1, 2)]}, {"template": "{n} {d}"}, ["1 2024-01-02"]),
         ({"a.b": ["x"], "a": ["y"]}, {"prompt_column": "a.b"}, ["x"]),
-        ({"n": [b"x"]}, {"template": "{n}"}, ["bad_field"]),
+        ({"n": [b"caf\xc3\xa9", b"\xff"]}, {"template": "{n}"}, ["caf\xe9", "invalid_utf8"]),
+        ({"d": [Decimal("0.0000000000")]}, {"template": "{d}"}, ["0.0000000000"]),
+        ({"f": pa.array([0.1], pa.float32())}, {"template": "{f}"}, ["0.1"]),
         ({"n": [None], "m": ["x"]}, {"template": "{n}{m}"}, ["missing_field"]),
         ({"prompt": ["x"], "temperature": ["mild"]}, {}, ["x"]),
     ],
@@ -283,6 +293,76 @@ def test_parquet(read_parquet: Any, columns: Any, config: Any, expected: Any) ->
         row if isinstance(row, tuple) and len(row) == 3 else (f"row-{n}", n, row)
         for n, row in enumerate(expected, start=1)
     ]
+
+
+EVENING = datetime(2024, 1, 2, 23, 4, 5)  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([2**64 - 1, 0], pa.uint64()), ["18446744073709551615", "0"]),
+        (pa.array([0.1, 1.0]), ["0.1", "1.0"]),
+        (pa.array([0.1, 1e20], pa.float32()), ["0.1", "1e+20"]),
+        (pa.array([0.1, 2], pa.float16()), ["0.1", "2.0"]),
+        (pa.array([Decimal("1.50"), Decimal("0.00")]), ["1.50", "0.00"]),
+        (pa.array([Decimal("0E-10"), None], pa.decimal256(70, 10)), ["0.0000000000", '"row-2"']),
+        (pa.array([date(2024, 1, 2)]), ['"2024-01-02"']),
+        (pa.array([EVENING]), ['"2024-01-02 23:04:05"']),
+        (
+            pa.array([1_700_000_000_123_456_789, 1_700_000_000_123_456_000], pa.timestamp("ns")),
+            ['"2023-11-14 22:13:20.123456789"', '"2023-11-14 22:13:20.123456"'],
+        ),
+        (
+            pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "Europe/Zurich")),
+            ['"2023-11-14 23:13:20.123456789+01:00"'],
+        ),
+        (pa.array([-1], pa.timestamp("ns")), ['"1969-12-31 23:59:59.999999999"']),
+        (pa.array([3_723_000_000_001], pa.time64("ns")), ['"01:02:03.000000001"']),
+        (pa.array([b"a\xc3\xa9", b"b"]), ['"a\\u00e9"', '"b"']),
+        (pa.array([b"ab", b"cd"], pa.binary(2)), ['"ab"', '"cd"']),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_parquet_ids_keep_their_text(read_parquet: Any, column: Any, expected: Any) -> None:
+    rows = read_parquet({"id": column, "prompt": ["x", "y"][: len(column)]})
+    assert [id_to_json(row.id) for row in rows] == expected
+    assert all(isinstance(row, Request) for row in rows)
+
+
+@pytest.mark.skipif(not hasattr(pa, "json_"), reason="this pyarrow has no such types")
+def test_parquet_types_that_extend_others(read_parquet: Any) -> None:
+    name = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
+    columns = {"id": pa.array([name.bytes], pa.uuid()), "prompt": pa.array(["{}"], pa.json_())}
+    assert [summary(row) for row in read_parquet(columns)] == [(str(name), 1, "{}")]
+
+
+@pytest.mark.parametrize(
+    ("column", "code", "words"),
+    [
+        (pa.array([b"\xff", b"a"]), "invalid_utf8", "byte 1 of column 'id' (0xff)"),
+        (pa.array([b"\xff\xff", b"ab"], pa.binary(2)), "invalid_utf8", "0xff"),
+        (pa.array([2**62, 0], pa.timestamp("ms")), "bad_field", "column 'id' has a value"),
+        (pa.array([10**7, 0], pa.date32()), "bad_field", "out of range"),
+        (pa.array([1, 1000], pa.duration("ns")), "bad_field", "column 'id'"),
+    ],
+    ids=str,
+)
+def test_a_parquet_id_that_cannot_be_read_costs_its_row(
+    read_parquet: Any, column: Any, code: str, words: str
+) -> None:
+    first, second = read_parquet({"id": column, "prompt": ["x", "y"]})
+    assert (first.id, first.code) == ("row-1", code)
+    assert words in first.message
+    assert second.id != "row-2" or second.code == "bad_id"  # a duration is no id
+
+
+def test_bytes_inside_messages_are_text(read_parquet: Any) -> None:
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.binary())]))
+    rows = [[{"role": "user", "content": content}] for content in (b"caf\xc3\xa9", b"\xff")]
+    good, bad = read_parquet({"messages": pa.array(rows, kind)})
+    assert good.content == ({"role": "user", "content": "caf\xe9"},)
+    assert bad.code == "invalid_utf8"
 
 
 @pytest.mark.parametrize("encode", [False, True], ids=["plain", "dictionary"])
@@ -320,8 +400,7 @@ def test_unusable_parquet(read_parquet: Any, tmp_path: Path) -> None:
     for columns, config, words in [
         ({"q": ["x"]}, {}, "no column 'prompt'; it has 'q'"),
         ({"q": ["x"]}, {"template": "{qq}"}, "no column 'qq'"),
-        ({"prompt": [1]}, {}, "holds int64, not text"),
-        ({"prompt": [b"x"]}, {}, "holds binary, not text"),
+        ({"prompt": [1]}, {}, "must hold text, got int64"),
         ({"prompt": pa.array([], pa.string())}, {}, "has no rows"),
         (twice, {}, "more than one column 'prompt'"),
     ]:

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.atomic import is_there
-from packhorse.data import Answer, Failure, FinishReason, Request, RowId
+from packhorse.data import (
+    Answer,
+    Failure,
+    FinishReason,
+    Request,
+    RowId,
+    free_id,
+    id_from_json,
+    id_to_json,
+)
 from packhorse.durable import DurableDatabase
 from packhorse.errors import InputError, JobChangedError, OutputError
 
@@ -35,18 +44,19 @@ CREATE TABLE IF NOT EXISTS notes (key TEXT PRIMARY KEY, note TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS sessions (number INTEGER PRIMARY KEY, figures TEXT NOT NULL);
 """
 
-_BEFORE_RECORDED = {"csv_quoting": "minimal"}
-"""Values of settings that journals of earlier versions do not name."""
-
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of the input by state; `rows` = completed + failed + pending."""
+    """Rows of the input by state; `rows` = completed + failed + pending.
+
+    unreadable: failed rows that were refused when the input was read, which are no results.
+    """
 
     rows: int
     completed: int
     failed: int
     failed_by_code: dict[str, int]
+    unreadable: int = 0
 
     @property
     def pending(self) -> int:
@@ -112,30 +122,45 @@ class Journal:
     def enlist(self, rows: Iterable[Request | Failure]) -> None:
         """Replaces the list of input rows by `rows`; results stay.
 
-        Raises InputError for two rows of one id, naming both lines. Text and number ids that are
-        written alike count as one: CSV cannot tell them apart.
+        Raises InputError for two rows that bring the same id, naming both lines. Text and number
+        ids that are written alike count as one: CSV cannot tell them apart. A row without an id of
+        its own never clashes: its id gets a suffix ("line-2-2") if another row brings it.
         """
+        own_ids = bytearray()
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rows")
             for row in rows:
-                self._enlist_row(connection, row)
+                own_ids.append(row.has_own_id)
+                self._enlist_row(connection, row, own_ids)
 
-    def _enlist_row(self, connection: sqlite3.Connection, row: Request | Failure) -> None:
+    def _enlist_row(
+        self, connection: sqlite3.Connection, row: Request | Failure, own_ids: bytearray
+    ) -> None:
+        """own_ids: by position, whether a row brings its id."""
         chat, code, message = False, None, None
         if isinstance(row, Failure):
             code, message = row.code, row.message
         else:
             chat = not isinstance(row.content, str)
-        identity = (row.index, row.key, str(row.id), json.dumps(row.id), row.line)
+        identity = (row.index, row.key, str(row.id), id_to_json(row.id), row.line)
         values = (*identity, chat, code, message)
         try:
-            connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            _insert_row(connection, values)
+            return
         except sqlite3.IntegrityError:
-            found = connection.execute("SELECT line FROM rows WHERE id = ?", (str(row.id),))
+            query = "SELECT * FROM rows WHERE id = ?"
+            other = connection.execute(query, (str(row.id),)).fetchone()
+        if not row.has_own_id:
+            _insert_row(connection, _with_free_id(connection, values))
+        elif not own_ids[other[0]]:
+            connection.execute("DELETE FROM rows WHERE position = ?", (other[0],))
+            _insert_row(connection, values)
+            _insert_row(connection, _with_free_id(connection, other))
+        else:
             raise InputError(
-                f"lines {found.fetchone()[0]} and {row.line} have the same id {row.id!r}",
+                f"lines {other[4]} and {row.line} have the same id {row.id!r}",
                 "give every row an id of its own, or none",
-            ) from None
+            )
 
     def bind(self, settings: dict[str, Any]) -> None:
         """Ties the journal to what decides its results; raises as `check`."""
@@ -151,7 +176,6 @@ class Journal:
         known = self.meta("settings")
         if known is None:
             return
-        known = {**_BEFORE_RECORDED, **known}
         changed = [name for name, value in settings.items() if known.get(name) != value]
         if changed:
             difference = "; ".join(
@@ -227,7 +251,7 @@ class Journal:
             (unreadable,) = connection.execute(
                 "SELECT count(*) FROM rows WHERE error_code IS NOT NULL"
             ).fetchone()
-        return Counts(rows + unreadable, completed, sum(by_code.values()), by_code)
+        return Counts(rows + unreadable, completed, sum(by_code.values()), by_code, unreadable)
 
     def records(self) -> Iterator[Record]:
         """Every input row once, in input order."""
@@ -243,7 +267,7 @@ class Journal:
         for id_json, line, chat, text, token_ids, *rest, note in found:
             ids = None if token_ids is None else tuple(array("I", token_ids))
             rest.append(None if note is None else json.loads(note))
-            yield Record(json.loads(id_json), line, bool(chat), text, ids, *rest)
+            yield Record(id_from_json(id_json), line, bool(chat), text, ids, *rest)
 
     def add_session(self, figures: dict[str, Any]) -> None:
         row = (json.dumps(figures),)
@@ -253,3 +277,18 @@ class Journal:
     def sessions(self) -> list[dict[str, Any]]:
         found = self._database.select("SELECT figures FROM sessions ORDER BY number")
         return [json.loads(figures) for (figures,) in found]
+
+
+def _insert_row(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None:
+    connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def _with_free_id(connection: sqlite3.Connection, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row of `values` under an id that no row has."""
+
+    def is_taken(text: str) -> bool:
+        query = "SELECT 1 FROM rows WHERE id = ?"
+        return connection.execute(query, (text,)).fetchone() is not None
+
+    chosen = free_id(values[2], is_taken)
+    return (*values[:2], chosen, id_to_json(chosen), *values[4:])

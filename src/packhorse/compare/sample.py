@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from packhorse.atomic import atomic_file
 from packhorse.config import CsvQuoting, InputConfig
-from packhorse.data import Request
+from packhorse.data import Request, free_id
 from packhorse.errors import ConfigError, InputError
 from packhorse.sources import read_fields, read_rows
 
@@ -61,7 +61,7 @@ def take_sample(
         raise InputError(f"no row of {source} can be read", "see why with: packhorse run")
     drawn = set(random.Random(SAMPLE_SEED).sample(range(total), min(rows, total)))  # noqa: S311
     readable = (row for row in read_rows(source, reading) if isinstance(row, Request))
-    requests = tuple(row for number, row in enumerate(readable) if number in drawn)
+    requests = _with_unique_ids(row for number, row in enumerate(readable) if number in drawn)
     with atomic_file(path) as file:
         for line in _lines(requests):
             file.write(line)
@@ -87,6 +87,21 @@ def _labels(
             f"no sampled row has a label in {field!r}", "name the field of the right answers"
         )
     return tuple(labels.get(request.index) for request in requests)
+
+
+def _with_unique_ids(requests: Iterable[Request]) -> tuple[Request, ...]:
+    """The rows, where none has an id that another one brings."""
+    found = tuple(requests)
+    taken = {str(request.id) for request in found if request.has_own_id}
+
+    def unique(request: Request) -> Request:
+        if request.has_own_id:
+            return request
+        chosen = free_id(str(request.id), taken.__contains__)
+        taken.add(chosen)
+        return replace(request, id=chosen)
+
+    return tuple(map(unique, found))
 
 
 def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:

@@ -216,7 +216,7 @@ def _open_openai(
             f"{path} holds OpenAI batch lines, which carry their own prompts",
             "leave the template and the prompt column out",
         )
-    return openai.layout(config.served_model_name), lines.read_objects(path)
+    return openai.layout(config.served_model_name), lines.read_objects(path, openai.ID_FIELD)
 
 
 def _open_text(

@@ -17,6 +17,7 @@ from packhorse.sources.faults import RowError, shown
 from packhorse.sources.options import OPTION_FIELDS
 from packhorse.sources.rows import Layout
 
+ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _CHANGE_NOTHING = frozenset(
     {
@@ -99,7 +100,7 @@ def check_model(name: Any, names: Sequence[str]) -> None:
 
 
 def is_batch_line(fields: Mapping[str, Any]) -> bool:
-    return "custom_id" in fields and ("url" in fields or "body" in fields)
+    return ID_FIELD in fields and ("url" in fields or "body" in fields)
 
 
 def unwrap(line: Mapping[str, Any], models: Sequence[str] = ()) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def layout(models: Sequence[str] = ()) -> Layout:
     """The layout of batch lines. models: names of the model that runs; () allows every name."""
     return Layout(
         has_options=True,
-        id_field="custom_id",
+        id_field=ID_FIELD,
         unwrap=partial(unwrap, models=models),
         bare=True,
         unwrapped_options=(TOP_LOG_PROBS,),
