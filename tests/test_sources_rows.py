@@ -160,20 +160,20 @@ def test_openai_requests(read: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (batch_line(chat(n=2)), "unsupported_option", "'n' is 2"),
-        (batch_line(chat(n=True)), "unsupported_option", "'n' is true"),
-        (batch_line(chat(logprobs=0)), "bad_option", "logprobs is 0; it is true"),
+        (batch_line(chat(n=2)), "unsupported_option", "'n' must be 1, got 2"),
+        (batch_line(chat(n=True)), "unsupported_option", "'n' must be 1, got true"),
+        (batch_line(chat(logprobs=0)), "bad_option", "logprobs must be true or false, got 0"),
         (batch_line(chat(top_logprobs=2)), "bad_option", "top_logprobs needs logprobs"),
         (batch_line(chat(logprobs=True, top_logprobs=21)), "bad_option", "from 0 to 20"),
         (
             batch_line({"prompt": "x", "logprobs": True}, "/v1/completions"),
             "bad_option",
-            "logprobs is true; it is a whole number from 0 to 20",
+            "logprobs must be an integer from 0 to 20, got true",
         ),
         (
             batch_line({"prompt": "x", "top_logprobs": 1}, "/v1/completions"),
             "bad_option",
-            "belongs to chats",
+            "only valid for /v1/chat/completions",
         ),
         (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),

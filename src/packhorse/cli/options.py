@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from typing import Any
 
@@ -32,6 +33,22 @@ def default(config: type[Any], name: str) -> Any:
 def names(text: str) -> tuple[str, ...]:
     """A list on the command line: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def text(given: str) -> str:
+    """A text on the command line, whatever the locale.
+
+    In an ASCII locale Python hands over the bytes of UTF-8 as half surrogate pairs. Not for paths,
+    which the operating system takes that way.
+    """
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(given).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(f"must be UTF-8 text, got {given!a}") from None
+    return given
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +153,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     group.add_argument(
         "--stop",
+        type=text,
         action="append",
         default=[],
         metavar="TEXT",
@@ -145,11 +163,18 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 def add_reading_options(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("input")
-    group.add_argument("--prompt-column", metavar="NAME", help="column or field of the prompt")
     group.add_argument(
-        "--template", metavar="TEXT", help='prompt built from fields: "Summarise: {text}"'
+        "--prompt-column", type=text, metavar="NAME", help="column or field of the prompt"
     )
-    group.add_argument("--system", metavar="TEXT", help="system message for rows without one")
+    group.add_argument(
+        "--template",
+        type=text,
+        metavar="TEXT",
+        help='prompt built from fields: "Summarise: {text}"',
+    )
+    group.add_argument(
+        "--system", type=text, metavar="TEXT", help="system message for rows without one"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
     add_csv_quoting_option(group)
     group.add_argument(
@@ -174,6 +199,7 @@ def add_csv_quoting_option(group: Any) -> None:
 def add_served_model_name_option(group: Any) -> None:
     group.add_argument(
         "--served-model-name",
+        type=text,
         action="append",
         default=[],
         metavar="NAME",

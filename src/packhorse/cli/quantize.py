@@ -56,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept PyTorch .bin weights where there is no safetensors file",
     )
-    parser.add_argument("--prompt-column", metavar="NAME", help="of FILE, as for run")
-    parser.add_argument("--template", metavar="TEXT", help="of FILE, as for run")
+    parser.add_argument(
+        "--prompt-column", type=options.text, metavar="NAME", help="of FILE, as for run"
+    )
+    parser.add_argument("--template", type=options.text, metavar="TEXT", help="of FILE, as for run")
     options.add_csv_quoting_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 

@@ -114,12 +114,15 @@ def read_rows(
     of its own, which tell equal rows apart.
     """
     if config.limit is not None and config.limit < 1:
-        raise ConfigError(f"limit is {config.limit}", "a limit is at least 1 row")
+        raise ConfigError(
+            f"limit must be at least 1 row, got {config.limit}", "leave it out to read all"
+        )
     if config.template is not None and config.prompt_column is not None:
         raise ConfigError(
             "both a template and a prompt column are given",
             "use one of them: the template names the columns it needs",
         )
+    _check_unicode(config)
     template = None if config.template is None else Template.parse(config.template)
     input_format = detect_format(path)
     with _reading(path):
@@ -197,6 +200,18 @@ def _open(
     if input_format == "csv":
         return open_csv(path, template, config, report)
     return _OPENERS[input_format](path, template, config)
+
+
+def _check_unicode(config: InputConfig) -> None:
+    for name in ("template", "prompt_column", "system"):
+        try:
+            (getattr(config, name) or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{name} must be Unicode text, got half a surrogate pair at character "
+                f"{error.start + 1}",
+                "give it as UTF-8",
+            ) from None
 
 
 _Opener = Callable[[Path, Template | None, InputConfig], tuple[Layout, Iterator[Record]]]

@@ -94,7 +94,8 @@ def _parse_object(id_field: str, raw: bytes) -> Mapping[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise RowError(
-            "not_an_object", f'the line is {shown(value)}; a row is an object: {{"prompt": ...}}'
+            "not_an_object",
+            f'the line must be an object such as {{"prompt": "..."}}, got {shown(value)}',
         )
     row_id = value.get(id_field)
     # Most ids are text or integers, which need no second look.

@@ -226,7 +226,7 @@ def _read_prompt(fields: Fields, name: str) -> str:
             "give it a prompt or messages, or say which field to use with --prompt-column",
         )
     if not isinstance(value, str):
-        raise RowError("bad_prompt", f"{shown(name)} is {shown(value)}; a prompt is text")
+        raise RowError("bad_prompt", f"{shown(name)} must be text, got {shown(value)}")
     if not value.strip():
         raise RowError("empty_prompt", f"{shown(name)} is blank; give the row a prompt")
     return value
