@@ -172,13 +172,11 @@ def _read_id(value: Any) -> RowId | None:
         raise value
     if value is None:
         return None
-    if isinstance(value, NumberId):
-        if len(value) > _MAX_NUMBER_ID:
+    if isinstance(value, str):
+        if isinstance(value, NumberId) and len(value) > _MAX_NUMBER_ID:
             raise RowError(
                 "bad_id", f"the id must have at most {_MAX_NUMBER_ID:,} digits, got {len(value):,}"
             )
-        return value
-    if isinstance(value, str):
         if not value:
             raise RowError("bad_id", "the id must not be empty; give it a value or leave it out")
         value.encode("utf-8")  # UnicodeEncodeError: half a surrogate pair
