@@ -159,7 +159,7 @@ def read_fields(
     input_format = detect_format(path)
     if input_format == "openai-batch":
         raise InputError(
-            f"{path} holds OpenAI batch lines, which have no columns",
+            f"{called(path)} holds OpenAI batch lines, which have no columns",
             "give the rows as CSV, Parquet or JSONL",
         )
     wanted = Template(tuple(("", name) for name in names))
@@ -228,7 +228,7 @@ def _open_openai(
 ) -> tuple[Layout, Iterator[Record]]:
     if template is not None or config.prompt_column is not None:
         raise ConfigError(
-            f"{path} holds OpenAI batch lines, which carry their own prompts",
+            f"{called(path)} holds OpenAI batch lines, which carry their own prompts",
             "leave the template and the prompt column out",
         )
     return openai.layout(config.served_model_name), lines.read_objects(path, openai.ID_FIELD)
@@ -285,6 +285,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror or error}",
+            f"{called(path)} cannot be read: {error.strerror or error}",
             "check its permissions and its disk",
         ) from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packhorse.errors import InputError
+from packhorse.sources.foreign import called
 from packhorse.sources.rows import Layout
 from packhorse.sources.template import Template
 
@@ -41,7 +42,9 @@ def find_prompt(
             raise no_column(path, columns, name, "choose one of these", has_header=has_header)
     for name in layout.names:
         if columns.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}", "rename all but one")
+            raise InputError(
+                f"{called(path)} has more than one column {name!r}", "rename all but one"
+            )
     return layout
 
 
@@ -75,4 +78,4 @@ def no_column(
         advice = f"did you mean {original[close[0]]!r}? {advice[0].upper()}{advice[1:]}"
     elif has_header:
         advice += "; if they are data, the file has no header, which it needs"
-    return InputError(f"{path} has no column {name!r}; it has {shown}{more}", advice)
+    return InputError(f"{called(path)} has no column {name!r}; it has {shown}{more}", advice)
