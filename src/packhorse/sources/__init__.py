@@ -255,7 +255,10 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder", "name the file inside it")
     if not path.is_file():
-        raise InputError(f"{path} is not an ordinary file", "pipe it through - instead")
+        kind = "a pipe" if path.is_fifo() else "a device"
+        raise InputError(
+            f"{path} is {kind}, not an ordinary file", "give - as INPUT and pipe the rows in"
+        )
     refuse_foreign(path)
 
 

@@ -172,10 +172,11 @@ def _unpacking(path: Path, compression: _Compression) -> str:
     inner = Path(path.stem) if is_named_so else Path(path.name)
     if path.suffix.lower() in (".tgz", ".tbz2", ".txz") or inner.suffix.lower() == ".tar":
         return f"unpack it and give the file inside: tar -xf {file}"
-    if inner.suffix.lower() in _PIPED:
-        return f"unpack it: {compression.command} {file} | packhorse run MODEL - -o OUTPUT"
     target = inner.name if is_named_so else f"unpacked{inner.suffix}"
-    return f"unpack it: {compression.command} {file} > {shlex.quote(target)}"
+    command = f"{compression.command} {file}"
+    is_piped = inner.suffix.lower() in _PIPED
+    piped = f" (or pipe it: {command} | packhorse run MODEL - -o OUTPUT)" if is_piped else ""
+    return f"unpack it: {command} > {shlex.quote(target)}{piped}"
 
 
 def refuse_json_document(path: Path) -> None:
