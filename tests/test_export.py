@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.data import NumberId
 from packhorse.errors import ConfigError, OutputError
 from packhorse.export import OpenAIShape, OutputRow, output_format, write_json, write_output
 
@@ -53,6 +54,25 @@ def test_jsonl(tmp_path: Path) -> None:
         '"completion_tokens": 1}',
         '{"id": "c", "error": {"code": "bad_id", "message": "why", "line": 3}}',
     ]
+
+
+@pytest.mark.parametrize("text", ["1.0", "1e3", "-0", "18446744073709551616", "0.10"])
+def test_an_id_that_is_a_number_keeps_its_digits(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "out.jsonl"
+    done = OutputRow(NumberId(text), "1.0\n\u2028", "stop", 5, 2)
+    failed = OutputRow(NumberId(text), error_code="bad_id", error_message="why", line=3)
+    write_output(path, [done, failed])
+    first, second = path.read_text().splitlines()
+    assert first.startswith(f'{{"id": {text}, "text": "1.0\\n\\u2028", "finish_reason"')
+    assert second.startswith(f'{{"id": {text}, "error": ')
+    write_output(path, [done, failed], openai=OpenAIShape("m"))
+    for line in path.read_text().splitlines():
+        assert f', "custom_id": {text}, "response": ' in line
+        assert str(json.loads(line, parse_float=str, parse_int=str)["custom_id"]) == text
+    for suffix in (".csv", ".parquet"):
+        table = tmp_path / f"out{suffix}"
+        write_output(table, [done, failed])
+        assert [row["id"] for row in read_back(table)] == [text, text]
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -18,7 +19,7 @@ from types import FrameType
 import pytest
 
 from packhorse import durable
-from packhorse.data import Answer, Failure, Request, Timing
+from packhorse.data import Answer, Failure, NumberId, Request, Timing, id_to_json
 from packhorse.errors import InputError, JobChangedError, OutputError
 from packhorse.journal import Journal
 
@@ -84,6 +85,57 @@ def test_duplicate_ids_name_both_lines_and_leave_the_old_list(journal: Journal) 
     with pytest.raises(InputError, match=r"lines 1 and 3 have the same id '7'"):
         journal.enlist([request(0, id_=7), request(1), request(2, id_="7")])
     assert [record.id for record in journal.records()] == ["r0"]
+
+
+def row_without_id(index: int, fallback: str) -> Request:
+    return replace(request(index, id_=fallback), has_own_id=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([request(0, id_="line-2"), row_without_id(1, "line-2")], ["line-2", "line-2-2"]),
+        ([row_without_id(0, "line-1"), request(1, id_="line-1")], ["line-1-2", "line-1"]),
+        (
+            [
+                row_without_id(0, "row-1"),
+                request(1, id_="row-1-2"),
+                request(2, id_="row-1"),
+                request(3, id_="row-1-3"),
+            ],
+            ["row-1-3-2", "row-1-2", "row-1", "row-1-3"],
+        ),
+        (
+            [
+                request(0, id_="line-2"),
+                Failure(1, "malformed_json", "", "line-2", 2, "k1", has_own_id=False),
+            ],
+            ["line-2", "line-2-2"],
+        ),
+    ],
+)
+def test_a_row_without_an_id_clashes_with_no_other(
+    journal: Journal, rows: list[Request | Failure], expected: list[str]
+) -> None:
+    journal.enlist(rows)
+    journal.enlist(rows)
+    assert [record.id for record in journal.records()] == expected
+    assert journal.counts().rows == len(rows)
+
+
+def test_rows_that_bring_one_id_are_duplicates_whatever_it_looks_like(journal: Journal) -> None:
+    with pytest.raises(InputError, match="lines 1 and 3 have the same id 'line-1'"):
+        journal.enlist([request(0, id_="line-1"), row_without_id(1, "line-2"),
+                        request(2, id_="line-1")])  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["1.0", "-0", "1e3", "18446744073709551616"])
+def test_numbers_that_are_ids_keep_their_text(journal: Journal, text: str) -> None:
+    journal.enlist([request(0, id_=NumberId(text))])
+    (record,) = journal.records()
+    assert id_to_json(record.id) == text
+    with pytest.raises(InputError, match=f"the same id {text}"):
+        journal.enlist([request(0, id_=text), request(1, id_=NumberId(text))])
 
 
 def test_other_settings_are_refused_and_shown(journal: Journal) -> None:

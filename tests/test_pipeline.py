@@ -316,7 +316,7 @@ def test_tables_in_and_out(job: JobConfig, suffix: str, tmp_path: Path) -> None:
 
 
 def test_openai_batch_lines_come_back_as_openai_batch_output(job: JobConfig) -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+    body = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
     chat = {"custom_id": "c1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     bad = {"custom_id": "c2", "method": "POST", "url": "/v1/chat/completions", "body": {}}
     write_lines(Path(job.input), [chat, bad])
@@ -334,7 +334,7 @@ def test_openai_batch_lines_come_back_as_openai_batch_output(job: JobConfig) -> 
 def test_openai_batch_lines_into_a_table_are_refused_before_a_row_runs(
     job: JobConfig, ending: str
 ) -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    body = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
     chat = {"custom_id": "c1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     write_lines(Path(job.input), [chat])
     output = job.output.with_suffix(ending)

@@ -3,9 +3,18 @@ CSV and Parquet: test_sources_tables.py."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
+import pickle
+import re
+import sqlite3
+import tarfile
 import tracemalloc
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -141,12 +150,13 @@ FAULTS: list[tuple[bytes | str, str, str]] = [
     (b'{"prompt": "caf\xe9"}', "invalid_utf8", "byte 16 of the line (0xe9)"),
     (b'{"prompt": "\xed\xa0\x80"}', "invalid_utf8", "byte 13"),
     ('{"id": true, "prompt": "x"}', "bad_id", "true"),
-    ('{"id": 1.0, "prompt": "x"}', "bad_id", "1.0"),
+    ('{"id": NaN, "prompt": "x"}', "bad_id", "got nan"),
+    ('{"id": -Infinity, "prompt": "x"}', "bad_id", "got -inf"),
+    ('{"id": 0.' + "1" * 4300 + ', "prompt": "x"}', "bad_id", "at most 4,300 digits"),
     ('{"id": [1], "prompt": "x"}', "bad_id", "a list"),
     ('{"id": "", "prompt": "x"}', "bad_id", "empty"),
-    ('{"id": 9223372036854775808, "prompt": "x"}', "bad_id", "64 bits"),
-    ('{"prompt": "x", "max_new_tokens": 0}', "bad_option", "max_new_tokens is 0"),
-    ('{"prompt": "x", "max_tokens": -1}', "bad_option", "max_tokens is -1"),
+    ('{"prompt": "x", "max_new_tokens": 0}', "bad_option", "got 0"),
+    ('{"prompt": "x", "max_tokens": -1}', "bad_option", "got -1"),
     ('{"prompt": "x", "max_new_tokens": 4294967296}', "bad_option", "2147483647"),
     ('{"prompt": "x", "max_new_tokens": 1.0}', "bad_option", "1.0"),
     ('{"prompt": "x", "max_new_tokens": true}', "bad_option", "true"),
@@ -154,16 +164,20 @@ FAULTS: list[tuple[bytes | str, str, str]] = [
     ('{"prompt": "x", "temperature": -0.1}', "bad_option", "from 0 to 100"),
     ('{"prompt": "x", "temperature": NaN}', "bad_option", "nan"),
     ('{"prompt": "x", "temperature": 1e999}', "bad_option", "inf"),
-    ('{"prompt": "x", "temperature": 1' + "0" * 400 + "}", "bad_option", "temperature is 10"),
+    (
+        '{"prompt": "x", "temperature": 1' + "0" * 400 + "}",
+        "bad_option",
+        "temperature must be a number from 0 to 100, got 10",
+    ),
     ('{"prompt": "x", "temperature": "1"}', "bad_option", "'1'"),
-    ('{"prompt": "x", "top_p": 0}', "bad_option", "top_p is 0"),
+    ('{"prompt": "x", "top_p": 0}', "bad_option", "got 0"),
     ('{"prompt": "x", "top_p": 1.01}', "bad_option", "at most 1"),
-    ('{"prompt": "x", "top_k": -1}', "bad_option", "top_k is -1"),
-    ('{"prompt": "x", "seed": -1}', "bad_option", "seed is -1"),
-    ('{"prompt": "x", "seed": 9223372036854775808}', "bad_option", "seed is 9223372036854775808"),
-    ('{"prompt": "x", "stop": ""}', "bad_option", "stop is ''"),
+    ('{"prompt": "x", "top_k": -1}', "bad_option", "got -1"),
+    ('{"prompt": "x", "seed": -1}', "bad_option", "got -1"),
+    ('{"prompt": "x", "seed": 9223372036854775808}', "bad_option", "got 9223372036854775808"),
+    ('{"prompt": "x", "stop": ""}', "bad_option", "got ''"),
     ('{"prompt": "x", "stop": ["a", ""]}', "bad_option", "a list"),
-    ('{"prompt": "x", "stop": 3}', "bad_option", "stop is 3"),
+    ('{"prompt": "x", "stop": 3}', "bad_option", "got 3"),
     (jsonl({"prompt": "x", "stop": ["a"] * 17})[:-1], "bad_option", "at most 16"),
 ]
 
@@ -264,6 +278,134 @@ def test_unusable_input(read: Any, name: str, content: Any, config: Any, words: 
     assert raised.value.hint
 
 
+GZIP = gzip.compress(b'{"prompt": "x"}\n')
+EXCEL = b"PK\x03\x04" + bytes(40) + b"xl/workbook.xmlPK\x05\x06" + bytes(18)
+PAGE = b"<!DOCTYPE html>\n<html><body>404</body></html>\n"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"
+
+
+def tar_archive() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jsonl"), io.BytesIO(b""))
+    return content.getvalue()
+
+
+def sqlite_database(folder: Path) -> bytes:
+    with closing(sqlite3.connect(folder / "a.db")) as connection:
+        connection.execute("CREATE TABLE t (prompt)")
+    return (folder / "a.db").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "advice"),
+    [
+        ("a.jsonl.gz", GZIP, "compressed with gzip", "zcat {path} | packhorse run MODEL -"),
+        ("a.jsonl", GZIP, "compressed with gzip", "zcat {path} | packhorse run MODEL -"),
+        ("a.csv.gz", GZIP, "compressed with gzip", "zcat {path} > a.csv"),
+        ("a.parquet", GZIP, "compressed with gzip", "zcat {path} > unpacked.parquet"),
+        ("a.tar.gz", GZIP, "compressed with gzip", "tar -xf {path}"),
+        ("a.stdin", GZIP, "standard input is compressed with gzip", "zcat FILE | packhorse run"),
+        ("a.txt", bz2.compress(b"x"), "compressed with bzip2", "bzcat"),
+        ("a.txt", lzma.compress(b"x"), "compressed with xz", "xzcat"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\0x", "compressed with zstd", "zstdcat"),
+        ("a.txt", b"\x04\x22\x4d\x18x", "compressed with lz4", "lz4cat"),
+        ("a.jsonl", tar_archive(), "a tar archive", "tar -xf {path}"),
+        ("a.csv", b"PK\x03\x04" + bytes(60), "a ZIP archive", "unzip {path}"),
+        ("a.csv", EXCEL, "an Excel workbook", "CSV UTF-8"),
+        ("a.xlsx", EXCEL, "an Excel workbook", "CSV UTF-8"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel or Word", "CSV UTF-8"),
+        ("a.csv", b"SQLite format 3\0" + bytes(80), "an SQLite database", "sqlite3 -csv"),
+        ("a.csv", b"PAR1\x15\0PAR1", "a Parquet file", "end in .parquet"),
+        ("a.parquet", b"ARROW1\0\0" + bytes(9), "an Arrow (Feather) file", "write_table"),
+        ("a.parquet", b"\xff\xff\xff\xff\x78\0", "an Arrow stream", "to_parquet"),
+        ("a.jsonl", pickle.dumps([{"prompt": "x"}]), "a Python pickle", "loads no pickle"),
+        ("a.jsonl", b"GGUF\x03\0\0\0\0", "a model, not rows", "packhorse run MODEL INPUT"),
+        ("a.txt", b"%PDF-1.7\n", "a PDF file", "pdftotext"),
+        ("a.jsonl", PAGE, "a web page", "error page"),
+        ("a.txt", PAGE, "a web page", "error page"),
+        ("a.csv", b'<?xml version="1.0"?><Error/>', "XML", "error page"),
+        ("a.parquet", POINTER, "a Git LFS pointer", "git lfs pull"),
+        ("a.jsonl", POINTER, "a Git LFS pointer", "git lfs pull"),
+        ("a.csv", "id,prompt".encode("utf-16"), "UTF-16, not UTF-8", "-f UTF-16 "),
+        ("a.csv", "id,prompt".encode("utf-16-le"), "UTF-16 without", "-f UTF-16LE "),
+        ("a.jsonl", '{"prompt": 1}'.encode("utf-16-be"), "UTF-16 without", "-f UTF-16BE "),
+        ("a.txt", "x".encode("utf-32"), "UTF-32, not UTF-8", "-f UTF-32 "),
+    ],
+)
+def test_foreign_files_are_named(
+    read: Any, tmp_path: Path, name: str, content: bytes, what: str, advice: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(what)) as raised:
+        read(name, content)
+    assert advice.format(path=tmp_path / name) in raised.value.hint
+
+
+def test_a_real_sqlite_database_is_named(read: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="SQLite"):
+        read("a.csv", sqlite_database(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["<html><body>Summarise me.</body></html>\nBZh is a prefix\n", "PAR1 or PAR2?\nx\n",
+     "<!DOCTYPE html>", "GGUF is what?\nx\n", "[INST] x\ny\n", "PK\nORC is a format\n"],
+)  # fmt: skip
+def test_prompts_that_look_like_other_files_are_prompts(read: Any, content: str) -> None:
+    assert [row.content for row in read("a.txt", content)] == content.splitlines()
+
+
+PRETTY = json.dumps({"prompt": "x", "n": [1]}, indent=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "command"),
+    [
+        ("a.json", PRETTY, "a JSON object over many lines", "jq -c . "),
+        ("a.jsonl", PRETTY, "a JSON object over many lines", "jq -c . "),
+        ("a.jsonl", f"\ufeff{PRETTY}\n{PRETTY}\n", "a JSON object over many lines", "jq -c . "),
+        ("a.stdin", PRETTY, "standard input is a JSON object", "jq -c . FILE | packhorse run"),
+        (
+            "a.json",
+            json.dumps({"data": [{"prompt": "x"}], "n": [1]}, indent=1),
+            "a JSON object over many lines",
+            """jq -c '.["data"][]' """,
+        ),
+        ("a.jsonl", '[{"prompt": "x"}, {"prompt": "y"}]', "one JSON array", "jq -c '.[]' "),
+        ("a.jsonl", '[\n{"prompt": "x"},\n{"prompt": "y"}\n]', "one JSON array", "jq -c '.[]' "),
+        ("a.stdin", '[\n"x",\n"y"\n]', "standard input is one JSON array", "jq -c '.[]' FILE"),
+        ("a.jsonl", '[\n  {"prompt": "x"},\n  {"prompt"', "one JSON array", "jq -c '.[]' "),
+        (
+            "a.jsonl",
+            json.dumps([{"prompt": "x" * 90}] * 20_000, indent=2),
+            "one JSON array",
+            "jq -c '.[]' ",
+        ),
+    ],
+)
+def test_a_json_document_is_not_taken_for_lines(
+    read: Any, name: str, content: str, kind: str, command: str
+) -> None:
+    with pytest.raises(InputError, match=kind) as raised:
+        read(name, content)
+    assert command in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "codes"),
+    [
+        ('{"prompt": "x",\n"n": 1}\n{"prompt": "y"}\n', ["malformed_json"] * 2 + ["y"]),
+        ('{\n{"prompt": "y"}\n', ["malformed_json", "y"]),
+        ("{'prompt': 'x'}\n{'prompt': 'y'}\n", ["malformed_json"] * 2),
+        ('["x"]\n["y"]\n', ["not_an_object"] * 2),
+        ('["x"]', ["not_an_object"]),
+        ("{}\n{}\n", ["missing_prompt"] * 2),
+    ],
+)
+def test_lines_with_faults_stay_lines(read: Any, content: str, codes: list[str]) -> None:
+    assert [summary(row)[2] for row in read("a.jsonl", content)] == codes
+
+
 def test_unknown_ending_names_the_known_ones(read: Any) -> None:
     with pytest.raises(InputError) as raised:
         read("a.xlsx", "x")
@@ -274,7 +416,9 @@ def test_unknown_ending_names_the_known_ones(read: Any) -> None:
     ("content", "config", "words"),
     [
         ('{"prompt": "x"}', {"template": "{a}", "prompt_column": "a"}, "both"),
-        ('{"prompt": "x"}', {"limit": 0}, "limit is 0"),
+        ('{"prompt": "x"}', {"template": "{a}\ud800"}, "template must be Unicode text"),
+        ('{"prompt": "x"}', {"system": "\udcc3"}, "at character 1"),
+        ('{"prompt": "x"}', {"limit": 0}, "limit must be at least 1 row, got 0"),
         (jsonl(batch_line(chat())), {"template": "{a}"}, "carry their own prompts"),
         (jsonl(batch_line(chat())), {"prompt_column": "a"}, "carry their own prompts"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from input_files import Row, batch_line, chat, jsonl, read_content, summary
-from packhorse.data import Request
+from packhorse.data import Request, id_to_json
 from packhorse.errors import ConfigError
 from packhorse.sources import openai
 
@@ -101,6 +101,7 @@ def test_what_the_prompt_is_made_of_is_no_option(
         ("{n} {f} {t}", {"n": 3, "f": 0.1, "t": True}, "3 0.1 true"),
         ("{a}", {"b": "x"}, "missing_field"),
         ("{a}", {"a": None}, "missing_field"),
+        ("{n}", {"n": 10**30}, "1" + "0" * 30),
         ("{a}", {"a": ["x"]}, "bad_field"),
         ("{a}", {"a": float("nan")}, "bad_field"),
         ("Sum: {a}", {"a": " "}, "empty_prompt"),
@@ -109,6 +110,12 @@ def test_what_the_prompt_is_made_of_is_no_option(
 def test_template(read: Any, template: str, fields: Any, expected: str) -> None:
     (row,) = read("a.jsonl", jsonl(fields), template=template)
     assert summary(row)[2] == expected
+
+
+def test_a_null_field_is_not_called_absent(read: Any) -> None:
+    absent, null = read("a.jsonl", jsonl({"b": "x"}, {"a": None}), template="{a}")
+    assert "the row has no 'a'" in absent.message
+    assert "'a' is null" in null.message
 
 
 @pytest.mark.parametrize(
@@ -153,20 +160,20 @@ def test_openai_requests(read: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (batch_line(chat(n=2)), "unsupported_option", "'n' is 2"),
-        (batch_line(chat(n=True)), "unsupported_option", "'n' is true"),
-        (batch_line(chat(logprobs=0)), "bad_option", "logprobs is 0; it is true"),
+        (batch_line(chat(n=2)), "unsupported_option", "'n' must be 1, got 2"),
+        (batch_line(chat(n=True)), "unsupported_option", "'n' must be 1, got true"),
+        (batch_line(chat(logprobs=0)), "bad_option", "logprobs must be true or false, got 0"),
         (batch_line(chat(top_logprobs=2)), "bad_option", "top_logprobs needs logprobs"),
         (batch_line(chat(logprobs=True, top_logprobs=21)), "bad_option", "from 0 to 20"),
         (
             batch_line({"prompt": "x", "logprobs": True}, "/v1/completions"),
             "bad_option",
-            "logprobs is true; it is a whole number from 0 to 20",
+            "logprobs must be an integer from 0 to 20, got true",
         ),
         (
             batch_line({"prompt": "x", "top_logprobs": 1}, "/v1/completions"),
             "bad_option",
-            "belongs to chats",
+            "only valid for /v1/chat/completions",
         ),
         (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),
@@ -187,7 +194,7 @@ def test_openai_requests(read: Any) -> None:
         (batch_line({"prompt": ["x"]}, "/v1/completions"), "bad_prompt", "a list"),
         (batch_line(chat([{"type": "input_audio"}])), "unsupported_content", "'input_audio'"),
         (batch_line(chat(temperature=-1)), "bad_option", "temperature"),
-        (batch_line(chat(), custom_id=1.5), "bad_id", "1.5"),
+        (batch_line(chat(), custom_id=[1]), "bad_id", "a list"),
     ],
 )
 def test_openai_faults(read: Any, line: Any, code: str, words: str) -> None:
@@ -288,6 +295,38 @@ def test_a_folder_given_as_a_dot_has_the_name_of_the_folder(
 def test_log_probs_are_no_option_of_other_rows(read: Any) -> None:
     (row,) = read("a.jsonl", jsonl({"prompt": "x", "top_log_probs": 3}))
     assert row.options == {}
+
+
+# --- ids ---
+
+EXACT_NUMBERS = [
+    "7", "0", "-0", "-0.0", "1.0", "1.50", "0.1", "1e3", "1E+03", "1e999", "1e-999", "-2.50e-7",
+    "9223372036854775808", "18446744073709551615", "18446744073709551616", "-" + "9" * 300,
+    "0.12345678901234567890123",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("envelope", [False, True], ids=["jsonl", "batch"])
+def test_ids_that_are_numbers_keep_their_text(read: Any, envelope: bool) -> None:
+    row = '{"id": %s, "prompt": "x", "temperature": 1.50}'
+    if envelope:
+        row = '{"custom_id": %s, "url": "/v1/completions", "body": {"prompt": "x"}}'
+    rows = read("a.jsonl", "\n".join(row % number for number in EXACT_NUMBERS))
+    assert [str(row.id) for row in rows] == EXACT_NUMBERS
+    assert [id_to_json(row.id) for row in rows] == EXACT_NUMBERS
+    assert all(isinstance(row, Request) and row.has_own_id for row in rows)
+    assert len(set(keys(rows))) == len(rows)
+
+
+def test_the_text_of_a_number_is_another_row_than_the_number(read: Any) -> None:
+    number, text = read("a.jsonl", '{"id": 1.0, "prompt": "x"}\n{"id": "1.0", "prompt": "x"}')
+    assert (id_to_json(number.id), id_to_json(text.id)) == ("1.0", '"1.0"')
+    assert number.key != text.key
+
+
+def test_rows_say_whether_their_id_is_their_own(read: Any) -> None:
+    rows = read("a.jsonl", '{"id": 1, "prompt": "x"}\n{"prompt": "x"}\n{"id": 2}\n{\n')
+    assert [row.has_own_id for row in rows] == [True, False, True, False]
 
 
 # --- keys ------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import date
+import uuid
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from input_files import Row, read_content, summary
 from packhorse.config import InputConfig
-from packhorse.data import Request
+from packhorse.data import Request, id_to_json
 from packhorse.errors import InputError
 from packhorse.sources import lines, read_rows
 
@@ -45,21 +47,21 @@ def read_parquet(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("content", "config", "expected"),
     [
-        ("prompt\nx\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("\ufeffid,prompt\r\na,x\r\n", {}, [("a", 1, "x")]),
-        ("id,text\n,x\n7,y", {}, [("row-1", 1, "x"), ("7", 2, "y")]),
-        ("text,prompt\nx,y\n", {}, [("row-1", 1, "y")]),
-        ("prompt, q \nx,y\n", {"prompt_column": "q"}, [("row-1", 1, "y")]),
+        ("prompt\nx\ny\n", {}, [("row-1", 2, "x"), ("row-2", 3, "y")]),
+        ("\ufeffid,prompt\r\na,x\r\n", {}, [("a", 2, "x")]),
+        ("id,text\n,x\n7,y", {}, [("row-1", 2, "x"), ("7", 3, "y")]),
+        ("text,prompt\nx,y\n", {}, [("row-1", 2, "y")]),
+        ("prompt, q \nx,y\n", {"prompt_column": "q"}, [("row-1", 2, "y")]),
         (
             'prompt\n"a\nb\r\nc, ""d"""\nx\n',
             {},
-            [("row-1", 1, 'a\nb\r\nc, "d"'), ("row-2", 2, "x")],
+            [("row-1", 2, 'a\nb\r\nc, "d"'), ("row-2", 5, "x")],
         ),
-        ("prompt,z\na\u2028\x85\x0bb\0,1\n", {}, [("row-1", 1, "a\u2028\x85\x0bb\0")]),
-        ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("prompt\rx\ry\r", {}, [("row-1", 1, "x"), ("row-2", 2, "y")]),
-        ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 1, "yx"), ("row-2", 2, "z")]),
-        ("prompt,temperature\nx,mild\n", {}, [("row-1", 1, "x")]),
+        ("prompt,z\na\u2028\x85\x0bb\0,1\n", {}, [("row-1", 2, "a\u2028\x85\x0bb\0")]),
+        ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 5, "x"), ("row-2", 7, "y")]),
+        ("prompt\rx\ry\r", {}, [("row-1", 2, "x"), ("row-2", 3, "y")]),
+        ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 2, "yx"), ("row-2", 3, "z")]),
+        ("prompt,temperature\nx,mild\n", {}, [("row-1", 2, "x")]),
         ("id,prompt,id\na,x,b\n", {"limit": 1}, InputError),
     ],
 )
@@ -71,22 +73,73 @@ def test_csv(read_csv: Any, content: str, config: Any, expected: Any) -> None:
     assert [summary(row) for row in read_csv(content, **config)] == expected
 
 
-def test_tsv(read_csv: Any) -> None:
-    rows = read_csv('id\tprompt\na\tx, y\nb\t"x\ty"\n', "a.tsv")
-    assert [row.content for row in rows] == ["x, y", "x\ty"]
+@pytest.mark.parametrize(
+    ("name", "quoting", "expected"),
+    [
+        ("a.tsv", "auto", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+        ("a.tsv", "none", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+        ("a.tsv", "minimal", ["x, y", "He said\nb\tso", 'x"y', "z"]),
+        ("A.TSV", "auto", ["x, y", '"He said', 'so"', '"x""y"', "z"]),
+    ],
+)
+def test_quoting_of_tsv(read_csv: Any, name: str, quoting: str, expected: list[str]) -> None:
+    content = 'id\tprompt\na\tx, y\na2\t"He said\nb\tso"\nc\t"x""y"\nd\tz\n'
+    rows = read_csv(content, name, csv_quoting=quoting)
+    assert [row.content for row in rows] == expected
+
+
+def test_csv_without_quoting_is_one_row_per_line(read_csv: Any) -> None:
+    content = 'id,prompt\na,"x\nb,say "y" twice\nc,"z",more\n'
+    rows = read_csv(content, csv_quoting="none")
+    assert [summary(row) for row in rows] == [
+        ("a", 2, '"x'),
+        ("b", 3, 'say "y" twice'),
+        ("row-3", 4, "ragged_row"),
+    ]
+    assert "add --csv-quoting minimal" in rows[2].message
+
+
+def test_quotes_in_tsv_are_reported_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    quoted = 'id\tprompt\tz\n1\tsay "x"\t"unused"\n2\t"He said ""y"", twice"\t\n3\t"z"\t\n'
+    path.write_text(quoted)
+    reports: list[str] = []
+    assert len(list(read_rows(path, InputConfig(), reports.append))) == 3
+    (line,) = reports
+    assert "line 3: a cell is in quotes" in line
+    assert "add --csv-quoting minimal" in line
+    for reading in [InputConfig(csv_quoting="minimal"), InputConfig(prompt_column="id")]:
+        list(read_rows(path, reading, reports.append))
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "sep=;\nid;prompt\na;x, y\n", [("a", 3, "x, y")]),
+        ("a.csv", "\ufeffSEP=,\r\nid,prompt\r\na,x\r\n", [("a", 3, "x")]),
+        ("a.csv", '"sep=\t"\nid\tprompt\na\t"x\ty"\n', [("a", 3, "x\ty")]),
+        ("a.tsv", "sep=|\nid|prompt\na|x\n", [("a", 3, "x")]),
+        ("a.csv", "sep=,prompt\nx\n", [("row-1", 2, "ragged_row")]),
+    ],
+)
+def test_a_first_line_may_name_the_separator(
+    read_csv: Any, name: str, content: str, expected: Any
+) -> None:
+    assert [summary(row) for row in read_csv(content, name)] == expected
 
 
 @pytest.mark.parametrize(
     ("record", "row_id", "code", "words"),
     [
-        ("b,x,y", "row-2", "ragged_row", "line 3 has 3 cells, the header has 2"),
-        ("b", "row-2", "ragged_row", "1 cells"),
+        ("b,x,y", "row-2", "ragged_row", "line 3 must have 2 cells, as the header has, got 3"),
+        ("b", "row-2", "ragged_row", "got 1"),
         ('"b\n",x,y', "row-2", "ragged_row", "lines 3 to 4"),
         ('b,"x" y', "row-2", "malformed_csv", "line 3"),
         ("b,", "b", "empty_prompt", "blank"),
         ("b,  ", "b", "empty_prompt", "blank"),
-        (b"b,caf\xe9", "b", "invalid_utf8", "character 4 of a cell (0xe9)"),
-        (b"\xe9,x", "row-2", "invalid_utf8", "character 1 of a cell (0xe9)"),
+        (b"b,caf\xe9", "b", "invalid_utf8", "character 4 of column 'prompt' (0xe9)"),
+        (b"\xe9,x", "row-2", "invalid_utf8", "character 1 of column 'id' (0xe9)"),
         (b"b,\xed\xa0\x80", "b", "invalid_utf8", "0xed"),
     ],
 )
@@ -96,9 +149,9 @@ def test_a_bad_record_is_one_failure(
     raw = record if isinstance(record, bytes) else record.encode()
     rows = read_csv(b"id,prompt\na,before\n" + raw + b"\nc,after\n")
     assert [summary(row) for row in rows] == [
-        ("a", 1, "before"),
-        (row_id, 2, code),
-        ("c", 3, "after"),
+        ("a", 2, "before"),
+        (row_id, 3, code),
+        ("c", 4 + raw.count(b"\n"), "after"),
     ]
     assert words in rows[1].message
     assert len(rows[1].key) == 32
@@ -134,8 +187,9 @@ def test_cells_may_be_larger_than_what_the_csv_module_allows_at_first(read_csv: 
         ("Prompt\nx\n", {}, "no column 'prompt'; it has 'Prompt'", "did you mean 'Prompt'?"),
         ("promt\nx\n", {"prompt_column": "prompt"}, "no column", "did you mean 'promt'?"),
         ("text\nx\n", {"template": "{txet}"}, "no column 'txet'", "did you mean 'text'?"),
-        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "parted otherwise"),
+        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "separated otherwise"),
         ("Why?,1\nHow?,2\n", {}, "no column 'prompt'", "no header"),
+        ('"id","prompt"\n', {"csv_quoting": "none"}, "no column 'prompt'", "--csv-quoting minimal"),
         (",\nx,y\n", {}, "no header", "names its columns"),
         ('"id\nx\n', {}, "no readable header", "names its columns"),
         (b"caf\xe9,prompt\nx,y\n", {}, "not UTF-8", "convert"),
@@ -193,6 +247,11 @@ MESSAGES = [{"role": "user", "content": "x"}]
         pa.array(["x", "y"], pa.large_string()),
         pa.array(["x", "y"], pa.string_view()),
         pa.array(["x", "y"]).dictionary_encode(),
+        pa.array([b"x", b"y"]),
+        pa.array([b"x", b"y"], pa.large_binary()),
+        pa.array([b"x", b"y"], pa.binary_view()),
+        pa.array([b"x", b"y"], pa.binary(1)),
+        pa.array([b"x", b"y"]).dictionary_encode(),
     ],
     ids=str,
 )
@@ -206,7 +265,8 @@ def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
     [
         ({"id": [5, None], "prompt": ["x", "y"]}, {}, [(5, 1, "x"), ("row-2", 2, "y")]),
         ({"id": ["a", ""], "prompt": ["x", "y"]}, {}, [("a", 1, "x"), ("row-2", 2, "bad_id")]),
-        ({"id": [1.5], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
+        ({"id": [True], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
+        ({"id": [float("nan")], "prompt": ["x"]}, {}, [("row-1", 1, "bad_id")]),
         ({"prompt": ["x", None, " "]}, {}, ["x", "missing_prompt", "empty_prompt"]),
         ({"prompt": pa.nulls(1)}, {}, ["missing_prompt"]),
         (
@@ -220,7 +280,9 @@ def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
         ({"q": ["x"], "prompt": ["y"]}, {"prompt_column": "q"}, ["x"]),
         ({"n": [1], "d": [date(2024, 1, 2)]}, {"template": "{n} {d}"}, ["1 2024-01-02"]),
         ({"a.b": ["x"], "a": ["y"]}, {"prompt_column": "a.b"}, ["x"]),
-        ({"n": [b"x"]}, {"template": "{n}"}, ["bad_field"]),
+        ({"n": [b"caf\xc3\xa9", b"\xff"]}, {"template": "{n}"}, ["caf\xe9", "invalid_utf8"]),
+        ({"d": [Decimal("0.0000000000")]}, {"template": "{d}"}, ["0.0000000000"]),
+        ({"f": pa.array([0.1], pa.float32())}, {"template": "{f}"}, ["0.1"]),
         ({"n": [None], "m": ["x"]}, {"template": "{n}{m}"}, ["missing_field"]),
         ({"prompt": ["x"], "temperature": ["mild"]}, {}, ["x"]),
     ],
@@ -231,6 +293,76 @@ def test_parquet(read_parquet: Any, columns: Any, config: Any, expected: Any) ->
         row if isinstance(row, tuple) and len(row) == 3 else (f"row-{n}", n, row)
         for n, row in enumerate(expected, start=1)
     ]
+
+
+EVENING = datetime(2024, 1, 2, 23, 4, 5)  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([2**64 - 1, 0], pa.uint64()), ["18446744073709551615", "0"]),
+        (pa.array([0.1, 1.0]), ["0.1", "1.0"]),
+        (pa.array([0.1, 1e20], pa.float32()), ["0.1", "1e+20"]),
+        (pa.array([0.1, 2], pa.float16()), ["0.1", "2.0"]),
+        (pa.array([Decimal("1.50"), Decimal("0.00")]), ["1.50", "0.00"]),
+        (pa.array([Decimal("0E-10"), None], pa.decimal256(70, 10)), ["0.0000000000", '"row-2"']),
+        (pa.array([date(2024, 1, 2)]), ['"2024-01-02"']),
+        (pa.array([EVENING]), ['"2024-01-02 23:04:05"']),
+        (
+            pa.array([1_700_000_000_123_456_789, 1_700_000_000_123_456_000], pa.timestamp("ns")),
+            ['"2023-11-14 22:13:20.123456789"', '"2023-11-14 22:13:20.123456"'],
+        ),
+        (
+            pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "Europe/Zurich")),
+            ['"2023-11-14 23:13:20.123456789+01:00"'],
+        ),
+        (pa.array([-1], pa.timestamp("ns")), ['"1969-12-31 23:59:59.999999999"']),
+        (pa.array([3_723_000_000_001], pa.time64("ns")), ['"01:02:03.000000001"']),
+        (pa.array([b"a\xc3\xa9", b"b"]), ['"a\\u00e9"', '"b"']),
+        (pa.array([b"ab", b"cd"], pa.binary(2)), ['"ab"', '"cd"']),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_parquet_ids_keep_their_text(read_parquet: Any, column: Any, expected: Any) -> None:
+    rows = read_parquet({"id": column, "prompt": ["x", "y"][: len(column)]})
+    assert [id_to_json(row.id) for row in rows] == expected
+    assert all(isinstance(row, Request) for row in rows)
+
+
+@pytest.mark.skipif(not hasattr(pa, "json_"), reason="this pyarrow has no such types")
+def test_parquet_types_that_extend_others(read_parquet: Any) -> None:
+    name = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
+    columns = {"id": pa.array([name.bytes], pa.uuid()), "prompt": pa.array(["{}"], pa.json_())}
+    assert [summary(row) for row in read_parquet(columns)] == [(str(name), 1, "{}")]
+
+
+@pytest.mark.parametrize(
+    ("column", "code", "words"),
+    [
+        (pa.array([b"\xff", b"a"]), "invalid_utf8", "byte 1 of column 'id' (0xff)"),
+        (pa.array([b"\xff\xff", b"ab"], pa.binary(2)), "invalid_utf8", "0xff"),
+        (pa.array([2**62, 0], pa.timestamp("ms")), "bad_field", "column 'id' has a value"),
+        (pa.array([10**7, 0], pa.date32()), "bad_field", "out of range"),
+        (pa.array([1, 1000], pa.duration("ns")), "bad_field", "column 'id'"),
+    ],
+    ids=str,
+)
+def test_a_parquet_id_that_cannot_be_read_costs_its_row(
+    read_parquet: Any, column: Any, code: str, words: str
+) -> None:
+    first, second = read_parquet({"id": column, "prompt": ["x", "y"]})
+    assert (first.id, first.code) == ("row-1", code)
+    assert words in first.message
+    assert second.id != "row-2" or second.code == "bad_id"  # a duration is no id
+
+
+def test_bytes_inside_messages_are_text(read_parquet: Any) -> None:
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.binary())]))
+    rows = [[{"role": "user", "content": content}] for content in (b"caf\xc3\xa9", b"\xff")]
+    good, bad = read_parquet({"messages": pa.array(rows, kind)})
+    assert good.content == ({"role": "user", "content": "caf\xe9"},)
+    assert bad.code == "invalid_utf8"
 
 
 @pytest.mark.parametrize("encode", [False, True], ids=["plain", "dictionary"])
@@ -268,8 +400,7 @@ def test_unusable_parquet(read_parquet: Any, tmp_path: Path) -> None:
     for columns, config, words in [
         ({"q": ["x"]}, {}, "no column 'prompt'; it has 'q'"),
         ({"q": ["x"]}, {"template": "{qq}"}, "no column 'qq'"),
-        ({"prompt": [1]}, {}, "holds int64, not text"),
-        ({"prompt": [b"x"]}, {}, "holds binary, not text"),
+        ({"prompt": [1]}, {}, "must hold text, got int64"),
         ({"prompt": pa.array([], pa.string())}, {}, "has no rows"),
         (twice, {}, "more than one column 'prompt'"),
     ]:

@@ -13,6 +13,7 @@ from typing import Literal
 from packhorse.data import Decoding
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
+CsvQuoting = Literal["auto", "minimal", "none"]
 ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
 MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
 """Those that run a model; each is considered where nobody names others."""
@@ -29,6 +30,7 @@ QUANTIZATIONS = (
     "int16",
 )
 QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
+CSV_QUOTINGS: tuple[CsvQuoting, ...] = ("auto", "minimal", "none")
 ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
@@ -88,6 +90,9 @@ class InputConfig:
     template: builds the prompt from a row's fields, e.g. "Summarise: {text}".
     system: system message put before rows that have none (chat models only).
     limit: rows read at most.
+    csv_quoting: how cells of CSV and TSV are quoted: "minimal" (a cell may stand in double quotes,
+        RFC 4180), "none" (a quote is a character, one line is one row), or "auto": none for .tsv,
+        minimal for .csv.
     served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
         its own (`packhorse.sources.for_model`). () allows every name.
     batch_endpoint: the only url that OpenAI batch lines may have; None allows each that is known.
@@ -98,6 +103,7 @@ class InputConfig:
     system: str | None = None
     limit: int | None = None
     on_too_long: OnTooLong = "error"
+    csv_quoting: CsvQuoting = "auto"
     served_model_name: tuple[str, ...] = ()
     batch_endpoint: str | None = None
 

@@ -8,14 +8,51 @@ All are frozen: a row is never changed in place, the next station makes the next
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 RowId = str | int
+"""The id of a row, as the input has it. A number that is no plain integer is a `NumberId`."""
 Message = Mapping[str, Any]
 FinishReason = Literal["stop", "length"]
 MOST_LOG_PROBS = 20
+
+
+class NumberId(str):
+    """The id of a row that is a number, as it is written: 1.0, 1e3 and -0 stay what they are."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _integer_id(text: str) -> RowId:
+    return NumberId(text) if text == "-0" else int(text)
+
+
+id_decoder = json.JSONDecoder(parse_float=NumberId, parse_int=_integer_id)
+"""Decodes JSON with numbers as ids keep them."""
+
+
+def id_to_json(row_id: RowId) -> str:
+    """An id as JSON: a number with exactly the digits it has in the input, or a string."""
+    return str(row_id) if isinstance(row_id, NumberId) else json.dumps(row_id)
+
+
+def id_from_json(text: str) -> RowId:
+    """The id of which `id_to_json` made `text`."""
+    row_id: RowId = id_decoder.decode(text)
+    return row_id
+
+
+def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
+    """An id that is not taken for a row that brings none: `wanted`, or with "-2" after it, ..."""
+    candidates = (wanted if n == 1 else f"{wanted}-{n}" for n in count(1))
+    return next(candidate for candidate in candidates if not is_taken(candidate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +88,16 @@ class Request:
     """One input row as it was read.
 
     index: position in the input, from 0, bad rows counted.
-    id: the row's own id, or `line-N` when it has none.
-    line: 1-based line (JSONL, text) or record number (CSV, Parquet), for messages.
+    id: the row's own id, or `line-N` (JSONL, text) or `row-N` (CSV, Parquet) when it has none.
+    line: 1-based line (JSONL, text), first line of the record (CSV) or row number (Parquet), for
+        messages.
     content: text, or chat messages.
     bare: the text is continued as it stands, a chat model's template is not put around it
         (OpenAI's /v1/completions).
     options: the row's own decoding options, already checked for type; names are Decoding's.
     key: identity across runs: a digest of id, content and options; equal rows without ids are
         told apart by their occurrence number.
+    has_own_id: whether `id` is the row's own.
     """
 
     index: int
@@ -68,6 +107,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     bare: bool = False
+    has_own_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +225,7 @@ class Failure:
     code: a short stable word (`malformed_json`, `prompt_too_long`, `engine_error`, ...).
     message: what is wrong and what to do, for a person.
     line: where the row stands in the input, when it is known.
+    has_own_id: as of a Request.
     """
 
     index: int
@@ -193,3 +234,4 @@ class Failure:
     id: RowId = ""
     line: int | None = None
     key: str = ""
+    has_own_id: bool = True

@@ -126,7 +126,7 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
             with interruption.raising():
                 source = _source(job, workspace)
             observer.stage(f"reading {job.input}")
-            journal.enlist(interruption.checked(read_rows(source, job.reading)))
+            journal.enlist(interruption.checked(read_rows(source, job.reading, observer.stage)))
             work.enlisted(source, journal)
             if damaged := journal.discard_damaged():
                 observer.stage(f"{damaged:,} results in the journal are damaged and computed again")

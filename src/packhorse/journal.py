@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.atomic import is_there
-from packhorse.data import Answer, Failure, Request
+from packhorse.data import Answer, Failure, Request, free_id, id_from_json, id_to_json
 from packhorse.durable import DurableDatabase, damaged
 from packhorse.errors import InputError, JobChangedError, OutputError
 from packhorse.journal_rows import (
@@ -78,37 +78,48 @@ class Journal:
     def enlist(self, rows: Iterable[Request | Failure]) -> None:
         """Replaces the list of input rows by `rows`; results stay.
 
-        Raises InputError for two rows of one id, naming both lines. Text and number ids that are
-        written alike count as one: CSV cannot tell them apart.
+        Raises InputError for two rows that bring the same id, naming both lines. Text and number
+        ids that are written alike count as one: CSV cannot tell them apart. A row without an id of
+        its own never clashes: its id gets a suffix ("line-2-2") if another row brings it.
         """
+        own_ids = bytearray()
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rows")
-            number = 0
-            for number, row in enumerate(rows, 1):  # noqa: B007
-                self._enlist_row(connection, row)
-            self._put_meta(connection, "rows", number)
+            for row in rows:
+                own_ids.append(row.has_own_id)
+                self._enlist_row(connection, row, own_ids)
+            self._put_meta(connection, "rows", len(own_ids))
 
-    def _enlist_row(self, connection: sqlite3.Connection, row: Request | Failure) -> None:
+    def _enlist_row(
+        self, connection: sqlite3.Connection, row: Request | Failure, own_ids: bytearray
+    ) -> None:
+        """own_ids: by position, whether a row brings its id."""
         chat, code, message = False, None, None
         if isinstance(row, Failure):
             code, message = row.code, row.message
         else:
             chat = not isinstance(row.content, str)
-        identity = (row.index, row.key, str(row.id), json.dumps(row.id), row.line)
+        identity = (row.index, row.key, str(row.id), id_to_json(row.id), row.line)
         values = (*identity, int(chat), code, message)
         try:
-            connection.execute(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", checked(values)
-            )
+            _insert_row(connection, values)
+            return
         except sqlite3.IntegrityError as error:
-            query = "SELECT line FROM rows WHERE id = ?"
-            found = connection.execute(query, (str(row.id),)).fetchone()
-            if found is None:
+            query = "SELECT * FROM rows WHERE id = ?"
+            other = connection.execute(query, (str(row.id),)).fetchone()
+            if other is None:
                 raise damaged(self._path, str(error)) from error
+        if not row.has_own_id:
+            _insert_row(connection, _with_free_id(connection, values))
+        elif not own_ids[other[0]]:
+            connection.execute("DELETE FROM rows WHERE position = ?", (other[0],))
+            _insert_row(connection, values)
+            _insert_row(connection, _with_free_id(connection, other[: len(values)]))
+        else:
             raise InputError(
-                f"lines {found[0]} and {row.line} have the same id {row.id!r}",
+                f"lines {other[4]} and {row.line} have the same id {row.id!r}",
                 "give every row an id of its own, or none",
-            ) from None
+            )
 
     def bind(self, settings: dict[str, Any]) -> None:
         """Ties the journal to what decides its results; raises as `check`."""
@@ -244,7 +255,7 @@ class Journal:
         self._check_number(rows + unreadable)
         if not all(isinstance(code, str) for code in by_code):
             raise damaged(self._path, "a row has an error that is no text")
-        return Counts(rows + unreadable, completed, sum(by_code.values()), by_code)
+        return Counts(rows + unreadable, completed, sum(by_code.values()), by_code, unreadable)
 
     def _check_number(self, rows: int) -> None:
         """OutputError for other rows than were enlisted."""
@@ -270,7 +281,7 @@ class Journal:
             if is_row_sound and (result[0] is None or is_own):
                 yield record_of(row, result)
             else:
-                unsound.append(repr(json.loads(row[3])) if is_row_sound else f"row {number}")
+                unsound.append(repr(id_from_json(row[3])) if is_row_sound else f"row {number}")
         if unsound:
             more = f" and {len(unsound) - _NAMED_ROWS} more" if len(unsound) > _NAMED_ROWS else ""
             raise OutputError(
@@ -310,3 +321,18 @@ def _check_readable(path: Path) -> None:
         raise OutputError(
             f"the journal {path} is empty", "run the job's command again: it begins anew"
         )
+
+
+def _insert_row(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None:
+    connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", checked(values))
+
+
+def _with_free_id(connection: sqlite3.Connection, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row of `values` under an id that no row has."""
+
+    def is_taken(text: str) -> bool:
+        query = "SELECT 1 FROM rows WHERE id = ?"
+        return connection.execute(query, (text,)).fetchone() is not None
+
+    chosen = free_id(values[2], is_taken)
+    return (*values[:2], chosen, id_to_json(chosen), *values[4:])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from packhorse.data import FinishReason, RowId
+from packhorse.data import FinishReason, RowId, id_from_json
 
 FORMAT = "2"
 
@@ -37,12 +37,16 @@ _CHECKSUM_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of the input by state; `rows` = completed + failed + pending."""
+    """Rows of the input by state; `rows` = completed + failed + pending.
+
+    unreadable: failed rows that were refused when the input was read, which are no results.
+    """
 
     rows: int
     completed: int
     failed: int
     failed_by_code: dict[str, int]
+    unreadable: int = 0
 
     @property
     def pending(self) -> int:
@@ -76,7 +80,7 @@ def record_of(row: Sequence[Any], result: Sequence[Any]) -> Record:
     _, text, token_ids, finish_reason, prompt_tokens, completion_tokens, *rest, _ = result
     code, message, submitted, first_token, finished, note = rest
     return Record(
-        id=json.loads(row[3]),
+        id=id_from_json(row[3]),
         line=row[4],
         chat=bool(row[5]),
         text=text,

@@ -30,7 +30,7 @@ from packhorse.session import (
     load_prepared,
     prepare_for,
 )
-from packhorse.sources import detect_format, for_model
+from packhorse.sources import detect_format, for_model, quoting_settings
 from packhorse.tokenization import Codec, Tokenizer
 
 
@@ -148,5 +148,6 @@ def settings(config: JobConfig) -> dict[str, Any]:
         "template": config.reading.template,
         "prompt_column": config.reading.prompt_column,
         "on_too_long": config.reading.on_too_long,
+        **quoting_settings(config.input, config.reading),
         **deciding(quantization, config.decoding),
     }

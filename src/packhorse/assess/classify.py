@@ -24,7 +24,7 @@ from packhorse.jobs import Hands, Observer, Pending, carry_out, input_identity
 from packhorse.journal import Journal
 from packhorse.manifest import RunReport
 from packhorse.session import check_batching
-from packhorse.sources import detect_format
+from packhorse.sources import detect_format, quoting_settings
 
 _NOT_TEXT = "the row holds messages; a classifier needs text: name its field with --text-column"
 
@@ -68,6 +68,7 @@ class Labelling:
             "classifier": self._digest,
             "text_column": reading.prompt_column,
             "template": reading.template,
+            **quoting_settings(self._config.input, reading),
         }
 
     def enlisted(self, source: Path, journal: Journal) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.config import BatchingConfig, CsvQuoting, EngineConfig
 
 DEFAULT_EMBEDDINGS = "all-minilm-l6-v2"
 
@@ -23,7 +23,7 @@ class AssessConfig:
     of 20 rows must keep. volume: rows a month. price_core_hour, price_label: in any one currency.
     model_rows: test rows for the language model; None takes as many as it can do in max_minutes.
     shots: examples of each class in the few-shot prompt. max_text_tokens: the model reads that much
-    of a text. max_rows: of more usable rows so many are drawn.
+    of a text. max_rows: of more usable rows so many are drawn. csv_quoting: as of InputConfig.
     """
 
     model: str
@@ -50,3 +50,4 @@ class AssessConfig:
     seed: int = 0
     allow_pickle: bool = False
     command: str = ""
+    csv_quoting: CsvQuoting = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,9 @@ class Labelled:
     drawn_from: int
 
 
-def read_labelled(config: AssessConfig) -> Labelled:
+def read_labelled(
+    config: AssessConfig, report: Callable[[str], None] = lambda message: None
+) -> Labelled:
     """Reads the file; a row without text or label is counted and left out.
 
     Raises InputError for a file that cannot be read, a column that is not there, a file without one
@@ -51,14 +54,15 @@ def read_labelled(config: AssessConfig) -> Labelled:
     rows: list[LabelledRow] = []
     unusable: Counter[str] = Counter()
     total, example = 0, ""
-    for found in read_fields(Path(config.labelled), names):
+    for found in read_fields(Path(config.labelled), names, config.csv_quoting, report):
         total += 1
         text = found.values.get(config.text_column, "")
         label = found.values.get(config.label_column, "").strip()
         group = found.values.get(config.group_column or "", "").strip()
         if found.fault:
             unusable["unreadable"] += 1
-            example = example or f"line {found.line}: {found.fault}"
+            says_where = found.fault.startswith("line")
+            example = example or ("" if says_where else f"line {found.line}: ") + found.fault
         elif not label:
             unusable["without a label"] += 1
         elif not text.strip():

@@ -141,7 +141,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
 def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, list[Fold], Profile]:
     """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
     observer.stage(f"reading {config.labelled}")
-    labelled = read_labelled(config)
+    labelled = read_labelled(config, observer.stage)
     single = distinct(labelled.rows)
     rows, rare = with_enough(single.rows)
     grouped = config.group_column is not None

@@ -39,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_rows(group: argparse._ArgumentGroup) -> None:
-    _number(group, "text_column", "column or field of the text", "NAME", str)
-    _number(group, "label_column", "column or field of the right label", "NAME", str)
-    _number(group, "group_column", "rows of one group are never split", "NAME", str)
+    _number(group, "text_column", "column or field of the text", "NAME", options.text)
+    _number(group, "label_column", "column or field of the right label", "NAME", options.text)
+    _number(group, "group_column", "rows of one group are never split", "NAME", options.text)
+    options.add_csv_quoting_option(group)
     _number(group, "max_rows", "of more rows so many are drawn", "N", int)
     _number(group, "seed", "of every split and draw", "N", int)
     group.add_argument(
@@ -53,9 +54,10 @@ def _add_rows(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    _number(group, "instruction", "what it is told; the labels are added", "TEXT", str)
+    _number(group, "instruction", "what it is told; the labels are added", "TEXT", options.text)
     group.add_argument(
         "--label-name",
+        type=options.text,
         action="append",
         default=[],
         metavar="LABEL=WORDS",
@@ -111,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         shots=arguments.shots,
         max_text_tokens=arguments.max_text_tokens,
         max_rows=arguments.max_rows,
+        csv_quoting=arguments.csv_quoting,
         seed=arguments.seed,
         allow_pickle=arguments.allow_pickle,
         command=shlex.join(["packhorse", *sys.argv[1:]]),

@@ -31,12 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reading = parser.add_argument_group("input")
     reading.add_argument(
-        "--text-column", metavar="NAME", help="column of the text (default: as it was assessed)"
+        "--text-column",
+        type=options.text,
+        metavar="NAME",
+        help="column of the text (default: as it was assessed)",
     )
     reading.add_argument(
-        "--template", metavar="TEXT", help='text built from fields: "{title} {body}"'
+        "--template",
+        type=options.text,
+        metavar="TEXT",
+        help='text built from fields: "{title} {body}"',
     )
     reading.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
+    options.add_csv_quoting_option(reading)
     options.add_batching_options(parser)
 
 
@@ -51,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.text_column,
             template=arguments.template,
             limit=arguments.limit,
+            csv_quoting=arguments.csv_quoting,
         ),
         batching=options.batching_config(arguments),
         retry_failed=arguments.retry_failed,

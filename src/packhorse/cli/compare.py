@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=options.default(CompareConfig, "embeddings"),
         help="catalog name or sentence-transformers folder, or none (default: %(default)s)",
     )
-    accuracy.add_argument("--labels", metavar="COLUMN", help="field with the right answer of a row")
+    accuracy.add_argument(
+        "--labels", type=options.text, metavar="COLUMN", help="field with the right answer of a row"
+    )
     accuracy.add_argument(
         "--no-teacher-forcing", action="store_true", help="leave KL divergence and top-1 out"
     )
@@ -84,9 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-agreement", type=float, metavar="X", help="mean matched prefix, 0 to 1"
     )
     reading = parser.add_argument_group("input")
-    reading.add_argument("--prompt-column", metavar="NAME")
-    reading.add_argument("--template", metavar="TEXT")
-    reading.add_argument("--system", metavar="TEXT")
+    reading.add_argument("--prompt-column", type=options.text, metavar="NAME")
+    reading.add_argument("--template", type=options.text, metavar="TEXT")
+    reading.add_argument("--system", type=options.text, metavar="TEXT")
+    options.add_csv_quoting_option(reading)
     options.add_served_model_name_option(reading)
 
 
@@ -117,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.prompt_column,
             template=arguments.template,
             system=arguments.system,
+            csv_quoting=arguments.csv_quoting,
             served_model_name=tuple(arguments.served_model_name),
         ),
         resume=arguments.resume,

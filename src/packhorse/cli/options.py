@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from typing import Any
 
 from packhorse.batching import AUTO, POLICIES
 from packhorse.config import (
+    CSV_QUOTINGS,
     DEVICES,
     ENGINES,
     ON_TOO_LONG,
@@ -31,6 +33,22 @@ def default(config: type[Any], name: str) -> Any:
 def names(text: str) -> tuple[str, ...]:
     """A list on the command line: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def text(given: str) -> str:
+    """A text on the command line, whatever the locale.
+
+    In an ASCII locale Python hands over the bytes of UTF-8 as half surrogate pairs. Not for paths,
+    which the operating system takes that way.
+    """
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(given).decode("utf-8")
+        except UnicodeError:
+            raise argparse.ArgumentTypeError(f"must be UTF-8 text, got {given!a}") from None
+    return given
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +153,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     group.add_argument(
         "--stop",
+        type=text,
         action="append",
         default=[],
         metavar="TEXT",
@@ -144,12 +163,20 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 def add_reading_options(parser: argparse.ArgumentParser) -> Any:
     group = parser.add_argument_group("input")
-    group.add_argument("--prompt-column", metavar="NAME", help="column or field of the prompt")
     group.add_argument(
-        "--template", metavar="TEXT", help='prompt built from fields: "Summarise: {text}"'
+        "--prompt-column", type=text, metavar="NAME", help="column or field of the prompt"
     )
-    group.add_argument("--system", metavar="TEXT", help="system message for rows without one")
+    group.add_argument(
+        "--template",
+        type=text,
+        metavar="TEXT",
+        help='prompt built from fields: "Summarise: {text}"',
+    )
+    group.add_argument(
+        "--system", type=text, metavar="TEXT", help="system message for rows without one"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
+    add_csv_quoting_option(group)
     group.add_argument(
         "--on-too-long",
         choices=ON_TOO_LONG,
@@ -159,9 +186,20 @@ def add_reading_options(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def add_csv_quoting_option(group: Any) -> None:
+    group.add_argument(
+        "--csv-quoting",
+        choices=CSV_QUOTINGS,
+        default=default(InputConfig, "csv_quoting"),
+        help="minimal: cells may stand in double quotes; none: quotes are ordinary characters and "
+        "a line is a row (default: auto, which is none for .tsv and minimal for .csv)",
+    )
+
+
 def add_served_model_name_option(group: Any) -> None:
     group.add_argument(
         "--served-model-name",
+        type=text,
         action="append",
         default=[],
         metavar="NAME",
@@ -212,5 +250,6 @@ def reading_config(options: argparse.Namespace) -> InputConfig:
         system=options.system,
         limit=options.limit,
         on_too_long=options.on_too_long,
+        csv_quoting=options.csv_quoting,
         served_model_name=tuple(options.served_model_name),
     )

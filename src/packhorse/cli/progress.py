@@ -30,8 +30,9 @@ class Plain:
         print(text, file=self._stream, flush=True)
 
     def begin(self, counts: Counts, meter: Meter) -> None:
-        if counts.completed or counts.failed:
-            done = counts.completed + counts.failed
+        if counts.unreadable:
+            self.stage(f"{counts.unreadable:,} of {counts.rows:,} rows cannot be read")
+        if done := counts.completed + counts.failed - counts.unreadable:
             self.stage(f"{done:,} of {counts.rows:,} rows are done already")
 
     def advance(self) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packhorse.cli import EXIT_DONE
+from packhorse.cli import EXIT_DONE, options
 from packhorse.config import QUANTIZATION_METHODS, QUANTIZATIONS, InputConfig
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept PyTorch .bin weights where there is no safetensors file",
     )
-    parser.add_argument("--prompt-column", metavar="NAME", help="of FILE, as for run")
-    parser.add_argument("--template", metavar="TEXT", help="of FILE, as for run")
+    parser.add_argument(
+        "--prompt-column", type=options.text, metavar="NAME", help="of FILE, as for run"
+    )
+    parser.add_argument("--template", type=options.text, metavar="TEXT", help="of FILE, as for run")
+    options.add_csv_quoting_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -73,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
             rows=arguments.rows,
             output=arguments.output,
             allow_pickle=arguments.allow_pickle,
-            reading=InputConfig(arguments.prompt_column, arguments.template),
+            reading=InputConfig(
+                arguments.prompt_column, arguments.template, csv_quoting=arguments.csv_quoting
+            ),
         ),
         lambda line: print(line, file=sys.stderr, flush=True),
     )

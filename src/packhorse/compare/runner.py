@@ -93,6 +93,7 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         config.sample,
         runs / "sample.jsonl",
         config.labels,
+        observer.stage,
     )
     _bind(config, sample, runs / "plan.json")
     observer.stage(

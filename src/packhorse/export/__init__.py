@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,7 +17,7 @@ from typing import IO, Any, Literal
 
 from packhorse.atomic import atomic_file, json_bytes, write_json
 from packhorse.config import OUTPUT_SUFFIXES
-from packhorse.data import FinishReason, RowId
+from packhorse.data import FinishReason, NumberId, RowId, id_to_json
 from packhorse.errors import ConfigError
 
 __all__ = [
@@ -136,20 +135,30 @@ def write_output(
         check_openai_output(path)
     with atomic_file(path) as file:
         if openai is not None:
-            return _write_lines(file, (_openai_line(row, openai) for row in rows))
+            return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
         return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _COLUMNS)
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
-    return _write_lines(file, (_jsonl_line(row, columns) for row in rows))
+    return _write_lines(file, (_jsonl_line(row, columns) for row in rows), "id")
 
 
-def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]]) -> int:
+def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: str) -> int:
     count = 0
     for document in documents:
-        file.write(json_bytes(document))
+        is_exact = isinstance(document[id_name], NumberId)
+        file.write(_with_number(document, id_name) if is_exact else json_bytes(document))
         count += 1
     return count
+
+
+def _with_number(document: dict[str, Any], id_name: str) -> bytes:
+    """`document` as a line of JSON with the digits of its id, which `json` would not keep."""
+    items = []
+    for name, value in document.items():
+        item = json_bytes({name: 0 if name == id_name else value})[1:-2]  # without braces
+        items.append(item[:-1] + value.encode() if name == id_name else item)
+    return b"{" + b", ".join(items) + b"}\n"
 
 
 def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +170,7 @@ def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _openai_line(row: OutputRow, shape: OpenAIShape) -> dict[str, Any]:
-    name = blake2b(json.dumps(row.id).encode(), digest_size=16).hexdigest()
+    name = blake2b(id_to_json(row.id).encode(), digest_size=16).hexdigest()
     response = error = None
     if row.error_code is not None:
         error = {"code": row.error_code, "message": row.error_message}

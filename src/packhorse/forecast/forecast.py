@@ -110,7 +110,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         context = model.traits.max_context
         check_decoding(config.decoding, context)
         reading = for_model(config.reading, config.model)
-        found = survey(Path(config.input), reading, tokenizer, config.decoding, context)
+        found = survey(Path(config.input), reading, tokenizer, config.decoding, context, report)
         report(f"running a few of {found.rows:,} rows to learn how long answers are")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
     running = distinct(found.prompts) if config.batching.deduplicate else found.prompts

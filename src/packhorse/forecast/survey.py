@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +40,18 @@ class Survey:
 
 
 def survey(
-    source: Path, reading: InputConfig, tokenizer: Tokenizer, decoding: Decoding, max_context: int
+    source: Path,
+    reading: InputConfig,
+    tokenizer: Tokenizer,
+    decoding: Decoding,
+    max_context: int,
+    report: Callable[[str], None] = lambda message: None,
 ) -> Survey:
     """Tokenizes the first rows and counts the rest. InputError when no row can be used."""
     prompts: list[Prompt] = []
     requests: list[Request] = []
     unusable = more = 0
-    rows = iter(read_rows(source, reading))
+    rows = iter(read_rows(source, reading, report))
 
     def readable() -> Iterator[Request]:
         nonlocal unusable

@@ -122,7 +122,7 @@ def quantize(
         {"answering": 8, "plain": 2, **shares, "converting": 12, "measuring": 10},
         report,
     )
-    rows = _answered(config, steps)
+    rows = _answered(config, steps, report)
     held_out = rows[_HELD_OUT_OF - 1 :: _HELD_OUT_OF]
     chosen_from = [row for index, row in enumerate(rows) if index % _HELD_OUT_OF < _HELD_OUT_OF - 1]
     recipe, simulated = _search(checkpoint, methods, chosen_from, held_out, steps)
@@ -195,15 +195,17 @@ def _copy(folder: Path, output: Path) -> None:
         raise OutputError(str(error), kept) from error
 
 
-def _requests(config: QuantizeConfig) -> list[Request]:
+def _requests(config: QuantizeConfig, report: Callable[[str], None]) -> list[Request]:
     if config.calibration is None:
         return shipped_requests()[: config.rows]
     reading = replace(config.reading, limit=config.reading.limit or config.rows)
-    found = read_rows(config.calibration, reading)
+    found = read_rows(config.calibration, reading, report)
     return [row for row in found if isinstance(row, Request)][: config.rows]
 
 
-def _answered(config: QuantizeConfig, steps: Steps) -> list[CalibrationRow]:
+def _answered(
+    config: QuantizeConfig, steps: Steps, report: Callable[[str], None]
+) -> list[CalibrationRow]:
     """Calibration rows with the float32 model's own greedy answers; an end token belongs to an
     answer that ended."""
     advance = steps.begin("answering")
@@ -216,7 +218,7 @@ def _answered(config: QuantizeConfig, steps: Steps) -> list[CalibrationRow]:
             f"max_new_tokens of {config.max_new_tokens} leaves no room for a prompt",
             f"give a number below {facts.max_context}",
         )
-    prompts = prompt_ids(prepared.codec(), _requests(config), min(room, MAX_PROMPT_TOKENS))
+    prompts = prompt_ids(prepared.codec(), _requests(config, report), min(room, MAX_PROMPT_TOKENS))
     if len(prompts) < FEWEST_ROWS:
         raise InputError(
             f"{len(prompts)} prompts can be read, and at least {FEWEST_ROWS} are needed",

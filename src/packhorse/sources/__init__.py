@@ -8,6 +8,7 @@ row of the job, whatever the format. No file is ever held in memory as a whole.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,14 +17,20 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from packhorse.config import InputConfig
+from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Failure, Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.sources import lines, openai
 from packhorse.sources.columns import find_prompt, no_column
-from packhorse.sources.csvfile import open_csv
+from packhorse.sources.csvfile import Report, is_quoted, open_csv
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.fields import FieldRow, to_fields
+from packhorse.sources.foreign import (
+    STDIN_SUFFIX,
+    called,
+    refuse_foreign,
+    refuse_json_document,
+)
 from packhorse.sources.parquet import open_parquet
 from packhorse.sources.rows import Keys, Layout, Record, to_row
 from packhorse.sources.template import Template
@@ -34,6 +41,7 @@ __all__ = [
     "InputFormat",
     "detect_format",
     "for_model",
+    "quoting_settings",
     "read_fields",
     "read_rows",
     "shown",
@@ -51,9 +59,7 @@ _FORMAT_OF_SUFFIX: dict[str, InputFormat] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-_STDIN_SUFFIX = ".stdin"
 _LINES_LOOKED_AT = 100
-_OTHER_UNICODE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 def detect_format(path: Path) -> InputFormat:
@@ -71,46 +77,56 @@ def detect_format(path: Path) -> InputFormat:
 
 
 def _detect(path: Path, suffix: str) -> InputFormat:
-    if suffix == _STDIN_SUFFIX:
-        found: InputFormat = "jsonl" if _first_character(path) == b"{" else "text"
+    if suffix == STDIN_SUFFIX:
+        first = _first_character(path)
+        found: InputFormat = "jsonl" if first == b"{" else "text"
+        if first == b"[":
+            refuse_json_document(path)
     elif suffix in _FORMAT_OF_SUFFIX:
         found = _FORMAT_OF_SUFFIX[suffix]
     else:
         raise InputError(
-            f"{path} ends in {suffix or 'nothing'}, which says no known format",
-            f"rename it to one of {', '.join(_FORMAT_OF_SUFFIX)}, or pipe JSONL or text through -",
+            f"the format of {path} is unknown: its name ends in {suffix or 'nothing'}",
+            f"end it in one of {', '.join(_FORMAT_OF_SUFFIX)}, or pipe JSONL or text through -",
         )
     if suffix == ".json" and _first_character(path) == b"[":
         raise InputError(
-            f"{path} is one JSON array, not one object a line",
-            "turn it into JSONL, for example with: jq -c '.[]' in.json > in.jsonl",
+            f"{path} is one JSON array, not one object per line",
+            f"turn it into lines with: jq -c '.[]' {shlex.quote(str(path))} > rows.jsonl",
         )
     if found == "jsonl" and openai.is_batch_line(_first_object(path)):
         return "openai-batch"
     return found
 
 
-def read_rows(path: Path, config: InputConfig) -> Iterator[Request | Failure]:
+def read_rows(
+    path: Path, config: InputConfig, report: Report = lambda message: None
+) -> Iterator[Request | Failure]:
     """Every row of `path`, in order; a row that cannot be used is a Failure that costs no other.
 
     The first row is read before this returns, so whatever ends the job (InputError for the file,
     ConfigError for the template or a combination of options) is raised here, not later; only a
     Parquet file that is damaged further in or a disk that fails raises InputError on the way.
 
+    report: called with a line for a person if the file as a whole looks odd.
+
     Memory: one row (one batch of rows for Parquet), and about 90 bytes for each row that has no id
     of its own, which tell equal rows apart.
     """
     if config.limit is not None and config.limit < 1:
-        raise ConfigError(f"limit is {config.limit}", "a limit is at least 1 row")
+        raise ConfigError(
+            f"limit must be at least 1 row, got {config.limit}", "leave it out to read all"
+        )
     if config.template is not None and config.prompt_column is not None:
         raise ConfigError(
             "both a template and a prompt column are given",
             "use one of them: the template names the columns it needs",
         )
+    _check_unicode(config)
     template = None if config.template is None else Template.parse(config.template)
     input_format = detect_format(path)
     with _reading(path):
-        layout, records = _OPENERS[input_format](path, template, config)
+        layout, records = _open(path, input_format, template, config, report)
     rows = _rows(path, layout, records, config.limit)
     return chain([next(rows)], rows)
 
@@ -121,7 +137,20 @@ def for_model(config: InputConfig, model: str) -> InputConfig:
     return replace(config, served_model_name=names)
 
 
-def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
+def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
+    """What a journal keeps of how cells are quoted: nothing for an input that has no cells."""
+    path = Path(source)
+    if _FORMAT_OF_SUFFIX.get(path.suffix.lower()) != "csv":
+        return {}
+    return {"csv_quoting": "minimal" if is_quoted(path, config.csv_quoting) else "none"}
+
+
+def read_fields(
+    path: Path,
+    names: Sequence[str],
+    csv_quoting: CsvQuoting = "auto",
+    report: Report = lambda message: None,
+) -> Iterator[FieldRow]:
     """The named columns of a table, or fields of JSON lines, of every row in order.
 
     Raises InputError for a file that cannot be read and for a name that no row has, which for JSON
@@ -130,14 +159,15 @@ def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
     input_format = detect_format(path)
     if input_format == "openai-batch":
         raise InputError(
-            f"{path} holds OpenAI batch lines, which have no columns",
+            f"{called(path)} holds OpenAI batch lines, which have no columns",
             "give the rows as CSV, Parquet or JSONL",
         )
     wanted = Template(tuple(("", name) for name in names))
     found: set[str] = set()
     known: tuple[str, ...] = ()
     with _reading(path):
-        _, records = _OPENERS[input_format](path, wanted, InputConfig())
+        config = InputConfig(csv_quoting=csv_quoting)
+        _, records = _open(path, input_format, wanted, config, report)
         for index, record in enumerate(records):
             row = to_fields(index, record, names)
             found.update(row.names)
@@ -145,7 +175,7 @@ def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
             yield row
     for name in names:
         if name not in found and known:
-            raise no_column(path, known, name, "choose one of these")
+            raise no_column(path, known, name, "choose one of these", has_header=False)
 
 
 def _rows(
@@ -157,7 +187,31 @@ def _rows(
         for index, record in enumerate(islice(records, limit)):
             yield to_row(index, record, layout, keys)
     if index < 0:
-        raise InputError(f"{path} has no rows", "is it the right file?")
+        raise InputError(f"{called(path)} has no rows", "is it the right file?")
+
+
+def _open(
+    path: Path,
+    input_format: InputFormat,
+    template: Template | None,
+    config: InputConfig,
+    report: Report,
+) -> tuple[Layout, Iterator[Record]]:
+    if input_format == "csv":
+        return open_csv(path, template, config, report)
+    return _OPENERS[input_format](path, template, config)
+
+
+def _check_unicode(config: InputConfig) -> None:
+    for name in ("template", "prompt_column", "system"):
+        try:
+            (getattr(config, name) or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{name} must be Unicode text, got half a surrogate pair at character "
+                f"{error.start + 1}",
+                "give it as UTF-8",
+            ) from None
 
 
 _Opener = Callable[[Path, Template | None, InputConfig], tuple[Layout, Iterator[Record]]]
@@ -174,23 +228,24 @@ def _open_openai(
 ) -> tuple[Layout, Iterator[Record]]:
     if template is not None or config.prompt_column is not None:
         raise ConfigError(
-            f"{path} holds OpenAI batch lines, which carry their own prompts",
+            f"{called(path)} holds OpenAI batch lines, which carry their own prompts",
             "leave the template and the prompt column out",
         )
-    return openai.layout(config.served_model_name, config.batch_endpoint), lines.read_objects(path)
+    return openai.layout(config.served_model_name, config.batch_endpoint), lines.read_objects(
+        path, openai.ID_FIELD
+    )
 
 
 def _open_text(
     path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
-    layout = find_prompt(path, lines.TEXT_FIELDS, template, config.prompt_column)
+    layout = find_prompt(path, lines.TEXT_FIELDS, template, config.prompt_column, has_header=False)
     return layout, lines.read_text(path)
 
 
 _OPENERS: dict[InputFormat, _Opener] = {
     "jsonl": _open_jsonl,
     "openai-batch": _open_openai,
-    "csv": open_csv,
     "parquet": open_parquet,
     "text": _open_text,
 }
@@ -202,16 +257,11 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder", "name the file inside it")
     if not path.is_file():
-        raise InputError(f"{path} is not an ordinary file", "pipe it through - instead")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if not start:
-        raise InputError(f"{path} is empty", "is it the right file?")
-    if start.startswith(_OTHER_UNICODE_MARKS):
+        kind = "a pipe" if path.is_fifo() else "a device"
         raise InputError(
-            f"{path} is UTF-16 or UTF-32, not UTF-8",
-            "convert it, for example with: iconv -f UTF-16 -t UTF-8 IN > OUT",
+            f"{path} is {kind}, not an ordinary file", "give - as INPUT and pipe the rows in"
         )
+    refuse_foreign(path)
 
 
 def _first_character(path: Path) -> bytes:
@@ -224,11 +274,13 @@ def _first_character(path: Path) -> bytes:
 
 
 def _first_object(path: Path) -> Mapping[str, Any]:
-    for record in islice(lines.read_objects(path), _LINES_LOOKED_AT):
+    """The first line that is an object. Raises InputError for a JSON document over many lines."""
+    for place, record in enumerate(islice(lines.read_objects(path), _LINES_LOOKED_AT)):
         try:
             return record.read()
         except RowError:
-            continue
+            if place == 0:
+                refuse_json_document(path)
     return {}
 
 
@@ -238,6 +290,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror or error}",
+            f"{called(path)} cannot be read: {error.strerror or error}",
             "check its permissions and its disk",
         ) from error

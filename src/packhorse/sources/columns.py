@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packhorse.errors import InputError
+from packhorse.sources.foreign import called
 from packhorse.sources.rows import Layout
 from packhorse.sources.template import Template
 
@@ -14,9 +15,16 @@ _COLUMNS_SHOWN = 20
 
 
 def find_prompt(
-    path: Path, columns: Sequence[str], template: Template | None, prompt_column: str | None
+    path: Path,
+    columns: Sequence[str],
+    template: Template | None,
+    prompt_column: str | None,
+    *,
+    has_header: bool = True,
 ) -> Layout:
     """Which of `columns` make the prompt: the template's, the one named, or "prompt" or "text".
+
+    has_header: the columns are named by the first line of the file, not by its schema.
 
     Raises InputError naming the columns there are, and the one that was probably meant.
     """
@@ -27,26 +35,47 @@ def find_prompt(
     elif "prompt" in columns or "text" in columns:
         layout = Layout(prompt_field="prompt" if "prompt" in columns else "text")
     else:
-        raise no_column(path, columns, "prompt", "say which one to use with --prompt-column")
+        advice = "say which one to use with --prompt-column"
+        raise no_column(path, columns, "prompt", advice, has_header=has_header)
     for name in layout.prompt_names:
         if name not in columns:
-            raise no_column(path, columns, name, "choose one of these")
+            raise no_column(path, columns, name, "choose one of these", has_header=has_header)
     for name in layout.names:
         if columns.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}", "rename all but one")
+            raise InputError(
+                f"{called(path)} has more than one column {name!r}", "rename all but one"
+            )
     return layout
 
 
-def no_column(path: Path, columns: Sequence[str], name: str, advice: str) -> InputError:
+def looks_quoted(cell: str) -> bool:
+    """Whether a cell is written as quoting CSV writes one."""
+    inner = cell[1:-1]
+    return (
+        cell[:1] == '"'
+        and cell[-1:] == '"'
+        and len(cell) > 1
+        and '"' not in inner.replace('""', "")
+    )
+
+
+def no_column(
+    path: Path, columns: Sequence[str], name: str, advice: str, *, has_header: bool = True
+) -> InputError:
     """The error for a name that is none of `columns`: it lists them and guesses what was meant."""
     shown = ", ".join(repr(column) for column in columns[:_COLUMNS_SHOWN])
     more = ", ..." if len(columns) > _COLUMNS_SHOWN else ""
     original = {column.lower(): column for column in columns}
     close = difflib.get_close_matches(name.lower(), original, n=1)
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-        advice = "the columns seem to be parted otherwise: .csv is read with commas, .tsv with tabs"
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|,"):
+        advice = (
+            "the columns seem to be separated otherwise: .csv is read with commas, .tsv with tabs, "
+            "and a first line such as sep=; names another separator"
+        )
+    elif any(map(looks_quoted, columns)):
+        advice = "the names are in quotes: add --csv-quoting minimal"
     elif close:
         advice = f"did you mean {original[close[0]]!r}? {advice[0].upper()}{advice[1:]}"
-    else:
+    elif has_header:
         advice += "; if they are data, the file has no header, which it needs"
-    return InputError(f"{path} has no column {name!r}; it has {shown}{more}", advice)
+    return InputError(f"{called(path)} has no column {name!r}; it has {shown}{more}", advice)

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from packhorse.data import NumberId, id_decoder
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.rows import Record
 
@@ -53,9 +54,9 @@ def physical_lines(file: BinaryIO) -> Iterator[Line]:
             yield Line(number, raw)
 
 
-def read_objects(path: Path) -> Iterator[Record]:
-    """JSONL: a JSON object a line."""
-    return _read(path, _parse_object)
+def read_objects(path: Path, id_field: str = "id") -> Iterator[Record]:
+    """JSONL: a JSON object per line. The number in `id_field` keeps its exact digits."""
+    return _read(path, partial(_parse_object, id_field))
 
 
 def read_text(path: Path) -> Iterator[Record]:
@@ -74,7 +75,7 @@ def _parse_text(raw: bytes) -> Mapping[str, Any]:
     return dict.fromkeys(TEXT_FIELDS, _decode(raw))
 
 
-def _parse_object(raw: bytes) -> Mapping[str, Any]:
+def _parse_object(id_field: str, raw: bytes) -> Mapping[str, Any]:
     text = _decode(raw)
     try:
         value = json.loads(text)
@@ -93,9 +94,20 @@ def _parse_object(raw: bytes) -> Mapping[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise RowError(
-            "not_an_object", f'the line is {shown(value)}; a row is an object: {{"prompt": ...}}'
+            "not_an_object",
+            f'the line must be an object such as {{"prompt": "..."}}, got {shown(value)}',
         )
+    row_id = value.get(id_field)
+    # Most ids are text or integers, which need no second look.
+    if isinstance(row_id, float) or (row_id == 0 and not isinstance(row_id, (str, bool))):
+        value[id_field] = _exact(text, id_field, row_id)
     return value
+
+
+def _exact(text: str, name: str, number: float) -> Any:
+    """A number of an object as an id keeps it; NaN and infinity, which JSON has not, stay."""
+    exact = id_decoder.decode(text)[name]
+    return exact if isinstance(exact, (NumberId, int)) else number
 
 
 def _decode(raw: bytes) -> str:

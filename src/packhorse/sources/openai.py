@@ -6,6 +6,7 @@ of the body is honoured, known to change nothing, at its neutral value, or the r
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from packhorse.sources.faults import RowError, shown
 from packhorse.sources.options import OPTION_FIELDS
 from packhorse.sources.rows import Layout
 
+ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _CHANGE_NOTHING = frozenset(
     {
@@ -33,6 +35,9 @@ _CHANGE_NOTHING = frozenset(
     }
 )
 _LOG_PROBS = ("logprobs", "top_logprobs")
+_TOP_OF_TEXT = (
+    "top_logprobs is only valid for /v1/chat/completions; use logprobs for /v1/completions"
+)
 TOP_LOG_PROBS = "top_log_probs"
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -99,7 +104,7 @@ def check_model(name: Any, names: Sequence[str]) -> None:
 
 
 def is_batch_line(fields: Mapping[str, Any]) -> bool:
-    return "custom_id" in fields and ("url" in fields or "body" in fields)
+    return ID_FIELD in fields and ("url" in fields or "body" in fields)
 
 
 def unwrap(
@@ -114,10 +119,10 @@ def unwrap(
     Raises RowError: bad_body, missing_prompt, model_not_found, unsupported_url, unsupported_option.
     """
     if line.get("method") not in (None, "POST"):
-        raise RowError("unsupported_option", f"method is {shown(line['method'])}; it is POST")
+        raise RowError("unsupported_option", f"method must be POST, got {shown(line['method'])}")
     body = line.get("body")
     if not isinstance(body, dict):
-        raise RowError("bad_body", f"body is {shown(body)}; it is an object, the request")
+        raise RowError("bad_body", f"body must be an object, the request, got {shown(body)}")
     url = line.get("url")
     if endpoint is not None and url not in (None, endpoint):
         raise RowError(
@@ -132,10 +137,7 @@ def unwrap(
     known = {content_field, "model", *OPTION_FIELDS, *_LOG_PROBS}
     for name, value in body.items():
         if name not in known and not _is_harmless(name, value):
-            raise RowError(
-                "unsupported_option",
-                f"{shown(name)} is {shown(value)}, which cannot be honoured; leave it out",
-            )
+            raise RowError("unsupported_option", _unsupported(name, value))
     kept = {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
     top = _top_log_probs(body, is_chat=content_field == "messages")
     return kept if top is None else {**kept, TOP_LOG_PROBS: top}
@@ -146,10 +148,10 @@ def _top_log_probs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:
     asked, top = body.get("logprobs"), body.get("top_logprobs")
     if not is_chat:
         if top is not None:
-            raise RowError("bad_option", "top_logprobs belongs to chats; here it is logprobs")
+            raise RowError("bad_option", _TOP_OF_TEXT)
         return _count("logprobs", asked) if asked is not None and asked is not False else None
     if not isinstance(asked, bool | None):
-        raise RowError("bad_option", f"logprobs is {shown(asked)}; it is true or false")
+        raise RowError("bad_option", f"logprobs must be true or false, got {shown(asked)}")
     count = 0 if top is None else _count("top_logprobs", top)
     if count and not asked:
         raise RowError("bad_option", "top_logprobs needs logprobs: true")
@@ -159,8 +161,9 @@ def _top_log_probs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:
 def _count(name: str, value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_LOG_PROBS:
         return value
-    wanted = f"a whole number from 0 to {MOST_LOG_PROBS}"
-    raise RowError("bad_option", f"{name} is {shown(value)}; it is {wanted}")
+    raise RowError(
+        "bad_option", f"{name} must be an integer from 0 to {MOST_LOG_PROBS}, got {shown(value)}"
+    )
 
 
 def _content_field(url: Any, body: Mapping[str, Any]) -> str:
@@ -168,9 +171,17 @@ def _content_field(url: Any, body: Mapping[str, Any]) -> str:
         return "prompt" if "prompt" in body else "messages"
     if not isinstance(url, str) or url not in _CONTENT_FIELD:
         raise RowError(
-            "unsupported_url", f"url is {shown(url)}; it is {' or '.join(_CONTENT_FIELD)}"
+            "unsupported_url", f"url must be {' or '.join(_CONTENT_FIELD)}, got {shown(url)}"
         )
     return _CONTENT_FIELD[url]
+
+
+def _unsupported(name: str, value: Any) -> str:
+    neutral = _NEUTRAL_VALUES.get(name)
+    if neutral is None:
+        return f"{shown(name)} is not supported, got {shown(value)}; leave it out"
+    allowed = " or ".join(json.dumps(each) for each in neutral)
+    return f"{shown(name)} must be {allowed}, got {shown(value)}; other values are not supported"
 
 
 def _is_harmless(name: str, value: Any) -> bool:
@@ -187,7 +198,7 @@ def layout(models: Sequence[str] = (), endpoint: str | None = None) -> Layout:
     """The layout of batch lines. models, endpoint: see `unwrap`."""
     return Layout(
         has_options=True,
-        id_field="custom_id",
+        id_field=ID_FIELD,
         unwrap=partial(unwrap, models=models, endpoint=endpoint),
         bare=True,
         unwrapped_options=(TOP_LOG_PROBS,),

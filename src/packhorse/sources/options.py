@@ -24,7 +24,7 @@ def _whole(name: str, low: int, high: int) -> _Rule:
     def fits(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    return _Rule(name, f"a whole number from {low} to {high}", fits, int)
+    return _Rule(name, f"an integer from {low} to {high}", fits, int)
 
 
 def _number(name: str, allowed: str, in_range: Callable[[float], bool]) -> _Rule:
@@ -51,11 +51,14 @@ _RULES: dict[str, _Rule] = {
     "max_tokens": _MAX_NEW_TOKENS,
     "max_completion_tokens": _MAX_NEW_TOKENS,
     "temperature": _number("temperature", "from 0 to 100", lambda value: 0 <= value <= 100),
-    "top_p": _number("top_p", "above 0, at most 1", lambda value: 0 < value <= 1),
+    "top_p": _number("top_p", "above 0 and at most 1", lambda value: 0 < value <= 1),
     "top_k": _whole("top_k", 0, _MAX_INT32),
     "seed": _whole("seed", 0, 2**63 - 1),
     "stop": _Rule(
-        "stop", f"text or a list of at most {_MAX_STOPS} texts, none empty", _is_stop, _stops
+        "stop",
+        f"text or a list of at most {_MAX_STOPS} texts, none of them empty",
+        _is_stop,
+        _stops,
     ),
 }
 OPTION_FIELDS = frozenset(_RULES)
@@ -73,12 +76,13 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if not rule.fits(value):
-            raise RowError("bad_option", f"{field} is {shown(value)}; it is {rule.allowed}")
+            raise RowError("bad_option", f"{field} must be {rule.allowed}, got {shown(value)}")
         kept = rule.keep(value)
         other = given_as.setdefault(rule.name, field)
         if options.setdefault(rule.name, kept) != kept:
             raise RowError(
                 "bad_option",
-                f"{field} is {shown(value)}, but {other} is {shown(fields[other])}; keep one",
+                f"{field} must equal {other} if both are given, got {shown(value)} and "
+                f"{shown(fields[other])}; keep one",
             )
     return options

@@ -38,7 +38,7 @@ def open_parquet(
     if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
         layout = Layout()
     else:
-        layout = find_prompt(path, schema.names, template, config.prompt_column)
+        layout = find_prompt(path, schema.names, template, config.prompt_column, has_header=False)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
     columns = [name for name in layout.names if name in schema.names]
@@ -48,13 +48,46 @@ def open_parquet(
 def _check_is_text(path: Path, field: pa.Field) -> None:
     import pyarrow.types as types
 
-    kind = field.type.value_type if types.is_dictionary(field.type) else field.type
+    kind = _plain_type(field.type)
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    if not any(test(kind) for test in tests):
+    if not _is_binary(kind) and not any(test(kind) for test in tests):
         raise InputError(
-            f"column {field.name!r} of {path} holds {kind}, not text",
+            f"column {field.name!r} of {path} must hold text, got {kind}",
             f"choose a text column with --prompt-column, or use --template '{{{field.name}}}'",
         )
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """What a column of `kind` holds, dictionaries and extensions aside."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
+        return _plain_type(kind.storage_type)
+    return kind
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", "") == "arrow.uuid"
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    """Whether values of `kind` are bytes, which many writers use for text."""
+    import pyarrow.types as types
+
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    is_view = getattr(types, "is_binary_view", lambda kind: False)
+    return any(test(kind) for test in (*tests, is_view))
+
+
+def _holds_binary(kind: pa.DataType) -> bool:
+    """Whether bytes stand anywhere in values of `kind`."""
+    kind = _plain_type(kind)
+    return _is_binary(kind) or any(
+        _holds_binary(kind.field(place).type) for place in range(kind.num_fields)
+    )
 
 
 def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
@@ -72,40 +105,119 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 def _record(number: int, columns: Sequence[str], row: Sequence[Any]) -> Record:
     raw = None
-    if any(isinstance(value, UnicodeDecodeError) for value in row):
-        values = [each.object if isinstance(each, UnicodeDecodeError) else each for each in row]
+    if any(isinstance(value, Exception) for value in row):
+        values = [_stands_for(value) if isinstance(value, Exception) else value for value in row]
         raw = canonical_json(values).encode("utf-8")
     return Record(number, f"row-{number}", partial(_read_row, columns, row), raw)
 
 
+def _stands_for(error: Exception) -> Any:
+    """What tells a value that cannot be read from others."""
+    return error.object if isinstance(error, UnicodeDecodeError) else str(error)
+
+
 def _read_row(columns: Sequence[str], row: Sequence[Any]) -> Mapping[str, Any]:
     return {
-        name: _not_utf8(name, value) if isinstance(value, UnicodeDecodeError) else value
+        name: _fault(name, value) if isinstance(value, Exception) else value
         for name, value in zip(columns, row, strict=True)
     }
 
 
-def _not_utf8(name: str, error: UnicodeDecodeError) -> RowError:
-    return RowError(
-        "invalid_utf8",
-        f"byte {error.start + 1} of column {name!r} (0x{error.object[error.start]:02x}) "
-        "is not UTF-8; write the file again from correct text",
-    )
+def _fault(name: str, error: Exception) -> RowError:
+    if isinstance(error, UnicodeDecodeError):
+        return RowError(
+            "invalid_utf8",
+            f"byte {error.start + 1} of column {name!r} (0x{error.object[error.start]:02x}) "
+            "is not UTF-8; write the file again from correct text",
+        )
+    return RowError("bad_field", f"column {name!r} has a value that cannot be read: {error}")
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python values; a UnicodeDecodeError where one is no text: Arrow reads without a check."""
+    """Python values, bytes as text; an exception for one that cannot be read.
+
+    Arrow reads text without a check, and Python knows no nanoseconds and no year past 9999.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
+        return _values(column.storage)
     try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in column]
+        values = list(column.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException):  # UnicodeDecodeError is a ValueError
+        values = [_value(scalar) for scalar in column]
+    if _is_uuid(kind):
+        return [None if value is None else str(value) for value in values]
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return [_shortest(value, kind.bit_width) for value in values]
+    if _holds_binary(kind):
+        return [_text(value) for value in values]
+    return values
+
+
+def _shortest(value: float | None, bits: int) -> float | None:
+    """The number of fewest digits that is `value` in so many bits: 0.1, not 0.10000000149011612."""
+    import numpy as np
+
+    if value is None:
+        return None
+    return float(str(np.float16(value) if bits == 16 else np.float32(value)))
+
+
+def _text(value: Any) -> Any:
+    """`value` with bytes as text, or the error of bytes that are not UTF-8."""
+    try:
+        return _decoded(value)
+    except UnicodeDecodeError as error:
+        return error.with_traceback(None)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _decoded(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_decoded(each) for each in value)
+    return value
 
 
 def _value(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
     try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
+        return _nanoseconds(scalar) or scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
         return error.with_traceback(None)
+
+
+def _nanoseconds(scalar: pa.Scalar) -> str | None:
+    """A time that has nanoseconds as text with all its digits, as Python writes microseconds; None
+    for any other value."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = scalar.type
+    if not (types.is_timestamp(kind) or types.is_time64(kind)) or kind.unit != "ns":
+        return None
+    if scalar.value is None:
+        return None
+    microseconds, rest = divmod(scalar.value, 1000)
+    if not rest:
+        return None
+    coarse = pa.timestamp("us", kind.tz) if types.is_timestamp(kind) else pa.time64("us")
+    moment = pa.scalar(microseconds, coarse).as_py()
+    if types.is_timestamp(kind):
+        text, fraction_end = (
+            moment.isoformat(" ", "microseconds"),
+            len("2024-01-02 03:04:05.000000"),
+        )
+    else:
+        text, fraction_end = moment.isoformat("microseconds"), len("03:04:05.000000")
+    return f"{text[:fraction_end]}{rest:03d}{text[fraction_end:]}"
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
-from packhorse.data import Failure, Message, Request, RowId
+from packhorse.data import Failure, Message, NumberId, Request, RowId
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.messages import read_messages
 from packhorse.sources.options import read_options
@@ -16,7 +19,8 @@ from packhorse.sources.template import Template
 
 Fields = Mapping[str, Any]
 Content = str | tuple[Message, ...]
-_MAX_ID = 2**63
+_MAX_NUMBER_ID = 4300
+"""Characters of a number that is an id, at most: as many digits as Python reads."""
 # Made once: json.dumps would make one for every row.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 
@@ -96,7 +100,9 @@ class Keys:
         self, row_id: RowId | None, content: Content, options: Fields, bare: bool
     ) -> str:
         """Raises UnicodeEncodeError for text that is not Unicode (lone surrogates)."""
-        identity = canonical_json([row_id, content, options]).encode("utf-8")
+        # A number that JSON's own text would not keep is told apart from the text alike.
+        named = {"number": row_id} if isinstance(row_id, NumberId) else row_id
+        identity = canonical_json([named, content, options]).encode("utf-8")
         return self._key(identity, b"bare request" if bare else b"request", row_id)
 
     def of_failure(self, row_id: RowId | None, raw: bytes) -> str:
@@ -136,8 +142,9 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
     except RecursionError:
         code, message = "malformed_json", TOO_DEEP
     else:
+        has_own_id = row_id is not None
         own_or_fallback = record.fallback_id if row_id is None else row_id
-        return Request(index, own_or_fallback, record.line, content, options, key, bare)
+        return Request(index, own_or_fallback, record.line, content, options, key, bare, has_own_id)
     return Failure(
         index,
         code,
@@ -145,6 +152,7 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
         id=record.fallback_id if row_id is None else row_id,
         line=record.line,
         key=keys.of_failure(row_id, _raw(record)),
+        has_own_id=row_id is not None,
     )
 
 
@@ -165,15 +173,23 @@ def _read_id(value: Any) -> RowId | None:
     if value is None:
         return None
     if isinstance(value, str):
+        if isinstance(value, NumberId) and len(value) > _MAX_NUMBER_ID:
+            raise RowError(
+                "bad_id", f"the id must have at most {_MAX_NUMBER_ID:,} digits, got {len(value):,}"
+            )
         if not value:
-            raise RowError("bad_id", "the id is empty; give it a value or leave it out")
+            raise RowError("bad_id", "the id must not be empty; give it a value or leave it out")
         value.encode("utf-8")  # UnicodeEncodeError: half a surrogate pair
         return value
     if isinstance(value, int) and not isinstance(value, bool):
-        if not -_MAX_ID <= value < _MAX_ID:
-            raise RowError("bad_id", "the id has more than 64 bits; write it as text")
         return value
-    raise RowError("bad_id", f"the id is {shown(value)}; an id is text or a whole number")
+    if isinstance(value, float) and math.isfinite(value):
+        return NumberId(repr(value))
+    if isinstance(value, Decimal) and value.is_finite():
+        return NumberId(format(value, "f"))
+    if isinstance(value, (date, time)):
+        return str(value)
+    raise RowError("bad_id", f"the id must be text, a number or a time, got {shown(value)}")
 
 
 def _read_content(fields: Fields, layout: Layout) -> Content:
@@ -208,7 +224,7 @@ def _read_prompt(fields: Fields, name: str) -> str:
             "give it a prompt or messages, or say which field to use with --prompt-column",
         )
     if not isinstance(value, str):
-        raise RowError("bad_prompt", f"{shown(name)} is {shown(value)}; a prompt is text")
+        raise RowError("bad_prompt", f"{shown(name)} must be text, got {shown(value)}")
     if not value.strip():
         raise RowError("empty_prompt", f"{shown(name)} is blank; give the row a prompt")
     return value

@@ -50,7 +50,7 @@ class Template:
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Raises RowError for a field that is missing or no single value, or if all are blank."""
-        values = {name: text_of(fields.get(name), name) for name in self.names}
+        values = {name: text_of(_present(fields, name), name) for name in self.names}
         if not any(value.strip() for value in values.values()):
             raise RowError("empty_prompt", "all fields of the template are blank; fill one")
         return "".join(
@@ -58,18 +58,26 @@ class Template:
         )
 
 
+def _present(fields: Mapping[str, Any], name: str) -> Any:
+    value = fields.get(name)
+    if value is None:
+        what = f"{shown(name)} is null" if name in fields else f"the row has no {shown(name)}"
+        raise RowError("missing_field", f"{what}, but the template needs it; give it a value")
+    return value
+
+
 def text_of(value: Any, name: str) -> str:
-    """A single value as text; RowError for None, lists, objects, NaN and infinity."""
+    """A single value as text; RowError for lists, objects, NaN and infinity."""
     if isinstance(value, str):
         return value
-    if value is None:
-        raise RowError("missing_field", f"the row has no {shown(name)}, which the template needs")
     if isinstance(value, bool):
         return shown(value)
-    if isinstance(value, (int, Decimal, date, time)):
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, (int, date, time)):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     raise RowError(
-        "bad_field", f"{shown(name)} is {shown(value)}; the template needs text or a number"
+        "bad_field", f"{shown(name)} must be text or a number for the template, got {shown(value)}"
     )
