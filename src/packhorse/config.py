@@ -13,6 +13,7 @@ from typing import Literal
 from packhorse.data import Decoding
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
+RowOptions = Literal["auto", "yes", "no"]
 ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
 MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
 """Those that run a model; each is considered where nobody names others."""
@@ -30,6 +31,7 @@ QUANTIZATIONS = (
 )
 QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
 ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
+ROW_OPTIONS: tuple[RowOptions, ...] = ("auto", "yes", "no")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -88,6 +90,11 @@ class InputConfig:
     template: builds the prompt from a row's fields, e.g. "Summarise: {text}".
     system: system message put before rows that have none (chat models only).
     limit: rows read at most.
+    date: local date, or date and time, in ISO 8601 that chat templates write; None is the moment
+        at which the job begins, kept in its journal.
+    row_options: whether fields of a row that are named like options are options. "auto": they are
+        in a row of which all fields are known, and beside other fields they are refused, since
+        they may be data as well.
     """
 
     prompt_column: str | None = None
@@ -95,6 +102,8 @@ class InputConfig:
     system: str | None = None
     limit: int | None = None
     on_too_long: OnTooLong = "error"
+    date: str | None = None
+    row_options: RowOptions = "auto"
 
 
 @dataclass(frozen=True, slots=True)

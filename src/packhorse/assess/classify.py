@@ -96,7 +96,7 @@ class Labelling:
         config, meter, observer = self._config, hands.meter, hands.observer
         observer.stage(f"loading {self._card.title}")
         with meter.stage("load"), hands.loading():
-            classifier = open_saved(config.saved, config.batching, observer.stage)
+            classifier = open_saved(config.saved, config.batching, observer.stage, hands.date)
         resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
         observer.begin(journal.counts(), meter)
         try:

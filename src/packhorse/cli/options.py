@@ -13,6 +13,7 @@ from packhorse.config import (
     ON_TOO_LONG,
     QUANTIZATION_METHODS,
     QUANTIZATIONS,
+    ROW_OPTIONS,
     BatchingConfig,
     EngineConfig,
     InputConfig,
@@ -156,6 +157,20 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         default=default(InputConfig, "on_too_long"),
         help="what to do with a prompt that does not fit (default: %(default)s)",
     )
+    group.add_argument(
+        "--row-options",
+        choices=ROW_OPTIONS,
+        default=default(InputConfig, "row_options"),
+        help="whether fields named like options (temperature, stop, ...) are options of their row: "
+        "yes, no (they are data), or auto: yes in rows of known fields only, else the row is "
+        "refused (default: %(default)s)",
+    )
+    group.add_argument(
+        "--date",
+        metavar="DATE",
+        help="date that chat templates write, as 2026-01-31 or with a time (default: when the job "
+        "begins; a resumed job keeps it)",
+    )
 
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:
@@ -200,4 +215,6 @@ def reading_config(options: argparse.Namespace) -> InputConfig:
         system=options.system,
         limit=options.limit,
         on_too_long=options.on_too_long,
+        date=options.date,
+        row_options=options.row_options,
     )

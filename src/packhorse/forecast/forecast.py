@@ -20,7 +20,7 @@ from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.forecast.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.forecast.predict import Prediction, Setting, interval, relative_error
 from packhorse.forecast.survey import survey
-from packhorse.jobs import check_input
+from packhorse.jobs import check_input, date_of
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
 from packhorse.sources import read_rows
@@ -106,7 +106,11 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
         report(f"looking {config.input} over")
-        tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
+        model.date = date_of(config.reading.date)
+        tokenizer = Tokenizer(
+            model.codec, config.reading.system, config.reading.on_too_long, model.date
+        )
+        tokenizer.check()
         context = model.traits.max_context
         check_decoding(config.decoding, context)
         found = survey(Path(config.input), config.reading, tokenizer, config.decoding, context)

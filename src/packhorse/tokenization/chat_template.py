@@ -63,6 +63,7 @@ class ChatTemplate:
 
     def __init__(self, source: TemplateSource) -> None:
         self._source = source
+        self.writes_date = "strftime_now" in source.text
         self._plans: OrderedDict[Any, Plan | RowError] = OrderedDict()
         self._known_roles: dict[str, bool] = {}
 

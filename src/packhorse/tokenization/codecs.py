@@ -25,6 +25,11 @@ class Codec(Protocol):
     def has_chat_template(self) -> bool: ...
 
     @property
+    def writes_date(self) -> bool:
+        """Whether the chat template can write today's date."""
+        ...
+
+    @property
     def longest_token(self) -> int:
         """Characters of a text that one token stands for, at most."""
         ...
@@ -71,6 +76,7 @@ class ByteCodec:
     """UTF-8 bytes as token ids, for the fake engine: reversible and without a model."""
 
     has_chat_template = False
+    writes_date = False
     longest_token = 1
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:

@@ -47,6 +47,11 @@ class HuggingFaceCodec:
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
+    @property
+    def writes_date(self) -> bool:
+        template = self._template
+        return isinstance(template, ChatTemplate) and template.writes_date
+
     @cached_property
     def longest_token(self) -> int:
         return max(map(len, self._tokenizer.get_vocab()), default=1)
