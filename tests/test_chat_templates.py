@@ -254,8 +254,6 @@ GROWS = [
     "{{ 'x' * 10 ** 10 }}",
     "{{ '%999999999999d' % 1 }}",
     "{{ messages[0].content.ljust(10 ** 11) }}",
-    "{% set ns = namespace(x='xxxxxxxxxx') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}"
-    "{% endfor %}",
 ]
 
 
@@ -278,8 +276,8 @@ def test_a_template_that_takes_all_memory_is_refused(template: str) -> None:
 def test_one_row_that_takes_too_long_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("packhorse.tokenization.rendering.SECONDS_PER_CHAT", 0.4)
     template = (
-        "{% if 'slow' in messages[0].content %}{% set x = 10 ** (10 ** (9 + messages | length)) %}{% endif %}"
-        + shapes.CHATML
+        "{% if 'slow' in messages[0].content %}"
+        "{% set x = 10 ** (10 ** (9 + messages | length)) %}{% endif %}" + shapes.CHATML
     )
     chats = [[{"role": "user", "content": each}] for each in ("one", "slow", "three")]
     one, slow, three = ChatTemplate(TemplateSource(template, {})).render(chats, DATE)

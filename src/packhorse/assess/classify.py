@@ -49,6 +49,7 @@ def classify(config: ClassifyConfig, observer: Observer | None = None) -> RunRep
     ModelError for a folder that holds no classifier that can be used."""
     check_batching(config.batching)
     card = read_card(config.saved)
+    config = replace(config, reading=replace(config.reading, row_options="no"))
     config = _with_column(config, card)
     return carry_out(config, Labelling(config, card), observer)
 

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.text_column,
             template=arguments.template,
             limit=arguments.limit,
+            row_options="no",
         ),
         batching=options.batching_config(arguments),
         retry_failed=arguments.retry_failed,

@@ -87,6 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--prompt-column", metavar="NAME")
     reading.add_argument("--template", metavar="TEXT")
     reading.add_argument("--system", metavar="TEXT")
+    options.add_row_options(reading)
+    options.add_date_option(reading)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
             prompt_column=arguments.prompt_column,
             template=arguments.template,
             system=arguments.system,
+            date=arguments.date,
+            row_options=arguments.row_options,
         ),
         resume=arguments.resume,
         allow_pickle=arguments.allow_pickle,

@@ -77,7 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
             _as_seconds(arguments.goal_per_token_ms),
         ),
         reading=InputConfig(
-            arguments.prompt_column, arguments.template, arguments.system, arguments.limit
+            arguments.prompt_column,
+            arguments.template,
+            arguments.system,
+            arguments.limit,
+            row_options=arguments.row_options,
         ),
         api_key=os.environ.get(KEY_VARIABLE),
     )

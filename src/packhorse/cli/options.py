@@ -157,6 +157,20 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         default=default(InputConfig, "on_too_long"),
         help="what to do with a prompt that does not fit (default: %(default)s)",
     )
+    add_row_options(group)
+    add_date_option(group)
+
+
+def add_date_option(group: Any) -> None:
+    group.add_argument(
+        "--date",
+        metavar="DATE",
+        help="date that chat templates write, as 2026-01-31 or with a time (default: when the job "
+        "begins; a resumed job keeps it)",
+    )
+
+
+def add_row_options(group: Any) -> None:
     group.add_argument(
         "--row-options",
         choices=ROW_OPTIONS,
@@ -164,12 +178,6 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         help="whether fields named like options (temperature, stop, ...) are options of their row: "
         "yes, no (they are data), or auto: yes in rows of known fields only, else the row is "
         "refused (default: %(default)s)",
-    )
-    group.add_argument(
-        "--date",
-        metavar="DATE",
-        help="date that chat templates write, as 2026-01-31 or with a time (default: when the job "
-        "begins; a resumed job keeps it)",
     )
 
 

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             rows=arguments.rows,
             output=arguments.output,
             allow_pickle=arguments.allow_pickle,
-            reading=InputConfig(arguments.prompt_column, arguments.template),
+            reading=InputConfig(arguments.prompt_column, arguments.template, row_options="no"),
         ),
         lambda line: print(line, file=sys.stderr, flush=True),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from packhorse.sources.columns import find_prompt, no_column
 from packhorse.sources.csvfile import open_csv
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.fields import FieldRow, to_fields
+from packhorse.sources.options import ambiguity
 from packhorse.sources.parquet import open_parquet
 from packhorse.sources.rows import Keys, Layout, Record, to_row
 from packhorse.sources.template import Template
@@ -109,8 +111,18 @@ def read_rows(path: Path, config: InputConfig) -> Iterator[Request | Failure]:
     input_format = detect_format(path)
     with _reading(path):
         layout, records = _OPENERS[input_format](path, template, config.prompt_column)
+    layout = replace(layout, row_options=config.row_options)
+    _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
     return chain([next(rows)], rows)
+
+
+def _check_columns(path: Path, layout: Layout) -> None:
+    """InputError for columns of a table that may be options or data: all its rows would fail."""
+    options, unknown = layout.option_columns, layout.unknown_columns
+    if options and unknown and layout.row_options == "auto":
+        message, advice = ambiguity(options, unknown).split("; ")
+        raise InputError(f"of the columns of {path}, {message}", advice)
 
 
 def read_fields(path: Path, names: Sequence[str]) -> Iterator[FieldRow]:
@@ -158,7 +170,7 @@ _Opener = Callable[[Path, Template | None, str | None], tuple[Layout, Iterator[R
 def _open_jsonl(
     path: Path, template: Template | None, prompt_column: str | None
 ) -> tuple[Layout, Iterator[Record]]:
-    return Layout(template, prompt_column, has_options=True), lines.read_objects(path)
+    return Layout(template, prompt_column), lines.read_objects(path)
 
 
 def _open_openai(

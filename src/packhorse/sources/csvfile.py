@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -30,6 +31,7 @@ def open_csv(
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file))
     layout = find_prompt(path, header, template, prompt_column)
+    layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout)
 
 

@@ -11,43 +11,12 @@ from typing import Any
 
 from packhorse.data import MOST_LOG_PROBS
 from packhorse.sources.faults import RowError, shown
-from packhorse.sources.options import OPTION_FIELDS
+from packhorse.sources.options import OPTION_FIELDS, is_neutral
 from packhorse.sources.rows import Layout
 
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
-_CHANGE_NOTHING = frozenset(
-    {
-        "model",
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "stream_options",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-    }
-)
 _LOG_PROBS = ("logprobs", "top_logprobs")
 TOP_LOG_PROBS = "top_log_probs"
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "echo": (False,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "suffix": ("",),
-}
 
 
 def is_batch_line(fields: Mapping[str, Any]) -> bool:
@@ -70,7 +39,7 @@ def unwrap(line: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
     known = {content_field, *OPTION_FIELDS, *_LOG_PROBS}
     for name, value in body.items():
-        if name not in known and not _is_harmless(name, value):
+        if name not in known and not is_neutral(name, value):
             raise RowError(
                 "unsupported_option",
                 f"{shown(name)} is {shown(value)}, which cannot be honoured; leave it out",
@@ -112,18 +81,7 @@ def _content_field(url: Any, body: Mapping[str, Any]) -> str:
     return _CONTENT_FIELD[url]
 
 
-def _is_harmless(name: str, value: Any) -> bool:
-    if value is None or name in _CHANGE_NOTHING:
-        return True
-    # Booleans equal 0 and 1 in Python, but not in JSON.
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-        for neutral in _NEUTRAL_VALUES.get(name, ())
-    )
-
-
 LAYOUT = Layout(
-    has_options=True,
     id_field="custom_id",
     unwrap=unwrap,
     bare=True,
