@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from packhorse.answering import no_log_probs
 from packhorse.data import Decoding, Prompt, Request
-from packhorse.errors import ConfigError
+from packhorse.errors import ConfigError, PackhorseError
 from packhorse.models import PreparedModel
 from packhorse.serve.problems import Problem
 from packhorse.serve.requests import Work, choice_decoding
@@ -156,15 +156,19 @@ class Service:
         self._encoding += len(requests)
         try:
             encoded = await loop.run_in_executor(
-                self._thread, self._encoder.encode, requests, rooms
+                self._thread, self._encoder.encode, requests, rooms, work.date
             )
+        except PackhorseError as error:  # the process that renders templates cannot start
+            raise Problem(503, "engine_unavailable", str(error), retry_after=5) from None
         finally:
             self._encoding -= len(requests)
         found = []
         for ids in encoded:
             if isinstance(ids, Refusal):
                 code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
-                raise Problem(400, code, ids.message.split(", or use --")[0])
+                is_of_messages = ids.code in ("chat_template", "no_chat_template", "bad_messages")
+                message = ids.message.split(", or use --")[0]
+                raise Problem(400, code, message, param="messages" if is_of_messages else None)
             found.append(ids)
         return found
 

@@ -97,7 +97,7 @@ class Tokenizer:
             return
         if fault := self.codec.template_fault():
             raise ModelError(
-                f"the model's chat template cannot be used: {fault}",
+                f"no chat can be written for this model: {fault}",
                 "correct chat_template.jinja (or chat_template in tokenizer_config.json), "
                 "or use another model",
             )

@@ -96,7 +96,9 @@ class ChatTemplate:
         moment = datetime.now()  # noqa: DTZ005
         hello = [{"role": "user", "content": "Hello"}]
         (result,) = rendering_process().render(self._source, [hello], moment)
-        return result.message if isinstance(result, RenderError) and result.kind else ""
+        if isinstance(result, RenderError) and result.kind:
+            return f"its chat template cannot be used: {result.message}"
+        return ""
 
     def _plan(self, chat: Sequence[Message], now: datetime) -> Plan | RowError:
         shape = tuple(map(_shape, chat))

@@ -94,7 +94,7 @@ class HuggingFaceCodec:
             if "default" not in template:
                 names = ", ".join(sorted(map(str, template)))
                 return Refusal(
-                    "chat_template", f"the model has the chat templates {names} and no default"
+                    "chat_template", f"the model has the templates {names} and no default"
                 )
             template = template["default"]
         return ChatTemplate(TemplateSource(str(template), self._tokenizer.special_tokens_map))
