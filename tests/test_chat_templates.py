@@ -158,6 +158,7 @@ def test_a_user_s_text_is_no_reasoning() -> None:
         (shapes.ESCAPING, "Is 1 < 2 & 'so'?"),
         (shapes.IMAGES, "Look: <image> what is it?"),
         (shapes.SWITCHES, "What is 2 + 2? /no_think"),
+        (shapes.CHATML.replace("m.content }}", "m.content | striptags }}"), "<answer>4</answer>"),
         (shapes.NO_SYSTEM, "\n\n  much\n space \n"),
         (shapes.CHATML.replace("m.content }}", "m.content | tojson }}"), 'say "é" \n\t twice'),
         (shapes.CHATML.replace("m.content }}", "m.content.split() | join(' ') }}"), "a\n\n b\tc"),
@@ -223,6 +224,21 @@ def test_calls_that_the_template_does_not_write_are_refused(template: str) -> No
     assert "tool calls" in message
     old = {"role": "assistant", "function_call": {"name": "add", "arguments": "{}"}}
     assert "tool calls" in refusal(template, HI, old, HI)
+
+
+def test_a_refusal_of_one_row_is_not_that_of_the_next() -> None:
+    strict = (
+        "{% for c in messages[1].tool_calls %}{% if c.id | length != 9 %}"
+        "{{ raise_exception('ids have 9 characters') }}{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate(TemplateSource(strict + shapes.HERMES_TOOLS, {}))
+    function = {"name": "add", "arguments": "{}"}
+    chats = [
+        [HI, {**CALL, "content": "", "tool_calls": [{"id": name, "function": function}]}, RESULT]
+        for name in ("short", "call12345", "short")
+    ]
+    found = template.render(chats, DATE)
+    assert [isinstance(each, str) for each in found] == [False, True, False]
 
 
 def test_what_is_said_beside_a_call_is_not_left_out() -> None:

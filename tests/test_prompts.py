@@ -140,6 +140,26 @@ def test_special_text_inside_tool_results_stays_text(model_with: ModelWith) -> N
     assert r"say \"<|im_end|>\"" in codec._tokenizer.decode(found)
 
 
+def test_messages_are_counted_as_the_row_has_them(model_with: ModelWith) -> None:
+    codec = HuggingFaceCodec(model_with(shapes.KNOWN_ROLES_ONLY))
+    row = Request(0, "r", 1, (HI, {"role": "tool", "content": "x"}))
+    for system in (None, "Be brief."):
+        (refusal,) = Tokenizer(codec, system).encode([row], [1000])
+        assert isinstance(refusal, Refusal)
+        assert "message 2 has role 'tool'" in refusal.message
+
+
+def test_a_role_forges_no_special_token(model_with: ModelWith) -> None:
+    marked = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    codec = HuggingFaceCodec(model_with(marked))
+    chats = [({"role": role, "content": "x"}, HI) for role in ("im_end", "critic")]
+    rows = [Request(0, "r", 1, chat) for chat in chats]
+    forged, fine = Tokenizer(codec).encode(rows, [1000] * 2)
+    assert isinstance(forged, Refusal)
+    assert "special token" in forged.message
+    assert not isinstance(fine, Refusal)
+
+
 class Later(datetime):
     """The clock of another day."""
 
@@ -150,10 +170,8 @@ class Later(datetime):
 
 def test_a_job_has_one_date(model_with: ModelWith, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two equal prompts are one prompt, though the second runs five years later."""
-    long_on_the_second_day = (
-        "{{ strftime_now('%Y') }}{% if strftime_now('%Y') == '2031' %}xxxxx{% endif %}"
-    )
-    model = model_with(long_on_the_second_day + shapes.CHATML)
+    longer_later = "{% if strftime_now('%Y') == '2031' %}xxxxx{% endif %}"
+    model = model_with(longer_later + shapes.CHATML)
     rows = [{"id": "a", "prompt": "same"}, {"id": "b", "prompt": "same"}]
     run(job(model, rows, limit=1))
     monkeypatch.setattr(packhorse.jobs, "datetime", Later)
@@ -168,7 +186,7 @@ def test_a_job_has_one_date(model_with: ModelWith, monkeypatch: pytest.MonkeyPat
     config.output.unlink()
     shutil.rmtree(model.parent / "out.jsonl.packhorse")
     run(job(model, rows, date="2031-01-01"))
-    assert outcomes(config) == [first + 5] * 2 or outcomes(config)[0] > first
+    assert outcomes(config)[0] > first
 
 
 @pytest.mark.parametrize("date", ["tomorrow", "2026-02-30", ""])
@@ -180,7 +198,7 @@ def test_a_date_that_is_none(model_with: ModelWith, date: str) -> None:
 def test_a_system_message_that_cannot_be_written_is_refused_once(model_with: ModelWith) -> None:
     seen = Lines()
     config = job(model_with(shapes.NO_SYSTEM), [{"prompt": "x"}] * 3, system="Be brief.")
-    with pytest.raises(ConfigError, match="takes no system message.*System role not supported"):
+    with pytest.raises(ConfigError, match=r"takes no system message.*System role not supported"):
         run(config, seen)
     assert not any("loading" in line for line in seen.lines)
 

@@ -8,6 +8,7 @@ rendering.py     a process of its own renders templates; renderer.py: what runs 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +34,7 @@ __all__ = [
 Content = str | tuple[Message, ...]
 
 _TRUNCATION_ATTEMPTS = 12
+_MESSAGE_NUMBER = re.compile(r"\bmessage (\d+)\b")
 
 
 @dataclass(slots=True)
@@ -60,6 +62,11 @@ class SpecialTextNotice:
         )
 
 
+def _one_less(found: re.Match[str]) -> str:
+    number = int(found[1]) - 1
+    return f"message {number}" if number else "the system message of the job"
+
+
 def _special_text(request: Request, codec: Codec) -> str:
     content = request.content
     texts = [content] if isinstance(content, str) else [each.get("content") for each in content]
@@ -85,6 +92,11 @@ class Tokenizer:
     on_too_long: OnTooLong = "error"
     now: datetime | None = None
     notice: SpecialTextNotice | None = field(default=None, compare=False)
+    _system_message: Message = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        message = {"role": "system", "content": self.system or ""}
+        object.__setattr__(self, "_system_message", message)
 
     def check(self) -> None:
         """Raise what every chat would be refused for, before any is run.
@@ -147,7 +159,7 @@ class Tokenizer:
             except RowError as error:
                 return Refusal(error.code, str(error))
         if self.system is not None and content[0].get("role") not in ("system", "developer"):
-            content = ({"role": "system", "content": self.system}, *content)
+            content = (self._system_message, *content)
         return content
 
     def _encode(
@@ -156,8 +168,16 @@ class Tokenizer:
         """Encodes texts and chats each in one call: the tokenizer's own threads do the work."""
         texts = iter(self.codec.encode_texts([row for row in contents if isinstance(row, str)]))
         chats = [row for row in contents if isinstance(row, tuple)]
-        chat_ids = iter(self.codec.encode_chats(chats, now))
+        chat_ids = map(self._as_numbered, chats, self.codec.encode_chats(chats, now))
         return [next(texts) if isinstance(row, str) else next(chat_ids) for row in contents]
+
+    def _as_numbered(
+        self, chat: Sequence[Message], ids: tuple[int, ...] | Refusal
+    ) -> tuple[int, ...] | Refusal:
+        """A refusal counts the messages as the row has them: without the one of the job."""
+        if isinstance(ids, tuple) or chat[0] is not self._system_message:
+            return ids
+        return Refusal(ids.code, _MESSAGE_NUMBER.sub(_one_less, ids.message, count=1))
 
     def _fit(
         self,

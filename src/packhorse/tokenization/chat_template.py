@@ -21,7 +21,7 @@ from packhorse.sources.faults import RowError, shown
 from packhorse.tokenization.rendering import RenderError, TemplateSource, rendering_process
 from packhorse.tokenization.whole import stands_in
 
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _INVENTED_ROLE = "zqinventedrole"
 _MOST_PLANS = 4096
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -64,7 +64,7 @@ class ChatTemplate:
     def __init__(self, source: TemplateSource) -> None:
         self._source = source
         self.writes_date = "strftime_now" in source.text
-        self._plans: OrderedDict[Any, Plan | RowError] = OrderedDict()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._known_roles: dict[str, bool] = {}
 
     def render(
@@ -103,13 +103,15 @@ class ChatTemplate:
     def _plan(self, chat: Sequence[Message], now: datetime) -> Plan | RowError:
         shape = tuple(map(_shape, chat))
         plan = self._plans.get(shape)
-        if plan is None:
-            plan = self._plans[shape] = self._found(chat, now)
+        if plan is not None:
+            self._plans.move_to_end(shape)
+            return plan
+        found = self._found(chat, now)
+        if isinstance(found, Plan):  # a refusal may be due to other fields of this row
+            self._plans[shape] = found
             if len(self._plans) > _MOST_PLANS:
                 self._plans.popitem(last=False)
-        else:
-            self._plans.move_to_end(shape)
-        return plan
+        return found
 
     def _found(self, chat: Sequence[Message], now: datetime) -> Plan | RowError:
         """The first plan that loses nothing; depends on nothing but the shape of the chat."""
@@ -117,7 +119,7 @@ class ChatTemplate:
         for place, message in enumerate(chat):
             role = message["role"]
             meant = role.strip().lower()
-            if role not in _ROLES and meant in _ROLES and not self._knows(role, now):
+            if role not in ROLES and meant in ROLES and not self._knows(role, now):
                 return RowError(
                     "chat_template", f"message {place + 1} has role {role!r}; did you mean {meant}?"
                 )
@@ -230,7 +232,7 @@ def _name(kind: str, place: int, number: int = 0) -> str:
 def _stand_in(place: int, message: Message) -> dict[str, Any]:
     """The message with words of its own for what it says and calls. Blank content stays blank where
     templates may rightly leave the message out: its role is an ordinary one."""
-    is_said = message["content"].strip() or message["role"] not in _ROLES
+    is_said = message["content"].strip() or message["role"] not in ROLES
     changed = {**message, "content": _name("M", place) if is_said else ""}
     number = 0
     calls: list[Any] = []

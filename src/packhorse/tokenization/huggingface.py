@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.data import Message
 from packhorse.errors import ModelError, first_line
 from packhorse.sources.faults import RowError
-from packhorse.tokenization.chat_template import ChatTemplate
+from packhorse.tokenization.chat_template import ROLES, ChatTemplate
 from packhorse.tokenization.codecs import Refusal
 from packhorse.tokenization.rendering import TemplateSource
 
@@ -105,6 +105,11 @@ class HuggingFaceCodec:
         template = self._template
         if isinstance(template, Refusal):
             return [template for _ in chats]
+        forged = [self._forged_role(chat) for chat in chats]
+        if any(forged):
+            kept = [chat for chat, refusal in zip(chats, forged, strict=True) if not refusal]
+            rest = iter(self.encode_chats(kept, now))
+            return [refusal or next(rest) for refusal in forged]
         literals: list[list[str]] = [[] for _ in chats]
         hidden = [
             self._without_specials(chat, found) for chat, found in zip(chats, literals, strict=True)
@@ -116,6 +121,24 @@ class HuggingFaceCodec:
         plain = [row for row in rendered if isinstance(row, str)]
         encoded = iter(self._encode(plain, add_special_tokens=False, split_special_tokens=False))
         return [next(encoded) if isinstance(row, str) else self._joined(row) for row in rendered]
+
+    def _forged_role(self, chat: Sequence[Message]) -> Refusal | None:
+        """Templates may put a role between the marks of a special token: `<|` + role + `|>`."""
+        for place, message in enumerate(chat, start=1):
+            role = str(message.get("role"))
+            if role not in ROLES and _letters(role) in self._special_names:
+                return Refusal(
+                    "chat_template",
+                    f"message {place} has role {role!r}, the name of a special token; "
+                    "use user, assistant or another role of the model",
+                )
+        return None
+
+    @cached_property
+    def _special_names(self) -> frozenset[str]:
+        return frozenset(
+            map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(
@@ -201,6 +224,10 @@ class HuggingFaceCodec:
             verbose=False,
         )
         return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W", "", text)
 
 
 def _pieces(text: str | RowError, literals: Sequence[str]) -> str | list[str] | Refusal:

@@ -9,10 +9,11 @@ import re
 HIDDEN = "\U0010fffd"
 """Begins a stand-in for text that looks like a special token; see `packhorse.tokenization`."""
 
-# What templates take out on purpose: places of images, and switches that models read in a text.
+# What templates take out on purpose: places of images, switches that models read in a text, and
+# tags around an answer.
 _MARKERS = re.compile(
     r"<[^<>\s]{0,32}(?:image|img|audio|video)[^<>\s]{0,32}>|\[(?:IMG|AUDIO)\]"
-    r"|/(?:no_)?think\b|/system_override\b",
+    r"|/(?:no_)?think\b|/system_override\b|</?(?:answer|response)>",
     re.IGNORECASE,
 )
 # The end of an assistant's reasoning, which most templates leave out of earlier turns.
