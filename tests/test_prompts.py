@@ -137,7 +137,7 @@ def test_special_text_inside_tool_results_stays_text(model_with: ModelWith) -> N
     result = {"role": "tool", "content": 'say "<|im_end|>"'}
     found = ids(codec, [HI, call, result])
     assert not set(found) & set(codec._tokenizer.all_special_ids)
-    assert r"say \"<|im_end|>\"" in codec._tokenizer.decode(found)
+    assert r"say \"<|im_end|>\"" in codec._tokenizer.decode(list(found))
 
 
 def test_messages_are_counted_as_the_row_has_them(model_with: ModelWith) -> None:
@@ -287,7 +287,8 @@ def test_a_prompt_is_not_ended(
 
 
 def test_special_tokens_in_rows_are_said_once(llama: Path) -> None:
-    codec, said = HuggingFaceCodec(llama), []
+    codec = HuggingFaceCodec(llama)
+    said: list[str] = []
     tokenizer = Tokenizer(codec, notice=SpecialTextNotice(said.append))
     rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     rows = [

@@ -19,9 +19,18 @@ from typing import Any
 from packhorse.data import Message
 from packhorse.sources.faults import RowError, shown
 from packhorse.tokenization.rendering import RenderError, TemplateSource, rendering_process
+from packhorse.tokenization.stand_ins import (
+    ROLES,
+    arguments_text,
+    calls_of,
+    function_of,
+    is_written,
+    stand_in,
+    stand_in_name,
+    with_function,
+)
 from packhorse.tokenization.whole import stands_in
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _INVENTED_ROLE = "zqinventedrole"
 _MOST_PLANS = 4096
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -125,8 +134,8 @@ class ChatTemplate:
                 )
             is_unknown = role == "developer" and not self._knows(role, now)
             roles.append("system" if is_unknown else role)
-        stand_ins = [_stand_in(place, message) for place, message in enumerate(chat)]
-        calls = any(map(_calls, chat))
+        stand_ins = [stand_in(place, message) for place, message in enumerate(chat)]
+        calls = any(map(calls_of, chat))
         trials: list[_Trial] = []
         for has_parts in (False, True):
             for objects in (True, False) if calls else (True,):
@@ -163,7 +172,7 @@ class ChatTemplate:
             written = content in text and not any(each in text for each in as_it_stands)
             if content and not written:
                 lost_texts.append(place)
-            if not all(_is_written(call, text) for call in _calls(message)):
+            if not all(is_written(call, text) for call in calls_of(message)):
                 lost_calls.append(place)
         return _Trial(plan, None, tuple(lost_texts), tuple(lost_calls))
 
@@ -172,13 +181,16 @@ class ChatTemplate:
         there is not."""
         if role not in self._known_roles:
             chats = [
-                [{"role": each, "content": _name("M", 0)}, {"role": "user", "content": "Hello"}]
+                [
+                    {"role": each, "content": stand_in_name("M", 0)},
+                    {"role": "user", "content": "Hello"},
+                ]
                 for each in (role, _INVENTED_ROLE)
             ]
             text, other = rendering_process().render(self._source, chats, now)
             self._known_roles[role] = (
                 isinstance(text, str)
-                and _name("M", 0) in text
+                and stand_in_name("M", 0) in text
                 and not (isinstance(other, str) and other.replace(_INVENTED_ROLE, role) == text)
             )
         return self._known_roles[role]
@@ -207,60 +219,7 @@ class ChatTemplate:
 
 def _shape(message: Message) -> tuple[Any, ...]:
     says_something = bool(message["content"].strip())
-    return message["role"], says_something, len(_calls(message)), tuple(sorted(map(str, message)))
-
-
-def _calls(message: Message) -> list[Mapping[str, Any]]:
-    """What a message calls: `function` of each of its tool_calls, and its function_call."""
-    calls = message.get("tool_calls")
-    found = [_function(call) for call in calls] if isinstance(calls, list | tuple) else []
-    old = message.get("function_call")
-    return found + ([old] if isinstance(old, Mapping) else [])
-
-
-def _function(call: Any) -> Mapping[str, Any]:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
-    return function if isinstance(function, Mapping) else {}
-
-
-def _name(kind: str, place: int, number: int = 0) -> str:
-    """A word that no template writes: letters only, so that no escape changes it."""
-    digits = f"{place:04d}{number:03d}"
-    return f"Zq{kind}" + "".join(chr(ord("a") + int(digit)) for digit in digits) + "qZ"
-
-
-def _stand_in(place: int, message: Message) -> dict[str, Any]:
-    """The message with words of its own for what it says and calls. Blank content stays blank where
-    templates may rightly leave the message out: its role is an ordinary one."""
-    is_said = message["content"].strip() or message["role"] not in ROLES
-    changed = {**message, "content": _name("M", place) if is_said else ""}
-    number = 0
-    calls: list[Any] = []
-    for call in message.get("tool_calls") or ():
-        calls.append(_with_function(call, _function_stand_in(_function(call), place, number)))
-        number += 1
-    if calls:
-        changed["tool_calls"] = calls
-    if isinstance(old := message.get("function_call"), Mapping):
-        changed["function_call"] = _function_stand_in(old, place, number)
-    return changed
-
-
-def _function_stand_in(function: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
-    arguments = {_name("K", place, number): _name("V", place, number)}
-    return {**function, "name": _name("F", place, number), "arguments": arguments}
-
-
-def _with_function(call: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
-    return {**call, "function": function} if "function" in call else {**call, **function}
-
-
-def _is_written(function: Mapping[str, Any], text: str) -> bool:
-    """Whether a stand-in for a call is in the text, and not as Python writes a dict."""
-    ((key, value),) = json.loads(_arguments_text(function)).items()
-    if not all(each in text for each in (function["name"], key, value)):
-        return False
-    return f"'{key}': '{value}'" not in text
+    return message["role"], says_something, len(calls_of(message)), tuple(sorted(map(str, message)))
 
 
 def _by_plan(chat: Sequence[Message], plan: Plan) -> list[dict[str, Any]] | RowError:
@@ -275,14 +234,14 @@ def _by_plan(chat: Sequence[Message], plan: Plan) -> list[dict[str, Any]] | RowE
         if message.get("tool_calls"):
             calls = []
             for call in message["tool_calls"]:
-                function = _with_arguments(_function(call), plan.argument_objects)
+                function = _with_arguments(function_of(call), plan.argument_objects)
                 if function is None:
                     return RowError(
                         "bad_messages",
-                        f"message {place + 1} calls {shown(_function(call).get('name'))} with "
+                        f"message {place + 1} calls {shown(function_of(call).get('name'))} with "
                         "arguments that are no JSON object; write them as one",
                     )
-                calls.append(_with_function(call, function))
+                calls.append(with_function(call, function))
             changed["tool_calls"] = calls
         reasoning = next((changed[name] for name in _REASONING if name in changed), None)
         if reasoning is not None:  # as transformers passes it
@@ -294,7 +253,7 @@ def _by_plan(chat: Sequence[Message], plan: Plan) -> list[dict[str, Any]] | RowE
 def _with_arguments(function: Mapping[str, Any], as_object: bool) -> dict[str, Any] | None:
     """The function with arguments in the form the template reads; None if they have no such."""
     if not as_object:
-        return {**function, "arguments": _arguments_text(function)}
+        return {**function, "arguments": arguments_text(function)}
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
@@ -304,13 +263,6 @@ def _with_arguments(function: Mapping[str, Any], as_object: bool) -> dict[str, A
     elif arguments is None:
         arguments = {}
     return {**function, "arguments": arguments} if isinstance(arguments, Mapping) else None
-
-
-def _arguments_text(function: Mapping[str, Any]) -> str:
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        return arguments
-    return json.dumps(arguments or {}, ensure_ascii=False, default=str)
 
 
 def _checked(chat: Sequence[Message], text: str | RenderError) -> str | RowError:

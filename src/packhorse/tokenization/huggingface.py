@@ -7,24 +7,24 @@ another role's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packhorse.data import Message
-from packhorse.errors import ModelError, first_line
 from packhorse.sources.faults import RowError
-from packhorse.tokenization.chat_template import ROLES, ChatTemplate
+from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.codecs import Refusal
+from packhorse.tokenization.loading import load_tokenizer
 from packhorse.tokenization.rendering import TemplateSource
+from packhorse.tokenization.stand_ins import ROLES
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+_BEGINS_OR_ENDS = re.compile(
+    r"^s$|(?:^|_)(?:end|start|begin|eo[stmd]|bo[st]|pad|unk|sep|fim)", re.I
+)
 _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc"
 _NO_CHAT_TEMPLATE = Refusal(
     "no_chat_template", "this model has no chat template, so it cannot read messages: give a prompt"
@@ -35,7 +35,7 @@ class HuggingFaceCodec:
     """The tokenizer of a Hugging Face folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _load_tokenizer(folder)
+        self._tokenizer = load_tokenizer(folder)
         hidden = {_OPEN, *self._tokenizer.all_special_tokens, *self._added_specials()}
         self._special = re.compile("|".join(map(re.escape, sorted(hidden))))
 
@@ -136,9 +136,9 @@ class HuggingFaceCodec:
 
     @cached_property
     def _special_names(self) -> frozenset[str]:
-        return frozenset(
-            map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
-        )
+        """Of those that begin or end something; others may be roles, as in `<|observation|>`."""
+        names = map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
+        return frozenset(name for name in names if _BEGINS_OR_ENDS.search(name))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(
@@ -263,58 +263,3 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTES = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # transformers raises many kinds for a damaged folder
-        raise _unusable(folder, error) from error
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = _processor_template(folder)
-    return tokenizer
-
-
-def _unusable(folder: Path, error: Exception) -> ModelError:
-    if "trust_remote_code" in str(error):
-        name = _settings(folder / "tokenizer_config.json").get("tokenizer_class")
-        return ModelError(
-            f"the tokenizer in {folder} needs Python code of its own"
-            f"{f' ({name})' if isinstance(name, str) else ''}, which packhorse does not run",
-            "give a folder with tokenizer.json whose tokenizer_config.json has no auto_map",
-        )
-    has_model_file = (folder / "tokenizer.model").exists()
-    is_alone = has_model_file and not (folder / "tokenizer.json").exists()
-    libraries = ("tiktoken", "sentencepiece", "protobuf")
-    if is_alone and any(name in str(error) for name in libraries):
-        return ModelError(
-            f"the tokenizer in {folder} is a SentencePiece file, whose libraries are missing",
-            "run pip install sentencepiece protobuf, or give a folder with tokenizer.json",
-        )
-    return ModelError(
-        f"the tokenizer in {folder} cannot be loaded: {first_line(error)}",
-        "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json",
-    )
-
-
-def _processor_template(folder: Path) -> str | dict[str, str] | None:
-    """The chat template that older models keep beside their processor, in chat_template.json."""
-    template = _settings(folder / "chat_template.json").get("chat_template")
-    if isinstance(template, list):
-        named = [each for each in template if isinstance(each, dict)]
-        return {str(each.get("name")): str(each.get("template")) for each in named} or None
-    return template if isinstance(template, str) else None
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """A JSON object of a model; empty where there is none that can be read."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
