@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import fields
 from typing import Any
 
@@ -217,21 +216,11 @@ def decoding_config(options: argparse.Namespace) -> Decoding:
     )
 
 
-def as_utf8(text: str | None) -> str | None:
-    """A text of the command line, which is UTF-8 though the locale may be ASCII."""
-    if text is None:
-        return None
-    try:
-        return os.fsencode(text).decode()
-    except UnicodeError:
-        return text
-
-
 def reading_config(options: argparse.Namespace) -> InputConfig:
     return InputConfig(
         prompt_column=options.prompt_column,
-        template=as_utf8(options.template),
-        system=as_utf8(options.system),
+        template=options.template,
+        system=options.system,
         limit=options.limit,
         on_too_long=options.on_too_long,
         date=options.date,

@@ -50,9 +50,6 @@ class Template:
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Raises RowError for a field that is missing or no single value, or if all are blank."""
-        for name in self.names:
-            if name in fields and fields[name] is None:
-                raise RowError("missing_field", f"{shown(name)} is null; the template needs text")
         values = {name: text_of(fields.get(name), name) for name in self.names}
         if not any(value.strip() for value in values.values()):
             raise RowError("empty_prompt", "all fields of the template are blank; fill one")
