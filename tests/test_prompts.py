@@ -286,6 +286,12 @@ def test_a_prompt_is_not_ended(
     assert codec.encode_texts([""]) == [begins] or not begins
 
 
+def test_the_first_token_comes_once(model_with: ModelWith) -> None:
+    codec = post_processed(model_with("{{ bos_token }}" + shapes.TEXT_OR_PARTS), BOS, "$A", EOS)
+    assert ids(codec, "hi").count(1) == 1
+    assert ids(codec, "hi", bare=True) == (1, *codec.encode_fragment("hi"))
+
+
 def test_special_tokens_in_rows_are_said_once(llama: Path) -> None:
     codec = HuggingFaceCodec(llama)
     said: list[str] = []

@@ -23,7 +23,7 @@ from packhorse.forecast.survey import survey
 from packhorse.jobs import check_input, date_of
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
-from packhorse.sources import read_rows
+from packhorse.sources import detect_format, read_rows
 from packhorse.tokenization import Tokenizer
 
 LOSSLESS = ("float32",)
@@ -110,7 +110,8 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         tokenizer = Tokenizer(
             model.codec, config.reading.system, config.reading.on_too_long, model.date
         )
-        tokenizer.check()
+        if detect_format(Path(config.input)) != "openai-batch":
+            tokenizer.check()
         context = model.traits.max_context
         check_decoding(config.decoding, context)
         found = survey(Path(config.input), config.reading, tokenizer, config.decoding, context)

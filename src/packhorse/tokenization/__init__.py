@@ -55,10 +55,12 @@ class SpecialTextNotice:
             return
         self._is_said = True
         row, text = found[0]
+        is_wrapped = codec.has_chat_template and not row.bare
         self.report(
             f"{len(found):,} of the first {len(requests):,} rows spell special tokens of this model"
-            f" (line {row.line}: {shown(text)}): they stay text, and a chat template is put around "
-            "prompts as around any other; give messages, or prompts without special tokens"
+            f" (line {row.line}: {shown(text)}): these stay text"
+            + (", and the chat template is put around the prompt" * is_wrapped)
+            + "; if they are meant, give messages and let the chat template write them"
         )
 
 

@@ -28,6 +28,8 @@ OUTPUT_CHARACTERS = 128 << 20
 def main() -> None:
     """Answer requests until stdin ends."""
     sys.path.extend(json.loads(sys.argv[1]))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process; it may come ignored
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory()
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while (request := _read(source)) is not None:
