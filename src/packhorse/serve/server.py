@@ -169,6 +169,8 @@ async def _serve(
         codec=prepared.codec(),
         most_log_probs=config.bounds.log_probs,
     )
+    if fault := service.codec.template_fault():
+        report(f"all chats will be refused: {fault}")
     batches = _batches(config, service, report)
     embedder = _embedder(config, encoder, figures)
     app = application(config, service, figures, batches, embedder)

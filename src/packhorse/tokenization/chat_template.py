@@ -75,6 +75,7 @@ class ChatTemplate:
         self.writes_date = "strftime_now" in source.text
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._known_roles: dict[str, bool] = {}
+        self._fault: str | None = None
 
     def render(
         self, chats: Sequence[Sequence[Message]], now: datetime | None = None
@@ -88,6 +89,8 @@ class ChatTemplate:
         Returns:
             For a chat that the template cannot represent, the RowError that says why.
         """
+        if self._fault:
+            return [RowError("chat_template", self._fault) for _ in chats]
         moment = now or datetime.now()  # noqa: DTZ005 (templates write the local date)
         passed: list[list[dict[str, Any]] | RowError] = []
         for chat in chats:
@@ -101,11 +104,17 @@ class ChatTemplate:
         ]
 
     def fault(self) -> str:
-        """Why no chat can be rendered by this template; "" if some may be."""
+        """Why no chat can be rendered by this template; "" if some may be. Once this is known, no
+        chat is tried."""
+        if self._fault is None:
+            self._fault = self._found_fault()
+        return self._fault
+
+    def _found_fault(self) -> str:
         moment = datetime.now()  # noqa: DTZ005
         hello = [{"role": "user", "content": "Hello"}]
         (result,) = rendering_process().render(self._source, [hello], moment)
-        if isinstance(result, RenderError) and result.kind:
+        if isinstance(result, RenderError) and result.kind in ("limit", "syntax"):
             return f"its chat template cannot be used: {result.message}"
         return ""
 

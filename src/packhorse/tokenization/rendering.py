@@ -33,8 +33,8 @@ _SCRIPT = Path(__file__).with_name("renderer.py")
 class RenderError:
     """Why a template gives no text for a chat.
 
-    kind: "limit" if it took too much time or memory, or its process died; "syntax" if it is no
-        Jinja template; "" if it refuses the chat.
+    kind: "limit" if it took too much time or memory; "died" if its process was ended from outside;
+        "syntax" if it is no Jinja template; "" if it refuses the chat.
     """
 
     message: str
@@ -111,7 +111,7 @@ class RenderingProcess:
         except BrokenPipeError:
             pass
         if len(results) < len(chats):
-            results.append(RenderError(self._last_words(seconds), kind="limit"))
+            results.append(self._last_words(seconds))
         return results
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -138,14 +138,16 @@ class RenderingProcess:
             ) from error
         return self._process
 
-    def _last_words(self, seconds: float) -> str:
+    def _last_words(self, seconds: float) -> RenderError:
+        """Why the process has ended."""
         process, self._process = self._process, None
         assert process is not None
         _close(process)
         code = process.wait()
         if code == -signal.SIGPROF:
-            return f"it takes more than {seconds:.1f} seconds of processor time for this row"
-        return f"the process that renders it ended with code {code}"
+            message = f"it takes more than {seconds:.1f} seconds of processor time for this row"
+            return RenderError(message, kind="limit")
+        return RenderError(f"the process that renders it ended with code {code}", kind="died")
 
     def _end(self) -> None:
         process, self._process = self._process, None
