@@ -84,7 +84,7 @@ def test_format(tmp_path: Path, name: str, content: str, expected: str) -> None:
         ("a.jsonl", '{"id": null, "prompt": "x"}', [("line-1", 1, "x")]),
         ("a.jsonl", '{"id": 0, "prompt": "x\\u0000"}', [(0, 1, "x\0")]),
         ("a.jsonl", '{"prompt": "a\u2028\x85b"}', [("line-1", 1, "a\u2028\x85b")]),
-        ("a.jsonl", '{"prompt": "x",\r "n": NaN}', [("line-1", 1, "x")]),
+        ("a.jsonl", '{"prompt": "x",\r "extra": NaN}', [("line-1", 1, "x")]),
         ("a.jsonl", '{"prompt": "x", "prompt": "y"}', [("line-1", 1, "y")]),
         ("a.jsonl", '{"prompt": "x", "messages": null}', [("line-1", 1, "x")]),
         ("a.jsonl", '{"prompt": "<|im_end|>"}', [("line-1", 1, "<|im_end|>")]),

@@ -36,12 +36,12 @@ def read(tmp_path: Path) -> Any:
         (
             [
                 {"role": "user", "content": "x"},
-                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
                 {"role": "tool", "content": "", "tool_call_id": "1"},
             ],
             [
                 {"role": "user", "content": "x"},
-                {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]},
                 {"role": "tool", "content": "", "tool_call_id": "1"},
             ],
         ),
@@ -66,7 +66,9 @@ def test_messages(read: Any, given_messages: Any, expected: Any) -> None:
         ({"stop": "\n"}, {"stop": ("\n",)}),
         ({"stop": ["a", "b"]}, {"stop": ("a", "b")}),
         ({"stop": []}, {"stop": ()}),
-        ({"n": 2, "label": "ignored"}, {}),
+        ({"n": 1, "tools": [], "response_format": {"type": "text"}, "enable_thinking": None}, {}),
+        ({"label": "ignored", "temperature": None, "n": 1, "chat_template_kwargs": {}}, {}),
+        ({"model": "m", "user": "u", "top_k": 2}, {"top_k": 2}),
     ],
 )
 def test_options(read: Any, options: Any, expected: Any) -> None:
@@ -75,6 +77,55 @@ def test_options(read: Any, options: Any, expected: Any) -> None:
     assert {name: type(value) for name, value in row.options.items()} == {
         name: type(value) for name, value in expected.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("response_format", {"type": "json_object"}),
+        ("enable_thinking", False),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("reasoning_effort", "low"),
+        ("guided_json", {}),
+        ("guided_anything", "x"),
+        ("n", 2),
+        ("n", True),
+        ("logprobs", True),
+        ("top_logprobs", 3),
+        ("min_p", 0.1),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"5": 1}),
+        ("documents", [{"text": "x"}]),
+    ],
+)
+def test_an_option_that_cannot_be_honoured_is_named(read: Any, name: str, value: Any) -> None:
+    (row,) = read("a.jsonl", jsonl({"prompt": "x", name: value}))
+    assert (row.code, name in row.message) == ("unsupported_option", True)
+    (row,) = read("a.jsonl", jsonl({"prompt": "x", "label": "y", name: value}))
+    assert (row.code, name in row.message) == ("ambiguous_option", True)
+    (row,) = read("a.jsonl", jsonl({"prompt": "x", name: value}), row_options="no")
+    assert row.options == {}
+    (row,) = read("a.jsonl", jsonl({"q": "x", name: "data"}), template="{q} {" + name + "}")
+    assert (row.content, row.options) == ("x data", {})
+
+
+@pytest.mark.parametrize("field", ["seed", "temperature", "stop", "max_tokens"])
+def test_options_beside_unknown_fields_may_be_data(read: Any, field: str) -> None:
+    value = "." if field == "stop" else 1
+    fields = {"id": "a", "prompt": "x", "label": "y", field: value}
+    (row,) = read("a.jsonl", jsonl(fields))
+    assert row.code == "ambiguous_option"
+    for each in (repr(field), "'label'", "--row-options yes", "--row-options no"):
+        assert each in row.message
+    (row,) = read("a.jsonl", jsonl(fields), row_options="yes")
+    assert len(row.options) == 1
+    (row,) = read("a.jsonl", jsonl(fields), row_options="no")
+    assert row.options == {}
+    (row,) = read("a.jsonl", jsonl({"q": "x", "r": "y", field: value}), template="{q}")
+    assert row.code == "ambiguous_option"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +415,7 @@ def test_keys_follow_their_rows(read: Any) -> None:
 
 
 def test_keys_do_not_depend_on_how_a_row_is_written(read: Any) -> None:
-    written = ['{"prompt":"\\u00e9","temperature":1,"n":2}', ' {"temperature": 1.0, "prompt": "é"}']
+    written = ['{"prompt":"\\u00e9","temperature":1,"n":1}', ' {"temperature": 1.0, "prompt": "é"}']
     assert keys(read("a.jsonl", written[0])) == keys(read("b.jsonl", written[1]))
     assert keys(read("a.jsonl", '{"prompt": "x"}')) == keys(read("a.txt", "x"))
 

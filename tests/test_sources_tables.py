@@ -61,7 +61,7 @@ def read_parquet(tmp_path: Path) -> Any:
         ("\n\nprompt\n\nx\n\ny\n", {}, [("row-1", 5, "x"), ("row-2", 7, "y")]),
         ("prompt\rx\ry\r", {}, [("row-1", 2, "x"), ("row-2", 3, "y")]),
         ("a,b\nx,y\n,z\n", {"template": "{b}{a}"}, [("row-1", 2, "yx"), ("row-2", 3, "z")]),
-        ("prompt,temperature\nx,mild\n", {}, [("row-1", 2, "x")]),
+        ("prompt,temperature\nx,mild\n", {"row_options": "no"}, [("row-1", 2, "x")]),
         ("id,prompt,id\na,x,b\n", {"limit": 1}, InputError),
     ],
 )
@@ -127,6 +127,49 @@ def test_a_first_line_may_name_the_separator(
     read_csv: Any, name: str, content: str, expected: Any
 ) -> None:
     assert [summary(row) for row in read_csv(content, name)] == expected
+
+
+def test_options_of_a_table(read_csv: Any, read_parquet: Any) -> None:
+    content = "id,prompt,temperature,stop,seed,max_tokens\na,x,0.5,[1],,7\nb,y,,,3,\nc,z,warm,,,\n"
+    a, b, c = read_csv(content)
+    assert a.options == {"temperature": 0.5, "stop": ("[1]",), "max_new_tokens": 7}
+    assert b.options == {"seed": 3}
+    assert (c.code, "'warm'" in c.message) == ("bad_option", True)
+    columns = {"prompt": ["x", "y"], "temperature": [0.5, None], "stop": [["a"], None]}
+    first, second = read_parquet(columns)
+    assert (first.options, second.options) == ({"temperature": 0.5, "stop": ("a",)}, {})
+
+
+def test_an_option_of_a_table_that_cannot_be_honoured(read_csv: Any, read_parquet: Any) -> None:
+    for row in (
+        *read_csv("prompt,enable_thinking\nx,false\n"),
+        *read_csv('prompt,tools\nx,"[{""type"": ""function""}]"\n'),
+        *read_parquet({"prompt": ["x"], "response_format": [{"type": "json_object"}]}),
+        *read_parquet({"messages": [MESSAGES], "enable_thinking": [False]}),
+    ):
+        assert row.code == "unsupported_option"
+    (row,) = read_csv("prompt,enable_thinking,n,tools\nx,,1,[]\n")
+    assert (row.content, row.options) == ("x", {})
+
+
+def test_columns_that_may_be_options_or_data_are_refused_once(
+    read_csv: Any, read_parquet: Any
+) -> None:
+    content = "prompt,city,temperature\nx,Oslo,-3\n"
+    with pytest.raises(InputError, match="'temperature' may be an option or data") as caught:
+        read_csv(content)
+    assert "--row-options no" in caught.value.hint
+    columns = {"messages": [MESSAGES], "label": ["a"], "seed": [1]}
+    with pytest.raises(InputError, match="'seed' may be an option or data"):
+        read_parquet(columns)
+    for row in (
+        *read_csv(content, row_options="no"),
+        *read_csv(content, template="{city} {temperature} {prompt}"),
+        *read_parquet(columns, row_options="no"),
+    ):
+        assert row.options == {}
+    (row,) = read_parquet(columns, row_options="yes")
+    assert row.options == {"seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +327,8 @@ def test_parquet_text_types(read_parquet: Any, column: Any) -> None:
         ({"d": [Decimal("0.0000000000")]}, {"template": "{d}"}, ["0.0000000000"]),
         ({"f": pa.array([0.1], pa.float32())}, {"template": "{f}"}, ["0.1"]),
         ({"n": [None], "m": ["x"]}, {"template": "{n}{m}"}, ["missing_field"]),
-        ({"prompt": ["x"], "temperature": ["mild"]}, {}, ["x"]),
+        ({"prompt": ["x"], "temperature": ["mild"]}, {"row_options": "no"}, ["x"]),
+        ({"prompt": ["x"], "temperature": ["mild"]}, {}, ["bad_option"]),
     ],
 )
 def test_parquet(read_parquet: Any, columns: Any, config: Any, expected: Any) -> None:

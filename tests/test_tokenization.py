@@ -131,12 +131,12 @@ def test_a_base_model_reads_the_bare_text(base_codec: HuggingFaceCodec) -> None:
     assert base_codec.decode(ids) == "the cat"
 
 
-def test_a_template_s_own_refusal_costs_one_row(chat_codec: HuggingFaceCodec) -> None:
+def test_a_message_without_content_costs_one_row(chat_codec: HuggingFaceCodec) -> None:
     tokenizer = Tokenizer(chat_codec)
     rows = [request(({"role": "user"},)), request("fine")]
     bad, good = tokenizer.encode(rows, [ROOM, ROOM])
     assert isinstance(bad, Refusal)
-    assert bad.code == "chat_template"
+    assert bad.code == "bad_messages"
     assert not isinstance(good, Refusal)
 
 

@@ -14,6 +14,7 @@ from packhorse.data import Decoding
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
+RowOptions = Literal["auto", "yes", "no"]
 ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
 MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
 """Those that run a model; each is considered where nobody names others."""
@@ -32,6 +33,7 @@ QUANTIZATIONS = (
 QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
 CSV_QUOTINGS: tuple[CsvQuoting, ...] = ("auto", "minimal", "none")
 ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
+ROW_OPTIONS: tuple[RowOptions, ...] = ("auto", "yes", "no")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -96,6 +98,11 @@ class InputConfig:
     served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
         its own (`packhorse.sources.for_model`). () allows every name.
     batch_endpoint: the only url that OpenAI batch lines may have; None allows each that is known.
+    date: local date, or date and time, in ISO 8601 that chat templates write; None is the moment
+        at which the job begins, kept in its journal.
+    row_options: whether fields of a row that are named like options are options. "auto": they are
+        in a row of which all fields are known, and beside other fields they are refused, since
+        they may be data as well.
     """
 
     prompt_column: str | None = None
@@ -106,6 +113,8 @@ class InputConfig:
     csv_quoting: CsvQuoting = "auto"
     served_model_name: tuple[str, ...] = ()
     batch_endpoint: str | None = None
+    date: str | None = None
+    row_options: RowOptions = "auto"
 
 
 @dataclass(frozen=True, slots=True)

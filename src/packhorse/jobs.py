@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol
 from packhorse.atomic import is_there
 from packhorse.config import InputConfig
 from packhorse.data import Request
-from packhorse.errors import InputError
+from packhorse.errors import ConfigError, InputError
 from packhorse.export import OpenAIShape, OutputRow, write_json, write_output
 from packhorse.interruption import Interruption
 from packhorse.journal import Counts, Journal
@@ -101,12 +102,14 @@ class Hands:
     """What a job works with while it runs: who is told, what is measured, whether to stop.
 
     loading: to be entered around long work that records no rows; a signal ends it where it is.
+    date: the local time that chat templates write, the same whenever the job is resumed.
     """
 
     observer: Observer
     meter: Meter
     stopping: Callable[[], bool]
     loading: Callable[[], AbstractContextManager[None]]
+    date: datetime
 
 
 def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunReport:
@@ -115,6 +118,7 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
     meter = Meter()
     workspace = Workspace(job.output)
     _check(job, workspace)
+    date_of(job.reading.date)
     with (
         workspace.held(),
         Journal(workspace.journal) as journal,
@@ -132,16 +136,41 @@ def carry_out(job: Job, work: Work, observer: Observer | None = None) -> RunRepo
                 observer.stage(f"{damaged:,} results in the journal are damaged and computed again")
         with meter.stage("prepare"), interruption.raising():
             identity = work.prepare(observer.stage)
-        journal.bind({**identity, **work.settings()})
+        bound, date = _dated(journal, job.reading)
+        journal.bind({**identity, **work.settings(), **bound})
         if job.retry_failed:
             journal.forget_failures()
         resolved = None
         if len(journal.pending_positions()):
             pending = partial(_pending, source, job, journal)
-            hands = Hands(observer, meter, interruption.requested, interruption.raising)
+            hands = Hands(observer, meter, interruption.requested, interruption.raising, date)
             resolved = work.run(pending, journal, hands)
         interruption.check()
         return _finish(job, workspace, source, journal, work, resolved, meter)
+
+
+def date_of(text: str | None) -> datetime:
+    """A date in ISO 8601, with or without a time; now for None. Raises ConfigError."""
+    if text is None:
+        return datetime.now().replace(microsecond=0)  # noqa: DTZ005 (people read a local date)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"the date {shown(text)} is none", "write it as 2026-01-31 or 2026-01-31T12:00:00"
+        ) from None
+
+
+def _dated(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any], datetime]:
+    """The setting that a journal is tied to, and what it means; a journal of a version that kept
+    no date is not tied to one."""
+    known = journal.meta("settings")
+    if reading.date is None and known is not None:
+        if "date" not in known:
+            return {}, date_of(None)
+        return {"date": known["date"]}, date_of(known["date"])
+    date = date_of(reading.date)
+    return {"date": date.isoformat()}, date
 
 
 def _pending(

@@ -164,6 +164,17 @@ class Journal:
         row = checked((name, json.dumps(value)))
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
 
+    def has_only_chats(self) -> bool:
+        """Whether every row that can be run goes through a chat template, if the model has one:
+        OpenAI's completions do not."""
+        if self.meta("openai") is None:
+            return True
+        with self._database.held() as connection:
+            found = connection.execute(
+                "SELECT 1 FROM rows WHERE error_code IS NULL AND NOT chat LIMIT 1"
+            ).fetchone()
+        return found is None
+
     def pending_positions(self) -> array[int]:
         """Positions of the rows without a result, ascending (8 bytes a row in memory)."""
         found = self._database.select(

@@ -31,7 +31,7 @@ from packhorse.session import (
     prepare_for,
 )
 from packhorse.sources import detect_format, for_model, quoting_settings
-from packhorse.tokenization import Codec, Tokenizer
+from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 
 def run(config: JobConfig, observer: Observer | None = None) -> RunReport:
@@ -79,16 +79,26 @@ class Generation:
     def run(self, pending: Pending, journal: Journal, hands: Hands) -> dict[str, Any]:
         assert self._prepared is not None
         config, meter, observer = self._config, hands.meter, hands.observer
+        codec = self._prepared.codec()
+        tokenizer = Tokenizer(
+            codec,
+            config.reading.system,
+            config.reading.on_too_long,
+            hands.date,
+            SpecialTextNotice(observer.stage),
+        )
+        if journal.has_only_chats():
+            tokenizer.check()
         observer.stage(f"loading {config.model}")
         with meter.stage("load"), hands.loading():
-            model = load_prepared(self._prepared, config.engine, config.batching, observer.stage)
+            model = load_prepared(
+                self._prepared, config.engine, config.batching, observer.stage, codec=codec
+            )
         with model:
             check_decoding(config.decoding, model.traits.max_context)
             budget = model.budget(config.decoding)
             resolved = resolved_settings(config, model, budget)
             observer.stage(plan_line(resolved))
-            tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
-
             notes = LogProbNotes(model.codec, config.decoding)
 
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Answer | Failure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from packhorse.answering import Answering
@@ -33,6 +34,7 @@ class Model:
 
     prepared: what was loaded. engine: what runs it. codec: its tokenizer. batching: its policy is
     the one "auto" became. calibration: what the engine's work costs here, where it was measured.
+    date: the local time that chat templates write; None is the moment of a call.
     """
 
     prepared: PreparedModel
@@ -40,6 +42,7 @@ class Model:
     codec: Codec
     batching: BatchingConfig
     calibration: Calibration | None = None
+    date: datetime | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -72,7 +75,7 @@ class Model:
         """
         chosen = replace(Decoding(), **decoding)
         check_decoding(chosen, self.traits.max_context)
-        tokenizer = Tokenizer(self.codec, system, on_too_long)
+        tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         answering = self.answering(tokenizer, chosen, self.budget(chosen), Meter())
         return answering.outcomes(requests_of(prompts))
 
@@ -96,9 +99,13 @@ class Model:
             raise ConfigError("a continuation is empty", "give texts of at least one token")
         decoding = Decoding(max_new_tokens=max(map(len, ids)))
         check_decoding(decoding, self.traits.max_context)
-        tokenizer = Tokenizer(self.codec, system, on_too_long)
+        tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         answering = self.answering(tokenizer, decoding, self.budget(decoding), Meter())
         return answering.scores(requests_of(prompts), ids)
+
+    def now(self) -> datetime:
+        """The local time that chat templates write in one pass of requests."""
+        return self.date or datetime.now()  # noqa: DTZ005
 
     def budget(self, decoding: Decoding) -> TokenBudget:
         """Tokens a batch may hold, from the memory that is free now."""
@@ -200,8 +207,13 @@ def load_prepared(
     engine: EngineConfig,
     batching: BatchingConfig,
     report: Callable[[str], None] = lambda message: None,
+    *,
+    codec: Codec | None = None,
 ) -> Model:
-    """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first."""
+    """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first.
+
+    codec: the model's tokenizer, if it is loaded already.
+    """
     check_batching(batching)
     facts = model_facts(prepared)
     known = stored_calibration(prepared, engine)
@@ -219,7 +231,8 @@ def load_prepared(
         loaded = load_engine(prepared, facts, _divided(engine, known))
     if known is not None and known.is_disturbed:
         report(disturbance(known, prepared.name, engine))
-    return Model(prepared, loaded, prepared.codec(), replace(batching, policy=policy), known)
+    codec = codec or prepared.codec()
+    return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
 
 
 def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -140,9 +141,12 @@ class Cascade:
 
 
 def open_saved(
-    folder: Path, batching: BatchingConfig | None = None, report: Report = lambda message: None
+    folder: Path,
+    batching: BatchingConfig | None = None,
+    report: Report = lambda message: None,
+    date: datetime | None = None,
 ) -> Classifier:
-    """The classifier of a folder that `packhorse assess` saved, loaded.
+    """The classifier of a folder that `packhorse assess` saved, loaded. date: see Model.
 
     Raises InputError and ModelError for a folder that is none, is damaged, or whose language model
     is not the one it was saved with.
@@ -151,14 +155,16 @@ def open_saved(
     chosen = batching or BatchingConfig()
     if card.kind == "model":
         assert card.model is not None
-        return open_model(card, card.model, chosen, report)
+        return open_model(card, card.model, chosen, report, date)
     assert card.classic is not None
     classic = open_classic(folder, card.classic, report)
     if card.kind == "classic":
         return classic
     assert card.model is not None
     part = card.model
-    return Cascade(classic, lambda: open_model(card, part, chosen, report), card.threshold or 0.0)
+    return Cascade(
+        classic, lambda: open_model(card, part, chosen, report, date), card.threshold or 0.0
+    )
 
 
 def open_classic(folder: Path, part: ClassicPart, report: Report) -> Classic:
@@ -168,9 +174,13 @@ def open_classic(folder: Path, part: ClassicPart, report: Report) -> Classic:
 
 
 def open_model(
-    card: Card, part: ModelPart, batching: BatchingConfig, report: Report
+    card: Card,
+    part: ModelPart,
+    batching: BatchingConfig,
+    report: Report,
+    date: datetime | None = None,
 ) -> LanguageModel:
-    """The language model of a saved classifier, prepared where it is not yet."""
+    """The language model of a saved classifier, prepared where it is not yet. date: see Model."""
     prepared = prepare_for(part.model, part.engine, report=report)
     if prepared.fingerprint != part.fingerprint:
         raise ModelError(
@@ -178,6 +188,7 @@ def open_model(
             "run packhorse assess again with this model",
         )
     model = load_prepared(prepared, part.engine, batching, report)
+    model.date = date
     return LanguageModel(model, part, card.classes)
 
 

@@ -49,6 +49,7 @@ def classify(config: ClassifyConfig, observer: Observer | None = None) -> RunRep
     ModelError for a folder that holds no classifier that can be used."""
     check_batching(config.batching)
     card = read_card(config.saved)
+    config = replace(config, reading=replace(config.reading, row_options="no"))
     config = _with_column(config, card)
     return carry_out(config, Labelling(config, card), observer)
 
@@ -97,7 +98,7 @@ class Labelling:
         config, meter, observer = self._config, hands.meter, hands.observer
         observer.stage(f"loading {self._card.title}")
         with meter.stage("load"), hands.loading():
-            classifier = open_saved(config.saved, config.batching, observer.stage)
+            classifier = open_saved(config.saved, config.batching, observer.stage, hands.date)
         resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
         observer.begin(journal.counts(), meter)
         try:

@@ -91,7 +91,8 @@ def choosing(
     labels = _prefix_free(labels, model)
     decoding = Decoding(max_new_tokens=max(map(len, labels)))
     budget = model.budget(decoding)
-    answering = model.answering(Tokenizer(codec), decoding, budget, Meter(), stopping)
+    tokenizer = Tokenizer(codec, now=model.now())
+    answering = model.answering(tokenizer, decoding, budget, Meter(), stopping)
     lengths = [len(ids) for ids in labels]
     for result in answering.scores(requests_of(prompting.prompts(texts, codec)), labels):
         if isinstance(result, Failure):
@@ -138,7 +139,8 @@ def writing(
     longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
     decoding = Decoding(max_new_tokens=longest + FREE_TEXT_TOKENS)
     budget = model.budget(decoding)
-    answering = model.answering(Tokenizer(codec), decoding, budget, Meter(), stopping)
+    tokenizer = Tokenizer(codec, now=model.now())
+    answering = model.answering(tokenizer, decoding, budget, Meter(), stopping)
     for outcome in answering.outcomes(requests_of(prompting.prompts(texts, codec))):
         yield outcome.index, outcome.text if isinstance(outcome, Answer) else outcome
 

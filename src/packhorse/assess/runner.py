@@ -166,6 +166,7 @@ def _ask_model(
         allow_pickle=config.allow_pickle,
         report=observer.stage,
     ) as model:
+        model.date = model.now()  # one for all passes
         traits = model.traits
         ran = {
             "engine": traits.name,

@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             template=arguments.template,
             limit=arguments.limit,
             csv_quoting=arguments.csv_quoting,
+            row_options="no",
         ),
         batching=options.batching_config(arguments),
         retry_failed=arguments.retry_failed,

@@ -91,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reading.add_argument("--system", type=options.text, metavar="TEXT")
     options.add_csv_quoting_option(reading)
     options.add_served_model_name_option(reading)
+    options.add_row_options(reading)
+    options.add_date_option(reading)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -122,6 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
             system=arguments.system,
             csv_quoting=arguments.csv_quoting,
             served_model_name=tuple(arguments.served_model_name),
+            date=arguments.date,
+            row_options=arguments.row_options,
         ),
         resume=arguments.resume,
         allow_pickle=arguments.allow_pickle,

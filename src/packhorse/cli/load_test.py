@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.system,
             arguments.limit,
             csv_quoting=arguments.csv_quoting,
+            row_options=arguments.row_options,
         ),
         api_key=os.environ.get(KEY_VARIABLE),
     )

@@ -15,6 +15,7 @@ from packhorse.config import (
     ON_TOO_LONG,
     QUANTIZATION_METHODS,
     QUANTIZATIONS,
+    ROW_OPTIONS,
     BatchingConfig,
     EngineConfig,
     InputConfig,
@@ -183,6 +184,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> Any:
         default=default(InputConfig, "on_too_long"),
         help="what to do with a prompt that does not fit (default: %(default)s)",
     )
+    add_row_options(group)
+    add_date_option(group)
     return group
 
 
@@ -205,6 +208,26 @@ def add_served_model_name_option(group: Any) -> None:
         metavar="NAME",
         help="accept OpenAI batch lines that name this model, e.g. gpt-4o-mini; repeatable "
         "(default: only the names of MODEL)",
+    )
+
+
+def add_date_option(group: Any) -> None:
+    group.add_argument(
+        "--date",
+        metavar="DATE",
+        help="date that chat templates write, as 2026-01-31 or with a time (default: when the job "
+        "begins; a resumed job keeps it)",
+    )
+
+
+def add_row_options(group: Any) -> None:
+    group.add_argument(
+        "--row-options",
+        choices=ROW_OPTIONS,
+        default=default(InputConfig, "row_options"),
+        help="whether fields named like options (temperature, stop, ...) are options of their row: "
+        "yes, no (they are data), or auto: yes in rows of known fields only, else the row is "
+        "refused (default: %(default)s)",
     )
 
 
@@ -252,4 +275,6 @@ def reading_config(options: argparse.Namespace) -> InputConfig:
         on_too_long=options.on_too_long,
         csv_quoting=options.csv_quoting,
         served_model_name=tuple(options.served_model_name),
+        date=options.date,
+        row_options=options.row_options,
     )

@@ -77,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
             output=arguments.output,
             allow_pickle=arguments.allow_pickle,
             reading=InputConfig(
-                arguments.prompt_column, arguments.template, csv_quoting=arguments.csv_quoting
+                arguments.prompt_column,
+                arguments.template,
+                csv_quoting=arguments.csv_quoting,
+                row_options="no",
             ),
         ),
         lambda line: print(line, file=sys.stderr, flush=True),

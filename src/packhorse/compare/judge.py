@@ -27,6 +27,7 @@ from packhorse.compare.trial import Outcome, RowResult, read_rows
 from packhorse.data import Decoding
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
+from packhorse.jobs import date_of
 from packhorse.manifest import compute_format
 from packhorse.meters import BUSY
 from packhorse.models import prepare_embedding_model
@@ -68,12 +69,16 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class Judge:
-    """Judges trials against one reference; expensive things are made once and kept."""
+    """Judges trials against one reference; expensive things are made once and kept.
+
+    date: what chat templates wrote in all runs, in ISO 8601.
+    """
 
     config: CompareConfig
     sample: Sample
     reference: Combination
     reference_output: Path
+    date: str
     observer: Observer
     _reference_rows: list[RowResult] = field(init=False)
     _embed: Embed | None = field(init=False)
@@ -163,7 +168,7 @@ class Judge:
         codec = prepare_for(
             self.config.model, engine, allow_pickle=self.config.allow_pickle
         ).codec()
-        tokenizer = Tokenizer(codec, self.config.reading.system)
+        tokenizer = Tokenizer(codec, self.config.reading.system, now=date_of(self.date))
         encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
         return [() if isinstance(ids, Refusal) else ids for ids in encoded]
 

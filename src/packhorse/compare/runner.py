@@ -31,6 +31,7 @@ from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command,
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
+from packhorse.jobs import date_of
 from packhorse.json_files import read_object
 from packhorse.machine import machine
 from packhorse.manifest import versions
@@ -95,18 +96,18 @@ def compare(config: CompareConfig, observer: Observer) -> Comparison:
         config.labels,
         observer.stage,
     )
-    _bind(config, sample, runs / "plan.json")
+    date = _bind(config, sample, runs / "plan.json")
     observer.stage(
         f"{len(sample.requests)} of {sample.total} rows, {len(grid)} techniques, "
         f"{config.repeats} repeats"
     )
     for combination in (reference, *grid):
         _prepare(config, combination, observer)
-    arguments = _run_arguments(config, sample)
-    reference_output = _run_reference(config, reference, arguments, sample, observer)
+    arguments = _run_arguments(config, sample, date)
+    reference_output = _run_reference(config, reference, arguments, sample, date, observer)
     trials = _run_trials(config, grid, arguments, runs, observer)
     observer.stage("judging the answers")
-    judge = Judge(config, sample, reference, reference_output, observer)
+    judge = Judge(config, sample, reference, reference_output, date, observer)
     judged = tuple(judge.trial(trial) for trial in trials)
     ranked = front(measured(judged))
     bend = knee_of(ranked)
@@ -151,8 +152,12 @@ def _reference(config: CompareConfig) -> Combination:
     return combination
 
 
-def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
-    """Ties the folder to one comparison: results of another one must never be mixed in."""
+def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
+    """Ties the folder to one comparison: results of another one must never be mixed in.
+
+    Returns the date that chat templates write in all of its runs, whenever it is resumed.
+    """
+    date = date_of(config.reading.date).date().isoformat()
     plan: dict[str, Any] = {
         "format": PLAN_FORMAT,
         "model": config.model,
@@ -176,7 +181,9 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
                 f"{config.output} holds a comparison with another {', '.join(changed)}",
                 "name another folder: -o",
             )
-    write_json(path, plan)
+        date = found.get("date", date)
+    write_json(path, {**plan, "date": date})
+    return date
 
 
 def _prepare(config: CompareConfig, combination: Combination, observer: Observer) -> None:
@@ -194,8 +201,8 @@ def _prepare(config: CompareConfig, combination: Combination, observer: Observer
         observer.stage(f"{combination.name}: {error}")
 
 
-def _run_arguments(config: CompareConfig, sample: Sample) -> list[str]:
-    arguments = ["run", config.model, str(sample.path)]
+def _run_arguments(config: CompareConfig, sample: Sample, date: str) -> list[str]:
+    arguments = ["run", config.model, str(sample.path), "--date", date]
     arguments += ["--max-new-tokens", str(config.max_new_tokens)]
     arguments += ["--warm-up-rows", str(config.warmup_rows)]
     if config.reading.system is not None:
@@ -210,17 +217,20 @@ def _run_reference(
     reference: Combination,
     arguments: Sequence[str],
     sample: Sample,
+    date: str,
     observer: Observer,
 ) -> Path:
     """The output of the reference run, from the cache when this very run was made before."""
     engine = engine_config(reference.engine, reference.quantization)
+    prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
     identity = {
-        "model": prepare_for(config.model, engine, allow_pickle=config.allow_pickle).fingerprint,
+        "model": prepared.fingerprint,
         "reference": reference.name,
         "sample": sample.sha256,
         "max_new_tokens": config.max_new_tokens,
         "system": config.reading.system,
         "versions": versions(),
+        **({"date": date} if prepared.codec().writes_date else {}),
     }
     key = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_root() / "references" / key

@@ -113,4 +113,5 @@ def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
             )
         name = "prompt" if isinstance(request.content, str) else "messages"
         row: dict[str, Any] = {"id": request.id, name: request.content, **request.options}
+        row.pop("top_log_probs", None)  # is asked for by batch lines only and changes no text
         yield json.dumps(row).encode() + b"\n"

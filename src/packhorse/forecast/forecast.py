@@ -20,10 +20,10 @@ from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.forecast.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.forecast.predict import Prediction, Setting, interval, relative_error
 from packhorse.forecast.survey import survey
-from packhorse.jobs import check_input
+from packhorse.jobs import check_input, date_of
 from packhorse.models import PreparedModel
 from packhorse.session import check_decoding, load_prepared, prepare_for
-from packhorse.sources import for_model, read_rows
+from packhorse.sources import detect_format, for_model, read_rows
 from packhorse.tokenization import Tokenizer
 
 LOSSLESS = ("float32",)
@@ -106,7 +106,12 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
         report(f"looking {config.input} over")
-        tokenizer = Tokenizer(model.codec, config.reading.system, config.reading.on_too_long)
+        model.date = date_of(config.reading.date)
+        tokenizer = Tokenizer(
+            model.codec, config.reading.system, config.reading.on_too_long, model.date
+        )
+        if detect_format(Path(config.input)) != "openai-batch":
+            tokenizer.check()
         context = model.traits.max_context
         check_decoding(config.decoding, context)
         reading = for_model(config.reading, config.model)

@@ -45,7 +45,7 @@ def run_pilot(
 
     Equal rows run each for itself: what the cost model expects is held against rows that ran.
     """
-    tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long)
+    tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long, model.now())
     at_once = ROWS_UNDER_WAY if model.traits.rows_under_way else ROWS_AT_ONCE * model.traits.workers
     drawn = random.Random(_SEED).sample(  # noqa: S311 - nothing secret
         range(len(survey.requests)), min(MOST_ROWS, len(survey.requests))

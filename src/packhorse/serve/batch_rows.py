@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from packhorse.answering import cut_at_stop
@@ -71,10 +72,16 @@ class BatchRows:
     service: Service
     _company: Company = field(default_factory=Company)
 
-    async def outcome(self, row: Request) -> Answer | Failure:
-        """Waits as long as the engine is full or away."""
+    async def outcome(self, row: Request, date: datetime | None = None) -> Answer | Failure:
+        """Waits as long as the engine is full or away. date: what chat templates write."""
         work = Work(
-            (row.content,), row.options, 1, is_stream=False, include_usage=False, is_bare=row.bare
+            (row.content,),
+            row.options,
+            1,
+            is_stream=False,
+            include_usage=False,
+            is_bare=row.bare,
+            date=date,
         )
         attempts = 0
         while True:

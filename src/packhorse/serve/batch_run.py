@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,10 +115,12 @@ class BatchRun:
         reading = self._reading
         pending = await self._apart(lambda: _pending(journal, source, reading))
         places = asyncio.Semaphore(ROWS_AT_ONCE)
+        created = self.documents.find(self.identifier)["created_at"]
+        date = datetime.fromtimestamp(created)  # noqa: DTZ006 (templates write the local date)
 
         async def answer(row: Request) -> None:
             try:
-                outcome = await self.rows.outcome(row)
+                outcome = await self.rows.outcome(row, date)
                 await self._apart(partial(self._record, journal, row, outcome))
                 await self._note_recorded(outcome)
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from packhorse.answering import derived_seed
@@ -26,7 +27,8 @@ class Work:
 
     contents: a chat, or one or more texts to be continued as they stand. options: decoding options
     it brings, by Decoding's names. choices: of each content. include_usage: a last chunk with the
-    tokens used ends the stream. is_bare: texts are continued as they stand.
+    tokens used ends the stream. is_bare: texts are continued as they stand. date: the local time
+    that chat templates write; None is the clock's.
     """
 
     contents: tuple[str | tuple[Message, ...], ...]
@@ -35,6 +37,7 @@ class Work:
     is_stream: bool
     include_usage: bool
     is_bare: bool = True
+    date: datetime | None = None
 
     def requests(self) -> list[Request]:
         return [

@@ -150,6 +150,8 @@ async def _serve(
         names=config.model_names,
         background=BackgroundTasks(report),
     )
+    if fault := service.codec.template_fault():
+        report(f"all chats will be refused: {fault}")
     batches = _batches(config, service, report)
     embedder = _embedder(config, encoder, figures)
     app = application(config, service, figures, batches, embedder)

@@ -9,11 +9,12 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from queue import Empty, SimpleQueue
 
 from packhorse.answering import no_log_probs
 from packhorse.data import Decoding, Prompt, Request
-from packhorse.errors import ConfigError
+from packhorse.errors import ConfigError, PackhorseError
 from packhorse.models import PreparedModel
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.problems import Problem
@@ -172,20 +173,24 @@ class Service:
             for start in range(0, len(requests), PROMPTS_AT_ONCE):
                 part = slice(start, start + PROMPTS_AT_ONCE)
                 encoded += await loop.run_in_executor(
-                    self._threads, self._encoded, requests[part], rooms[part]
+                    self._threads, self._encoded, requests[part], rooms[part], work.date
                 )
+        except PackhorseError as error:  # the process that renders templates cannot start
+            raise Problem(503, "engine_unavailable", str(error), retry_after=5) from None
         finally:
             self._encoding -= len(requests)
         found = []
         for ids in encoded:
             if isinstance(ids, Refusal):
                 code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
-                raise Problem(400, code, ids.message.split(", or use --")[0])
+                is_of_messages = ids.code in ("chat_template", "no_chat_template", "bad_messages")
+                message = ids.message.split(", or use --")[0]
+                raise Problem(400, code, message, param="messages" if is_of_messages else None)
             found.append(ids)
         return found
 
     def _encoded(
-        self, requests: list[Request], rooms: list[int]
+        self, requests: list[Request], rooms: list[int], date: datetime | None
     ) -> list[tuple[int, ...] | Refusal]:
         """Runs in a tokenizing thread, with a tokenizer that no other thread uses meanwhile."""
         try:
@@ -193,7 +198,7 @@ class Service:
         except Empty:
             tokenizer = Tokenizer(self.prepared.codec())
         try:
-            return tokenizer.encode(requests, rooms)
+            return tokenizer.encode(requests, rooms, date)
         finally:
             self._tokenizers.put(tokenizer)
 

@@ -31,6 +31,7 @@ from packhorse.sources.foreign import (
     refuse_foreign,
     refuse_json_document,
 )
+from packhorse.sources.options import ambiguity
 from packhorse.sources.parquet import open_parquet
 from packhorse.sources.rows import Keys, Layout, Record, to_row
 from packhorse.sources.template import Template
@@ -127,6 +128,8 @@ def read_rows(
     input_format = detect_format(path)
     with _reading(path):
         layout, records = _open(path, input_format, template, config, report)
+    layout = replace(layout, row_options=config.row_options)
+    _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
     return chain([next(rows)], rows)
 
@@ -143,6 +146,14 @@ def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
     if _FORMAT_OF_SUFFIX.get(path.suffix.lower()) != "csv":
         return {}
     return {"csv_quoting": "minimal" if is_quoted(path, config.csv_quoting) else "none"}
+
+
+def _check_columns(path: Path, layout: Layout) -> None:
+    """InputError for columns of a table that may be options or data: all its rows would fail."""
+    options, unknown = layout.option_columns, layout.unknown_columns
+    if options and unknown and layout.row_options == "auto":
+        message, advice = ambiguity(options, unknown).split("; ")
+        raise InputError(f"of the columns of {called(path)}, {message}", advice)
 
 
 def read_fields(
@@ -220,7 +231,7 @@ _Opener = Callable[[Path, Template | None, InputConfig], tuple[Layout, Iterator[
 def _open_jsonl(
     path: Path, template: Template | None, config: InputConfig
 ) -> tuple[Layout, Iterator[Record]]:
-    return Layout(template, config.prompt_column, has_options=True), lines.read_objects(path)
+    return Layout(template, config.prompt_column), lines.read_objects(path)
 
 
 def _open_openai(

@@ -29,11 +29,12 @@ def find_prompt(
     Raises InputError naming the columns there are, and the one that was probably meant.
     """
     if template is not None:
-        layout = Layout(template)
+        layout = Layout(template, columns=tuple(columns))
     elif prompt_column is not None:
-        layout = Layout(prompt_field=prompt_column)
+        layout = Layout(prompt_field=prompt_column, columns=tuple(columns))
     elif "prompt" in columns or "text" in columns:
-        layout = Layout(prompt_field="prompt" if "prompt" in columns else "text")
+        name = "prompt" if "prompt" in columns else "text"
+        layout = Layout(prompt_field=name, columns=tuple(columns))
     else:
         advice = "say which one to use with --prompt-column"
         raise no_column(path, columns, "prompt", advice, has_header=has_header)

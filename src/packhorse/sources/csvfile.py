@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -50,6 +51,7 @@ def open_csv(
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file, quoted))
     layout = find_prompt(path, header, template, config.prompt_column)
+    layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout, quoted, report)
 
 

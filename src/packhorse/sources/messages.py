@@ -36,7 +36,25 @@ def _message(value: Any, place: int) -> dict[str, Any]:
     if not isinstance(role, str) or not role.strip():
         raise _bad(place, f"has role {shown(role)}; a role is text such as user or assistant")
     kept = {name: each for name, each in value.items() if each is not None}
-    return kept | {"content": _content(value.get("content"), place, bool(kept.get("tool_calls")))}
+    _check_calls(kept, place)
+    calls_tools = bool(kept.get("tool_calls") or kept.get("function_call"))
+    return kept | {"content": _content(value.get("content"), place, calls_tools)}
+
+
+def _check_calls(message: Mapping[str, Any], place: int) -> None:
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list):
+        raise _bad(place, f"has tool_calls {shown(calls)}; they are a list")
+    functions = [_function(call) for call in calls]
+    if "function_call" in message:
+        functions.append(message["function_call"])
+    for function in functions:
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise _bad(place, "has a tool call without a function that has a name")
+
+
+def _function(call: Any) -> Any:
+    return call.get("function", call) if isinstance(call, Mapping) else None
 
 
 def _content(value: Any, place: int, calls_tools: bool) -> str:

@@ -15,46 +15,16 @@ from typing import Any
 
 from packhorse.data import MOST_LOG_PROBS
 from packhorse.sources.faults import RowError, shown
-from packhorse.sources.options import OPTION_FIELDS
+from packhorse.sources.options import NEUTRAL_VALUES, OPTION_FIELDS, is_neutral
 from packhorse.sources.rows import Layout
 
 ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
-_CHANGE_NOTHING = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "stream_options",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-    }
-)
 _LOG_PROBS = ("logprobs", "top_logprobs")
 _TOP_OF_TEXT = (
     "top_logprobs is only valid for /v1/chat/completions; use logprobs for /v1/completions"
 )
 TOP_LOG_PROBS = "top_log_probs"
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "echo": (False,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "suffix": ("",),
-}
 
 
 _HUB_ID_WITH_REVISION = re.compile(r"(\w[\w.-]*/\w[\w.-]*)@\w[\w./-]*")
@@ -136,7 +106,7 @@ def unwrap(
         check_model(body.get("model"), models)
     known = {content_field, "model", *OPTION_FIELDS, *_LOG_PROBS}
     for name, value in body.items():
-        if name not in known and not _is_harmless(name, value):
+        if name not in known and not is_neutral(name, value):
             raise RowError("unsupported_option", _unsupported(name, value))
     kept = {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
     top = _top_log_probs(body, is_chat=content_field == "messages")
@@ -177,27 +147,16 @@ def _content_field(url: Any, body: Mapping[str, Any]) -> str:
 
 
 def _unsupported(name: str, value: Any) -> str:
-    neutral = _NEUTRAL_VALUES.get(name)
-    if neutral is None:
+    neutral = NEUTRAL_VALUES.get(name)
+    if not neutral:
         return f"{shown(name)} is not supported, got {shown(value)}; leave it out"
     allowed = " or ".join(json.dumps(each) for each in neutral)
     return f"{shown(name)} must be {allowed}, got {shown(value)}; other values are not supported"
 
 
-def _is_harmless(name: str, value: Any) -> bool:
-    if value is None or name in _CHANGE_NOTHING:
-        return True
-    # Booleans equal 0 and 1 in Python, but not in JSON.
-    return any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
-        for neutral in _NEUTRAL_VALUES.get(name, ())
-    )
-
-
 def layout(models: Sequence[str] = (), endpoint: str | None = None) -> Layout:
     """The layout of batch lines. models, endpoint: see `unwrap`."""
     return Layout(
-        has_options=True,
         id_field=ID_FIELD,
         unwrap=partial(unwrap, models=models, endpoint=endpoint),
         bare=True,

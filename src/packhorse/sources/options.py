@@ -1,11 +1,19 @@
-"""Decoding options a row brings itself, checked for type and range."""
+"""Options a row brings itself: which of its fields are options, and their types and ranges.
+
+One rule for JSONL, CSV, TSV and Parquet: a field named like an option (of packhorse, OpenAI or
+vLLM) is an option in a row of which all fields are known; beside fields that are not known it may
+be data, and the row is refused until `--row-options` says what it is. Fields of which the prompt is
+made are data always. An option that cannot be honoured is refused unless it asks for nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packhorse.config import RowOptions
 from packhorse.sources.faults import RowError, shown
 
 _MAX_INT32 = 2**31 - 1
@@ -62,6 +70,143 @@ _RULES: dict[str, _Rule] = {
     ),
 }
 OPTION_FIELDS = frozenset(_RULES)
+CHANGE_NOTHING = frozenset(
+    {
+        "model",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "stream_options",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+    }
+)
+"""Fields of requests that change no answer."""
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "prompt_logprobs": (),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "grammar": (),
+    "json_schema": (),
+    "reasoning": (),
+    "reasoning_effort": (),
+    "thinking": (),
+    "enable_thinking": (),
+    "thinking_budget": (),
+    "verbosity": (),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "documents": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "extra_body": ({},),
+}
+"""Options that are not supported, each with the values that ask for nothing."""
+_GUIDED = "guided_"
+
+
+def is_option(name: str) -> bool:
+    """Whether OpenAI's, vLLM's or packhorse's requests have an option of this name."""
+    return name in OPTION_FIELDS or name in NEUTRAL_VALUES or name.startswith(_GUIDED)
+
+
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether a field of a request, which is not in OPTION_FIELDS, asks for nothing."""
+    if value is None or name in CHANGE_NOTHING:
+        return True
+    # Booleans equal 0 and 1 in Python, but not in JSON.
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in NEUTRAL_VALUES.get(name, ())
+    )
+
+
+def unknown_names(names: Collection[str]) -> list[str]:
+    """Those of `names` that no request has."""
+    return [name for name in names if not is_option(name) and name not in CHANGE_NOTHING]
+
+
+def read_row_options(
+    fields: Mapping[str, Any], unknown: Collection[str], row_options: RowOptions
+) -> dict[str, Any]:
+    """Return the options among the fields of a row, by the names and with the types of Decoding.
+
+    Args:
+        fields: those of which neither the prompt nor the id is made.
+        unknown: names of the row's other fields, which are no options.
+
+    Raises:
+        RowError: `ambiguous_option` for options that may be data, `unsupported_option` for one that
+            cannot be honoured, `bad_option` as `read_options`.
+    """
+    if row_options == "no":
+        return {}
+    asked = {
+        name: value
+        for name, value in fields.items()
+        if is_option(name)
+        and not (value is None if name in OPTION_FIELDS else is_neutral(name, value))
+    }
+    if asked and unknown and row_options == "auto":
+        raise RowError("ambiguous_option", ambiguity(asked, unknown))
+    for name, value in asked.items():
+        if name not in OPTION_FIELDS:
+            raise RowError(
+                "unsupported_option",
+                f"{name} is {shown(value)}, which cannot be honoured; leave it out, or say that "
+                "such fields are data with --row-options no",
+            )
+    return read_options(asked)
+
+
+def ambiguity(options: Collection[str], unknown: Collection[str]) -> str:
+    """What is wrong with options beside fields that are none, and what to do."""
+    named, others = (", ".join(map(shown, list(names)[:4])) for names in (options, unknown))
+    return (
+        f"{named} may be an option or data, since {others} is no option; say which with "
+        "--row-options yes or --row-options no"
+    )
+
+
+def from_text(name: str, text: str) -> Any:
+    """A cell of CSV as the value of an option: text of stop strings, else JSON if it is that."""
+    if not text:
+        return None
+    if name == "stop":
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def open_parquet(
         schema = file.schema_arrow
     asked_for = template is not None or config.prompt_column is not None
     if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
-        layout = Layout()
+        layout = Layout(columns=tuple(schema.names))
     else:
         layout = find_prompt(path, schema.names, template, config.prompt_column, has_header=False)
     if layout.prompt_field is not None:

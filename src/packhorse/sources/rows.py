@@ -11,10 +11,17 @@ from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
+from packhorse.config import RowOptions
 from packhorse.data import Failure, Message, NumberId, Request, RowId
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.messages import read_messages
-from packhorse.sources.options import read_options
+from packhorse.sources.options import (
+    from_text,
+    is_option,
+    read_options,
+    read_row_options,
+    unknown_names,
+)
 from packhorse.sources.template import Template
 
 Fields = Mapping[str, Any]
@@ -49,8 +56,9 @@ class Layout:
 
     template: builds the prompt from fields; when None, it is
     prompt_field: the field that holds the prompt; when None too, "prompt" or "messages" does.
-    has_options: fields named like decoding options are that (JSONL), not data (tables); what the
-        prompt is made of is data in any case.
+    row_options: whether fields named like options are options (see `options.py`).
+    columns: names of all columns of a table; a row of JSONL has names of its own.
+    has_text_options: options are written as text (CSV).
     id_field: the field of the row's own id.
     unwrap: finds the fields in an envelope; the id stands outside of it.
     bare: prompts that are text are for the model as they stand (see Request).
@@ -59,7 +67,9 @@ class Layout:
 
     template: Template | None = None
     prompt_field: str | None = None
-    has_options: bool = False
+    row_options: RowOptions = "auto"
+    columns: tuple[str, ...] = ()
+    has_text_options: bool = False
     id_field: str = "id"
     unwrap: Callable[[Fields], Fields] | None = None
     bare: bool = False
@@ -73,9 +83,21 @@ class Layout:
         return ("prompt", "messages") if self.prompt_field is None else (self.prompt_field,)
 
     @property
+    def option_columns(self) -> tuple[str, ...]:
+        """Columns that are named like options and are not what the prompt is made of."""
+        others = (name for name in self.columns if name not in self.prompt_names)
+        return tuple(dict.fromkeys(name for name in others if is_option(name)))
+
+    @property
+    def unknown_columns(self) -> list[str]:
+        """Columns of which neither id, prompt nor options are made."""
+        made_of = {self.id_field, *self.prompt_names}
+        return unknown_names([name for name in self.columns if name not in made_of])
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The fields of which the row is made, its own options aside, each once."""
-        return tuple(dict.fromkeys((self.id_field, *self.prompt_names)))
+        """The fields of which the row is made, each once; of JSONL without its options."""
+        return tuple(dict.fromkeys((self.id_field, *self.prompt_names, *self.option_columns)))
 
 
 NO_CHARACTER = (
@@ -207,10 +229,14 @@ def _read_content(fields: Fields, layout: Layout) -> Content:
 
 def _read_options(fields: Fields, layout: Layout) -> dict[str, Any]:
     """Options among the fields of which the prompt is not made."""
-    if not layout.has_options:
-        return {}
-    taken = set(layout.prompt_names)
-    return read_options({name: value for name, value in fields.items() if name not in taken})
+    taken = {layout.id_field, *layout.prompt_names}
+    left = {name: value for name, value in fields.items() if name not in taken}
+    if layout.unwrap is not None:  # which has refused all that are no options
+        return read_options(left)
+    if layout.has_text_options:
+        left = {name: from_text(name, value) for name, value in left.items()}
+    unknown = layout.unknown_columns if layout.columns else unknown_names(left)
+    return read_row_options(left, unknown, layout.row_options)
 
 
 def _read_prompt(fields: Fields, name: str) -> str:

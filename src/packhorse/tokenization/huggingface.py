@@ -1,0 +1,265 @@
+"""The tokenizer of a Hugging Face folder.
+
+A chat model gets its template (see `chat_template.py`), a base model the bare text. Text that looks
+like a special token (`<|im_end|>`) inside a row stays text: a row cannot end its own turn or forge
+another role's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from packhorse.data import Message
+from packhorse.sources.faults import RowError
+from packhorse.tokenization.chat_template import ChatTemplate
+from packhorse.tokenization.codecs import Refusal
+from packhorse.tokenization.loading import load_tokenizer
+from packhorse.tokenization.rendering import TemplateSource
+from packhorse.tokenization.stand_ins import ROLES
+
+_BEGINS_OR_ENDS = re.compile(
+    r"^s$|(?:^|_)(?:end|start|begin|eo[stmd]|bo[st]|pad|unk|sep|fim)", re.I
+)
+_OPEN, _CLOSE = "\U0010fffd", "\U0010fffc"
+_NO_CHAT_TEMPLATE = Refusal(
+    "no_chat_template", "this model has no chat template, so it cannot read messages: give a prompt"
+)
+
+
+class HuggingFaceCodec:
+    """The tokenizer of a Hugging Face folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = load_tokenizer(folder)
+        hidden = {_OPEN, *self._tokenizer.all_special_tokens, *self._added_specials()}
+        self._special = re.compile("|".join(map(re.escape, sorted(hidden))))
+
+    def _added_specials(self) -> set[str]:
+        added = self._tokenizer.added_tokens_decoder
+        return {token.content for token in added.values() if token.special}
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    @property
+    def writes_date(self) -> bool:
+        template = self._template
+        return isinstance(template, ChatTemplate) and template.writes_date
+
+    @cached_property
+    def longest_token(self) -> int:
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        encoded = self._encode(texts, add_special_tokens=True, split_special_tokens=True)
+        if not (end := self._appended):
+            return encoded
+        return [ids[: -len(end)] if ids[-len(end) :] == end else ids for ids in encoded]
+
+    @cached_property
+    def _appended(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts after a text (`add_eos_token`): a prompt goes
+        on, so it has no end."""
+        (whole,) = self._encode(["a"], add_special_tokens=True, split_special_tokens=True)
+        (text,) = self._encode(["a"], add_special_tokens=False, split_special_tokens=True)
+        for start in range(len(whole) - len(text) + 1):
+            if text and whole[start : start + len(text)] == text:
+                return whole[start + len(text) :]
+        return ()
+
+    def encode_fragment(self, text: str) -> tuple[int, ...]:
+        return self._encode([text], add_special_tokens=False, split_special_tokens=True)[0]
+
+    def special_text(self, text: str) -> str:
+        found = self._special.search(text)
+        return "" if found is None or found.group() == _OPEN else found.group()
+
+    def template_fault(self) -> str:
+        if isinstance(self._template, ChatTemplate):
+            return self._template.fault()
+        return self._template.message if self._template is not _NO_CHAT_TEMPLATE else ""
+
+    @cached_property
+    def _template(self) -> ChatTemplate | Refusal:
+        template = self._tokenizer.chat_template
+        if not template:
+            return _NO_CHAT_TEMPLATE
+        if isinstance(template, dict):
+            if "default" not in template:
+                names = ", ".join(sorted(map(str, template)))
+                return Refusal(
+                    "chat_template", f"the model has the templates {names} and no default"
+                )
+            template = template["default"]
+        return ChatTemplate(TemplateSource(str(template), self._tokenizer.special_tokens_map))
+
+    def encode_chats(
+        self, chats: Sequence[Sequence[Message]], now: datetime | None = None
+    ) -> list[tuple[int, ...] | Refusal]:
+        template = self._template
+        if isinstance(template, Refusal):
+            return [template for _ in chats]
+        forged = [self._forged_role(chat) for chat in chats]
+        if any(forged):
+            kept = [chat for chat, refusal in zip(chats, forged, strict=True) if not refusal]
+            rest = iter(self.encode_chats(kept, now))
+            return [refusal or next(rest) for refusal in forged]
+        literals: list[list[str]] = [[] for _ in chats]
+        hidden = [
+            self._without_specials(chat, found) for chat, found in zip(chats, literals, strict=True)
+        ]
+        rendered = [
+            _pieces(text, found)
+            for text, found in zip(template.render(hidden, now), literals, strict=True)
+        ]
+        plain = [row for row in rendered if isinstance(row, str)]
+        encoded = iter(self._encode(plain, add_special_tokens=False, split_special_tokens=False))
+        return [next(encoded) if isinstance(row, str) else self._joined(row) for row in rendered]
+
+    def _forged_role(self, chat: Sequence[Message]) -> Refusal | None:
+        """Templates may put a role between the marks of a special token: `<|` + role + `|>`."""
+        for place, message in enumerate(chat, start=1):
+            role = str(message.get("role"))
+            if role not in ROLES and _letters(role) in self._special_names:
+                return Refusal(
+                    "chat_template",
+                    f"message {place} has role {role!r}, the name of a special token; "
+                    "use user, assistant or another role of the model",
+                )
+        return None
+
+    @cached_property
+    def _special_names(self) -> frozenset[str]:
+        """Of those that begin or end something; others may be roles, as in `<|observation|>`."""
+        names = map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
+        return frozenset(name for name in names if _BEGINS_OR_ENDS.search(name))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def token_name(self, token_id: int) -> str:
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token if isinstance(token, str) else ""  # a model may have ids its tokenizer lacks
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        token = self.token_name(token_id)
+        if not token or token_id in self._special_ids:
+            return None
+        if (added := self._added.get(token_id)) is not None:
+            return added.encode("utf-8", "replace")
+        if self._spelling == "ByteLevel" and all(each in _BYTES for each in token):
+            return bytes(_BYTES[each] for each in token)
+        if self._spelling == "ByteFallback":
+            if byte := _BYTE_TOKEN.fullmatch(token):
+                return bytes([int(byte[1], 16)])
+            return token.replace("\u2581", " ").encode("utf-8", "replace")
+        return self.decode((token_id,)).encode("utf-8", "replace")
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.all_special_ids)
+
+    @cached_property
+    def _added(self) -> dict[int, str]:
+        added = self._tokenizer.added_tokens_decoder
+        return {token_id: str(token.content) for token_id, token in added.items()}
+
+    @cached_property
+    def _spelling(self) -> str:
+        """How tokens spell bytes, by the name of the decoder that reads them."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        decoder = repr(backend.decoder) if backend is not None else ""
+        return next((name for name in ("ByteLevel", "ByteFallback") if name in decoder), "")
+
+    def _without_specials(
+        self, chat: Sequence[Message], literals: list[str]
+    ) -> list[dict[str, Any]]:
+        """The chat with a stand-in for each text that spells a special token, which is added to
+        `literals`."""
+
+        def hide(match: re.Match[str]) -> str:
+            literals.append(match.group())
+            return f"{_OPEN}{len(literals) - 1}{_CLOSE}"
+
+        return [
+            _map_strings(message, lambda text: self._special.sub(hide, text)) for message in chat
+        ]
+
+    def _joined(self, pieces: list[str] | Refusal) -> tuple[int, ...] | Refusal:
+        """Two calls of the tokenizer, however many pieces there are."""
+        if isinstance(pieces, Refusal):
+            return pieces
+        between = [piece for piece in pieces[::2] if piece]
+        plain = iter(self._encode(between, add_special_tokens=False, split_special_tokens=False))
+        literals = list(dict.fromkeys(pieces[1::2]))
+        encoded = self._encode(literals, add_special_tokens=False, split_special_tokens=True)
+        ids_of = dict(zip(literals, encoded, strict=True))
+        ids: list[int] = []
+        for position, piece in enumerate(pieces):
+            if piece:
+                ids += ids_of[piece] if position % 2 else next(plain)
+        return tuple(ids)
+
+    def _encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool, split_special_tokens: bool
+    ) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=add_special_tokens,
+            split_special_tokens=split_special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W", "", text)
+
+
+def _pieces(text: str | RowError, literals: Sequence[str]) -> str | list[str] | Refusal:
+    """A rendered chat; where it spells special tokens, pieces [text, literal, ...], of which the
+    odd ones are to be encoded as plain text."""
+    if isinstance(text, RowError):
+        return Refusal(text.code, str(text))
+    if not literals:
+        return text
+    pieces = re.split(f"{_OPEN}(\\d+){_CLOSE}", text)
+    pieces[1::2] = [literals[int(number)] for number in pieces[1::2]]
+    return pieces
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, change) for item in value]
+    return value
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level tokenizers write bytes as (Radford et al. 2019, GPT-2):
+    printable ones stand for themselves, the others for those from 256 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (byte for byte in range(256) if byte not in printable)
+    moved = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | moved
+
+
+_BYTES = _byte_alphabet()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
