@@ -17,6 +17,7 @@ PACKAGE = Path(packhorse.__file__).parent
 # A module imports only from lines above its own.
 LAYERS = [
     {"errors"},
+    {"json_files"},
     {"labels"},
     {"atomic"},
     {"durable"},

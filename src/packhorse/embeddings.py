@@ -7,7 +7,6 @@ always scaled to length 1, so that a dot product is a cosine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ModelError
+from packhorse.json_files import read_json
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -173,13 +173,8 @@ def _pooling(path: Path, prefixed: bool) -> str:
 
 
 def _read_json(path: Path, *, required: bool = False) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if required:
-            raise ModelError(
-                f"{path} is missing: no sentence-transformers folder", _HINT
-            ) from error
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}", _HINT) from error
+    if path.exists():
+        return read_json(path, hint=_HINT)
+    if required:
+        raise ModelError(f"{path} is missing: no sentence-transformers folder", _HINT)
+    return {}

@@ -15,6 +15,7 @@ from packhorse.errors import ModelError
 from packhorse.models.cache import MANIFEST, Key, cached_models, obtain
 from packhorse.models.storage import require_free_bytes
 
+ANOTHER = '{"format":1,"digest":"0","key":{"model":"m","kind":"k","quantization":"q"},"files":%s}'
 KEY = Key("Some Model/é", "huggingface", "hf", "float32", ("digest",))
 
 
@@ -66,8 +67,13 @@ def test_another_key_is_another_entry(home: Path, messages: list[str], other: Ke
         (lambda f: (f / MANIFEST).unlink(), "no readable"),
         (lambda f: (f / MANIFEST).write_text('{"format": 1, "fi'), "no readable"),
         (lambda f: (f / MANIFEST).write_text("{}"), "another format"),
-        (lambda f: (f / MANIFEST).write_text('{"format": 1}'), "lists no files"),
-        (lambda f: (f / MANIFEST).write_text('{"format":1,"files":{}}'), "belongs to something"),
+        (lambda f: (f / MANIFEST).write_text('{"format": 1}'), "has no digest"),
+        (lambda f: (f / MANIFEST).write_text(ANOTHER % "{}"), "belongs to something"),
+        (lambda f: (f / MANIFEST).write_text(ANOTHER % "[]"), "files must be an object, got []"),
+        (
+            lambda f: (f / MANIFEST).write_text(ANOTHER % '{"a": {"bytes": "1", "sha256": "0"}}'),
+            "bytes must be a whole number, got '1'",
+        ),
     ],
 )
 def test_a_damaged_entry_is_built_again_with_a_message(

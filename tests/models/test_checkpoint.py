@@ -143,9 +143,9 @@ def test_files_that_are_no_weights(tiny: Tiny, content: bytes, message: str) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", b"{", "is no JSON"),
-        ("config.json", b"[1]", "holds no JSON object"),
-        ("config.json", b"\xff\xfe\x00", "is no JSON"),
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b"[1]", "must hold a JSON object, not a list"),
+        ("config.json", b"\xff\xfe\x00", "is not UTF-8"),
         ("model.safetensors", None, "has no weights"),
         ("tokenizer.json", None, "has no tokenizer"),
     ],

@@ -7,7 +7,6 @@ language model's fingerprint, and everything the answers depend on.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,7 @@ from packhorse.assess.prompting import Prompting
 from packhorse.atomic import atomic_file, make_folder, write_json
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError, ModelError
-from packhorse.reports.documents import decode
+from packhorse.json_files import decode, read_json, shown
 
 FORMAT = 1
 CARD = "card.json"
@@ -93,18 +92,18 @@ def read_card(folder: Path) -> Card:
     """The card of a folder. Raises InputError for a folder without a readable one."""
     path = folder / CARD
     try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
+        document = read_json(path, error=InputError, hint=_HINT)
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
         raise InputError(
             f"{folder} holds no saved classifier: {CARD} cannot be read",
             "name the folder that packhorse assess wrote, for example assessment/winner",
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}", _HINT) from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         raise InputError(
-            f"{path} has format {found!r}, this version reads format {FORMAT}",
+            f"{path} has format {shown(found)}, this version reads format {FORMAT}",
             "use the packhorse that wrote it, or save it again",
         )
     try:

@@ -14,7 +14,8 @@ from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemo
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits
 from packhorse.engines import device_for
-from packhorse.errors import OutputError
+from packhorse.errors import ModelError, OutputError
+from packhorse.json_files import decode, read_object
 from packhorse.machine import machine
 from packhorse.meters import BUSY
 from packhorse.models import PreparedModel, cache_root, resolve_quantization
@@ -75,17 +76,9 @@ class Calibration:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Calibration:
-        """What `to_json` made. Raises KeyError, TypeError or AttributeError for anything else."""
-        trials = tuple(ThreadTrial(**trial) for trial in document["thread_trials"])
-        return cls(
-            **{
-                **document,
-                "traits": EngineTraits(**document["traits"]),
-                "coefficients": Work(**document["coefficients"]),
-                "memory": PrefillMemory(**document["memory"]),
-                "thread_trials": trials,
-            }
-        )
+        """What `to_json` made. Raises ValueError for anything else."""
+        calibration: Calibration = decode(cls, document, "calibration")
+        return calibration
 
 
 def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = False) -> list[str]:
@@ -112,11 +105,11 @@ def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
 def read(path: Path) -> Calibration | None:
     """The calibration in a file; None for none, or for one that cannot be used."""
     try:
-        document = json.loads(path.read_bytes())
-        if document.pop("format") != FORMAT:
+        document = read_object(path)
+        if document.get("format") != FORMAT:
             return None
         return Calibration.from_json(document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ModelError, ValueError):
         return None
 
 

@@ -31,6 +31,7 @@ from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command,
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json
+from packhorse.json_files import read_object
 from packhorse.machine import machine
 from packhorse.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
@@ -157,7 +158,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> None:
         "system": config.reading.system,
     }
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_object(path, error=OutputError, hint="name another folder: -o")
         if not config.resume:
             raise OutputError(
                 f"{config.output} holds a comparison already",

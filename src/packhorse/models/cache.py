@@ -25,6 +25,8 @@ from typing import Any
 
 from packhorse import __version__
 from packhorse.atomic import sync_folder
+from packhorse.errors import ModelError
+from packhorse.json_files import decode, read_object
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
 from packhorse.models.storage import cache_root, storage_errors
@@ -91,6 +93,32 @@ class CachedModel:
     verified: bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of an entry, as the manifest lists it."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedKey:
+    """What of a `Key` the manifest is read for."""
+
+    model: str
+    kind: str
+    quantization: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """The types that a manifest must have."""
+
+    digest: str
+    key: _NamedKey
+    files: dict[str, _File]
+
+
 class _UnusableError(Exception):
     """Why an entry cannot be used; empty when there is none."""
 
@@ -129,7 +157,7 @@ def _describe(folder: Path, verify: bool) -> CachedModel:
         manifest = _read_manifest(folder)
         key = manifest["key"]
         name, kind, quantization = key["model"], key["kind"], key["quantization"]
-    except (_UnusableError, KeyError, TypeError):
+    except _UnusableError:
         return CachedModel(folder.name, "unreadable", "", folder, 0, False)
     verified = None
     if verify:
@@ -153,13 +181,15 @@ def _verify(folder: Path, key: Key) -> Entry:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        manifest = read_object(folder / MANIFEST, allow_nan=False)
+    except ModelError:
         raise _UnusableError(f"it has no readable {MANIFEST}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise _UnusableError(f"{MANIFEST} has another format")
-    if not isinstance(manifest.get("files"), dict):
-        raise _UnusableError(f"{MANIFEST} lists no files")
+    try:
+        decode(_Manifest, manifest, MANIFEST)
+    except ValueError as error:
+        raise _UnusableError(str(error)) from None
     return manifest
 
 
@@ -178,7 +208,7 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> Entry:
         for name, record in expected.items():
             if file_sha256(folder / name) != record["sha256"]:
                 raise _UnusableError(f"{name} was altered")
-    except (OSError, KeyError, TypeError) as error:
+    except OSError as error:
         raise _UnusableError(str(error)) from error
     digests = {name: record["sha256"] for name, record in expected.items()}
     return Entry(folder, digests, sum(found.values()))

@@ -5,7 +5,6 @@ Looks at names, JSON and headers only; loads no library.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
+from packhorse.json_files import read_object
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.safetensors_header import bytes_by_dtype
 
@@ -62,7 +62,7 @@ class Checkpoint:
 
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint in `folder`; ModelError for what packhorse cannot or may not run."""
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     _require_generator(folder, config)
     weights, pickled = _weights(folder, allow_pickle)
     tokenizer = tokenizer_files(folder)
@@ -93,19 +93,6 @@ def tokenizer_files(folder: Path) -> list[str]:
     named = [folder / name for name in TOKENIZER_NAMES]
     found = {path for path in [*templates, *named] if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ModelError when the file holds something else."""
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the folder") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}", "copy or fetch it again") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} holds no JSON object", "copy or fetch it again")
-    return document
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:
@@ -209,7 +196,7 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return ()
-    placed = read_json(index).get("weight_map")
+    placed = read_object(index).get("weight_map")
     shards = sorted(set(placed.values())) if isinstance(placed, dict) else []
     if not shards or not all(isinstance(s, str) and Path(s).name == s for s in shards):
         raise ModelError(f"{index} lists no weight files", "copy or fetch it again")

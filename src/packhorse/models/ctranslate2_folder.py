@@ -7,7 +7,6 @@ bytes ending in NUL. (ctranslate2/specs/model_spec.py, ModelSpec._serialize)
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from packhorse.errors import ModelError
+from packhorse.json_files import decode, read_json
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
 
 TOKENIZER = "tokenizer"
@@ -26,6 +26,7 @@ _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
 _TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i"}
 _VERSIONS = (5, 6)
 _SMALL_BYTES = 8
+_AGAIN = "copy, fetch or convert it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,7 @@ def read_variables(folder: Path) -> Mapping[str, Variable]:
                 alias, original = _text(file), _text(file)
                 variables[alias] = variables[original]
         except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"{path} is truncated or damaged", "copy, fetch or convert it again"
-            ) from error
+            raise ModelError(f"{path} is truncated or damaged", _AGAIN) from error
     return variables
 
 
@@ -110,8 +109,15 @@ def vocabulary(folder: Path) -> list[str]:
     """Tokens by id, from vocabulary.json or vocabulary.txt."""
     listed = folder / "vocabulary.json"
     if listed.is_file():
-        return [str(token) for token in json.loads(listed.read_bytes())]
-    return (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+        try:
+            tokens: list[str] = decode(list[str], read_json(listed), "the vocabulary")
+        except ValueError as error:
+            raise ModelError(f"{listed} is damaged: {error}", _AGAIN) from error
+        return tokens
+    try:
+        return (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{folder / 'vocabulary.txt'} is not UTF-8", _AGAIN) from error
 
 
 def layer_count(variables: Mapping[str, Variable]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.checkpoint import read_json
+from packhorse.json_files import read_object
 from packhorse.models.ctranslate2_folder import (
     read_variables,
     vocabulary,
@@ -114,7 +114,7 @@ def _tokenizer_context(folder: Path) -> int:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def stated_context(config: Mapping[str, Any]) -> int:

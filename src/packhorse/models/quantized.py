@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.atomic import write_json
 from packhorse.batching.memory import available_bytes
 from packhorse.errors import ModelError, OutputError
+from packhorse.json_files import read_object
 from packhorse.models.cache import slug
 from packhorse.models.checkpoint import Checkpoint, require_own_class, require_unquantized
 from packhorse.models.convert import convert_checkpoint
@@ -125,8 +126,8 @@ def _note(way: Way, recipe: Recipe) -> dict[str, str]:
 def method_of(folder: Path) -> str:
     """How the model in a folder was made ready for int8; "" where nothing tells."""
     try:
-        return str(json.loads((folder / NOTE).read_bytes())["method"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_object(folder / NOTE).get("method", ""))
+    except ModelError:
         return ""
 
 
@@ -220,11 +221,11 @@ def store_recipe(
 def stored_recipe(title: str, origin: Sequence[str], report: Report) -> Recipe | None:
     """The recipe that was kept for a model; None for none, or, with a word, for one unusable."""
     path = _recipe_path(title, origin)
-    try:
-        return Recipe.from_json(json.loads(path.read_bytes())["recipe"])
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        return Recipe.from_json(read_object(path)["recipe"])
+    except (ModelError, ValueError, KeyError, TypeError, AttributeError) as error:
         report(f"{path} cannot be used ({error}): run packhorse quantize again")
         return None
 
