@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
-from packhorse.errors import ConfigError, ModelError
+from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache
 from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
@@ -62,13 +62,14 @@ def prepare(
     _check_names(quantization, device)
     require_known(quantization_method)
     asked = _Asked(model, engine, quantization, device, quantization_method, allow_pickle, report)
-    try:
-        return _prepare(asked)
-    except OSError as error:
-        where = error.filename or model
-        raise ModelError(
-            f"{where} cannot be read: {error.strerror or error}", "check that you may read it"
-        ) from error
+    with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
+        try:
+            return _prepare(asked)
+        except OSError as error:
+            where = error.filename or model
+            raise ModelError(
+                f"{where} cannot be read: {error.strerror or error}", "check that you may read it"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
