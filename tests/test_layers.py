@@ -26,6 +26,7 @@ LAYERS = [
     {"contract"},
     {"batching"},
     {"sources"},
+    {"tokenizer_files"},
     {"tokenization"},
     {"meters"},
     {"statistics"},

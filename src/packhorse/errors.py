@@ -23,12 +23,13 @@ def first_line(error: BaseException) -> str:
     """What an exception says, as one printable line; its type where it says nothing."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    lines = str(error).strip().splitlines()
-    if isinstance(error, KeyError):
-        lines = [f"there is no {str(error)[:_LONGEST_REASON]}"]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    line = "".join(each if each.isprintable() else "?" for each in lines[0])
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        line = f"{line} is not known (KeyError)"
+    line = "".join(each if each.isprintable() else "?" for each in line)
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
 
 

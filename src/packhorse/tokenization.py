@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from packhorse.config import OnTooLong
 from packhorse.data import Message, Request
-from packhorse.errors import ModelError, model_errors
+from packhorse.tokenizer_files import tokenizer_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -342,52 +341,11 @@ _BYTES = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-_TOKENIZER_PACKAGES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("*.model", "a SentencePiece file",
-     {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}),
-    ("*.tiktoken", "a tiktoken file", {"tiktoken": "tiktoken"}),
-    ("tekken.json", "in Mistral's own format (tekken.json)", {"mistral-common": "mistral_common"}),
-)  # fmt: skip
-"""File names -> what they are, and the packages transformers reads them with, as modules."""
-
-
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    hint = "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json"
-    with model_errors(f"the tokenizer in {folder} cannot be loaded", hint):
-        try:
-            return transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-        except (ValueError, ImportError) as error:
-            if (found := _tokenizer_error(folder, error)) is None:
-                raise
-            raise found from error
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that would hold it
-        return False
-
-
-def _tokenizer_error(folder: Path, error: Exception) -> ModelError | None:
-    """What a tokenizer needs that is not here, where transformers' own words do not say it."""
-    if "trust_remote_code" in str(error):
-        return ModelError(
-            f"the tokenizer in {folder} needs Python code of its own, and packhorse runs no code "
-            "that comes with a model",
-            "give a model whose tokenizer is a tokenizer.json",
+    with tokenizer_errors(folder):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
         )
-    if not (folder / "tokenizer.json").is_file():
-        for file, what, packages in _TOKENIZER_PACKAGES:
-            lacking = [name for name, module in packages.items() if not _is_installed(module)]
-            if any(folder.glob(file)) and lacking:
-                return ModelError(
-                    f"the tokenizer in {folder} is {what}, which needs {' and '.join(lacking)}",
-                    f"pip install {' '.join(lacking)}",
-                )
-    return None

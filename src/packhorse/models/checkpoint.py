@@ -38,6 +38,7 @@ VOCABULARIES = frozenset(
     {"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
      "tokenizer.tiktoken", "tekken.json", "vocab.txt", "vocab.json"}
 )  # fmt: skip
+NAME_MAX = 255
 TOKENIZER_NAMES = VOCABULARIES | {
     "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
     "chat_template.json", "chat_template.jinja",
@@ -136,12 +137,12 @@ def require_own_class(checkpoint: Checkpoint) -> None:
         return
     if "auto_map" in checkpoint.config:
         raise ModelError(
-            f"{checkpoint.folder} needs Python code of its own ({model_type}), "
+            f"{checkpoint.folder} needs Python code of its own ({_name(model_type)}), "
             "and packhorse runs no code that comes with a model",
             "use a model that transformers knows, or a version of transformers that knows this one",
         )
     raise ModelError(
-        f"transformers {transformers.__version__} does not know models of type {model_type!r}",
+        f"transformers {transformers.__version__} does not know models of type {shown(model_type)}",
         "a newer transformers may: pip install --upgrade transformers",
     )
 
@@ -216,7 +217,7 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         kind = "an encoder-decoder model"
     elif (named and not generates) or (model_type in ENCODERS and not config.get("is_decoder")):
-        kind = f"a {named[0] if named else model_type}"
+        kind = f"a {_name(named[0] if named else model_type)}"
     else:
         return
     raise ModelError(
@@ -261,7 +262,7 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
         raise ModelError(f"{index} is damaged: {error}", "copy or fetch it again") from error
     if not shards:
         raise ModelError(f"{index} lists no weight files", "copy or fetch it again")
-    outside = [s for s in shards if Path(s).name != s or Path(s).suffix != Path(name).suffix]
+    outside = [shard for shard in shards if not _is_beside(shard, Path(name).suffix)]
     if outside:
         raise ModelError(
             f"{index} names {shown(outside[0])}, which is no weight file beside it",
@@ -274,6 +275,16 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
             "copy or fetch the rest",
         )
     return tuple(shards)
+
+
+def _is_beside(shard: str, suffix: str) -> bool:
+    """Whether an index names a file of its own folder."""
+    return Path(shard).name == shard and Path(shard).suffix == suffix and len(shard) <= NAME_MAX
+
+
+def _name(text: object) -> str:
+    """A name that a config gives, for a message."""
+    return shown(text).strip("'")
 
 
 def _stored(
