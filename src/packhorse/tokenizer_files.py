@@ -26,7 +26,7 @@ def tokenizer_errors(folder: Path) -> Iterator[None]:
     with model_errors(f"the tokenizer in {folder} cannot be loaded", _HINT):
         try:
             yield
-        except (ValueError, ImportError) as error:
+        except Exception as error:
             if (known := _known_reason(folder, error)) is None:
                 raise
             raise known from error

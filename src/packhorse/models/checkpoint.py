@@ -26,7 +26,11 @@ from packhorse.models.quantized_formats import (
     needed_package,
     require_known_format,
 )
-from packhorse.models.recognize import describe_weights, require_tokenizer_content
+from packhorse.models.recognize import (
+    describe_weights,
+    require_content,
+    require_tokenizer_content,
+)
 from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
 
 GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -207,6 +211,8 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     """Refuses what is no decoder-only language model."""
     model_type = config.get("model_type")
     if not model_type:
+        if found := describe_weights(folder):
+            raise ModelError(f"{folder} {found[0]}", found[1])
         raise ModelError(
             f"{folder}/config.json names no model_type, so it is no Hugging Face model",
             "a CTranslate2 folder needs model.bin and vocabulary.json beside its config.json",
@@ -234,6 +240,8 @@ def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
         return names, False
     pickles = _one_or_shards(folder, "pytorch_model.bin")
     if pickles and allow_pickle:
+        for name in pickles:
+            require_content(folder / name, allow_pickle=True)
         return pickles, True
     if pickles:
         raise ModelError(

@@ -12,6 +12,7 @@ from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache
 from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
+from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
@@ -98,6 +99,8 @@ def _prepare(asked: _Asked) -> PreparedModel:
     original = Original(source, asked.allow_pickle, asked.report)
     if chosen == "ctranslate2":
         return _for_ctranslate2(original, asked)
+    if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
+        require_unquantized(own)
     if chosen == "packed" and asked.quantization == "int8":
         return _for_packed_int8(original, asked)
     return replace(original.prepared(asked.model), asked_engine=chosen)

@@ -60,9 +60,10 @@ def describe_content(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def require_content(path: Path) -> None:
+def require_content(path: Path, *, allow_pickle: bool = False) -> None:
     """Raise ModelError for a file of weights or of a tokenizer that is visibly something else."""
-    if found := describe_content(path):
+    found = describe_content(path)
+    if found and not (allow_pickle and found[0] == _PICKLE):
         what, hint = found
         raise ModelError(f"{path} is {what}", hint)
 
@@ -109,7 +110,9 @@ def describe_weights(folder: Path) -> tuple[str, str] | None:
     for patterns, what in _FORMATS:
         if has(*patterns):
             return f"holds {what}", _ORIGINAL
+    downloads = folder.glob(".cache/huggingface/download/*.incomplete")
     partial = [name for name in names if Path(name).suffix in _PARTIAL]
+    partial += sorted(path.name for path in downloads)
     if partial:
         return f"is a download that was not finished, e.g. {partial[0]}", "finish or repeat it"
     return None
