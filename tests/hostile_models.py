@@ -7,6 +7,7 @@ Each is refused with exit code 2 and one line; none runs code, hangs or takes mu
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -309,3 +310,50 @@ REACH_AN_ENGINE = frozenset(
     name for name, (_, message) in CASES.items() if message == "." or message == "tokenizer"
 ) | {"layers more"}
 """Cases that only the library of an engine can refuse."""
+
+
+def bits(name: str, place: int, data: bytes) -> Change:
+    """Overwrite bytes of a file."""
+
+    def apply(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[place : place + len(data)] = data
+        (folder / name).write_bytes(content)
+
+    return apply
+
+
+_LISTED = edited("vocabulary.json", lambda tokens: tokens[:10])
+CONVERTED_CASES: dict[str, tuple[Change, str]] = {
+    "config deep": (written("config.json", DEEP), "."),
+    "config list": (written("config.json", b"[]"), "."),
+    "config tokens": (config(bos_token=None, unk_token=[1]), "."),
+    "config epsilon": (config(layer_norm_epsilon="small"), "."),
+    "config binary": (written("config.json", b"\xff\xfe"), "."),
+    "vocabulary fewer": (_LISTED, "has 10 tokens"),
+    "vocabulary object": (written("vocabulary.json", b"{}"), "vocabulary"),
+    "vocabulary numbers": (written("vocabulary.json", b"[1, 2]"), "."),
+    "vocabulary deep": (written("vocabulary.json", DEEP), "."),
+    "vocabulary binary": (written("vocabulary.json", b"\xff\xff"), "."),
+    "version": (bits("model.bin", 0, struct.pack("<I", 99)), "has format 99"),
+    "name long": (bits("model.bin", 4, b"\xff\xff"), "truncated or damaged"),
+    "name other": (bits("model.bin", 6, b"Trans"), "."),
+    "variables huge": (bits("model.bin", 33, struct.pack("<I", 2**32 - 1)), "."),
+    "truncated": (lambda folder: os.truncate(folder / "model.bin", 5000), "truncated or damaged"),
+    "empty": (written("model.bin", b""), "."),
+    "ends": (
+        all_of(
+            written("tokenizer/generation_config.json", b'{"eos_token_id": [[2]]}'),
+            written("tokenizer/config.json", b"{}"),
+            written("tokenizer/tokenizer_config.json", b'{"eos_token": [1]}'),
+        ),
+        ".",
+    ),
+    "own config deep": (written("tokenizer/config.json", DEEP), "nested more than 64"),
+    "own config context": (
+        written("tokenizer/config.json", b'{"model_type": "llama", "vocab_size": "x"}'),
+        ".",
+    ),
+    "tokenizer": (written("tokenizer/tokenizer.json", b"{}"), "tokenizer"),
+}
+"""Changes of a CTranslate2 folder, which has no config.json of transformers' kind."""

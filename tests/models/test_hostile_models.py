@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hostile_gguf
-from hostile_models import CASES, MARKER, REACH_AN_ENGINE
+from hostile_models import CASES, CONVERTED_CASES, MARKER, REACH_AN_ENGINE
 from packhorse.cli import main
 from packhorse.errors import ModelError
 from packhorse.models import prepare
@@ -98,3 +98,25 @@ def test_gguf_files_with_changed_bytes(gguf: bytes, tmp_path: Path, home: Path, 
     with contextlib.suppress(ModelError):
         prepare(str(tmp_path / "model.gguf"), report=lambda _: None)
     assert time.process_time() - begun < MAX_SECONDS
+
+
+@pytest.fixture(scope="module")
+def converted(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CTranslate2 folder of a person's own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PACKHORSE_HOME", str(tmp_path_factory.mktemp("home")))
+        entry = prepare(str(built["llama"]), engine="ctranslate2", report=lambda _: None).folder
+    folder = Path(shutil.copytree(entry, tmp_path_factory.mktemp("converted") / "model"))
+    (folder / "packhorse-manifest.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", CONVERTED_CASES)
+def test_converted_folders_that_lie(
+    converted: Path, tmp_path: Path, refused: Refused, name: str
+) -> None:
+    change, message = CONVERTED_CASES[name]
+    folder = Path(shutil.copytree(converted, tmp_path / "model"))
+    change(folder)
+    said = refused(folder)
+    assert re.search(message, said), said

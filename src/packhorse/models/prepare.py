@@ -239,6 +239,7 @@ def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
     variables = ready.read_variables(folder)
+    ready.require_readable(folder)
     tokenizer = ready.tokenizer_folder(folder)
     files = ready.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
