@@ -28,6 +28,7 @@ LAYERS = [
     {"contract"},
     {"batching"},
     {"sources"},
+    {"tokenizer_files"},
     {"tokenization"},
     {"meters"},
     {"statistics"},

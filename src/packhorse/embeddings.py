@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, model_errors
 from packhorse.json_files import read_json
+from packhorse.models.checkpoint import require_sound_folder
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -69,20 +70,16 @@ class SentenceEncoder:
 
     def __init__(self, folder: Path) -> None:
         """ModelError where the folder is of another kind or cannot be loaded."""
-        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         self.layout = read_layout(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
-        try:
+        require_sound_folder(self.layout.transformer)
+        with model_errors(f"cannot load the sentence model {folder}", _HINT), quiet_transformers():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.layout.transformer, **options)
-            with quiet_transformers():
-                self._model: Any = AutoModel.from_pretrained(
-                    self.layout.transformer, use_safetensors=True, dtype="float32", **options
-                )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelError(f"cannot load the sentence model {folder}: {reason}", _HINT) from error
+            self._model: Any = AutoModel.from_pretrained(
+                self.layout.transformer, use_safetensors=True, dtype="float32", **options
+            )
 
     @property
     def dimensions(self) -> int:

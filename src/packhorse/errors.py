@@ -13,11 +13,51 @@ Interrupted               a signal ended the run; what was finished is kept
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LONGEST_REASON = 300
+
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as one line; its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What an exception says, as one printable line; its type where it says nothing."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        line = f"{line} is not known (KeyError)"
+    line = "".join(each if each.isprintable() else "?" for each in line)
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
+
+
+@contextmanager
+def model_errors(what: str, hint: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a model's files into one ModelError.
+
+    Args:
+        what: What cannot be done, to which the reason is added: "/models/a cannot be loaded".
+        hint: What to do about it.
+
+    Raises:
+        ModelError: For every exception but those of packhorse and of a signal, panics of Rust
+            libraries included, which are no `Exception`.
+    """
+    try:
+        yield
+    except (PackhorseError, Interrupted):
+        raise
+    except MemoryError as error:
+        raise ModelError(
+            f"{what}: it does not fit into memory", "free memory, or use a smaller model"
+        ) from error
+    except BaseException as error:
+        is_panic = type(error).__module__ == "pyo3_runtime"
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        raise ModelError(f"{what}: {first_line(error)}", hint) from error
 
 
 class PackhorseError(Exception):

@@ -103,7 +103,8 @@ def parse_json(data: bytes, *, allow_nan: bool = True, max_depth: int = MAX_DEPT
     except _ContentError as error:
         raise ValueError(str(error)) from error
     except ValueError as error:
-        raise ValueError(f"is not JSON: {error}" if text.strip() else "is empty") from error
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"is not JSON: {reason}" if text.strip() else "is empty") from error
     return document
 
 
@@ -132,7 +133,7 @@ def decode(annotation: Any, value: Any, where: str) -> Any:
     if defaults := _record(annotation):
         return _decode_record(annotation, defaults, value, where)
     if origin in (Union, types.UnionType):
-        return _decode_union(arguments, value, where)
+        return _decode_union(annotation, arguments, value, where)
     if origin is Literal:
         require(any(type(value) is type(each) and value == each for each in arguments))
         return value
@@ -228,12 +229,24 @@ def _hints(kind: Any) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
-def _decode_union(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+def _decode_union(annotation: Any, choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and types.NoneType in choices:
         return None
     exact = [choice for choice in choices if choice is type(value)]
-    others = [choice for choice in choices if choice is not types.NoneType]
-    return decode((exact or others)[0], value, where)
+    others = [choice for choice in choices if not isinstance(choice, type)]
+    records = [choice for choice in choices if _record(choice)]
+    numbers = [float] if float in choices and type(value) is int else []
+    fitting = exact or numbers or [each for each in others if _fits(each, value)] or records
+    _require(bool(fitting), annotation, value, where)
+    return decode(fitting[0], value, where)
+
+
+def _fits(choice: Any, value: Any) -> bool:
+    """Whether a value may be a tuple, list, dict or Literal of this kind, its content aside."""
+    origin = get_origin(choice)
+    if origin is Literal:
+        return value in get_args(choice)
+    return isinstance(value, list if origin is tuple else origin)
 
 
 def _require(holds: bool, annotation: Any, value: Any, where: str) -> None:
@@ -247,4 +260,7 @@ def _expected(annotation: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(annotation)))}"
     if _record(annotation):
         return "an object"
+    if origin in (Union, types.UnionType):
+        choices = [each for each in get_args(annotation) if each is not types.NoneType]
+        return " or ".join(map(_expected, choices))
     return _KINDS[list if origin is tuple else origin or annotation]

@@ -191,17 +191,9 @@ class TestJson:
     @pytest.mark.parametrize(
         ("path", "value", "place"),
         [
-            (
-                ("trials", 0, "status"),
-                "great",
-                r"report.trials\[0\].status must be .*, got 'great'",
-            ),
+            (("trials", 0, "status"), "great", r"trials\[0\].status must be .*, got 'great'"),
             (("trials", 1, "flags"), "text", r"report.trials\[1\].flags must be .*, got 'text'"),
-            (
-                ("trials", 0, "speed", "latency_p50", "low"),
-                "1",
-                "latency_p50.low must be .*, got '1'",
-            ),
+            (("trials", 0, "speed", "latency_p50", "low"), "1", "p50.low must be .*, got '1'"),
             (("limits", "max_p95"), True, "limits.max_p95 must be .*, got True"),
             (("effects", 2), None, r"report.effects\[2\] must be .*, got None"),
         ],

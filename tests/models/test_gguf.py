@@ -111,7 +111,7 @@ def test_a_gguf_file_runs_on_ctranslate2(tiny: Tiny, home: Path, messages: list[
 def test_a_truncated_file(tiny: Tiny, home: Path, kept: int) -> None:
     file = tiny_models.tiny_gguf(tiny("llama"))
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ModelError, match="is truncated or no language model"):
+    with pytest.raises(ModelError, match="is truncated or damaged"):
         prepare(str(file))
     assert cached_models() == []
 

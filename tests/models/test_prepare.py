@@ -179,10 +179,10 @@ def test_a_quantized_checkpoint_is_not_converted(
 ) -> None:
     folder = tiny("llama")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))
-    assert prepare(str(folder)).quantization == "gptq"
-    with pytest.raises(ModelError, match=r"is quantized already \(gptq\)") as refused:
+    assert prepare(str(folder)).quantization == "fp8"
+    with pytest.raises(ModelError, match=r"is quantized already \(fp8\)") as refused:
         prepare(str(folder), engine=engine, quantization=quantization)
     assert "--engine transformers" in refused.value.hint
     assert cached_models() == []

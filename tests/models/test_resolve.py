@@ -43,13 +43,18 @@ def test_folders(tmp_path: Path, names: list[str], kind: type) -> None:
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [
-        ([], "has no config.json", "give the folder"),
+        ([], "is empty", "give the Hugging Face folder"),
+        (["README.md"], "has no config.json", "give the folder"),
         (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge it"),
         (["adapter_config.json", "config.json"], "an adapter", "merge it"),
         (["model.bin", "config.json", "shared_vocabulary.json"], "translation", "decoder-only"),
         (["model.Q4.gguf"], "has no config.json", "did you mean .*model.Q4.gguf"),
         (["inner/config.json"], "has no config.json", "did you mean .*inner"),
-        (["snapshots/abc/config.json"], "has no config.json", "did you mean .*snapshots/abc"),
+        (
+            ["snapshots/abc/config.json"],
+            "is a folder of the hub.s cache",
+            "did you mean .*snapshots/abc",
+        ),
     ],
 )
 def test_folders_of_the_wrong_kind(
@@ -69,7 +74,7 @@ def test_a_gguf_file_is_known_by_its_first_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("model.gguf", "not a GGUF file"), ("model.safetensors", "is a file, but not a GGUF file")],
+    [("model.gguf", "not a GGUF file"), ("model.safetensors", "only a part of a model")],
 )
 def test_other_files(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"something")

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 from packhorse.config import EngineConfig
 from packhorse.contract import Engine
 from packhorse.engines.allocator import keep_freed_memory
-from packhorse.errors import EngineError
+from packhorse.errors import EngineError, model_errors
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
+
+_AGAIN = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
 
 LOADERS = {
     "transformers": "packhorse.engines.hf:load",
@@ -47,7 +49,11 @@ def load_engine(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
     """
     if prepared.kind != "fake":
         keep_freed_memory()
-    return loader_named(prepared.engine)(prepared, facts, config)
+    loader = loader_named(prepared.engine)
+    with model_errors(
+        f"{prepared.folder} cannot be loaded by the engine {prepared.engine}", _AGAIN
+    ):
+        return loader(prepared, facts, config)
 
 
 def device_for(engine: str, asked: str) -> str:

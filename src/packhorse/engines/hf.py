@@ -21,7 +21,8 @@ from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.errors import EngineError, ModelError, first_line, model_errors
+from packhorse.models.loading import require_fitting_size
 from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 
@@ -195,18 +196,16 @@ class TransformersEngine:
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            model: PreTrainedModel = loaded[0].eval().to(device)
-    except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", _DAMAGED) from error
+    require_fitting_size(folder)
+    with model_errors(f"{folder} cannot be loaded", _DAMAGED), quiet_transformers():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model: PreTrainedModel = loaded[0].eval().to(device)
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ModelError(
             f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", _DAMAGED

@@ -6,16 +6,32 @@ Looks at names, JSON and headers only; loads no library.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import read_object
+from packhorse.json_files import decode, read_object, shown
+from packhorse.models.claims import (
+    StoredSizes,
+    require_plausible,
+    require_types,
+    sizes_of_bytes,
+    stored_sizes,
+)
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.safetensors_header import bytes_by_dtype
+from packhorse.models.quantized_formats import (
+    method_of_config,
+    needed_package,
+    require_known_format,
+)
+from packhorse.models.recognize import (
+    describe_weights,
+    require_content,
+    require_tokenizer_content,
+)
+from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
 
 GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 ENCODERS = frozenset(
@@ -26,6 +42,7 @@ VOCABULARIES = frozenset(
     {"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
      "tokenizer.tiktoken", "tekken.json", "vocab.txt", "vocab.json"}
 )  # fmt: skip
+NAME_MAX = 255
 TOKENIZER_NAMES = VOCABULARIES | {
     "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
     "chat_template.json", "chat_template.jinja",
@@ -63,28 +80,44 @@ class Checkpoint:
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint in `folder`; ModelError for what packhorse cannot or may not run."""
     config = read_object(folder / "config.json")
+    require_types(folder, config)
     _require_generator(folder, config)
     weights, pickled = _weights(folder, allow_pickle)
+    tensors = {} if pickled else _tensors(folder, weights)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    require_known_format(folder, config, tensors, dtypes)
+    require_plausible(folder, config, _stored(folder, weights, tensors))
     tokenizer = tokenizer_files(folder)
-    if not VOCABULARIES & set(tokenizer):
-        raise ModelError(
-            f"{folder} has no tokenizer",
-            "copy tokenizer.json and tokenizer_config.json of the model into it",
-        )
+    _require_tokenizer(folder, tokenizer)
     others = ("config.json", "generation_config.json", "model.safetensors.index.json",
               "pytorch_model.bin.index.json")  # fmt: skip
     kept = [name for name in others if (folder / name).is_file()]
-    quantized = config.get("quantization_config")
     return Checkpoint(
         folder=folder,
         config=config,
         weights=weights,
         pickled=pickled,
         files=tuple(sorted({*weights, *tokenizer, *kept})),
-        quantization=str(quantized.get("quant_method", "quantized"))
-        if isinstance(quantized, dict)
-        else _number_format(folder, config, weights, pickled),
+        quantization=method_of_config(config) or _number_format(config, tensors),
     )
+
+
+def require_sound_folder(folder: Path) -> None:
+    """Raise ModelError for a folder of weights of any kind of model whose config, weights or
+    tokenizer cannot be what they claim to be."""
+    config = read_object(folder / "config.json")
+    require_types(folder, config)
+    weights, _ = _weights(folder, allow_pickle=False)
+    require_plausible(folder, config, stored_sizes(_tensors(folder, weights)))
+    names = tokenizer_files(folder)
+    for name in names:
+        require_tokenizer_content(folder / name)
+
+
+def stored_elements(folder: Path) -> int:
+    """How many numbers the weights in a folder hold at most."""
+    weights, pickled = _weights(folder, allow_pickle=True)
+    return _stored(folder, weights, {} if pickled else _tensors(folder, weights)).elements
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -102,18 +135,43 @@ def require_own_class(checkpoint: Checkpoint) -> None:
     import transformers
 
     _require_usual_weights(checkpoint)
-    model_type = checkpoint.config.get("model_type")
+    model_type = str(checkpoint.config.get("model_type"))
     if model_type in transformers.CONFIG_MAPPING:
+        _require_text_class(checkpoint.folder, model_type)
         return
     if "auto_map" in checkpoint.config:
         raise ModelError(
-            f"{checkpoint.folder} needs Python code of its own ({model_type}), "
+            f"{checkpoint.folder} needs Python code of its own ({_name(model_type)}), "
             "and packhorse runs no code that comes with a model",
             "use a model that transformers knows, or a version of transformers that knows this one",
         )
     raise ModelError(
-        f"transformers {transformers.__version__} does not know models of type {model_type!r}",
+        f"transformers {transformers.__version__} does not know models of type {shown(model_type)}",
         "a newer transformers may: pip install --upgrade transformers",
+    )
+
+
+def _require_text_class(folder: Path, model_type: str) -> None:
+    """ModelError for a family that transformers runs for something else than to continue text."""
+    from transformers.models.auto import modeling_auto
+
+    if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    for mapping, kind in (
+        (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "a vision-language model"),
+        (modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "a model that writes down speech"),
+        (modeling_auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES, "a model that speaks"),
+        (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "an encoder-decoder model"),
+        (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "an encoder"),
+    ):
+        if model_type in mapping:
+            raise ModelError(
+                f"{folder} is {kind} ({model_type}), which packhorse does not run",
+                "give a model for text alone, such as its text model if it is published apart",
+            )
+    raise ModelError(
+        f"{folder} is a {model_type}, which does not continue text",
+        "packhorse runs decoder-only language models such as llama, qwen or gpt2",
     )
 
 
@@ -121,9 +179,11 @@ def require_unquantized(checkpoint: Checkpoint) -> None:
     """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
     library of that format, computes with them."""
     if checkpoint.config.get("quantization_config") is not None:
+        package = needed_package(checkpoint.quantization)
+        computes = f", which computes it with {package}" if package else ""
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
-            "give the unquantized model, or use --engine transformers",
+            f"give the unquantized model, or use --engine transformers{computes}",
         )
 
 
@@ -151,16 +211,19 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     """Refuses what is no decoder-only language model."""
     model_type = config.get("model_type")
     if not model_type:
+        if found := describe_weights(folder):
+            raise ModelError(f"{folder} {found[0]}", found[1])
         raise ModelError(
             f"{folder}/config.json names no model_type, so it is no Hugging Face model",
             "a CTranslate2 folder needs model.bin and vocabulary.json beside its config.json",
         )
     named = config.get("architectures") or []
+    named = [named] if isinstance(named, str) else named
     generates = any(name.endswith(GENERATES) for name in named)
     if config.get("is_encoder_decoder"):
         kind = "an encoder-decoder model"
     elif (named and not generates) or (model_type in ENCODERS and not config.get("is_decoder")):
-        kind = f"a {named[0] if named else model_type}"
+        kind = f"a {_name(named[0] if named else model_type)}"
     else:
         return
     raise ModelError(
@@ -177,12 +240,16 @@ def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
         return names, False
     pickles = _one_or_shards(folder, "pytorch_model.bin")
     if pickles and allow_pickle:
+        for name in pickles:
+            require_content(folder / name, allow_pickle=True)
         return pickles, True
-    if pickles or any(folder.glob("*.bin")):
+    if pickles:
         raise ModelError(
             f"{folder} has no safetensors weights, only PyTorch pickles (.bin)",
             "convert them, or accept them with --allow-pickle (read with weights_only)",
         )
+    if found := describe_weights(folder):
+        raise ModelError(f"{folder} {found[0]}", found[1])
     raise ModelError(
         f"{folder} has no weights: no model.safetensors and no model.safetensors.index.json",
         "copy or fetch the weights into it; for a repository with .bin weights: --allow-pickle",
@@ -197,9 +264,18 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     if not index.is_file():
         return ()
     placed = read_object(index).get("weight_map")
-    shards = sorted(set(placed.values())) if isinstance(placed, dict) else []
-    if not shards or not all(isinstance(s, str) and Path(s).name == s for s in shards):
+    try:
+        shards = sorted(set(decode(dict[str, str], placed, "weight_map").values()))
+    except ValueError as error:
+        raise ModelError(f"{index} is damaged: {error}", "copy or fetch it again") from error
+    if not shards:
         raise ModelError(f"{index} lists no weight files", "copy or fetch it again")
+    outside = [shard for shard in shards if not _is_beside(shard, Path(name).suffix)]
+    if outside:
+        raise ModelError(
+            f"{index} names {shown(outside[0])}, which is no weight file beside it",
+            "copy or fetch it again",
+        )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise ModelError(
@@ -209,14 +285,49 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def _number_format(
-    folder: Path, config: dict[str, Any], weights: tuple[str, ...], pickled: bool
-) -> str:
-    if pickled:
-        return str(config.get("dtype") or config.get("torch_dtype") or "as stored")
-    found: Counter[str] = Counter()
+def _is_beside(shard: str, suffix: str) -> bool:
+    """Whether an index names a file of its own folder."""
+    return Path(shard).name == shard and Path(shard).suffix == suffix and len(shard) <= NAME_MAX
+
+
+def _name(text: object) -> str:
+    """A name that a config gives, for a message."""
+    return shown(text).strip("'")
+
+
+def _stored(
+    folder: Path, weights: tuple[str, ...], tensors: Mapping[str, TensorEntry]
+) -> StoredSizes:
+    """The sizes of what the files hold: by their headers, or by their bytes if they are pickles."""
+    if tensors:
+        return stored_sizes(tensors)
+    return sizes_of_bytes(sum((folder / name).stat().st_size for name in weights))
+
+
+def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
+    found: dict[str, TensorEntry] = {}
     for name in weights:
-        found += bytes_by_dtype(folder / name)
+        found |= read_header(folder / name)
     if not found:
         raise ModelError(f"{folder} holds no weights in {weights[0]}", "copy or fetch it again")
-    return found.most_common(1)[0][0]
+    return found
+
+
+def _number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
+    if not tensors:
+        return str(config.get("dtype") or config.get("torch_dtype") or "as stored")
+    return bytes_by_dtype(tensors).most_common(1)[0][0]
+
+
+def _require_tokenizer(folder: Path, names: Sequence[str]) -> None:
+    """ModelError unless there is a tokenizer, in files that are what their names say."""
+    for name in names:
+        require_tokenizer_content(folder / name)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        if (folder / name).is_file():
+            read_object(folder / name)
+    if not VOCABULARIES & set(names):
+        raise ModelError(
+            f"{folder} has no tokenizer",
+            "copy tokenizer.json and tokenizer_config.json of the model into it",
+        )

@@ -13,8 +13,10 @@ from packhorse.models.checkpoint import (
     require_unquantized,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
+from packhorse.models.loading import require_fitting_size
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
+from packhorse.tokenizer_files import tokenizer_errors
 
 CONVERSION = "ctranslate2-2"
 """Changes whenever the same checkpoint would give another folder."""
@@ -64,6 +66,7 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
             model = changed
             if model is None:
+                require_fitting_size(checkpoint.folder)
                 model, loading = model_class.from_pretrained(
                     path, output_loading_info=True, **options
                 )
@@ -78,7 +81,8 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
             return spec
 
         def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
-            return tokenizer_class.from_pretrained(path, trust_remote_code=False, **options)
+            with tokenizer_errors(checkpoint.folder):
+                return tokenizer_class.from_pretrained(path, trust_remote_code=False, **options)
 
     try:
         with quiet_transformers():

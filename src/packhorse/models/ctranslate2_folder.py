@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, read_json
+from packhorse.json_files import decode, read_json, read_object
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
+from packhorse.models.recognize import require_tokenizer_content
 
 TOKENIZER = "tokenizer"
 NOTE = "quantization.json"
@@ -118,6 +119,15 @@ def vocabulary(folder: Path) -> list[str]:
         return (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ModelError(f"{folder / 'vocabulary.txt'} is not UTF-8", _AGAIN) from error
+
+
+def require_readable(folder: Path) -> None:
+    """Raise ModelError for a config, vocabulary or tokenizer that is not what its name says."""
+    read_object(folder / "config.json")
+    vocabulary(folder)
+    where = tokenizer_folder(folder)
+    for name in tokenizer_files(where):
+        require_tokenizer_content(where / name)
 
 
 def layer_count(variables: Mapping[str, Variable]) -> int:

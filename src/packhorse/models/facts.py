@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.errors import ModelError
+from packhorse.errors import ModelError, model_errors
 from packhorse.json_files import read_object
 from packhorse.models.ctranslate2_folder import (
     read_variables,
@@ -44,6 +44,11 @@ def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelF
     """
     if prepared.kind == "fake":
         return FAKE
+    with model_errors(f"{prepared.folder} cannot be used", "copy or fetch the model again"):
+        return _facts(prepared, report)
+
+
+def _facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
     config = _huggingface_config(prepared)
     if config is None:
         return _from_ctranslate2(prepared, report)

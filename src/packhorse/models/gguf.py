@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.errors import ModelError, first_line
+from packhorse.errors import model_errors
 from packhorse.models.checkpoint import require_all_weights
+from packhorse.models.gguf_claims import read_field, require_language_model
+from packhorse.models.gguf_header import read_header
+from packhorse.models.loading import require_fitting_config
 from packhorse.models.prepared import Report
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
@@ -59,51 +62,37 @@ def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> Non
     require_free_bytes(folder, 4 * facts.parameters)
     _report_unknown_split(facts, report)
     alone = _alone(file, scratch)
-    try:
-        with quiet_transformers():
-            tokenizer = _tokenizer(alone, facts)
-            model = _model(alone)
-            _complete(model, tokenizer, facts)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many kinds for files it cannot use
-        raise ModelError(
-            f"transformers cannot use {file.name} ({facts.architecture}): {first_line(error)}",
-            "give the model's Hugging Face folder instead",
-        ) from error
+    what = f"transformers cannot use {file.name} ({facts.architecture})"
+    hint = "give the model's Hugging Face folder instead"
+    with model_errors(what, hint), quiet_transformers():
+        tokenizer = _tokenizer(alone, facts)
+        model = _model(alone, facts)
+        _complete(model, tokenizer, facts)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def read_facts(file: Path) -> GgufFacts:
-    """Metadata of a GGUF file; ModelError when it is truncated or damaged."""
-    import gguf
+    """Metadata of a GGUF file; ModelError when it is truncated, damaged, no language model, or
+    claims what its tensors cannot hold."""
+    header = read_header(file)
+    require_language_model(file, header)
 
-    try:
-        reader = gguf.GGUFReader(file)
-        fields = dict(reader.fields)
-        parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
-        architecture = str(fields["general.architecture"].contents())
-        tokens = fields["tokenizer.ggml.tokens"].contents()
-    except (ValueError, KeyError, IndexError, OverflowError, UnicodeDecodeError, OSError) as error:
-        raise ModelError(
-            f"{file} is truncated or no language model in GGUF: {first_line(error)}",
-            "copy or fetch it again",
-        ) from error
+    def value(name: str, kind: Any, otherwise: Any) -> Any:
+        return read_field(file, header, name, kind, otherwise)
 
-    def value(name: str, otherwise: Any = None) -> Any:
-        return fields[name].contents() if name in fields else otherwise
-
-    ends = [value(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    architecture = value("general.architecture", str, "")
+    names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    ends = [value(name, int, None) for name in names]
     return GgufFacts(
         architecture=architecture,
-        parameters=parameters,
-        context_length=value(f"{architecture}.context_length"),
-        vocabulary_kind=value("tokenizer.ggml.model", ""),
-        split_kind=value("tokenizer.ggml.pre", "default"),
-        tokens=tokens,
-        end_ids=tuple(dict.fromkeys(int(end) for end in ends if end is not None)),
-        chat_template=value("tokenizer.chat_template", ""),
+        parameters=sum(tensor.elements for tensor in header.tensors.values()),
+        context_length=value(f"{architecture}.context_length", int, None),
+        vocabulary_kind=value("tokenizer.ggml.model", str, ""),
+        split_kind=value("tokenizer.ggml.pre", str, "default"),
+        tokens=value("tokenizer.ggml.tokens", list[str], []),
+        end_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        chat_template=value("tokenizer.chat_template", str, ""),
     )
 
 
@@ -148,13 +137,15 @@ def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _model(file: Path) -> Any:
+def _model(file: Path, facts: GgufFacts) -> Any:
     import torch
     import transformers
 
     options: dict[str, Any] = {"gguf_file": file.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # 5.2x keeps weights packed where it has kernels
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    require_fitting_config(config, facts.parameters, file.name)
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, output_loading_info=True, **options
     )

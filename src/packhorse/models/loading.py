@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from packhorse.errors import ModelError, first_line
-from packhorse.models.checkpoint import Checkpoint, require_all_weights, require_own_class
+from packhorse.errors import ModelError, model_errors
+from packhorse.models.checkpoint import (
+    Checkpoint,
+    require_all_weights,
+    require_own_class,
+    stored_elements,
+)
 from packhorse.models.quiet import quiet_transformers
 
+_AGAIN = "copy or fetch the model again"
+_SLACK = 1 << 24
+_MASK_NUMBERS_PER_WEIGHT = 16
 _STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -25,11 +34,7 @@ class LoadedSize:
 
 def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
     """Of a family in `quantization.methods.FAMILIES`; from config and file sizes alone."""
-    import transformers
-
-    config: Any = transformers.AutoConfig.from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=False
-    )
+    config = load_config(checkpoint.folder)
     stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
     weights = 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
     hidden, vocabulary = config.hidden_size, config.vocab_size
@@ -43,6 +48,47 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
     )
 
 
+def load_config(folder: Path) -> Any:
+    """The transformers config of a folder; ModelError if transformers refuses it."""
+    import transformers
+
+    with model_errors(f"{folder}/config.json cannot be used", _AGAIN), quiet_transformers():
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+
+def require_fitting_size(folder: Path) -> None:
+    """Raise ModelError if a folder's config describes far more numbers than its weights hold."""
+    require_fitting_config(load_config(folder), stored_elements(folder), f"{folder}/config.json")
+
+
+def require_fitting_config(config: Any, stored: int, where: str) -> None:
+    """Raise ModelError if a transformers config describes far more numbers than `stored`.
+
+    transformers makes random numbers for weights that are missing or of another shape before it
+    says so, which may take all memory. So the model is built without memory first (torch's device
+    "meta"), and its sizes are added up.
+    """
+    import torch
+    import transformers
+
+    loader: Any = transformers.AutoModelForCausalLM
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = loader.from_config(config, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - what cannot be built is told when it is loaded
+        return
+    described = sum(parameter.numel() for parameter in model.parameters())
+    masks = sum(buffer.numel() for buffer in model.buffers())
+    if max(described, masks // _MASK_NUMBERS_PER_WEIGHT) > 2 * stored + _SLACK:
+        raise ModelError(
+            f"{where} describes a model of {described + masks:,} numbers, and its weights hold "
+            f"{stored:,}",
+            f"they do not belong together; {_AGAIN}",
+        )
+
+
 def load_float32(checkpoint: Checkpoint) -> Any:
     """The transformers model of a checkpoint on the CPU, without gradients of its weights.
 
@@ -52,18 +98,15 @@ def load_float32(checkpoint: Checkpoint) -> Any:
 
     loader: Any = transformers.AutoModelForCausalLM
     require_own_class(checkpoint)
-    try:
-        with quiet_transformers():
-            model, loading = loader.from_pretrained(
-                checkpoint.folder,
-                dtype="float32",
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # transformers raises many kinds for what it cannot load
-        raise ModelError(
-            f"cannot load {checkpoint.folder}: {first_line(error)}", "copy or fetch the model again"
-        ) from error
+    require_fitting_size(checkpoint.folder)
+    what = f"{checkpoint.folder} cannot be loaded"
+    with model_errors(what, "copy or fetch the model again"), quiet_transformers():
+        model, loading = loader.from_pretrained(
+            checkpoint.folder,
+            dtype="float32",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     require_all_weights(loading)
     return model.eval().requires_grad_(False)

@@ -8,10 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
-from packhorse.errors import ConfigError, ModelError
+from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache
 from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
+from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
@@ -62,13 +63,14 @@ def prepare(
     _check_names(quantization, device)
     require_known(quantization_method)
     asked = _Asked(model, engine, quantization, device, quantization_method, allow_pickle, report)
-    try:
-        return _prepare(asked)
-    except OSError as error:
-        where = error.filename or model
-        raise ModelError(
-            f"{where} cannot be read: {error.strerror or error}", "check that you may read it"
-        ) from error
+    with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
+        try:
+            return _prepare(asked)
+        except OSError as error:
+            where = error.filename or model
+            raise ModelError(
+                f"{where} cannot be read: {error.strerror or error}", "check that you may read it"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ def _prepare(asked: _Asked) -> PreparedModel:
     original = Original(source, asked.allow_pickle, asked.report)
     if chosen == "ctranslate2":
         return _for_ctranslate2(original, asked)
+    if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
+        require_unquantized(own)
     if chosen == "packed" and asked.quantization == "int8":
         return _for_packed_int8(original, asked)
     return replace(original.prepared(asked.model), asked_engine=chosen)
@@ -235,6 +239,7 @@ def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
     variables = ready.read_variables(folder)
+    ready.require_readable(folder)
     tokenizer = ready.tokenizer_folder(folder)
     files = ready.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packhorse.errors import ConfigError, ModelError
 from packhorse.models.catalog import CATALOG, CatalogEntry, names
+from packhorse.models.recognize import describe_folder, unknown_file
 
 HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 GGUF_MAGIC = b"GGUF"
@@ -120,20 +121,19 @@ def classify_folder(path: Path) -> CTranslate2Folder | HuggingFaceFolder:
         )
     if "config.json" in held:
         return HuggingFaceFolder(path)
-    raise ModelError(f"{path} is not a model folder: it has no config.json", _inside_hint(path))
+    if found := describe_folder(path):
+        raise ModelError(f"{path} {found[0]}", found[1])
+    raise ModelError(
+        f"{path} is not a model folder: it has no config.json",
+        "give the folder that holds config.json and the weights",
+    )
 
 
 def _classify_file(path: Path) -> GgufFile:
     with path.open("rb") as file:
         if file.read(len(GGUF_MAGIC)) == GGUF_MAGIC:
             return GgufFile(path)
-    if path.suffix == ".gguf":
-        raise ModelError(
-            f"{path} is not a GGUF file (its first bytes are not GGUF)", "fetch it again"
-        )
-    raise ModelError(
-        f"{path} is a file, but not a GGUF file", f"give the folder that holds it: {path.parent}"
-    )
+    raise unknown_file(path)
 
 
 def _generation_entry(entry: CatalogEntry) -> CatalogModel:
@@ -152,14 +152,6 @@ def _expanded(model: str) -> Path:
 def _looks_like_path(model: str) -> bool:
     starts = model.startswith((".", "~", os.sep))
     return starts or model.partition("@")[0].count("/") > 1 or model.endswith(".gguf")
-
-
-def _inside_hint(path: Path) -> str:
-    inner = [*sorted(path.glob("*.gguf")), *(p.parent for p in sorted(path.glob("*/config.json")))]
-    snapshots = [config.parent for config in sorted(path.glob("snapshots/*/config.json"))]
-    if inner or snapshots:
-        return f"did you mean {(inner + snapshots)[0]}?"
-    return "give the folder that holds config.json and the weights"
 
 
 def _catalog_hint() -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.errors import ModelError, first_line
+from packhorse.tokenizer_files import tokenizer_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,37 +17,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
+    with tokenizer_errors(folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises many kinds for a damaged folder
-        raise _unusable(folder, error) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _processor_template(folder)
     return tokenizer
-
-
-def _unusable(folder: Path, error: Exception) -> ModelError:
-    if "trust_remote_code" in str(error):
-        name = _settings(folder / "tokenizer_config.json").get("tokenizer_class")
-        return ModelError(
-            f"the tokenizer in {folder} needs Python code of its own"
-            f"{f' ({name})' if isinstance(name, str) else ''}, which packhorse does not run",
-            "give a folder with tokenizer.json whose tokenizer_config.json has no auto_map",
-        )
-    has_model_file = (folder / "tokenizer.model").exists()
-    is_alone = has_model_file and not (folder / "tokenizer.json").exists()
-    libraries = ("tiktoken", "sentencepiece", "protobuf")
-    if is_alone and any(name in str(error) for name in libraries):
-        return ModelError(
-            f"the tokenizer in {folder} is a SentencePiece file, whose libraries are missing",
-            "run pip install sentencepiece protobuf, or give a folder with tokenizer.json",
-        )
-    return ModelError(
-        f"the tokenizer in {folder} cannot be loaded: {first_line(error)}",
-        "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json",
-    )
 
 
 def _processor_template(folder: Path) -> str | dict[str, str] | None:

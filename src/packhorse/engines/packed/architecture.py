@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from packhorse.engines.packed.vectors import LANES
-from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.errors import EngineError
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.quiet import quiet_transformers
+from packhorse.models.loading import load_config
 from packhorse.quantization.turning import turned_together
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -90,15 +88,7 @@ def read_architecture(folder: Path) -> Architecture:
     Raises ModelError for a config that cannot be read, EngineError for what this engine cannot run,
     naming engines that may.
     """
-    try:
-        with quiet_transformers():
-            config: Any = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except Exception as error:
-        raise ModelError(
-            f"{folder}/config.json cannot be used: {first_line(error)}", "fetch the model again"
-        ) from error
+    config = load_config(folder)
     family = str(config.model_type)
     if family not in FAMILIES:
         raise _cannot(f"models of family {family!r}, only {', '.join(FAMILIES)}")

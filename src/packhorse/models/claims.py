@@ -1,0 +1,129 @@
+"""Whether what a config claims can be true of the files beside it.
+
+A library builds what a config describes before it looks at the weights: a billion layers take
+forever, a vocabulary of a billion takes all memory. So claims are compared with the headers of the
+weights before any library reads the folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packhorse.errors import ModelError
+from packhorse.json_files import decode, shown
+from packhorse.models.safetensors_header import TensorEntry
+
+MAX_CONTEXT = 1 << 26
+"""More tokens of context than any model has, and than any engine could hold in memory."""
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size")
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx",
+             "max_sequence_length", "original_max_position_embeddings")  # fmt: skip
+_SIZES = (
+    "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size",
+    "num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "num_kv_heads",
+    "head_dim", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+    "state_size", "conv_kernel", "rotary_dim",
+)  # fmt: skip
+_TYPES: dict[str, Any] = {
+    "model_type": str, "architectures": list[str] | str, "is_encoder_decoder": bool,
+    "is_decoder": bool, "quantization_config": dict[str, Any], "quantization": dict[str, Any],
+    "auto_map": dict[str, Any], "tie_word_embeddings": bool, "eos_token_id": list[int] | int,
+    "rope_scaling": dict[str, Any], "rope_parameters": dict[str, Any],
+    "text_config": dict[str, Any],
+}  # fmt: skip
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+_HINT = "config.json was changed or belongs to another model: copy or fetch it again"
+_MAX_SIZE = 1 << 31
+_PACKED_PER_INTEGER = 16
+_SANE_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSizes:
+    """What the files of a model hold at most. tensors: how many. largest_dimension: of any tensor.
+    elements: numbers in all; integers count as what may be packed into them."""
+
+    tensors: int
+    largest_dimension: int
+    elements: int
+
+
+def stored_sizes(tensors: Mapping[str, TensorEntry]) -> StoredSizes:
+    """Return the sizes of tensors as safetensors headers describe them."""
+    largest = elements = 0
+    for tensor in tensors.values():
+        packed = 1 if tensor.dtype.startswith(("F64", "F32", "F16", "BF")) else _PACKED_PER_INTEGER
+        largest = max(largest, packed * max(tensor.shape, default=1))
+        elements += packed * math.prod(tensor.shape)
+    return StoredSizes(len(tensors), largest, elements)
+
+
+def sizes_of_bytes(count: int) -> StoredSizes:
+    """Return the sizes of files whose headers cannot be read without unpickling, by their bytes."""
+    return StoredSizes(min(count, _SANE_PARTS), count, 2 * count)
+
+
+def require_types(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError for a config.json whose values have other types than every config's."""
+    for prefix, part in _parts(config):
+        for name, annotation in _TYPES.items():
+            if part.get(name) is not None:
+                _decode(folder, annotation, part[name], f"{prefix}{name}")
+
+
+def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSizes) -> None:
+    """Raise ModelError for a config.json whose numbers cannot be true of the weights."""
+    widest = max(stored.largest_dimension, 1)
+    for prefix, part in _parts(config):
+        is_text = not prefix or prefix.removesuffix(".") in _TEXT_CONFIGS
+        layers = max(stored.tensors, 1) if is_text else _SANE_PARTS
+        widths = widest if is_text else _MAX_SIZE
+        told = f"the files hold {stored.tensors} tensors" if is_text else ""
+        bounds = [(_LAYERS, 1, layers, told), (_CONTEXTS, 1, MAX_CONTEXT, "")]
+        bounds += [(_WIDTHS, 1, widths, "no tensor in the files is larger" if is_text else "")]
+        bounds += [(_SIZES, 0, min(_MAX_SIZE, max(stored.elements, 1)), "")]
+        for names, least, most, reason in bounds:
+            for name in names:
+                if part.get(name) is not None:
+                    place = f"{prefix}{name}"
+                    _require_count(folder, place, part[name], (least, most), reason)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The config, and configs in it, each with what its keys begin with."""
+    yield "", config
+    for name, value in config.items():
+        if name.endswith("_config") and isinstance(value, dict) and name != "quantization_config":
+            yield f"{name}.", value
+
+
+def _require_count(
+    folder: Path, name: str, value: Any, bounds: tuple[int, int], reason: str
+) -> None:
+    """A whole number, or a list of one per layer."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) > _SANE_PARTS:
+        raise ModelError(f"{folder}/config.json: {name} has {len(values):,} values", _HINT)
+    for each in values:
+        if isinstance(value, list) and each is None:
+            continue
+        if type(each) is not int or not bounds[0] <= each <= bounds[1]:
+            because = f" ({reason})" if reason and type(each) is int and each > bounds[1] else ""
+            raise ModelError(
+                f"{folder}/config.json: {name} must be a whole number from {bounds[0]} to "
+                f"{bounds[1]}{because}, got {shown(each)}",
+                _HINT,
+            )
+
+
+def _decode(folder: Path, annotation: Any, value: Any, where: str) -> None:
+    try:
+        decode(annotation, value, where)
+    except ValueError as error:
+        raise ModelError(f"{folder}/config.json: {error}", _HINT) from error

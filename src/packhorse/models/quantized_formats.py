@@ -1,0 +1,95 @@
+"""Checkpoints that were quantized by other tools: what they need, and what cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from packhorse.errors import ModelError
+from packhorse.json_files import shown
+
+OWN_METHOD = "packhorse"
+_PACKAGES: Mapping[str, str] = {
+    "awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed-tensors",
+    "bitsandbytes": "bitsandbytes", "bitsandbytes_4bit": "bitsandbytes",
+    "bitsandbytes_8bit": "bitsandbytes", "aqlm": "aqlm", "quanto": "optimum-quanto",
+    "quark": "quark", "fouroversix": "fouroversix", "fp_quant": "fp_quant", "eetq": "kernels",
+    "higgs": "flute-kernel", "hqq": "hqq", "fbgemm_fp8": "fbgemm-gpu", "torchao": "torchao",
+    "vptq": "vptq", "spqr": "spqr_quant", "auto-round": "auto-round", "metal": "kernels",
+    "sinq": "sinq", "nvfp4": "kernels",
+    "bitnet": "", "fp8": "", "mxfp8": "", "mxfp4": "", "gemma": "",
+}  # fmt: skip
+"""Methods that transformers knows -> the package it computes them with, "" for none."""
+_MODULES = {"fbgemm-gpu": "fbgemm_gpu", "flute-kernel": "flute", "optimum-quanto": "optimum.quanto"}
+_MARKS: Mapping[str, str] = {
+    ".qweight": "GPTQ or AWQ", ".absmax": "bitsandbytes", ".SCB": "bitsandbytes",
+    ".weight_packed": "compressed-tensors", ".B_24": "Marlin",
+}  # fmt: skip
+_UNQUANTIZED = "give the unquantized model, or one that is quantized as GGUF"
+
+
+def method_of_config(config: Mapping[str, Any]) -> str:
+    """Return the method of a quantized checkpoint by its config, "" for one that is not."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict):
+        return ""
+    return str(settings.get("quant_method") or "quantized")
+
+
+def needed_package(method: str) -> str:
+    """Return the package that transformers needs to compute `method`, "" for none."""
+    return _PACKAGES.get(method, "")
+
+
+def require_known_format(
+    folder: Path, config: Mapping[str, Any], tensors: Iterable[str], dtypes: set[str]
+) -> None:
+    """Raise ModelError for quantized weights that no engine can compute here.
+
+    Args:
+        folder: Of the checkpoint, for the message.
+        config: Its config.json.
+        tensors: Names of its tensors.
+        dtypes: Number formats in its safetensors headers.
+    """
+    packed = config.get("quantization")
+    if isinstance(packed, dict) and "bits" in packed and "U32" in dtypes:
+        raise ModelError(
+            f"{folder} holds weights that are quantized in MLX's format, which no engine reads",
+            "give the model it was made from",
+        )
+    method = method_of_config(config)
+    if not method:
+        _require_no_marks(folder, tensors)
+    elif method not in (*_PACKAGES, OWN_METHOD):
+        raise ModelError(
+            f"{folder} is quantized in a form that no engine computes ({shown(method)})",
+            _UNQUANTIZED,
+        )
+    elif (package := needed_package(method)) and not _is_installed(package):
+        raise ModelError(
+            f"{folder} is quantized ({method}), which only transformers computes, with the package "
+            f"{package}, and that is not installed",
+            f"{_UNQUANTIZED}; or pip install {package} and use --engine transformers",
+        )
+
+
+def _require_no_marks(folder: Path, tensors: Iterable[str]) -> None:
+    for name in tensors:
+        for ending, tool in _MARKS.items():
+            if name.endswith(ending):
+                raise ModelError(
+                    f"{folder} holds quantized weights ({tool}), and its config.json does not say "
+                    "how they are quantized",
+                    _UNQUANTIZED,
+                )
+
+
+def _is_installed(package: str) -> bool:
+    module = _MODULES.get(package, package.replace("-", "_"))
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,58 @@
+"""Errors of reading a tokenizer, in words that say what its files are and need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from packhorse.errors import ModelError, model_errors
+
+_HINT = "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json"
+_PACKAGES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("*.model", "a SentencePiece file",
+     {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}),
+    ("*.tiktoken", "a tiktoken file", {"tiktoken": "tiktoken"}),
+    ("tekken.json", "in Mistral's own format (tekken.json)", {"mistral-common": "mistral_common"}),
+)  # fmt: skip
+"""File names -> what they are, and the packages transformers reads them with, as modules."""
+
+
+@contextmanager
+def tokenizer_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises while it reads the tokenizer in `folder` into one
+    ModelError that says what is missing: Python code of its own, or a package."""
+    with model_errors(f"the tokenizer in {folder} cannot be loaded", _HINT):
+        try:
+            yield
+        except Exception as error:
+            if (known := _known_reason(folder, error)) is None:
+                raise
+            raise known from error
+
+
+def _known_reason(folder: Path, error: Exception) -> ModelError | None:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"the tokenizer in {folder} needs Python code of its own, and packhorse runs no code "
+            "that comes with a model",
+            "give a model whose tokenizer is a tokenizer.json",
+        )
+    if (folder / "tokenizer.json").is_file():
+        return None
+    for files, what, packages in _PACKAGES:
+        missing = [name for name, module in packages.items() if not _is_installed(module)]
+        if missing and any(folder.glob(files)):
+            return ModelError(
+                f"the tokenizer in {folder} is {what}, which needs {' and '.join(missing)}",
+                f"pip install {' '.join(missing)}",
+            )
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it
+        return False
