@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from packhorse.engines.rowcache import RowLayer, can_retract, row_cache
+from packhorse.engines.batch_rule import forget_rows
+from packhorse.engines.rowcache import KEYS_AND_VALUES, RowLayer, can_retract, row_cache
 
 KEPT_BYTES = 256 * 1024 * 1024
 
@@ -38,7 +39,8 @@ class PrefixStates:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         accepted = inspect.signature(model.forward).parameters
-        self.possible = "position_ids" in accepted and can_retract(row_cache(model.config))
+        has_cache = {"position_ids", KEYS_AND_VALUES} <= accepted.keys()
+        self.possible = has_cache and can_retract(row_cache(model.config))
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._states: OrderedDict[tuple[int, ...], PrefixState] = OrderedDict()
 
@@ -65,6 +67,7 @@ class PrefixStates:
 
     def _compute(self, token_ids: tuple[int, ...]) -> PrefixState | None:
         """None for a model that does not keep its state in the cache it is given."""
+        forget_rows(self._model)
         cache = row_cache(self._model.config)
         ids = torch.tensor([token_ids], device=self._model.device)
         self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._options)
