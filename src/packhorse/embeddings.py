@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ModelError
+from packhorse.models.loading import own_config
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class SentenceEncoder:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.layout.transformer, **options)
             with quiet_transformers():
                 self._model: Any = AutoModel.from_pretrained(
-                    self.layout.transformer, use_safetensors=True, dtype="float32", **options
+                    self.layout.transformer,
+                    config=own_config(self.layout.transformer),
+                    use_safetensors=True,
+                    dtype="float32",
+                    **options,
                 )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]

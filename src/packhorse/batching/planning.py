@@ -32,8 +32,9 @@ def plan(
     mixed_decoding: an engine trait; where it is False, rows of different decoding settings never
     share a batch. length_group: rows share a batch, and a prefix, only if it returns the same
     number for their prompt tokens (`EngineTraits.length_group`). share_prefixes: rows are grouped
-    by the leading tokens they have in common, as far as that saves work. Groups keep the order in which their first row appears; `planned` puts
-    the batches that take longest first, `continuous` those of the longest prompts.
+    by the leading tokens they have in common, as far as that saves work. Groups keep the order in
+    which their first row appears; `planned` puts the batches that take longest first, `continuous`
+    those of the longest prompts.
 
     Of a job of several windows `planned` wants to know when the workers will be free of the windows
     before (seconds; see `expect`), and whether another one follows.

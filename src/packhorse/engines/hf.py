@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Failure, Scores
+from packhorse.engines.batch_rule import BatchRule
 from packhorse.engines.continuations import continuation_log_probs, stepped_log_probs
 from packhorse.engines.cores import usable_cores
-from packhorse.engines.batch_rule import BatchRule
 from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixState, PrefixStates
@@ -24,6 +24,7 @@ from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, by_common, 
 from packhorse.engines.sampling import choose_tokens, row_generator
 from packhorse.engines.self_check import examine
 from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.models.loading import own_config
 from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 
@@ -266,12 +267,15 @@ def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMode
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=own_config(folder),
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
             model: PreTrainedModel = loaded[0].eval().to(device)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", _DAMAGED) from error
     if missing := sorted(loaded[1]["missing_keys"]):

@@ -180,5 +180,5 @@ def _plain_ids(model: PreTrainedModel, vocab_size: int) -> Sequence[int]:
     special: set[int] = set()
     for name, value in settings.items():
         if name.endswith(("token_id", "token_index")):
-            special |= {each for each in (value if isinstance(value, list) else [value])}
+            special.update(value if isinstance(value, list) else [value])
     return [token for token in range(known) if token not in special] or range(known)

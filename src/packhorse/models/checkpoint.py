@@ -6,6 +6,7 @@ Looks at names, JSON and headers only; loads no library.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ TOKENIZER_NAMES = VOCABULARIES | {
     "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json",
     "chat_template.json", "chat_template.jinja",
 }  # fmt: skip
+
+_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint in `folder`; ModelError for what packhorse cannot or may not run."""
     config = read_json(folder / "config.json")
     _require_generator(folder, config)
+    refuse_kernels(folder, config)
     weights, pickled = _weights(folder, allow_pickle)
     tokenizer = tokenizer_files(folder)
     if not VOCABULARIES & set(tokenizer):
@@ -106,6 +110,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ModelError(f"{path} holds no JSON object", "copy or fetch it again")
     return document
+
+
+def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
+    """ModelError if a config asks for a kernel of a repository, which transformers would fetch and
+    run; at any depth, since vision-language models have configs in their config."""
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        names_kernel = _IMPLEMENTATION.fullmatch(name) is not None
+        if isinstance(value, dict):
+            pending += [(name if names_kernel else key, each) for key, each in value.items()]
+        elif isinstance(value, list):
+            pending += [(name, each) for each in value]
+        elif names_kernel and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{folder}/config.json asks for the kernel {value!r} ({name}), "
+                "and packhorse runs no code that comes with a model",
+                f"remove {name} from config.json: transformers' own code is used then",
+            )
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from packhorse.models.checkpoint import (
     require_unquantized,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
+from packhorse.models.loading import own_config
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
 
@@ -64,6 +65,7 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
             model = changed
             if model is None:
+                options["config"] = own_config(checkpoint.folder)
                 model, loading = model_class.from_pretrained(
                     path, output_loading_info=True, **options
                 )

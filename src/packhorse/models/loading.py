@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError, first_line
-from packhorse.models.checkpoint import Checkpoint, require_all_weights, require_own_class
+from packhorse.models.checkpoint import (
+    Checkpoint,
+    read_json,
+    refuse_kernels,
+    require_all_weights,
+    require_own_class,
+)
 from packhorse.models.quiet import quiet_transformers
 
 _STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,6 +50,23 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
     )
 
 
+def own_config(folder: Path) -> Any:
+    """The transformers config of a folder, for its `from_pretrained`.
+
+    transformers chooses how attention and experts are computed, never the config: it may name code
+    to be fetched, or a library that is not installed. Raises ModelError for the former.
+    """
+    import transformers
+
+    refuse_kernels(folder, read_json(folder / "config.json"))
+    config: Any = transformers.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    config._attn_implementation = None  # noqa: SLF001 - there is no public way
+    config._experts_implementation = None  # noqa: SLF001
+    return config
+
+
 def load_float32(checkpoint: Checkpoint) -> Any:
     """The transformers model of a checkpoint on the CPU, without gradients of its weights.
 
@@ -56,6 +80,7 @@ def load_float32(checkpoint: Checkpoint) -> Any:
         with quiet_transformers():
             model, loading = loader.from_pretrained(
                 checkpoint.folder,
+                config=own_config(checkpoint.folder),
                 dtype="float32",
                 local_files_only=True,
                 trust_remote_code=False,
