@@ -9,6 +9,7 @@ which of their layers heed the attention mask.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from packhorse.engines.batch_rule import BatchRule, batch_rule
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixStates
+from packhorse.engines.rowcache import state_name
 from packhorse.errors import ModelError, first_line
 
 TOLERANCES = {torch.float32: 3e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
@@ -58,6 +60,13 @@ def examine(model: PreTrainedModel, folder: Path) -> Findings:
     Raises ModelError for a model that cannot be run, that computes no numbers, or whose logits step
     by step are not those of a whole row.
     """
+    family = str(model.config.model_type)
+    if not state_name(inspect.signature(model.forward).parameters):
+        raise ModelError(
+            f"{folder} cannot be run: {family} models keep nothing of the tokens they have seen, so "
+            "every token would cost a whole text",
+            "give a model of another family",
+        )
     try:
         batch = PaddedBatch(model, [[0]], pad_id=0)
         logits = batch.prefill()
@@ -70,7 +79,7 @@ def examine(model: PreTrainedModel, folder: Path) -> Findings:
     shares = PrefixStates(model).possible
     if rule.limit is None or rule.limit >= check.longest:
         if not check.holds(check.beside_a_longer_row):
-            _require_steps(check, folder, str(model.config.model_type))
+            _require_steps(check, folder, family)
             alone = not check.holds(check.beside_an_equal_row)
             rule = replace(rule, mixes=False, alone=alone)
         shares = shares and check.holds(check.after_a_prefix)
@@ -95,6 +104,7 @@ class _Check:
         self._model = model
         self._tolerance = TOLERANCES.get(model.dtype, 0.25)
         self._usable = _plain_ids(model, vocab_size)
+        self._known: dict[Ids, Tensor] = {}
         self.longest = LONG + 2
 
     def holds(self, compare: Callable[[Ids, Ids], tuple[Tensor, Tensor]]) -> bool:
@@ -148,9 +158,10 @@ class _Check:
     @torch.inference_mode()
     def _whole(self, row: Ids) -> Tensor:
         """Logits [tokens, vocabulary] of one forward pass, nothing kept."""
-        ids = torch.tensor([row], device=self._model.device)
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
-        return logits
+        if row not in self._known:
+            ids = torch.tensor([row], device=self._model.device)
+            self._known[row] = self._model(input_ids=ids, use_cache=False).logits[0]
+        return self._known[row]
 
     def _rows(self) -> Iterator[tuple[Ids, Ids]]:
         """Pairs of rows of different tokens, the same in every run."""
