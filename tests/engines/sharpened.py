@@ -31,8 +31,10 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-FEW = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
-ENDS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+FEW: dict[str, Any] = {
+    name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")
+}
+ENDS: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,

@@ -156,11 +156,11 @@ def test_what_planners_are_told(folders: dict[str, Path]) -> None:
     assert told["mamba"].step_bytes_per_row > told["gpt_neo, window"].step_bytes_per_row
 
 
-class ForgetfulConfig(transformers.LlamaConfig):
+class ForgetfulConfig(transformers.LlamaConfig):  # type: ignore[no-untyped-call]
     model_type = "forgetful"
 
 
-class Forgetful(transformers.LlamaForCausalLM):
+class Forgetful(transformers.LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """Keeps no keys of the tokens before."""
 
     config_class = ForgetfulConfig
@@ -169,11 +169,11 @@ class Forgetful(transformers.LlamaForCausalLM):
         return super().forward(input_ids=input_ids, **options)
 
 
-class UnmaskedConfig(transformers.LlamaConfig):
+class UnmaskedConfig(transformers.LlamaConfig):  # type: ignore[no-untyped-call]
     model_type = "unmasked"
 
 
-class Unmasked(transformers.LlamaForCausalLM):
+class Unmasked(transformers.LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """Attends to padding, and counts it."""
 
     config_class = UnmaskedConfig

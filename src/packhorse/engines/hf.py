@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,7 +207,7 @@ class TransformersEngine:
         model: PreTrainedModel,
         rows: list[Row],
         state: PrefixState | None,
-        draws: Mapping[int, torch.Generator | None],
+        draws: Mapping[int, Random],
         watch: TokenWatch | None,
     ) -> Generator[Result, None, list[Row]]:
         """Results of rows of one group; returns those that grew past the trained length

@@ -49,7 +49,8 @@ class PaddedBatch:
         self._accepted = inspect.signature(model.forward).parameters
         self._state_name = state_name(self._accepted)
         self._has_cache = self._state_name == KEYS_AND_VALUES
-        self._state: Any = row_cache(model.config) if self._has_cache else None
+        cache = row_cache(model.config) if self._has_cache else None
+        self._state: Any = cache
         shared = len(prefix.token_ids) if prefix else 0
         sequences = [ids[shared:] for ids in sequences]
         width = max(map(len, sequences))
@@ -59,12 +60,12 @@ class PaddedBatch:
         self._token_ids = torch.tensor(ids).to(model.device)
         self._mask = (places >= padding).long().to(model.device)
         self._positions = (shared + (places - padding).clamp(min=0)).to(model.device)
-        if prefix is not None:
+        if prefix is not None and cache is not None:
             rows = len(sequences)
             self._mask = torch.cat([self._mask.new_ones(rows, shared), self._mask], dim=1)
             for number, (keys, values) in enumerate(prefix.layers):
                 whole = (rows, *keys.shape[1:])
-                self._state.update(keys.expand(whole), values.expand(whole), number)
+                cache.update(keys.expand(whole), values.expand(whole), number)
 
     @torch.inference_mode()
     def prefill(self) -> Tensor:

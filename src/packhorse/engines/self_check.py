@@ -63,8 +63,8 @@ def examine(model: PreTrainedModel, folder: Path) -> Findings:
     family = str(model.config.model_type)
     if not state_name(inspect.signature(model.forward).parameters):
         raise ModelError(
-            f"{folder} cannot be run: {family} models keep nothing of the tokens they have seen, so "
-            "every token would cost a whole text",
+            f"{folder} cannot be run: {family} models keep nothing of the tokens they have seen, "
+            "so that every token would cost a whole text",
             "give a model of another family",
         )
     try:
