@@ -106,6 +106,7 @@ class Answering:
                 share_prefixes=self.share_prefixes and traits.shares_prefixes,
                 free=free,
                 more=more,
+                length_group=traits.length_group,
             )
             if self.limits.costs is not None:
                 expected = expect(batches, self.limits.costs, traits, free)

@@ -39,6 +39,11 @@ class EngineTraits:
         Its cache holds `preferred_batch_tokens`, allocated once.
     working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
     gives_log_probs: it honours `Decoding.top_log_probs`; any other is not given such rows.
+    same_length_above: prompts longer than this share a batch only with prompts of the same length
+        (tokens); 0 holds for every prompt, None for no prompt.
+    separate_above: prompts longer than this never share a batch with shorter ones (tokens); None
+        where that makes no difference.
+    rows_alone: it computes one row at a time, whatever batches it is given.
     """
 
     name: str
@@ -59,6 +64,15 @@ class EngineTraits:
     rows_under_way: int = 0
     gives_log_probs: bool = False
     working_bytes: int = 0
+    same_length_above: int | None = None
+    separate_above: int | None = None
+    rows_alone: bool = False
+
+    def length_group(self, prompt_tokens: int) -> int:
+        """A number that prompts of one batch have in common, by their length (tokens)."""
+        if self.same_length_above is not None and prompt_tokens > self.same_length_above:
+            return prompt_tokens
+        return int(self.separate_above is not None and prompt_tokens > self.separate_above)
 
     @property
     def peak_bytes(self) -> int | None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from packhorse.errors import ModelError, model_errors
 from packhorse.json_files import read_json
 from packhorse.models.checkpoint import require_sound_folder
+from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class SentenceEncoder:
         with model_errors(f"cannot load the sentence model {folder}", _HINT), quiet_transformers():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.layout.transformer, **options)
             self._model: Any = AutoModel.from_pretrained(
-                self.layout.transformer, use_safetensors=True, dtype="float32", **options
+                self.layout.transformer,
+                config=load_config(self.layout.transformer),
+                use_safetensors=True,
+                dtype="float32",
+                **options,
             )
 
     @property

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from packhorse.answering import Answering
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
-from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, Limits, policy_named
+from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, Limits, policy_named
 from packhorse.calibration import Calibration, calibrate, disturbance, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.contract import Engine, EngineTraits
 from packhorse.data import MOST_LOG_PROBS, Answer, Decoding, Failure, Message, Request, Scores
 from packhorse.engines import load_engine
-from packhorse.errors import ConfigError
+from packhorse.errors import ConfigError, EngineError
 from packhorse.meters import Meter
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.tokenization import Codec, Tokenizer
+
+T = TypeVar("T")
+_LEFT_OPEN: list[Any] = []
+"""Runs that a forked process was given and never ends."""
 
 
 def deciding(quantization: str, decoding: Decoding) -> dict[str, Any]:
@@ -35,6 +40,9 @@ class Model:
     prepared: what was loaded. engine: what runs it. codec: its tokenizer. batching: its policy is
     the one "auto" became. calibration: what the engine's work costs here, where it was measured.
     date: the local time that chat templates write; None is the moment of a call.
+
+    A process that was forked after the model was loaded cannot use it: threads of the engine do not
+    exist there, and waiting for them would not end. It gets an EngineError; `close` does nothing.
     """
 
     prepared: PreparedModel
@@ -43,6 +51,7 @@ class Model:
     batching: BatchingConfig
     calibration: Calibration | None = None
     date: datetime | None = None
+    _process: int = field(default_factory=os.getpid)
 
     def __enter__(self) -> Model:
         return self
@@ -57,7 +66,8 @@ class Model:
 
     def close(self) -> None:
         """Releases the model's memory; may be repeated."""
-        self.engine.close()
+        if self._process == os.getpid():
+            self.engine.close()
 
     def generate(
         self,
@@ -77,7 +87,7 @@ class Model:
         check_decoding(chosen, self.traits.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         answering = self.answering(tokenizer, chosen, self.budget(chosen), Meter())
-        return answering.outcomes(requests_of(prompts))
+        return self._guarded(answering.outcomes(requests_of(prompts)))
 
     def score(
         self,
@@ -101,7 +111,29 @@ class Model:
         check_decoding(decoding, self.traits.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         answering = self.answering(tokenizer, decoding, self.budget(decoding), Meter())
-        return answering.scores(requests_of(prompts), ids)
+        return self._guarded(answering.scores(requests_of(prompts), ids))
+
+    def _guarded(self, results: Iterator[T]) -> Iterator[T]:
+        """`results`; EngineError as soon as a forked process asks for one of them."""
+        try:
+            while True:
+                self._require_own_process()
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                yield result
+        finally:
+            if self._process != os.getpid():
+                _LEFT_OPEN.append(results)  # closing it would wait for threads that are not here
+
+    def _require_own_process(self) -> None:
+        if self._process != os.getpid():
+            raise EngineError(
+                f"this model was loaded in process {self._process}, before this process "
+                f"({os.getpid()}) was forked from it, and cannot run here",
+                'load it in this process, or start processes with multiprocessing\'s "spawn"',
+            )
 
     def now(self) -> datetime:
         """The local time that chat templates write in one pass of requests."""
@@ -129,7 +161,9 @@ class Model:
         meter: Meter,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Answering:
-        """One pass of requests through this model by the given rules."""
+        """One pass of requests through this model by the given rules. Raises EngineError in a
+        process that was forked after the model was loaded."""
+        self._require_own_process()
         meter.cost_rule = self.traits.cost_rule
         return Answering(
             engine=self.engine,
@@ -243,7 +277,9 @@ def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
 
 
 def _decided(policy: str, traits: EngineTraits) -> str:
-    """ "auto" as what suits the engine's cost rule."""
+    """ "auto" as what suits the engine's cost rule; a row is a batch if it is computed alone."""
+    if traits.rows_alone:
+        return SINGLE
     if policy != AUTO:
         return policy
     if traits.rows_under_way:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,3 +215,36 @@ def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
     for available, batches in ((0.9e9, 2), (1.1e9, 1)):
         limits = Limits(8, 10**6, costs, available)
         assert len(plan(rows, policy, limits, mixed_decoding=True)) == batches
+
+
+@pytest.mark.parametrize("policy", ["single", "fixed", "sorted-dynamic", "planned"])
+@pytest.mark.parametrize(
+    ("same_length_above", "separate_above"), [(0, None), (12, None), (None, 12), (None, None)]
+)
+def test_rows_whose_lengths_do_not_mix_share_no_batch(
+    policy: str, same_length_above: int | None, separate_above: int | None
+) -> None:
+    traits = replace(
+        FakeEngine().traits, same_length_above=same_length_above, separate_above=separate_above
+    )
+    head = tuple(range(100, 110))
+    rows = [Prompt(i, (*head, *range(i % 7)), GREEDY) for i in range(40)]
+    costs = Costs(CostModel("padded", 1, Work(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
+    batches = plan(
+        rows,
+        policy,
+        Limits(8, 10**6, costs),
+        mixed_decoding=True,
+        share_prefixes=True,
+        length_group=traits.length_group,
+    )
+    assert sorted(p.index for batch in batches for p in batch.prompts) == list(range(40))
+    for batch in batches:
+        lengths = {len(prompt.token_ids) for prompt in batch.prompts}
+        if same_length_above is not None and max(lengths) > same_length_above:
+            assert len(lengths) == 1
+        if separate_above is not None:
+            assert len({length > separate_above for length in lengths}) == 1
+        assert len({prompt.token_ids[: batch.shared_prefix] for prompt in batch.prompts}) == 1
+    if policy != "single":
+        assert any(batch.shared_prefix for batch in batches) or same_length_above == 0

@@ -223,3 +223,37 @@ def test_the_fingerprint_changes_with_every_file_that_decides(tiny: Tiny, name: 
     path = folder / name
     path.write_bytes(path.read_bytes() + b"\n")
     assert prepare(str(folder)).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_implementation": "someone/kernel"},
+        {"_attn_implementation": "someone/kernel:main"},
+        {"_attn_implementation_internal": "someone/kernel"},
+        {"experts_implementation": "paged|someone/kernel"},
+        {"text_config": {"attn_implementation": "someone/kernel"}},
+        {"attn_implementation": {"text_config": "someone/kernel"}},
+        {"parts": [{"_attn_implementation": "someone/kernel"}]},
+    ],
+    ids=str,
+)
+def test_a_config_that_asks_for_code_is_refused(tiny: Tiny, settings: dict[str, Any]) -> None:
+    from packhorse.models.loading import load_config
+
+    folder = tiny("llama")
+    configure(folder, **settings)
+    for load in (open_checkpoint, load_config):
+        with pytest.raises(ModelError, match=r"asks for the kernel .*someone/kernel") as error:
+            load(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("value", ["flash_attention_2", "eager", "no such thing"])
+def test_a_config_does_not_choose_how_attention_runs(tiny: Tiny, name: str, value: str) -> None:
+    from packhorse.models.loading import load_float32
+
+    folder = tiny("llama")
+    configure(folder, **{name: value})
+    assert load_float32(open_checkpoint(folder)).config._attn_implementation == "sdpa"

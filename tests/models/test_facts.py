@@ -75,13 +75,15 @@ def test_families_name_their_sizes_differently(
     ("generation", "ends"),
     [
         ({}, (2,)),
-        ({"eos_token_id": 7}, (7,)),
-        ({"eos_token_id": [7, 8], "pad_token_id": 0}, (7, 8)),
+        ({"eos_token_id": 7}, (7, 2)),
+        ({"eos_token_id": [7, 8], "pad_token_id": 0}, (7, 8, 2)),
+        ({"eos_token_id": [2, 7]}, (2, 7)),
         ({"eos_token_id": None, "pad_token_id": -1}, (2,)),
         ({"eos_token_id": []}, (2,)),
+        ({"eos_token_id": [True, -1, 32000, "2", None, 31999]}, (31999, 2)),
     ],
 )
-def test_ends_come_from_the_generation_config_first(
+def test_ends_are_those_of_the_generation_config_and_the_config(
     tmp_path: Path, generation: dict[str, Any], ends: tuple[int, ...]
 ) -> None:
     facts = model_facts(described(tmp_path, config=LLAMA, generation_config=generation))
@@ -94,6 +96,64 @@ def test_ends_come_from_the_generation_config_first(
 def test_a_context_only_the_tokenizer_tells(tmp_path: Path, length: object, context: int) -> None:
     model = described(tmp_path, config=FALCON, tokenizer_config={"model_max_length": length})
     assert model_facts(model).max_context == context
+
+
+@pytest.mark.parametrize(
+    ("eos_token", "stated", "ends"),
+    [  # the tiny tokenizer: ids 0, 1, 2 are special, 263 is " the"
+        ("<|im_end|>", None, (2,)),
+        ("<|im_end|>", 1, (1, 2)),
+        ({"__type": "AddedToken", "content": "<|im_end|>"}, [1, 0], (1, 0, 2)),
+        ("<|endoftext|>", 0, (0,)),
+        (None, 1, (1,)),
+        ("\u0120the", 1, (1,)),
+        ("\u0120the", None, (263,)),
+        ("<|no such token|>", 1, (1,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("engine", ["transformers", "ctranslate2"])
+def test_the_tokenizers_end_token_ends_a_text_too(
+    tiny: Tiny, home: Path, eos_token: object, stated: object, ends: tuple[int, ...], engine: str
+) -> None:
+    folder = tiny("llama")
+    for name, field, value in (
+        ("config", "eos_token_id", stated),
+        ("generation_config", "eos_token_id", None),
+        ("tokenizer_config", "eos_token", eos_token),
+    ):
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    assert model_facts(prepare(str(folder), engine=engine)).eos_token_ids == ends
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rotation", "context"),
+    [
+        ({"rope_parameters": {**YARN, "original_max_position_embeddings": 4096}}, 16384),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 2048}}, 8192),
+        ({"rope_scaling": {"type": "yarn", "factor": 4}}, 16384),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": 1024}, 4096),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
+        ({"rope_parameters": {"full_attention": YARN, "sliding_attention": None}}, 16384),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 4096),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, 4096),
+        ({"rope_parameters": {**YARN, "factor": None}}, 4096),
+        ({"rope_parameters": {**YARN, "factor": 1e12}}, 4096),
+        ({"rope_parameters": {**YARN, "factor": float("nan")}}, 4096),
+        ({"rope_parameters": {**YARN, "factor": 0.5}}, 4096),
+        ({"rope_scaling": None}, 4096),
+        ({"rope_scaling": "yarn"}, 4096),
+    ],
+    ids=str,
+)
+def test_scaled_rotary_positions_lengthen_the_context(
+    tmp_path: Path, rotation: dict[str, Any], context: int
+) -> None:
+    assert model_facts(described(tmp_path, config={**LLAMA, **rotation})).max_context == context
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

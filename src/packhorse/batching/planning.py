@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
@@ -25,27 +25,31 @@ def plan(
     share_prefixes: bool = False,
     free: Sequence[float] = (),
     more: bool = False,
+    length_group: Callable[[int], int] = lambda tokens: 0,
 ) -> list[Batch]:
     """Batches of `prompts` by the named policy; every prompt is in exactly one.
 
     mixed_decoding: an engine trait; where it is False, rows of different decoding settings never
-    share a batch. share_prefixes: rows are grouped by the leading tokens they have in common, as
-    far as that saves work. Groups keep the order in which their first row appears; `planned` puts
-    the batches that take longest first, `continuous` those of the longest prompts.
+    share a batch. length_group: rows share a batch, and a prefix, only if it returns the same
+    number for their prompt tokens (`EngineTraits.length_group`). share_prefixes: rows are grouped
+    by the leading tokens they have in common, as far as that saves work. Groups keep the order in
+    which their first row appears; `planned` puts the batches that take longest first, `continuous`
+    those of the longest prompts.
 
     Of a job of several windows `planned` wants to know when the workers will be free of the windows
     before (seconds; see `expect`), and whether another one follows.
     """
-    grouped: dict[tuple[Decoding | None, tuple[int, ...]], list[Prompt]] = {}
+    grouped: dict[tuple[Decoding | None, int, tuple[int, ...]], list[Prompt]] = {}
+    numbers = [length_group(len(prompt.token_ids)) for prompt in prompts]
     prefixes = [0] * len(prompts)
     if share_prefixes:
-        prefixes = _prefixes(prompts, limits, has_batches=policy != CONTINUOUS)
-    for prompt, length in zip(prompts, prefixes, strict=True):
+        prefixes = _prefixes(prompts, numbers, limits, has_batches=policy != CONTINUOUS)
+    for prompt, number, length in zip(prompts, numbers, prefixes, strict=True):
         decoding = None if mixed_decoding else _shared(prompt.decoding)
-        grouped.setdefault((decoding, prompt.token_ids[:length]), []).append(prompt)
+        grouped.setdefault((decoding, number, prompt.token_ids[:length]), []).append(prompt)
     groups = [
         Batch(tuple(group), len(prefix) if len(group) > 1 else 0)
-        for (_, prefix), group in grouped.items()
+        for (_, _, prefix), group in grouped.items()
     ]
     sizes = [sizes_of(group) for group in groups]
     if policy == PLANNED:
@@ -66,11 +70,22 @@ def plan(
     return batches
 
 
-def _prefixes(prompts: Sequence[Prompt], limits: Limits, *, has_batches: bool) -> list[int]:
-    """The shared prefix of each prompt; one more group of rows costs about one more batch, where
-    rows are computed in batches."""
-    if not has_batches:
-        return shared_prefixes([prompt.token_ids for prompt in prompts], 0.0)
+def _prefixes(
+    prompts: Sequence[Prompt], numbers: Sequence[int], limits: Limits, *, has_batches: bool
+) -> list[int]:
+    """The prefix that each prompt shares with others of its number (tokens)."""
+    cost = _group_cost(prompts, limits) if has_batches else 0.0
+    lengths = [0] * len(prompts)
+    for number in set(numbers):
+        places = [place for place, each in enumerate(numbers) if each == number]
+        found = shared_prefixes([prompts[place].token_ids for place in places], cost)
+        for place, length in zip(places, found, strict=True):
+            lengths[place] = length
+    return lengths
+
+
+def _group_cost(prompts: Sequence[Prompt], limits: Limits) -> float:
+    """Prompt tokens that cost as much as one more group of rows, which is about one more batch."""
     most_new = max((prompt.decoding.max_new_tokens for prompt in prompts), default=1)
     cost = float(TOKENS_A_STEP * min(most_new, _ASSUMED_NEW_TOKENS))
     if limits.costs is not None:
@@ -78,7 +93,7 @@ def _prefixes(prompts: Sequence[Prompt], limits: Limits, *, has_batches: bool) -
         if coefficients.prefill_tokens > 0:
             steps = limits.costs.expectation(most_new).mean
             cost = steps * coefficients.steps / coefficients.prefill_tokens
-    return shared_prefixes([prompt.token_ids for prompt in prompts], cost)
+    return cost
 
 
 def _shared(decoding: Decoding) -> Decoding:

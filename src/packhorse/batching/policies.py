@@ -57,6 +57,7 @@ class Limits:
 
 AUTO = "auto"
 """What suits the engine."""
+SINGLE = "single"
 PLANNED = "planned"
 CONTINUOUS = "continuous"
 
@@ -128,7 +129,7 @@ def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
 
 
 POLICIES: dict[str, Policy] = {
-    "single": single,
+    SINGLE: single,
     "fixed": fixed,
     "dynamic": dynamic,
     "sorted": sorted_by_length,

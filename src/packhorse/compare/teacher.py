@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ConfigError, EngineError, ModelError
+from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
 from packhorse.statistics import Estimate, bootstrap_mean, bootstrap_ratio
 
@@ -141,7 +142,11 @@ class TransformersLogProbs:
         try:
             with quiet_transformers():
                 self._model: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+                    folder,
+                    config=load_config(folder),
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,
                 )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise _load_error(folder, error) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from packhorse.engines.batch_rule import BatchRule
 from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixState
 
@@ -38,6 +39,33 @@ def continuation_log_probs(
                 following = PaddedBatch(model, whole, pad_id=0).last_logits(len(ids) - 1)
             places = torch.tensor(ids[1:], device=first.device)
             total = total + _log_probs(following)[:, torch.arange(len(places)), places].sum(dim=1)
+        columns.append(total)
+    return torch.stack(columns, dim=1)
+
+
+def stepped_log_probs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    rule: BatchRule,
+) -> Tensor:
+    """As `continuation_log_probs`, token by token as in generating, for rows that a continuation
+    takes past the trained length. The sequences have the same length."""
+    columns = []
+    for ids in continuations:
+        batch = PaddedBatch(model, sequences, pad_id=0)
+        logits, total = batch.prefill(), torch.zeros(len(sequences), dtype=torch.float64)
+        for place, token_id in enumerate(ids):
+            total = total.to(logits.device) + _log_probs(logits)[:, token_id]
+            tokens = len(sequences[0]) + place + 1
+            if place == len(ids) - 1:
+                break
+            if rule.restarts and rule.is_beyond(tokens) and not rule.is_beyond(tokens - 1):
+                begun = [[*sequence, *ids[: place + 1]] for sequence in sequences]
+                batch = PaddedBatch(model, begun, pad_id=0)
+                logits = batch.prefill()
+            else:
+                logits = batch.step([token_id] * len(sequences))
         columns.append(total)
     return torch.stack(columns, dim=1)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +15,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from packhorse.config import EngineConfig
 from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Failure, Scores
-from packhorse.engines.continuations import continuation_log_probs
+from packhorse.engines.batch_rule import BatchRule
+from packhorse.engines.continuations import continuation_log_probs, stepped_log_probs
 from packhorse.engines.cores import usable_cores
 from packhorse.engines.log_probs import wanted_log_probs
 from packhorse.engines.padded import PaddedBatch
-from packhorse.engines.prefix_states import PrefixStates
-from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, refuse
+from packhorse.engines.prefix_states import PrefixState, PrefixStates
+from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.errors import EngineError, ModelError, first_line, model_errors
-from packhorse.models.loading import require_fitting_size
+from packhorse.engines.self_check import examine
+from packhorse.errors import EngineError, ModelError, model_errors
+from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 
@@ -60,7 +63,7 @@ class TransformersEngine:
     own setting and so holds for the whole process.
 
     Raises EngineError for a format or device that it or the machine does not have, ModelError for
-    a folder that cannot be loaded whole.
+    a folder that cannot be loaded whole or does not compute what it should (`self_check`).
     """
 
     def __init__(
@@ -77,10 +80,10 @@ class TransformersEngine:
         dtype = _dtype(quantization, device)
         torch.set_num_threads(threads or usable_cores())
         self._model: PreTrainedModel | None = _load_model(folder, DTYPES[dtype], device)
-        prefixes = PrefixStates(self._model)
-        self._prefixes: PrefixStates | None = prefixes
+        found = examine(self._model, folder)
+        self._prefixes = PrefixStates(self._model) if found.shares_prefixes else None
         self._end_ids = frozenset(end_ids)
-        self._vocab_size, cache_bytes = _try_out(self._model, folder)
+        self._vocab_size, self._rule = found.vocab_size, found.rule
         tensors = [*self._model.parameters(), *self._model.buffers()]
         self._traits = EngineTraits(
             name="transformers",
@@ -91,11 +94,14 @@ class TransformersEngine:
             threads=torch.get_num_threads(),
             max_context=max_context,
             model_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-            cache_bytes_per_token=cache_bytes,
-            step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
+            cache_bytes_per_token=found.cache_bytes,
+            step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT + 2 * found.fixed_bytes,
             cache_copies=2,
-            shares_prefixes=prefixes.possible,
+            shares_prefixes=self._prefixes is not None,
             gives_log_probs=True,
+            same_length_above=self._rule.same_length_above,
+            rows_alone=self._rule.alone,
+            separate_above=self._rule.separate_above,
         )
 
     @property
@@ -138,12 +144,35 @@ class TransformersEngine:
         continuations: Sequence[Sequence[int]],
         rows: list[Row],
     ) -> Iterator[Scores | Failure]:
-        state = self._prefixes.of(prefix) if self._prefixes else None
-        sequences = [row.sequence for row in rows]
-        found = continuation_log_probs(model, sequences, continuations, state)
-        for row, values in zip(rows, found.tolist(), strict=True):
-            numbers = all(map(math.isfinite, values))
-            yield row.score(values) if numbers else row.fail("engine_error", NOT_NUMBERS)
+        longest = max(map(len, continuations))
+
+        def is_stepped(row: Row) -> bool:
+            beyond = self._rule.one_scale and self._rule.is_beyond(row.tokens)
+            return self._rule.is_beyond(row.tokens + longest - 1) and not beyond
+
+        stepped = [row for row in rows if is_stepped(row)]
+        others = [row for row in rows if not is_stepped(row)]
+        for group in by_common(others, self._group):
+            state = self._prefix_state(prefix, group)
+            sequences = [row.sequence for row in group]
+            found = continuation_log_probs(model, sequences, continuations, state)
+            yield from _scores(group, found)
+        for group in by_common(stepped, lambda row: (self._group(row), row.tokens)):
+            sequences = [row.sequence for row in group]
+            found = stepped_log_probs(model, sequences, continuations, self._rule)
+            yield from _scores(group, found)
+
+    def _group(self, row: Row) -> object:
+        """What rows have in common that may share a batch."""
+        own = row.prompt.index if self._rule.alone else None
+        return own, self._rule.group(len(row.prompt.token_ids), row.tokens)
+
+    def _prefix_state(self, prefix: tuple[int, ...], rows: Sequence[Row]) -> PrefixState | None:
+        """The state that rows of one batch may go on from, if they may share one."""
+        longest = max(row.tokens for row in rows)
+        if self._prefixes is None or not self._rule.holds_prefix(len(prefix), longest):
+            return None
+        return self._prefixes.of(prefix)
 
     def _refusals(self, rows: list[Row]) -> Iterator[Failure]:
         refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
@@ -164,35 +193,74 @@ class TransformersEngine:
         draws = {row.prompt.index: row_generator(row.prompt.decoding) for row in rows}
 
         def decode(rows: list[Row]) -> Iterator[Result]:
-            state = self._prefixes.of(prefix) if self._prefixes else None
-            batch = PaddedBatch(model, [row.sequence for row in rows], pad_id=0, prefix=state)
-            logits = batch.prefill()
-            while True:
-                chosen = choose_tokens(
-                    logits,
-                    [row.prompt.decoding for row in rows],
-                    [draws[row.prompt.index] for row in rows],
-                )
-                found = wanted_log_probs(
-                    chosen,
-                    [row.prompt.decoding for row in rows],
-                    lambda place: logits[place].float().cpu().numpy(),  # noqa: B023 (used at once)
-                )
-                going_on = []
-                for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
-                    if token_id is None:
-                        yield row.fail("engine_error", NOT_NUMBERS)
-                    elif result := row.take(token_id, self._end_ids, watch, found.get(place)):
-                        yield result
-                    else:
-                        going_on.append(place)
-                if not going_on:
-                    return
-                if len(going_on) < len(rows):
-                    rows = [rows[place] for place in batch.keep(going_on)]
-                logits = batch.step([row.token_ids[-1] for row in rows])
+            groups = by_common(rows, self._group)
+            while groups:
+                group = groups.pop(0)
+                state = self._prefix_state(prefix, group)
+                crossing = yield from self._decode(model, group, state, draws, watch)
+                groups += by_common(crossing, self._group)
 
         return answer(rows, decode)
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        rows: list[Row],
+        state: PrefixState | None,
+        draws: Mapping[int, Random],
+        watch: TokenWatch | None,
+    ) -> Generator[Result, None, list[Row]]:
+        """Results of rows of one group; returns those that grew past the trained length
+        beside others and go on from there in a batch of their own."""
+        rule, crossing = self._rule, list[Row]()
+        batch, logits = _begin(model, rows, state, rule)
+        is_below = not any(rule.is_beyond(row.tokens) for row in rows)
+        while True:
+            chosen = choose_tokens(
+                logits,
+                [row.prompt.decoding for row in rows],
+                [draws[row.prompt.index] for row in rows],
+            )
+            found = wanted_log_probs(
+                chosen,
+                [row.prompt.decoding for row in rows],
+                lambda place: logits[place].float().cpu().numpy(),  # noqa: B023 (used at once)
+            )
+            going_on = []
+            for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
+                if token_id is None:
+                    yield row.fail("engine_error", NOT_NUMBERS)
+                elif result := row.take(token_id, self._end_ids, watch, found.get(place)):
+                    yield result
+                elif is_below and rule.is_beyond(row.tokens):
+                    crossing.append(row)
+                else:
+                    going_on.append(place)
+            if not going_on:
+                return crossing
+            if len(going_on) < len(rows):
+                rows = [rows[place] for place in batch.keep(going_on)]
+            logits = batch.step([row.token_ids[-1] for row in rows])
+
+
+def _begin(
+    model: PreTrainedModel, rows: list[Row], state: PrefixState | None, rule: BatchRule
+) -> tuple[PaddedBatch, torch.Tensor]:
+    """A batch of rows of one group and the logits of their next tokens."""
+    sequences = [row.sequence for row in rows]
+    at_once = [rule.prefill_tokens(len(row.prompt.token_ids), row.tokens) for row in rows]
+    begun = [ids[:count] for ids, count in zip(sequences, at_once, strict=True)]
+    batch = PaddedBatch(model, begun, pad_id=0, prefix=state)
+    logits = batch.prefill()
+    for place in range(at_once[0], rows[0].tokens):
+        logits = batch.step([ids[place] for ids in sequences])
+    return batch, logits
+
+
+def _scores(rows: Sequence[Row], found: torch.Tensor) -> Iterator[Scores | Failure]:
+    for row, values in zip(rows, found.tolist(), strict=True):
+        numbers = all(map(math.isfinite, values))
+        yield row.score(values) if numbers else row.fail("engine_error", NOT_NUMBERS)
 
 
 def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -200,6 +268,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMode
     with model_errors(f"{folder} cannot be loaded", _DAMAGED), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=load_config(folder),
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
@@ -211,18 +280,6 @@ def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMode
             f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", _DAMAGED
         )
     return model
-
-
-def _try_out(model: PreTrainedModel, folder: Path) -> tuple[int, int]:
-    """Computes one token; returns the size of the vocabulary and the bytes of cache it took."""
-    batch = PaddedBatch(model, [[0]], pad_id=0)
-    try:
-        logits = batch.prefill()
-    except Exception as error:
-        raise ModelError(f"{folder} cannot be run: {first_line(error)}", _DAMAGED) from error
-    if not logits.max().isfinite():
-        raise ModelError(f"{folder} computes no numbers, only NaN or infinity", _DAMAGED)
-    return logits.shape[-1], batch.position_bytes
 
 
 def _device(asked: str) -> str:

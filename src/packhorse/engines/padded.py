@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from packhorse.engines.batch_rule import forget_rows
 from packhorse.engines.prefix_states import PrefixState
 from packhorse.engines.rowcache import (
+    KEYS_AND_VALUES,
     can_retract,
+    fixed_bytes,
     keep_rows,
     position_bytes,
     retract_positions,
     row_cache,
+    state_name,
     trim_positions,
 )
 
@@ -26,7 +30,8 @@ class PaddedBatch:
 
     Rows are padded on the left to the longest. Positions count a row's own tokens from 0, for
     rotary and for learned absolute positions alike; padding is masked from attention, so a row's
-    logits are those it has alone, up to the rounding of sums.
+    logits are those it has alone, up to the rounding of sums. Where that is not so, rows that may
+    share a batch are chosen by the model's `BatchRule`.
 
     model: in evaluation mode. sequences: token ids of each row, at least one. pad_id: any id of
     the vocabulary. prefix: the state after leading tokens that all sequences have in common and go
@@ -42,7 +47,10 @@ class PaddedBatch:
     ) -> None:
         self._model = model
         self._accepted = inspect.signature(model.forward).parameters
-        self._cache = row_cache(model.config)
+        self._state_name = state_name(self._accepted)
+        self._has_cache = self._state_name == KEYS_AND_VALUES
+        cache = row_cache(model.config) if self._has_cache else None
+        self._state: Any = cache
         shared = len(prefix.token_ids) if prefix else 0
         sequences = [ids[shared:] for ids in sequences]
         width = max(map(len, sequences))
@@ -52,16 +60,17 @@ class PaddedBatch:
         self._token_ids = torch.tensor(ids).to(model.device)
         self._mask = (places >= padding).long().to(model.device)
         self._positions = (shared + (places - padding).clamp(min=0)).to(model.device)
-        if prefix is not None:
+        if prefix is not None and cache is not None:
             rows = len(sequences)
             self._mask = torch.cat([self._mask.new_ones(rows, shared), self._mask], dim=1)
             for number, (keys, values) in enumerate(prefix.layers):
                 whole = (rows, *keys.shape[1:])
-                self._cache.update(keys.expand(whole), values.expand(whole), number)
+                cache.update(keys.expand(whole), values.expand(whole), number)
 
     @torch.inference_mode()
     def prefill(self) -> Tensor:
         """Logits [rows, vocabulary] of each row's first new token."""
+        forget_rows(self._model)
         return self._logits(self._token_ids, self._positions)[:, -1]
 
     @torch.inference_mode()
@@ -75,12 +84,13 @@ class PaddedBatch:
     @torch.inference_mode()
     def last_logits(self, count: int) -> Tensor:
         """As `prefill`, but after each of the last tokens: [rows, count, vocabulary]."""
+        forget_rows(self._model)
         return self._logits(self._token_ids, self._positions, keep=count)
 
     @property
     def can_look_ahead(self) -> bool:
         """Whether `look_ahead` works: the model's layers are plain attention."""
-        return can_retract(self._cache)
+        return self._has_cache and can_retract(self._state)
 
     @torch.inference_mode()
     def look_ahead(self, token_ids: Sequence[int]) -> Tensor:
@@ -94,33 +104,46 @@ class PaddedBatch:
             return self._logits(ids, self._positions[:, -1:] + ahead, keep=count)
         finally:
             self._mask = mask
-            retract_positions(self._cache, count)
+            retract_positions(self._state, count)
 
     @torch.inference_mode()
     def keep(self, rows: list[int]) -> list[int]:
         """Lets all rows but these leave (ascending numbers); returns the order they now have."""
-        order = keep_rows(self._cache, rows)
+        order = keep_rows(self._state, rows)
         self._mask = self._mask[order]
         self._positions = self._positions[order]
         padding = int(self._mask.argmax(dim=1).min())
-        if padding and "position_ids" in self._accepted and trim_positions(self._cache, padding):
+        counts = self._has_cache and "position_ids" in self._accepted
+        if padding and counts and trim_positions(self._state, padding):
             self._mask = self._mask[:, padding:]
         return order
 
     @property
     def position_bytes(self) -> int:
         """Bytes of cache that one position of one row takes, once there is one."""
-        return position_bytes(self._cache)
+        return position_bytes(self._state)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of state that a row takes whatever its length, of a batch of one row."""
+        return fixed_bytes(self._state)
 
     def _logits(self, token_ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
         """Logits [rows, keep, vocabulary] after the last `keep` tokens."""
-        options: dict[str, Any] = {"position_ids": positions, "logits_to_keep": keep}
+        # a cache of keys is masked whole, a state by what goes into it now
+        mask = self._mask if self._has_cache else self._mask[:, -token_ids.shape[1] :]
+        options: dict[str, Any] = {
+            "position_ids": positions,
+            "logits_to_keep": keep,
+            self._state_name: self._state,
+        }
         output = self._model(
             input_ids=token_ids,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
+            attention_mask=mask,
             use_cache=True,
             **{name: value for name, value in options.items() if name in self._accepted},
         )
+        if not self._has_cache:
+            self._state = output[self._state_name]
         logits: Tensor = output.logits[:, -keep:]
         return logits

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from packhorse.engines.rowcache import RowLayer, can_retract, row_cache
+from packhorse.engines.batch_rule import forget_rows
+from packhorse.engines.rowcache import KEYS_AND_VALUES, RowLayer, can_retract, row_cache
 
 KEPT_BYTES = 256 * 1024 * 1024
 
@@ -32,13 +33,16 @@ class PrefixStates:
     """States of prefixes of one model; the longest unused go when they exceed KEPT_BYTES.
 
     model: in evaluation mode. possible: whether it can go on from a state; it cannot with other
-    than plain attention layers, nor where it counts positions by itself.
+    than plain attention layers, nor if it counts positions by itself: then padding between a prefix
+    and a row's own tokens would count.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         accepted = inspect.signature(model.forward).parameters
-        self.possible = "position_ids" in accepted and can_retract(row_cache(model.config))
+        has_cache = {"position_ids", KEYS_AND_VALUES} <= accepted.keys()
+        is_plain = has_cache and can_retract(row_cache(model.config))
+        self.possible = is_plain and not _has_own_window(model.config.get_text_config())
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._states: OrderedDict[tuple[int, ...], PrefixState] = OrderedDict()
 
@@ -65,6 +69,7 @@ class PrefixStates:
 
     def _compute(self, token_ids: tuple[int, ...]) -> PrefixState | None:
         """None for a model that does not keep its state in the cache it is given."""
+        forget_rows(self._model)
         cache = row_cache(self._model.config)
         ids = torch.tensor([token_ids], device=self._model.device)
         self._model(input_ids=ids, past_key_values=cache, use_cache=True, **self._options)
@@ -74,3 +79,12 @@ class PrefixStates:
                 return None
             layers.append((layer.keys.clone(), layer.values.clone()))
         return PrefixState(token_ids, tuple(layers)) if layers else None
+
+
+def _has_own_window(config: PreTrainedConfig) -> bool:
+    """Whether layers with a cache of plain attention reach back a number of positions that they
+    count themselves, as GPT-Neo's do (`window_size`)."""
+    return any(
+        "window" in name and name != "max_window_layers" and type(value) is int and value > 0
+        for name, value in config.to_dict().items()
+    )

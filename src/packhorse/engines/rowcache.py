@@ -8,15 +8,20 @@ attention reads. Measured on SmolLM2-135M, 2 cores, milliseconds a step, against
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 SHARE_OF_GROWTH = 8
 SMALLEST_GROWTH = 32
+KEYS_AND_VALUES = "past_key_values"
+STATE_NAMES = (KEYS_AND_VALUES, "cache_params", "state")
+"""Arguments of `forward` that carry what a model keeps of the tokens it has seen: a cache of keys
+and values, the states of Mamba and xLSTM, those of RWKV."""
 
 
 class RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -98,11 +103,22 @@ def row_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
-def keep_rows(cache: DynamicCache, kept: list[int]) -> list[int]:
-    """Forgets all rows but `kept` (ascending); returns them in the order they have from now on."""
-    layers = _row_layers(cache)
+def state_name(accepted: Collection[str]) -> str:
+    """The argument of a forward pass with these parameters that carries its state; "" if none."""
+    return next((name for name in STATE_NAMES if name in accepted), "")
+
+
+def keep_rows(state: Any, kept: list[int]) -> list[int]:
+    """Forgets all rows but `kept` (ascending); returns them in the order they have from now on.
+
+    state: what a forward pass returned under one of STATE_NAMES; it is changed in place.
+    """
+    if not isinstance(state, Cache):
+        _keep_tensors(state if isinstance(state, list | dict) else vars(state), kept)
+        return kept
+    layers = _row_layers(state)
     if layers is None:
-        cache.reorder_cache(torch.LongTensor(kept))
+        state.reorder_cache(torch.LongTensor(kept))
         return kept
     rows = len(kept)
     free = sorted(set(range(rows)) - set(kept))
@@ -134,14 +150,51 @@ def can_retract(cache: DynamicCache) -> bool:
     return _row_layers(cache) is not None
 
 
-def position_bytes(cache: DynamicCache) -> int:
+def position_bytes(state: Any) -> int:
     """Bytes of keys and values that one position of one row takes; states of fixed size aside."""
-    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    layers = state.layers if isinstance(state, Cache) else []
+    held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     tensors = [tensor for tensor in held if isinstance(tensor, Tensor)]
     return sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in tensors)
 
 
-def _row_layers(cache: DynamicCache) -> list[RowLayer] | None:
+def fixed_bytes(state: Any) -> int:
+    """Bytes of a state of one row that do not grow with its length."""
+    if not isinstance(state, Cache):
+        return _tensor_bytes(state if isinstance(state, list | dict) else vars(state))
+    grows = {"keys", "values", "_buffers"}
+    return sum(
+        _tensor_bytes([value for name, value in vars(layer).items() if name not in grows])
+        for layer in state.layers
+    )
+
+
+def _keep_tensors(held: Any, kept: list[int]) -> None:
+    """Keeps the rows of all tensors in a list or dict, however deep; dimension 0 is the rows."""
+    places = held.items() if isinstance(held, dict) else enumerate(held)
+    for place, value in list(places):
+        if isinstance(value, Tensor):
+            if value.dim() > 1:
+                held[place] = value[kept]
+        elif isinstance(value, list | dict):
+            _keep_tensors(value, kept)
+        elif isinstance(value, tuple):
+            listed = list(value)
+            _keep_tensors(listed, kept)
+            held[place] = tuple(listed)
+
+
+def _tensor_bytes(held: Any) -> int:
+    if isinstance(held, Tensor):
+        return held.numel() * held.element_size()
+    if isinstance(held, dict):
+        held = held.values()
+    elif not isinstance(held, list | tuple):
+        return 0
+    return sum(map(_tensor_bytes, held))
+
+
+def _row_layers(cache: Cache) -> list[RowLayer] | None:
     """The layers, if all are plain attention."""
     layers = [layer for layer in cache.layers if isinstance(layer, RowLayer)]
     return layers if len(layers) == len(cache.layers) else None

@@ -63,6 +63,11 @@ class Row:
         return (*self.prompt.token_ids, *self.token_ids)
 
     @property
+    def tokens(self) -> int:
+        """How many tokens `sequence` has."""
+        return len(self.prompt.token_ids) + len(self.token_ids)
+
+    @property
     def tokens_left(self) -> int:
         return self.prompt.decoding.max_new_tokens - len(self.token_ids)
 
@@ -117,6 +122,14 @@ def _ends(watch: TokenWatch, index: int, token_id: int, log_probs: TokenLogProbs
         return watch(index, token_id)
     except BaseException as error:
         raise WatchError(error) from error
+
+
+def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows in groups that have `common` in common, in the order of their first rows."""
+    groups: dict[object, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(common(row), []).append(row)
+    return list(groups.values())
 
 
 def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:

@@ -47,6 +47,7 @@ class Setting:
                 share_prefixes=self.batching.share_prefixes and traits.shares_prefixes,
                 free=free,
                 more=len(prompts) - start >= rows,
+                length_group=traits.length_group,
             )
             if self.batching.policy == PLANNED:
                 free = expect(window, costs, traits, free).free

@@ -5,6 +5,7 @@ Looks at names, JSON and headers only; loads no library.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ TOKENIZER_NAMES = VOCABULARIES | {
     "chat_template.json", "chat_template.jinja",
 }  # fmt: skip
 
+_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -82,6 +85,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     config = read_object(folder / "config.json")
     require_types(folder, config)
     _require_generator(folder, config)
+    refuse_kernels(folder, config)
     weights, pickled = _weights(folder, allow_pickle)
     tensors = {} if pickled else _tensors(folder, weights)
     dtypes = {tensor.dtype for tensor in tensors.values()}
@@ -126,6 +130,25 @@ def tokenizer_files(folder: Path) -> list[str]:
     named = [folder / name for name in TOKENIZER_NAMES]
     found = {path for path in [*templates, *named] if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
+    """ModelError if a config asks for a kernel of a repository, which transformers would fetch and
+    run; at any depth, since vision-language models have configs in their config."""
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        names_kernel = _IMPLEMENTATION.fullmatch(name) is not None
+        if isinstance(value, dict):
+            pending += [(name if names_kernel else key, each) for key, each in value.items()]
+        elif isinstance(value, list):
+            pending += [(name, each) for each in value]
+        elif names_kernel and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{folder}/config.json asks for the kernel {value!r} ({name}), "
+                "and packhorse runs no code that comes with a model",
+                f"remove {name} from config.json: transformers' own code is used then",
+            )
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from packhorse.models.checkpoint import (
     require_unquantized,
 )
 from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
-from packhorse.models.loading import require_fitting_size
+from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
 from packhorse.tokenizer_files import tokenizer_errors
@@ -67,6 +67,7 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
             model = changed
             if model is None:
                 require_fitting_size(checkpoint.folder)
+                options["config"] = load_config(checkpoint.folder)
                 model, loading = model_class.from_pretrained(
                     path, output_loading_info=True, **options
                 )

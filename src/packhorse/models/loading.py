@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError, model_errors
+from packhorse.json_files import read_object
 from packhorse.models.checkpoint import (
     Checkpoint,
+    refuse_kernels,
     require_all_weights,
     require_own_class,
     stored_elements,
@@ -49,13 +51,22 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers config of a folder; ModelError if transformers refuses it."""
+    """The transformers config of a folder, also for its `from_pretrained`.
+
+    transformers chooses how attention and experts are computed, never the config: it may name code
+    to be fetched, or a library that is not installed. Raises ModelError for the former, and if
+    transformers refuses the config.
+    """
     import transformers
 
+    refuse_kernels(folder, read_object(folder / "config.json"))
     with model_errors(f"{folder}/config.json cannot be used", _AGAIN), quiet_transformers():
-        return transformers.AutoConfig.from_pretrained(
+        config: Any = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+    config._attn_implementation = None  # noqa: SLF001 - there is no public way
+    config._experts_implementation = None  # noqa: SLF001
+    return config
 
 
 def require_fitting_size(folder: Path) -> None:
@@ -103,6 +114,7 @@ def load_float32(checkpoint: Checkpoint) -> Any:
     with model_errors(what, "copy or fetch the model again"), quiet_transformers():
         model, loading = loader.from_pretrained(
             checkpoint.folder,
+            config=load_config(checkpoint.folder),
             dtype="float32",
             local_files_only=True,
             trust_remote_code=False,

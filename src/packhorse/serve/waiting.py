@@ -117,6 +117,7 @@ class WaitingRows:
             batching.limits,
             mixed_decoding=batching.traits.mixed_decoding,
             share_prefixes=batching.share_prefixes and batching.traits.shares_prefixes,
+            length_group=batching.traits.length_group,
         )
         arrived = self.oldest()
         assert arrived is not None

@@ -8,13 +8,14 @@ another role's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from packhorse.data import Message
+from packhorse.json_files import read_object
 from packhorse.sources.faults import RowError
 from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.codecs import Refusal
@@ -35,6 +36,7 @@ class HuggingFaceCodec:
     """The tokenizer of a Hugging Face folder."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._tokenizer = load_tokenizer(folder)
         hidden = {_OPEN, *self._tokenizer.all_special_tokens, *self._added_specials()}
         self._special = re.compile("|".join(map(re.escape, sorted(hidden))))
@@ -51,6 +53,22 @@ class HuggingFaceCodec:
     def writes_date(self) -> bool:
         template = self._template
         return isinstance(template, ChatTemplate) and template.writes_date
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token that the tokenizer says ends a text; None if it names none."""
+        token_id = self._tokenizer.eos_token_id
+        return token_id if isinstance(token_id, int) else None
+
+    def is_ordinary(self, token_id: int) -> bool:
+        """Whether a token is a piece of text, also if the tokenizer's settings call it special."""
+        listed = self._folder / "tokenizer.json"
+        if not listed.is_file():
+            return False
+        stored = read_object(listed)
+        token = self.token_name(token_id)
+        added = {each["content"] for each in stored.get("added_tokens") or []}
+        return token in _pieces(stored["model"].get("vocab")) and token not in added
 
     @cached_property
     def longest_token(self) -> int:
@@ -263,3 +281,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTES = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _pieces(vocabulary: Any) -> Collection[str]:
+    """Tokens of a tokenizer.json: a map to ids, or Unigram's list of pairs."""
+    return vocabulary if isinstance(vocabulary, dict) else {pair[0] for pair in vocabulary or []}
