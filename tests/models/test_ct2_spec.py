@@ -50,7 +50,7 @@ WHOLE: dict[str, Any] = {
     "gemma3": transformers.Gemma3TextConfig(**GEMMA, query_pre_attn_scalar=12),
 }
 LOST: dict[str, tuple[Any, str]] = {
-    "llama, yarn": (transformers.LlamaConfig(**SIZES, rope_parameters=YARN), "'yarn'"),
+    "llama, yarn": (transformers.LlamaConfig(**SIZES, rope_parameters=YARN), "yarn positions"),
     "llama, longrope": (
         transformers.LlamaConfig(**SIZES, rope_parameters=LONGROPE),
         "loses how its positions rotate",

@@ -111,7 +111,8 @@ def fitting(probes: Sequence[Probe], traits: EngineTraits) -> Iterator[Probe]:
     """Probes cut to the model's context."""
     for probe in probes:
         new = min(probe.new, max(1, traits.max_context // 4))
-        yield Probe(probe.rows, min(probe.prompt, traits.max_context - new), new)
+        longest = min(traits.max_context - new, traits.max_prompt or traits.max_context)
+        yield Probe(probe.rows, min(probe.prompt, longest), new)
 
 
 def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Completion]]:

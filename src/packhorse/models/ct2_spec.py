@@ -2,7 +2,8 @@
 
 A converter turns a model of transformers into a tree of weights and settings, a spec. CTranslate2
 4.8 writes no factor and no original length for rotations of the type llama3, without which they are
-those of a model that was never extended, and no head size for Llama and Qwen2. Other settings it
+those of a model that was never extended, no head size for Llama and Qwen2, no epsilon for most
+families, and no scale of GPT-2's attention. Other settings it
 reads under names of older versions of transformers and takes a default where there are none. None
 of this is an error there: the model just computes something else, in float32 too.
 """
@@ -10,7 +11,7 @@ of this is an error there: the model just computes something else, in float32 to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from packhorse.errors import ModelError
 
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _TOLERANCE = 1e-4
 """Of frequencies, relative: they are computed in float32 there and in float64 here."""
 Frequencies = NDArray[np.float64]
@@ -54,11 +56,22 @@ def complete(spec: Any, config: Any) -> None:
     of transformers."""
     text = config.get_text_config()
     own_head_size = _own_head_size(text)
+    epsilon = next((getattr(text, name) for name in _EPSILONS if hasattr(text, name)), None)
+    if epsilon is not None:
+        spec.config.layer_norm_epsilon = epsilon
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if getattr(spec.config, name, "") is None:
+            setattr(spec.config, name, "")
+    cap = getattr(text, "final_logit_softcapping", None)
+    if cap:
+        spec.decoder.final_logit_softcapping = np.float32(cap)
     scaling = getattr(text, "rope_parameters", None) or {}
-    for attention in _attentions(spec):
+    for number, attention in enumerate(_attentions(spec)):
         settings = vars(attention)  # a spec refuses to be assigned what it was not made with
         if own_head_size and "head_dim" not in settings:
             settings["head_dim"] = np.int32(own_head_size)
+        if (scale := _query_scale(text, number)) is not None:
+            settings["queries_scale"] = np.float32(scale)
         if settings.get("rotary_scaling_type") == RotaryScalingType.Llama3 and "factor" in scaling:
             settings["rotary_scaling_factor"] = np.float32(scaling["factor"])
             settings["rotary_low_freq_factor"] = np.float32(scaling["low_freq_factor"])
@@ -101,6 +114,49 @@ def _own_head_size(text: Any) -> int | None:
     """The size of a head where it is another than the share of the hidden size, else None."""
     size = getattr(text, "head_dim", None)
     return size if size and size * text.num_attention_heads != text.hidden_size else None
+
+
+def _query_scale(text: Any, layer: int) -> float | None:
+    """The factor of queries where GPT-2's settings make it another than 1/sqrt(head size)."""
+    is_scaled = getattr(text, "scale_attn_weights", True)
+    by_layer = getattr(text, "scale_attn_by_inverse_layer_idx", False)
+    if is_scaled and not by_layer:
+        return None
+    usual = math.sqrt(text.num_attention_heads / text.hidden_size)
+    return (usual if is_scaled else 1.0) / (layer + 1 if by_layer else 1)
+
+
+def text_elements(model: Any) -> int:
+    """Numbers in all weights of a transformers model that compute text, but those of embeddings,
+    learned positions and head."""
+    from torch.nn import Embedding
+
+    decoder = model.get_decoder()
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    outside = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = [each for each in decoder.modules() if isinstance(each, Embedding)]
+    outside += [each for each in tables if 0 <= each.num_embeddings - positions <= 2]
+    left_out = {id(each) for module in outside if module for each in module.parameters()}
+    return sum(each.numel() for each in decoder.parameters() if id(each) not in left_out)
+
+
+def require_all_weights_used(family: str, converted: int, original: int) -> None:
+    """ModelError where a converter left weights out: see `layer_elements`, `text_elements`."""
+    if converted < original:
+        raise ModelError(
+            f"CTranslate2 would run another model than this {family}: its converter leaves out "
+            f"{original - converted:,} of the {original:,} weights of its layers",
+            "use --engine transformers",
+        )
+
+
+def vocabulary_names(tokens: Mapping[str, int], size: int) -> list[str]:
+    """Names of `size` token ids, by a tokenizer's ids; ids that it does not use get names too."""
+    names = {token_id: token for token, token_id in tokens.items()}
+    mark = "unused"
+    while any(token.startswith(f"<{mark}_id_") for token in tokens):
+        mark += "_"
+    return [names.get(token_id, f"<{mark}_id_{token_id}>") for token_id in range(size)]
 
 
 def _attentions(spec: Any) -> Iterator[Any]:
