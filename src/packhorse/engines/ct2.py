@@ -50,6 +50,7 @@ from packhorse.engines.ct2_seeded import SeededWorkers
 from packhorse.engines.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
 from packhorse.models.ctranslate2_folder import read_variables, smallest_window
+from packhorse.models.engine_support import instead_for_folder
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -73,6 +74,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CT
         device=config.device,
         workers=config.workers,
         threads=config.threads,
+        elsewhere=instead_for_folder(prepared.tokenizer_folder, "ctranslate2"),
     )
 
 

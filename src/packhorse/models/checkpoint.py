@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
+from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.safetensors_header import bytes_by_dtype
 
@@ -136,7 +137,7 @@ def require_unquantized(checkpoint: Checkpoint) -> None:
     if checkpoint.config.get("quantization_config") is not None:
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
-            "give the unquantized model, or use --engine transformers",
+            instead_for_folder(checkpoint.folder, "ctranslate2"),
         )
 
 

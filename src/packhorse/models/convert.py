@@ -24,6 +24,7 @@ from packhorse.models.ctranslate2_folder import (
     stored_quantization,
     vocabulary,
 )
+from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.reference_logits import ReferenceLogits, reference_logits
 from packhorse.models.storage import require_free_bytes
@@ -33,7 +34,6 @@ CONVERSION = "ctranslate2-3"
 
 _BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 _ROPE_TYPE = re.compile(r"RoPE scaling type '(\w+)' is not yet implemented")
-_USE_TRANSFORMERS = "use --engine transformers"
 
 
 def converter_version() -> str:
@@ -66,8 +66,9 @@ def convert_checkpoint(
     require_own_class(checkpoint)
     require_unquantized(checkpoint)
     _require_space(checkpoint, quantization, folder)
-    original = _convert(checkpoint, quantization, folder, model, reference)
-    _require_same_model(checkpoint, folder, original)
+    hint = instead_for_folder(checkpoint.folder, "ctranslate2", quantization)
+    original = _convert(checkpoint, quantization, folder, model, reference, hint)
+    _require_same_model(checkpoint, folder, original, hint)
     checkpoint.copy_tokenizer(folder / TOKENIZER, "config.json")
 
 
@@ -85,10 +86,12 @@ def _convert(
     folder: Path,
     changed: Any,
     reference: ReferenceLogits | None,
+    hint: str,
 ) -> _OriginalModel:
     from ctranslate2.converters import TransformersConverter
 
     from packhorse.models.ct2_spec import (
+        ModelLostError,
         complete,
         require_faithful,
         rotations_of,
@@ -132,11 +135,13 @@ def _convert(
             converter.convert(str(folder), quantization=quantization, force=True)
         original: _OriginalModel = converter.original
         return original
+    except ModelLostError as error:
+        raise ModelError(str(error), hint) from error
     except ModelError:
         raise
     except Exception as error:  # converters raise many kinds for what they do not know
         family = str(checkpoint.config["model_type"])
-        raise ModelError(_why_not_converted(family, error), _USE_TRANSFORMERS) from error
+        raise ModelError(_why_not_converted(family, error), hint) from error
 
 
 def _why_not_converted(family: str, error: Exception) -> str:
@@ -156,7 +161,9 @@ def _why_not_converted(family: str, error: Exception) -> str:
     return f"CTranslate2 cannot convert this {family} model: {reason}"
 
 
-def _require_same_model(checkpoint: Checkpoint, folder: Path, original: _OriginalModel) -> None:
+def _require_same_model(
+    checkpoint: Checkpoint, folder: Path, original: _OriginalModel, hint: str
+) -> None:
     """Loads what was converted and compares it with the original; keeps the reference logits."""
     import ctranslate2
 
@@ -165,7 +172,7 @@ def _require_same_model(checkpoint: Checkpoint, folder: Path, original: _Origina
 
     family = str(checkpoint.config["model_type"])
     variables = read_variables(folder)
-    require_all_weights_used(family, layer_elements(variables), original.elements)
+    require_all_weights_used(family, layer_elements(variables), original.elements, hint)
     if original.logits is None:
         return
     original.logits.save(folder)
@@ -183,13 +190,13 @@ def _require_same_model(checkpoint: Checkpoint, folder: Path, original: _Origina
         raise ModelError(
             f"CTranslate2 would run another model than this {family}: what its converter writes "
             "computes other logits than transformers",
-            _USE_TRANSFORMERS,
+            hint,
         ) from error
     except (RuntimeError, ValueError, MemoryError) as error:
         raise ModelError(
             f"CTranslate2 cannot run what its converter makes of this {family} model: "
             f"{first_line(error)}",
-            _USE_TRANSFORMERS,
+            hint,
         ) from error
 
 

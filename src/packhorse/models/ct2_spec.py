@@ -28,6 +28,10 @@ _TOLERANCE = 1e-4
 Frequencies = NDArray[np.float64]
 
 
+class ModelLostError(ModelError):
+    """A converter makes another model of a model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rotation:
     """How positions rotate. frequencies: [rotated pairs], radians a position. scale: of cosines and
@@ -96,14 +100,15 @@ def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> 
         lost = f"its activation {_activation(text)!r}"
     for number, attention in enumerate(_attentions(spec)):
         wanted = rotations.get(kinds[number]) or rotations.get("")
-        if _window(text, kinds[number]) and not vars(attention).get("sliding_window"):
+        window = int(vars(attention).get("sliding_window") or 0)
+        if (wide := _window(text, kinds[number])) and window != wide:
             lost = "the window of its attention"
         elif wanted and hasattr(attention, "rotary_dim"):
             given = _frequencies(attention, head_size)
             if wanted.scale != 1 or not _equal(given, wanted.frequencies):
                 lost = "how its positions rotate"
     if lost:
-        raise ModelError(
+        raise ModelLostError(
             f"CTranslate2 would run another model than this {text.model_type}: "
             f"its converter loses {lost}",
             "use --engine transformers",
@@ -140,13 +145,13 @@ def text_elements(model: Any) -> int:
     return sum(each.numel() for each in decoder.parameters() if id(each) not in left_out)
 
 
-def require_all_weights_used(family: str, converted: int, original: int) -> None:
+def require_all_weights_used(family: str, converted: int, original: int, hint: str) -> None:
     """ModelError where a converter left weights out: see `layer_elements`, `text_elements`."""
     if converted < original:
         raise ModelError(
             f"CTranslate2 would run another model than this {family}: its converter leaves out "
             f"{original - converted:,} of the {original:,} weights of its layers",
-            "use --engine transformers",
+            hint,
         )
 
 
@@ -169,6 +174,9 @@ def _activation(text: Any) -> str:
 
 def _layer_kinds(text: Any) -> list[str]:
     """The kind of attention of each layer, by transformers' names."""
+    if text.model_type in ("llama", "gemma", "mistral"):
+        kind = "sliding_attention" if text.model_type == "mistral" else "full_attention"
+        return [kind] * text.num_hidden_layers
     kinds = getattr(text, "layer_types", None)
     return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
 
