@@ -38,8 +38,8 @@ class EngineTraits:
         engine that rows join and leave at every step; 0 for one that takes batches as they are.
         Its cache holds `preferred_batch_tokens`, allocated once.
     working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
-    max_prompt: tokens of a prompt at most, for an engine that computes longer ones wrongly; 0 for no
-        bound but the context.
+    max_prompt: tokens of a prompt at most, for an engine that computes longer ones wrongly; 0 for
+        no bound but the context.
     gives_log_probs: it honours `Decoding.top_log_probs`; any other is not given such rows.
     """
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ConfigError, EngineError, ModelError
+from packhorse.models.ctranslate2_folder import read_variables, smallest_window
 from packhorse.models.quiet import quiet_transformers
 from packhorse.statistics import Estimate, bootstrap_mean, bootstrap_ratio
 
@@ -191,7 +192,7 @@ class CTranslate2LogProbs:
             raise EngineError(
                 f"CTranslate2 computes a text of {len(ids)} tokens wrongly at once: the model's "
                 f"attention window is {self._window}",
-                "leave out teacher forcing, or compare other engines",
+                "add --no-teacher-forcing, or leave this engine out",
             )
         storage = self._generator.forward_batch([ids])
         if storage.dtype != ctranslate2.DataType.float32:

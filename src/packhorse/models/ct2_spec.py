@@ -11,8 +11,9 @@ of this is an error there: the model just computes something else, in float32 to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,14 @@ from ctranslate2.specs.common_spec import Activation
 from numpy.typing import NDArray
 
 from packhorse.errors import ModelError
+from packhorse.models.ctranslate2_folder import TOKENIZER, Variable, layer_count
 
+_LLAMA3 = (
+    "rotary_scaling_factor",
+    "rotary_low_freq_factor",
+    "rotary_high_freq_factor",
+    "original_max_position_embeddings",
+)
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _TOLERANCE = 1e-4
 """Of frequencies, relative: they are computed in float32 there and in float64 here."""
@@ -90,29 +98,79 @@ def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> 
 
     config: the model's, of transformers. rotations: what `rotations_of` found in it.
     """
+    attentions = [dict(vars(each)) for each in _attentions(spec)]
+    if lost := _lost(attentions, int(spec.decoder.activation), config, rotations):
+        raise ModelLostError(
+            f"CTranslate2 would run another model than this {config.get_text_config().model_type}: "
+            f"its converter loses {lost}",
+            "use --engine transformers",
+        )
+
+
+def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> None:
+    """ModelError where a CTranslate2 folder that somebody else converted is known to compute
+    something else than its model, by its own settings and by the model's config where that lies
+    beside them."""
+    from packhorse.models.engine_support import PACKED_LLAMA_LIKE, config_of
+
+    attentions = [_settings(variables, number) for number in range(layer_count(variables))]
+    lost = None
+    if any(
+        each.get("rotary_scaling_type") == RotaryScalingType.Llama3 and not set(_LLAMA3) <= {*each}
+        for each in attentions
+    ):
+        lost = "the factors of its rotations (llama3)"
+    places = (folder / "hf_config.json", folder / TOKENIZER / "config.json")
+    config = next((config_of(path) for path in places if path.is_file()), None)
+    activation = variables.get("decoder/activation")
+    if config is not None and activation is not None and not lost:
+        text, rotations = config.get_text_config(), {}
+        if text.model_type in PACKED_LLAMA_LIKE:
+            from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+            rotations = rotations_of(LlamaRotaryEmbedding(text))
+        lost = _lost(attentions, int(activation.value or 0), config, rotations)
+    if lost:
+        raise ModelError(
+            f"{folder} holds another model than it was made from: its converter lost {lost}",
+            "give the Hugging Face folder it was made from",
+        )
+
+
+def _settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
+    """The settings of a layer's attention in a CTranslate2 folder, by a spec's names."""
+    start = f"decoder/layer_{number}/self_attention/"
+    held = {name.removeprefix(start): v for name, v in variables.items() if name.startswith(start)}
+    return {name: each.value for name, each in held.items() if each.value is not None}
+
+
+def _lost(
+    attentions: Sequence[Mapping[str, Any]],
+    activation: int,
+    config: Any,
+    rotations: dict[str, Rotation],
+) -> str | None:
+    """What settings are known to lose of a model; None for nothing."""
     text = config.get_text_config()
     kinds = _layer_kinds(text)
     head_size = _own_head_size(text) or text.hidden_size // text.num_attention_heads
     lost = None
     if getattr(text, "attn_logit_softcapping", None):
         lost = "the cap of its attention scores"
-    if spec.decoder.activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
+    if activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
         lost = f"its activation {_activation(text)!r}"
-    for number, attention in enumerate(_attentions(spec)):
+    if len(attentions) != len(kinds):
+        return f"{len(kinds) - len(attentions)} of its layers"
+    for number, attention in enumerate(attentions):
         wanted = rotations.get(kinds[number]) or rotations.get("")
-        window = int(vars(attention).get("sliding_window") or 0)
+        window = int(attention.get("sliding_window") or 0)
         if (wide := _window(text, kinds[number])) and window != wide:
             lost = "the window of its attention"
-        elif wanted and hasattr(attention, "rotary_dim"):
+        elif wanted and "rotary_dim" in attention:
             given = _frequencies(attention, head_size)
             if wanted.scale != 1 or not _equal(given, wanted.frequencies):
                 lost = "how its positions rotate"
-    if lost:
-        raise ModelLostError(
-            f"CTranslate2 would run another model than this {text.model_type}: "
-            f"its converter loses {lost}",
-            "use --engine transformers",
-        )
+    return lost
 
 
 def _own_head_size(text: Any) -> int | None:
@@ -188,10 +246,9 @@ def _window(text: Any, kind: str) -> int:
     return window if kind == "sliding_attention" and window < context else 0
 
 
-def _frequencies(attention: Any, head_size: int) -> Frequencies:
+def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
     """What CTranslate2 computes from a layer's settings (src/layers/attention_layer.cc,
     RotaryEmbeddings::initialize)."""
-    settings = vars(attention)
     rotated = int(settings["rotary_dim"]) or int(settings.get("head_dim", head_size))
     plain = float(settings["rotary_base"]) ** -(np.arange(0, rotated, 2) / rotated)
     kind, factor = settings.get("rotary_scaling_type"), settings.get("rotary_scaling_factor", 1)

@@ -1,4 +1,4 @@
-"""Which engines run a model, by its config alone; every hint that names another engine asks here."""
+"""Which engines run a model, by its config alone: asked by every hint that names an engine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
 
 def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") -> str:
     """`instead_of` for a Hugging Face folder; transformers where its config cannot be read."""
-    config = _config(folder)
+    config = config_of(folder)
     if config is None:
         return "use --engine transformers"
     return instead_of(config, refusing, quantization)
@@ -81,17 +81,18 @@ def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") 
 
 def engines_of_folder(folder: Path, refusing: str, quantization: str) -> tuple[str, ...]:
     """`other_engines` for a Hugging Face folder; none where its config cannot be read."""
-    config = _config(folder)
+    config = config_of(folder)
     return () if config is None else other_engines(config, refusing, quantization)
 
 
-def _config(folder: Path) -> Any:
+def config_of(place: Path) -> Any:
+    """What transformers makes of a folder's config.json, or of such a file; None for nothing."""
     import transformers
 
     try:
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                place, local_files_only=True, trust_remote_code=False
             )
     except Exception:  # noqa: BLE001 - whatever is wrong with it, another message says so
         return None
@@ -190,7 +191,7 @@ def ctranslate2_refusal(config: Any) -> str | None:
         return "Falcon's newer architecture"
     if family == "gpt_bigcode" and not text.multi_query:
         return "GPT-BigCode without multi-query attention"
-    if family == "gemma" and text.rope_parameters.get("rope_theta") != 10000.0:  # noqa: PLR2004
+    if family == "gemma" and text.rope_parameters.get("rope_theta") != 10000.0:
         return "Gemma with another base of its rotations"
     return None
 

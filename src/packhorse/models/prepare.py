@@ -238,7 +238,10 @@ def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
 
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
+    from packhorse.models.ct2_spec import require_faithful_folder
+
     variables = ready.read_variables(folder)
+    require_faithful_folder(folder, variables)
     tokenizer = ready.tokenizer_folder(folder)
     files = ready.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
