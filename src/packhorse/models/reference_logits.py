@@ -91,7 +91,7 @@ def read_reference(folder: Path) -> ReferenceLogits | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             ids = tuple(int(token) for token in held["token_ids"])
             columns, logits, totals = held["columns"], held["logits"], held["totals"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
