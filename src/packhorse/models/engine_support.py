@@ -173,25 +173,24 @@ def _gpt2_refusal(config: Any) -> str | None:
 def ctranslate2_refusal(config: Any) -> str | None:
     """Why CTranslate2 does not run a model whole, as far as its config tells; None where it runs
     it. A model whose attention has a window is refused: rows longer than it are."""
-    text = config.get_text_config()
-    family = str(text.model_type)
+    family = str(config.model_type)
     if family not in CTRANSLATE2_FAMILIES:
         return f"{family} models"
     if quantization_method(config):
         return "checkpoints that are quantized already"
-    if getattr(text, "rope_parameters", None) and _rotation(text) not in _CTRANSLATE2_ROTATIONS:
-        return f"rotary positions of type {_rotation(text)!r}"
+    if getattr(config, "rope_parameters", None) and _rotation(config) not in _CTRANSLATE2_ROTATIONS:
+        return f"rotary positions of type {_rotation(config)!r}"
     if family in PACKED_LLAMA_LIKE:
-        partial = text.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
-        if partial or text.hidden_act != "silu":
+        partial = config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
+        if partial or config.hidden_act != "silu":
             return f"this kind of {family}"
-    if attention_window(text):
+    if attention_window(config):
         return "attention windows"
-    if family == "falcon" and text.new_decoder_architecture:
+    if family == "falcon" and config.new_decoder_architecture:
         return "Falcon's newer architecture"
-    if family == "gpt_bigcode" and not text.multi_query:
+    if family == "gpt_bigcode" and not config.multi_query:
         return "GPT-BigCode without multi-query attention"
-    if family == "gemma" and text.rope_parameters.get("rope_theta") != 10000.0:
+    if family == "gemma" and config.rope_parameters.get("rope_theta") != 10000.0:
         return "Gemma with another base of its rotations"
     return None
 
