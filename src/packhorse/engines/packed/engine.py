@@ -48,6 +48,8 @@ QUANTIZATIONS = ("float32", "int8")
 ROWS = 256
 STEP_TOKENS = 512
 CACHE_TOKENS = 1 << 16
+LONGEST_ROW = 1 << 20
+"""Tokens of a row that memory is set aside for unasked, whatever a config claims."""
 STEPPED_TOKENS = 24
 """Tokens at the end of a text whose logits, computed one by one, are those of the whole text."""
 ROUNDED = Tolerance(largest=np.inf, typical=0.9)
@@ -70,8 +72,8 @@ class PackedEngine:
     "int8": weights per output channel, activations per row, the cache per token and head.
     device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
     cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
-    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. `traits.peak_bytes` is
-    what it all comes to. rows: under way at most.
+    of max_context take (LONGEST_ROW at most), and at most SHARE_OF_FREE_MEMORY of what is free.
+    `traits.peak_bytes` is what it all comes to. rows: under way at most.
     step_tokens: tokens of a step at most, at least `rows`.
 
     In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
@@ -286,7 +288,7 @@ def _blocks(
     with the longest row besides."""
     block_bytes = token_bytes * BLOCK
     if cache_bytes is None:
-        wanted = -(-max(CACHE_TOKENS, max_context) // BLOCK)
+        wanted = -(-max(CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
         cache_bytes = int(available_bytes() * SHARE_OF_FREE_MEMORY)
         by_memory = cache_bytes // block_bytes
         if max_context > CACHE_TOKENS:
