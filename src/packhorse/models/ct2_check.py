@@ -80,7 +80,8 @@ def require_same_logits(
 
 def logits_at_once(generator: Any, token_ids: Sequence[int]) -> Floats:
     """Logits [tokens, vocabulary] of a text that is computed at once."""
-    return _array(generator.forward_batch([list(token_ids)]))[0]
+    (logits,) = _array(generator.forward_batch([list(token_ids)]))
+    return np.asarray(logits)
 
 
 def logits_in_steps(generator: Any, tokens: Sequence[str], first: int) -> Floats:

@@ -148,9 +148,9 @@ def _llama_like(family: str, config: Any) -> Architecture:
 
 def _windows(family: str, config: Any) -> tuple[int, ...]:
     """Of each layer, as transformers has it: Llama reads no window, Mistral no kinds of layers."""
-    window = 0 if family == "llama" else config.sliding_window or 0
+    window = 0 if family == "llama" else int(config.sliding_window or 0)
     if family in ("llama", "mistral"):
-        return (window,) * config.num_hidden_layers
+        return (window,) * int(config.num_hidden_layers)
     kinds = config.layer_types
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
