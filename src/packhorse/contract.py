@@ -38,6 +38,8 @@ class EngineTraits:
         engine that rows join and leave at every step; 0 for one that takes batches as they are.
         Its cache holds `preferred_batch_tokens`, allocated once.
     working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
+    max_prompt: tokens of a prompt at most, for an engine that computes longer ones wrongly; 0 for
+        no bound but the context.
     gives_log_probs: it honours `Decoding.top_log_probs`; any other is not given such rows.
     same_length_above: prompts longer than this share a batch only with prompts of the same length
         (tokens); 0 holds for every prompt, None for no prompt.
@@ -64,6 +66,7 @@ class EngineTraits:
     rows_under_way: int = 0
     gives_log_probs: bool = False
     working_bytes: int = 0
+    max_prompt: int = 0
     same_length_above: int | None = None
     separate_above: int | None = None
     rows_alone: bool = False

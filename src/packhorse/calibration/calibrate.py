@@ -12,12 +12,12 @@ from packhorse.calibration import store
 from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import (
     MEMORY_PROBES,
-    WARM_UP,
     Probe,
     fitting,
     observe,
     run_probe,
     throughput,
+    warm_up,
 )
 from packhorse.calibration.store import Calibration, ThreadTrial
 from packhorse.config import EngineConfig
@@ -115,7 +115,7 @@ def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
     of it would seem to need nothing. Workers need most at moments that seldom meet, so where it is
     quick the largest of MEMORY_REPEATS is taken.
     """
-    run_probe(engine, WARM_UP, facts.vocab_size)
+    warm_up(engine, facts.vocab_size)
     traits = engine.traits
     short, long = fitting(MEMORY_PROBES, traits)
     grown = []

@@ -74,7 +74,7 @@ def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation
 
     Raises EngineError when the engine cannot run them.
     """
-    run_probe(engine, WARM_UP, vocab_size)
+    warm_up(engine, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
     for probe in fitting(probes_for(engine.traits), engine.traits):
@@ -96,9 +96,15 @@ def probes_for(traits: EngineTraits) -> Sequence[Probe]:
     ]
 
 
+def warm_up(engine: Engine, vocab_size: int) -> None:
+    """Runs rows that are not measured, before those that are."""
+    (probe,) = fitting([WARM_UP], engine.traits)
+    run_probe(engine, probe, vocab_size)
+
+
 def throughput(engine: Engine, vocab_size: int) -> float:
     """Prompt and generated tokens a second of all workers together."""
-    run_probe(engine, WARM_UP, vocab_size)
+    warm_up(engine, vocab_size)
     (probe,) = fitting([THROUGHPUT_PROBE], engine.traits)
     started = time.monotonic()
     batches = run_probe(engine, probe, vocab_size)
@@ -111,7 +117,8 @@ def fitting(probes: Sequence[Probe], traits: EngineTraits) -> Iterator[Probe]:
     """Probes cut to the model's context."""
     for probe in probes:
         new = min(probe.new, max(1, traits.max_context // 4))
-        yield Probe(probe.rows, min(probe.prompt, traits.max_context - new), new)
+        longest = min(traits.max_context - new, traits.max_prompt or traits.max_context)
+        yield Probe(probe.rows, min(probe.prompt, longest), new)
 
 
 def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Completion]]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ConfigError, EngineError, ModelError
+from packhorse.models.ctranslate2_folder import read_variables, smallest_window
 from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
 from packhorse.statistics import Estimate, bootstrap_mean, bootstrap_ratio
@@ -181,6 +182,7 @@ class CTranslate2LogProbs:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _load_error(folder, error) from error
+        self._window = smallest_window(read_variables(folder))
 
     @property
     def compute_type(self) -> str:
@@ -190,7 +192,14 @@ class CTranslate2LogProbs:
     def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
         import ctranslate2
 
-        storage = self._generator.forward_batch([_joined(prompt_ids, continuation_ids)])
+        ids = _joined(prompt_ids, continuation_ids)
+        if 0 < self._window < len(ids):
+            raise EngineError(
+                f"CTranslate2 computes a text of {len(ids)} tokens wrongly at once: the model's "
+                f"attention window is {self._window}",
+                "add --no-teacher-forcing, or leave this engine out",
+            )
+        storage = self._generator.forward_batch([ids])
         if storage.dtype != ctranslate2.DataType.float32:
             storage = storage.to(ctranslate2.DataType.float32)
         return log_softmax(np.asarray(storage)[0, len(prompt_ids) - 1 :])

@@ -13,6 +13,10 @@ What is known of the library (version 4.8) and gives this engine its shape:
   many are.
 - The cache holds keys and values of all query heads, not only of the key/value heads: three times
   as much for SmolLM2. With what a prefill needs, 1.2 to 1.8 times that was measured at the peak.
+- Of a model whose layers reach back only so far, a prompt longer than this window is computed
+  wrongly, and a longer static prompt corrupts memory; tokens that are forced or generated beyond it
+  are right. So longer prompts are refused, and a row that has to be taken up again beyond it gets
+  the window at once and the rest forced.
 - A job's callback is destroyed in a worker after its results are there. An interpreter that ends
   in that moment aborts ("terminate called without an active exception"). So `run` and `close` wait
   until no job is left.
@@ -36,16 +40,17 @@ from packhorse.engines.ct2_loading import (
     GeneratorSource,
     available_device,
     await_idle,
-    checked_vocabulary,
+    checked_tokens,
     memory_sizes,
     supported_compute_type,
-    try_out,
 )
 from packhorse.engines.ct2_log_probs import StepLogits, asks, bounded, kept_steps
 from packhorse.engines.ct2_scoring import ContinuationScoring
 from packhorse.engines.ct2_seeded import SeededWorkers
 from packhorse.engines.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
+from packhorse.models.ctranslate2_folder import read_variables, smallest_window
+from packhorse.models.engine_support import instead_for_folder
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -69,6 +74,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CT
         device=config.device,
         workers=config.workers,
         threads=config.threads,
+        elsewhere=instead_for_folder(prepared.tokenizer_folder, "ctranslate2"),
     )
 
 
@@ -82,6 +88,7 @@ class CTranslate2Engine:
     folder: model.bin, config.json and vocabulary. end_ids: token ids that end a row. max_context:
     prompt and generated tokens of a row (tokens). quantization: "auto" is what is stored where the
     device can run it, otherwise a name of CTranslate2's. device: "auto", "cpu" or "cuda".
+    elsewhere: what to do with rows that only another engine computes right.
     workers, threads: None is one worker a core (one on a GPU), of one thread.
 
     Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. Rows that ask for
@@ -102,6 +109,7 @@ class CTranslate2Engine:
         device: str = "auto",
         workers: int | None = None,
         threads: int | None = None,
+        elsewhere: str = "use --engine transformers",
     ) -> None:
         device = available_device(device)
         compute_type = supported_compute_type(quantization, device)
@@ -112,8 +120,12 @@ class CTranslate2Engine:
         self._closed = threading.Event()
         self._keeping = threading.Lock()
         self._kept_prefixes: set[tuple[int, ...]] = set()
-        self._vocab_size = try_out(self._generator, folder)
-        self._tokens = checked_vocabulary(folder, self._vocab_size)
+        variables = read_variables(folder)
+        self._tokens = checked_tokens(self._generator, folder, variables, max_context)
+        self._vocab_size = len(self._tokens)
+        window = smallest_window(variables)
+        self._window = window if window < max_context else 0
+        self._elsewhere = elsewhere
         self._end_ids = frozenset(end_ids)
         sizes = memory_sizes(folder, self._generator.compute_type)
         self._traits = EngineTraits(
@@ -133,6 +145,7 @@ class CTranslate2Engine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
+            max_prompt=self._window,
         )
 
     @property
@@ -176,8 +189,9 @@ class CTranslate2Engine:
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
         return ContinuationScoring(
-            self._generator, self._tokens, continuations, self._may_keep, self._traits
-        ).scores(batches)
+            self._generator, self._tokens, continuations, self._may_keep, self._refuse,
+            self._window, self._traits,
+        ).scores(batches)  # fmt: skip
 
     def close(self) -> None:
         self._closed.set()
@@ -198,8 +212,7 @@ class CTranslate2Engine:
 
     def _answer(self, batch: Batch, run: Run) -> Iterator[Result]:
         rows = [Row(prompt) for prompt in batch.prompts]
-        refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
-        yield from filter(None, refused)
+        yield from filter(None, map(self._refuse, rows))
         accepted = [row for row in rows if not row.answered]
         seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
         others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
@@ -210,6 +223,23 @@ class CTranslate2Engine:
                 yield row.fail("bad_option", self._too_many_logits())
             else:
                 yield from answer([row], lambda rows: self._generate(rows, run))
+
+    def _refuse(self, row: Row) -> Failure | None:
+        """The failure of a row that cannot run."""
+        if refusal := refuse(row, self._traits.max_context, self._vocab_size):
+            return refusal
+        tokens = len(row.prompt.token_ids)
+        if not self._window or tokens <= self._window:
+            return None
+        return row.fail(
+            "prompt_too_long",
+            f"the prompt has {tokens} tokens, and CTranslate2 computes prompts longer than this "
+            f"model's attention window of {self._window} wrongly: {self._elsewhere}",
+        )
+
+    def _exceeds_window(self, row: Row) -> bool:
+        """Whether a row that is taken up again cannot be computed at once."""
+        return 0 < self._window < len(row.sequence)
 
     def _generate_alike(self, rows: list[Row], run: Run, shared: int) -> tuple[()]:
         """Generates in groups of rows that CTranslate2 can take together."""
@@ -232,8 +262,24 @@ class CTranslate2Engine:
             left, generated = group, -1
             while left and generated < (now := sum(len(row.token_ids) for row in group)):
                 generated = now
-                self._generate(left, run, shared, most_steps)
+                self._generate(self._bounded_beyond(left, run), run, shared, most_steps)
                 left = [row for row in left if not row.answered]
+
+    def _bounded_beyond(self, rows: list[Row], run: Run) -> list[Row]:
+        """The rows whose logits can be kept while what lies beyond the window is forced; others
+        fail."""
+        most = self._window + kept_steps(self._vocab_size)
+        for row in rows:
+            if self._exceeds_window(row) and len(row.sequence) > most:
+                run.results.put(row.fail("bad_option", self._too_many_beyond()))
+        return [row for row in rows if not row.answered]
+
+    def _too_many_beyond(self) -> str:
+        return (
+            "with log-probabilities, CTranslate2 generates at most "
+            f"{kept_steps(self._vocab_size)} tokens beyond this model's attention window of "
+            f"{self._window}: lower max_new_tokens, or {self._elsewhere}"
+        )
 
     def _too_many_logits(self) -> str:
         most = kept_steps(self._vocab_size)
@@ -252,23 +298,33 @@ class CTranslate2Engine:
         """
         if self._is_stopping(run):
             raise Cancelled
-        decoding = rows[0].prompt.decoding
+        if not rows:
+            return ()
+        if len(rows) > 1 and any(map(self._exceeds_window, rows)):
+            for row in rows:
+                self._generate([row], run, shared, most_steps)
+            return ()
+        decoding, forced = rows[0].prompt.decoding, 0
+        if is_beyond := self._exceeds_window(rows[0]):
+            shared, forced = self._window, len(rows[0].sequence) - self._window - 1
         prompts = [[self._tokens[token_id] for token_id in row.sequence[shared:]] for row in rows]
         is_asked = asks(rows[0].prompt)
         logits = StepLogits.of(list(map(len, prompts))) if is_asked else None
-        listener = Listener(rows, self._end_ids, run, lambda: self._is_stopping(run), logits)
+        listener = Listener(
+            rows, self._end_ids, run, lambda: self._is_stopping(run), logits, forced
+        )
         left = max(row.tokens_left for row in rows)
         options: dict[str, Any] = {
-            "max_length": min(left, most_steps or left),
+            "max_length": forced + min(left, most_steps or left),
             "return_logits_vocab": is_asked,
             "end_token": sorted(self._end_ids),
-            "include_prompt_in_result": False,
+            "include_prompt_in_result": forced > 0,
             **self._sampling(decoding),
         }
         if shared:
             prefix = rows[0].sequence[:shared]
             options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]
-            options["cache_static_prompt"] = self._may_keep(prefix)
+            options["cache_static_prompt"] = not is_beyond and self._may_keep(prefix)
         if _has_seed(decoding):
             run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
         else:

@@ -34,7 +34,8 @@ class Run:
 class Listener:
     """Called by CTranslate2 in its worker for every token; True ends the row.
 
-    logits: where the rows ask for log-probabilities. error: what the caller's watch raised; the
+    logits: where the rows ask for log-probabilities. forced: first calls that are for tokens of the
+    prompt, of a row that runs alone. error: what the caller's watch raised; the
     other rows then end with it.
     """
 
@@ -43,11 +44,15 @@ class Listener:
     run: Run
     is_stopping: Callable[[], bool]
     logits: StepLogits | None = None
+    forced: int = 0
     error: WatchError | None = None
 
     def __call__(self, step: Any) -> bool:
         if self.error is not None or self.is_stopping():
             return True
+        if self.forced:
+            self.forced -= 1
+            return False
         row, log_probs = self.rows[step.batch_id], None
         if self.logits is not None:
             log_probs = self.logits.log_probs(step, row.prompt.decoding.top_log_probs or 0)

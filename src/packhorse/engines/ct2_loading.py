@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ctranslate2
-import numpy as np
 
 from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.models.ct2_check import logits_at_once, require_same_logits
 from packhorse.models.ctranslate2_folder import (
+    Variable,
     layer_count,
     read_variables,
+    smallest_window,
     stored_quantization,
     vocabulary,
 )
@@ -57,16 +60,21 @@ class GeneratorSource:
             raise ModelError(message, _DAMAGED) from error
 
 
-def try_out(generator: Any, folder: Path) -> int:
-    """Computes one token; returns the size of the vocabulary. ModelError if there is no number."""
+def checked_tokens(
+    generator: Any, folder: Path, variables: Mapping[str, Variable], context: int
+) -> list[str]:
+    """Tokens by id, once the model has computed a short text as it should (`models.ct2_check`).
+
+    Raises ModelError for a model that computes no numbers, or others than it was converted from.
+    """
     try:
-        output = generator.forward_batch([[0]])
+        size = logits_at_once(generator, [0]).shape[-1]
+        tokens = checked_vocabulary(folder, size)[:size]
+        stored, window = stored_quantization(variables), smallest_window(variables)
+        require_same_logits(generator, folder, tokens, window, stored, context)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} cannot be run: {first_line(error)}", _DAMAGED) from error
-    logits = np.array(output.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32))
-    if not np.isfinite(logits.max()):
-        raise ModelError(f"{folder} computes no numbers, only NaN or infinity", _DAMAGED)
-    return int(logits.shape[-1])
+    return tokens
 
 
 def checked_vocabulary(folder: Path, size: int) -> list[str]:
@@ -113,9 +121,9 @@ def memory_sizes(folder: Path, compute_type: str) -> MemorySizes:
     queries share one key/value head (src/layers/attention.cc, replicate_heads)."""
     variables = read_variables(folder)
     attention = "decoder/layer_0/self_attention"
-    heads = variables["decoder/num_heads"].value or 1
+    heads = int(variables["decoder/num_heads"].value or 1)
     shared = variables.get(f"{attention}/num_heads_kv")
-    kv_heads = (shared.value if shared else None) or heads
+    kv_heads = int((shared.value if shared else None) or heads)
     head_size = variables[f"{attention}/linear_0/weight"].shape[0] // (heads + 2 * kv_heads)
     cached_heads = 1 if kv_heads == 1 else heads
     number_bytes = 2 if compute_type.endswith("float16") else 4

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from packhorse.contract import EngineTraits
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engines.ct2_loading import await_idle
-from packhorse.engines.rows import NOT_NUMBERS, Row, answer, refuse
+from packhorse.engines.rows import NOT_NUMBERS, Row, answer
 
 Ids = tuple[int, ...]
 Vector = npt.NDArray[np.float64]
@@ -40,13 +40,16 @@ class ContinuationScoring:
     """One pass of batches, a prompt a worker.
 
     names: tokens by id. continuations: token ids, none empty. may_keep: whether the library may
-    keep the state of a prefix for its lifetime.
+    keep the state of a prefix for its lifetime. refuse: the failure of a row that cannot be scored.
+    window: positions that can be computed at once, 0 for all.
     """
 
     generator: Any
     names: Sequence[str]
     continuations: Sequence[Sequence[int]]
     may_keep: Callable[[Ids], bool]
+    refuse: Callable[[Row], Failure | None]
+    window: int
     traits: EngineTraits
 
     def scores(self, batches: Iterator[Batch]) -> Iterator[Scores | Failure]:
@@ -68,7 +71,7 @@ class ContinuationScoring:
             await_idle(self.generator)
 
     def _result(self, row: Row, shared: int) -> Scores | Failure:
-        refusal = refuse(row, self.traits.max_context, len(self.names))
+        refusal = self.refuse(row)
         if refusal is not None:
             return refusal
 
@@ -85,7 +88,9 @@ class ContinuationScoring:
         that other prompts begin with too."""
         wanted = [tuple(ids) for ids in self.continuations]
         nodes = list(dict.fromkeys(ids[:length] for ids in wanted for length in range(len(ids))))
-        if shared and len(nodes) * (len(prompt) - shared) < len(prompt):
+        longest = len(prompt) + max(map(len, nodes))
+        fits = not self.window or longest <= self.window
+        if fits and shared and len(nodes) * (len(prompt) - shared) < len(prompt):
             after = self._by_node(prompt, nodes, shared)
         else:
             after = self._by_path(prompt, _paths(nodes))

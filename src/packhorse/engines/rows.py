@@ -180,10 +180,15 @@ def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iter
             groups += [left[half:], left[:half]]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library raised for want of memory."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
 def diagnose(error: BaseException) -> tuple[str, str]:
     """Failure code and message for what an engine raised; the message is one line."""
     line = f"{type(error).__name__}: {first_line(error)}"
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         return (
             "out_of_memory",
             f"this row alone does not fit into memory ({line}): shorten it, lower max_new_tokens, "

@@ -29,6 +29,7 @@ from packhorse.errors import ModelError
 from packhorse.json_files import decode, read_object
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
+from packhorse.models.reference_logits import FILE as REFERENCE_LOGITS
 from packhorse.models.storage import cache_root, storage_errors
 
 FORMAT = 1
@@ -78,7 +79,9 @@ class Entry:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.digests)
+        """Over all files that decide a result; reference logits only judge, and their last bits
+        differ between machines."""
+        return fingerprint({n: d for n, d in self.digests.items() if n != REFERENCE_LOGITS})
 
 
 @dataclass(frozen=True, slots=True)

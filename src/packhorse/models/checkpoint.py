@@ -21,10 +21,10 @@ from packhorse.models.claims import (
     sizes_of_bytes,
     stored_sizes,
 )
+from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quantized_formats import (
     method_of_config,
-    needed_package,
     require_known_format,
 )
 from packhorse.models.recognize import (
@@ -202,11 +202,9 @@ def require_unquantized(checkpoint: Checkpoint) -> None:
     """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
     library of that format, computes with them."""
     if checkpoint.config.get("quantization_config") is not None:
-        package = needed_package(checkpoint.quantization)
-        computes = f", which computes it with {package}" if package else ""
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
-            f"give the unquantized model, or use --engine transformers{computes}",
+            instead_for_folder(checkpoint.folder, "ctranslate2"),
         )
 
 

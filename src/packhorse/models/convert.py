@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
 from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import (
     Checkpoint,
@@ -12,56 +16,94 @@ from packhorse.models.checkpoint import (
     require_own_class,
     require_unquantized,
 )
-from packhorse.models.ctranslate2_folder import TOKENIZER, read_variables
+from packhorse.models.ctranslate2_folder import (
+    TOKENIZER,
+    layer_elements,
+    read_variables,
+    smallest_window,
+    stored_quantization,
+    vocabulary,
+)
+from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.quiet import quiet_transformers
+from packhorse.models.reference_logits import ReferenceLogits, reference_logits
 from packhorse.models.storage import require_free_bytes
 from packhorse.tokenizer_files import tokenizer_errors
 
-CONVERSION = "ctranslate2-2"
+CONVERSION = "ctranslate2-3"
 """Changes whenever the same checkpoint would give another folder."""
 
 _BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
-_USE_TRANSFORMERS = "use --engine transformers"
+_ROPE_TYPE = re.compile(r"RoPE scaling type '(\w+)' is not yet implemented")
 
 
 def converter_version() -> str:
     """What besides the checkpoint and the quantization decides a conversion."""
-    from importlib.metadata import version
-
     return f"{CONVERSION} {version('ctranslate2')}"
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint, quantization: str, folder: Path, model: Any = None
+    checkpoint: Checkpoint,
+    quantization: str,
+    folder: Path,
+    model: Any = None,
+    reference: ReferenceLogits | None = None,
 ) -> None:
     """Write `checkpoint` as a CTranslate2 folder with weights in `quantization` into `folder`.
 
     model: the checkpoint loaded and changed, to be converted in its place; it cannot be used
-    afterwards.
+    afterwards. reference: logits of the checkpoint before it was changed.
+
+    What is written is loaded once and compared with the logits of the model it was converted from,
+    which are kept beside it (`reference_logits`).
 
     The tokenizer goes into `tokenizer/` together with the Hugging Face config: a config.json of
     that model type beside tokenizer.json is what makes AutoTokenizer choose the same class as
     for the checkpoint, and CTranslate2 has a config.json of its own.
 
-    Raises ModelError for a model family that CTranslate2 has no converter for.
+    Raises ModelError for a model family that CTranslate2 has no converter for, or whose converter
+    makes another model of it.
     """
     require_own_class(checkpoint)
     require_unquantized(checkpoint)
     _require_space(checkpoint, quantization, folder)
-    _convert(checkpoint, quantization, folder, model)
-    read_variables(folder)
+    hint = instead_for_folder(checkpoint.folder, "ctranslate2", quantization)
+    original = _convert(checkpoint, quantization, folder, model, reference, hint)
+    _require_same_model(checkpoint, folder, original, hint)
     checkpoint.copy_tokenizer(folder / TOKENIZER, "config.json")
 
 
-def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class _OriginalModel:
+    """What a converted model is compared with. elements: numbers in the weights of its layers."""
+
+    logits: ReferenceLogits | None
+    elements: int
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    quantization: str,
+    folder: Path,
+    changed: Any,
+    reference: ReferenceLogits | None,
+    hint: str,
+) -> _OriginalModel:
     from ctranslate2.converters import TransformersConverter
 
-    from packhorse.models.ct2_spec import complete, require_faithful, rotations_of
+    from packhorse.models.ct2_spec import (
+        ModelLostError,
+        complete,
+        require_faithful,
+        rotations_of,
+        text_elements,
+        vocabulary_names,
+    )
 
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
-        """Converts no random numbers in place of missing weights, never offers to run code, and
-        loses no setting of attention without a word."""
+        """Converts no random numbers in place of missing weights, never offers to run code, loses
+        no setting of attention without a word, and names every token id."""
 
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
             model = changed
@@ -73,31 +115,95 @@ def _convert(checkpoint: Checkpoint, quantization: str, folder: Path, changed: A
                 )
                 require_all_weights(loading)
             self.config, self.rotations = model.config, rotations_of(model)
+            self.original = _OriginalModel(
+                reference or reference_logits(model), text_elements(model)
+            )
+            self.token_ids = model.get_input_embeddings().weight.shape[0]
             return model
 
         def _load(self) -> Any:
             spec = super()._load()
+            spec.register_vocabulary(vocabulary_names(self.vocabulary, self.token_ids))
             complete(spec, self.config)
             require_faithful(spec, self.config, self.rotations)
             return spec
 
         def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
             with tokenizer_errors(checkpoint.folder):
-                return tokenizer_class.from_pretrained(path, trust_remote_code=False, **options)
+                tokenizer = tokenizer_class.from_pretrained(
+                    path, trust_remote_code=False, **options
+                )
+            self.vocabulary = tokenizer.get_vocab()
+            return tokenizer
 
     try:
         with quiet_transformers():
             converter = WholeModelConverter(str(checkpoint.folder))
             converter.convert(str(folder), quantization=quantization, force=True)
+        original: _OriginalModel = converter.original
+        return original
+    except ModelLostError as error:
+        raise ModelError(str(error), hint) from error
     except ModelError:
         raise
     except Exception as error:  # converters raise many kinds for what they do not know
-        family = checkpoint.config["model_type"]
-        reason = first_line(error)
-        if reason.startswith("No conversion is registered"):
-            reason = "it has no converter for this family"
+        family = str(checkpoint.config["model_type"])
+        raise ModelError(_why_not_converted(family, error), hint) from error
+
+
+def _why_not_converted(family: str, error: Exception) -> str:
+    reason = first_line(error)
+    if reason.startswith("No conversion is registered"):
+        return f"CTranslate2 has no converter for {family} models"
+    if rotation := _ROPE_TYPE.match(reason):
+        return (
+            f"CTranslate2 does not compute {rotation[1]} positions, which this {family} model has"
+        )
+    if isinstance(error, AttributeError | KeyError | TypeError | IndexError):
+        versions = f"CTranslate2 {version('ctranslate2')}"
+        return (
+            f"the converter for {family} models of {versions} does not work with this model in "
+            f"transformers {version('transformers')} ({type(error).__name__}: {reason})"
+        )
+    return f"CTranslate2 cannot convert this {family} model: {reason}"
+
+
+def _require_same_model(
+    checkpoint: Checkpoint, folder: Path, original: _OriginalModel, hint: str
+) -> None:
+    """Loads what was converted and compares it with the original; keeps the reference logits."""
+    import ctranslate2
+
+    from packhorse.models.ct2_check import require_same_logits
+    from packhorse.models.ct2_spec import require_all_weights_used
+
+    family = str(checkpoint.config["model_type"])
+    variables = read_variables(folder)
+    require_all_weights_used(family, layer_elements(variables), original.elements, hint)
+    if original.logits is None:
+        return
+    original.logits.save(folder)
+    stored = stored_quantization(variables)
+    size = (folder / "model.bin").stat().st_size
+    widened = size * 4 // _BYTES_PER_WEIGHT.get(stored, 1)
+    exact = stored == "float32" or widened < available_bytes() * SHARE_OF_FREE_MEMORY
+    try:
+        generator = ctranslate2.Generator(
+            str(folder), device="cpu", compute_type="float32" if exact else "default"
+        )
+        names, window = vocabulary(folder), smallest_window(variables)
+        require_same_logits(generator, folder, names, window, stored)
+    except ModelError as error:
         raise ModelError(
-            f"CTranslate2 cannot convert this {family} model: {reason}", _USE_TRANSFORMERS
+            f"CTranslate2 would run another model than this {family}: what its converter writes "
+            "computes other logits than transformers",
+            hint,
+        ) from error
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise ModelError(
+            f"CTranslate2 cannot run what its converter makes of this {family} model: "
+            f"{first_line(error)}",
+            hint,
         ) from error
 
 

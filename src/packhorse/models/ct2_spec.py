@@ -2,7 +2,8 @@
 
 A converter turns a model of transformers into a tree of weights and settings, a spec. CTranslate2
 4.8 writes no factor and no original length for rotations of the type llama3, without which they are
-those of a model that was never extended, and no head size for Llama and Qwen2. Other settings it
+those of a model that was never extended, no head size for Llama and Qwen2, no epsilon for most
+families, and no scale of GPT-2's attention. Other settings it
 reads under names of older versions of transformers and takes a default where there are none. None
 of this is an error there: the model just computes something else, in float32 too.
 """
@@ -10,8 +11,9 @@ of this is an error there: the model just computes something else, in float32 to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,22 @@ from ctranslate2.specs.common_spec import Activation
 from numpy.typing import NDArray
 
 from packhorse.errors import ModelError
+from packhorse.models.ctranslate2_folder import TOKENIZER, Variable, layer_count
 
+_LLAMA3 = (
+    "rotary_scaling_factor",
+    "rotary_low_freq_factor",
+    "rotary_high_freq_factor",
+    "original_max_position_embeddings",
+)
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _TOLERANCE = 1e-4
 """Of frequencies, relative: they are computed in float32 there and in float64 here."""
 Frequencies = NDArray[np.float64]
+
+
+class ModelLostError(ModelError):
+    """A converter makes another model of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +68,22 @@ def complete(spec: Any, config: Any) -> None:
     of transformers."""
     text = config.get_text_config()
     own_head_size = _own_head_size(text)
+    epsilon = next((getattr(text, name) for name in _EPSILONS if hasattr(text, name)), None)
+    if epsilon is not None:
+        spec.config.layer_norm_epsilon = epsilon
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if getattr(spec.config, name, "") is None:
+            setattr(spec.config, name, "")
+    cap = getattr(text, "final_logit_softcapping", None)
+    if cap:
+        spec.decoder.final_logit_softcapping = np.float32(cap)
     scaling = getattr(text, "rope_parameters", None) or {}
-    for attention in _attentions(spec):
+    for number, attention in enumerate(_attentions(spec)):
         settings = vars(attention)  # a spec refuses to be assigned what it was not made with
         if own_head_size and "head_dim" not in settings:
             settings["head_dim"] = np.int32(own_head_size)
+        if (scale := _query_scale(text, number)) is not None:
+            settings["queries_scale"] = np.float32(scale)
         if settings.get("rotary_scaling_type") == RotaryScalingType.Llama3 and "factor" in scaling:
             settings["rotary_scaling_factor"] = np.float32(scaling["factor"])
             settings["rotary_low_freq_factor"] = np.float32(scaling["low_freq_factor"])
@@ -73,34 +98,128 @@ def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> 
 
     config: the model's, of transformers. rotations: what `rotations_of` found in it.
     """
+    attentions = [dict(vars(each)) for each in _attentions(spec)]
+    if lost := _lost(attentions, int(spec.decoder.activation), config, rotations):
+        raise ModelLostError(
+            f"CTranslate2 would run another model than this {config.get_text_config().model_type}: "
+            f"its converter loses {lost}",
+            "use --engine transformers",
+        )
+
+
+def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> None:
+    """ModelError where a CTranslate2 folder that somebody else converted is known to compute
+    something else than its model, by its own settings and by the model's config where that lies
+    beside them."""
+    from packhorse.models.engine_support import PACKED_LLAMA_LIKE, config_of
+
+    attentions = [_settings(variables, number) for number in range(layer_count(variables))]
+    lost = None
+    if any(
+        each.get("rotary_scaling_type") == RotaryScalingType.Llama3 and not set(_LLAMA3) <= {*each}
+        for each in attentions
+    ):
+        lost = "the factors of its rotations (llama3)"
+    places = (folder / "hf_config.json", folder / TOKENIZER / "config.json")
+    config = next((config_of(path) for path in places if path.is_file()), None)
+    activation = variables.get("decoder/activation")
+    if config is not None and activation is not None and not lost:
+        text, rotations = config.get_text_config(), {}
+        if text.model_type in PACKED_LLAMA_LIKE:
+            from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+            rotations = rotations_of(LlamaRotaryEmbedding(text))
+        lost = _lost(attentions, int(activation.value or 0), config, rotations)
+    if lost:
+        raise ModelError(
+            f"{folder} holds another model than it was made from: its converter lost {lost}",
+            "give the Hugging Face folder it was made from",
+        )
+
+
+def _settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
+    """The settings of a layer's attention in a CTranslate2 folder, by a spec's names."""
+    start = f"decoder/layer_{number}/self_attention/"
+    held = {name.removeprefix(start): v for name, v in variables.items() if name.startswith(start)}
+    return {name: each.value for name, each in held.items() if each.value is not None}
+
+
+def _lost(
+    attentions: Sequence[Mapping[str, Any]],
+    activation: int,
+    config: Any,
+    rotations: dict[str, Rotation],
+) -> str | None:
+    """What settings are known to lose of a model; None for nothing."""
     text = config.get_text_config()
     kinds = _layer_kinds(text)
     head_size = _own_head_size(text) or text.hidden_size // text.num_attention_heads
     lost = None
     if getattr(text, "attn_logit_softcapping", None):
         lost = "the cap of its attention scores"
-    if spec.decoder.activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
+    if activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
         lost = f"its activation {_activation(text)!r}"
-    for number, attention in enumerate(_attentions(spec)):
+    if len(attentions) != len(kinds):
+        return f"{len(kinds) - len(attentions)} of its layers"
+    for number, attention in enumerate(attentions):
         wanted = rotations.get(kinds[number]) or rotations.get("")
-        if _window(text, kinds[number]) and not vars(attention).get("sliding_window"):
+        window = int(attention.get("sliding_window") or 0)
+        if (wide := _window(text, kinds[number])) and window != wide:
             lost = "the window of its attention"
-        elif wanted and hasattr(attention, "rotary_dim"):
+        elif wanted and "rotary_dim" in attention:
             given = _frequencies(attention, head_size)
             if wanted.scale != 1 or not _equal(given, wanted.frequencies):
                 lost = "how its positions rotate"
-    if lost:
-        raise ModelError(
-            f"CTranslate2 would run another model than this {text.model_type}: "
-            f"its converter loses {lost}",
-            "use --engine transformers",
-        )
+    return lost
 
 
 def _own_head_size(text: Any) -> int | None:
     """The size of a head where it is another than the share of the hidden size, else None."""
     size = getattr(text, "head_dim", None)
     return size if size and size * text.num_attention_heads != text.hidden_size else None
+
+
+def _query_scale(text: Any, layer: int) -> float | None:
+    """The factor of queries where GPT-2's settings make it another than 1/sqrt(head size)."""
+    is_scaled = getattr(text, "scale_attn_weights", True)
+    by_layer = getattr(text, "scale_attn_by_inverse_layer_idx", False)
+    if is_scaled and not by_layer:
+        return None
+    usual = math.sqrt(text.num_attention_heads / text.hidden_size)
+    return (usual if is_scaled else 1.0) / (layer + 1 if by_layer else 1)
+
+
+def text_elements(model: Any) -> int:
+    """Numbers in all weights of a transformers model that compute text, but those of embeddings,
+    learned positions and head."""
+    from torch.nn import Embedding
+
+    decoder = model.get_decoder()
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    outside = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tables = [each for each in decoder.modules() if isinstance(each, Embedding)]
+    outside += [each for each in tables if 0 <= each.num_embeddings - positions <= 2]
+    left_out = {id(each) for module in outside if module for each in module.parameters()}
+    return sum(each.numel() for each in decoder.parameters() if id(each) not in left_out)
+
+
+def require_all_weights_used(family: str, converted: int, original: int, hint: str) -> None:
+    """ModelError where a converter left weights out: see `layer_elements`, `text_elements`."""
+    if converted < original:
+        raise ModelError(
+            f"CTranslate2 would run another model than this {family}: its converter leaves out "
+            f"{original - converted:,} of the {original:,} weights of its layers",
+            hint,
+        )
+
+
+def vocabulary_names(tokens: Mapping[str, int], size: int) -> list[str]:
+    """Names of `size` token ids, by a tokenizer's ids; ids that it does not use get names too."""
+    names = {token_id: token for token, token_id in tokens.items()}
+    mark = "unused"
+    while any(token.startswith(f"<{mark}_id_") for token in tokens):
+        mark += "_"
+    return [names.get(token_id, f"<{mark}_id_{token_id}>") for token_id in range(size)]
 
 
 def _attentions(spec: Any) -> Iterator[Any]:
@@ -113,6 +232,9 @@ def _activation(text: Any) -> str:
 
 def _layer_kinds(text: Any) -> list[str]:
     """The kind of attention of each layer, by transformers' names."""
+    if text.model_type in ("llama", "gemma", "mistral"):
+        kind = "sliding_attention" if text.model_type == "mistral" else "full_attention"
+        return [kind] * text.num_hidden_layers
     kinds = getattr(text, "layer_types", None)
     return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
 
@@ -124,10 +246,9 @@ def _window(text: Any, kind: str) -> int:
     return window if kind == "sliding_attention" and window < context else 0
 
 
-def _frequencies(attention: Any, head_size: int) -> Frequencies:
+def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
     """What CTranslate2 computes from a layer's settings (src/layers/attention_layer.cc,
     RotaryEmbeddings::initialize)."""
-    settings = vars(attention)
     rotated = int(settings["rotary_dim"]) or int(settings.get("head_dim", head_size))
     plain = float(settings["rotary_base"]) ** -(np.arange(0, rotated, 2) / rotated)
     kind, factor = settings.get("rotary_scaling_type"), settings.get("rotary_scaling_factor", 1)

@@ -7,6 +7,7 @@ bytes ending in NUL. (ctranslate2/specs/model_spec.py, ModelSpec._serialize)
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ NOTE = "quantization.json"
 """File that says how the model was made ready for int8, where it was."""
 DECODER = "TransformerDecoderSpec"
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
-_TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i"}
+_TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i", "float32": "<f"}
+_OUTSIDE = ("decoder/embeddings/", "decoder/position_encodings/", "decoder/projection/")
 _VERSIONS = (5, 6)
 _SMALL_BYTES = 8
 _AGAIN = "copy, fetch or convert it again"
@@ -36,7 +38,7 @@ class Variable:
 
     shape: tuple[int, ...]
     dtype: str
-    value: int | None
+    value: int | float | None
 
 
 def read_variables(folder: Path) -> Mapping[str, Variable]:
@@ -128,6 +130,21 @@ def require_readable(folder: Path) -> None:
     where = tokenizer_folder(folder)
     for name in tokenizer_files(where):
         require_tokenizer_content(where / name)
+
+
+def smallest_window(variables: Mapping[str, Variable]) -> int:
+    """Positions that some layer's attention reaches back at most; 0 where all reach all."""
+    held = [each.value for name, each in variables.items() if name.endswith("/sliding_window")]
+    return min((int(value) for value in held if value and value > 0), default=0)
+
+
+def layer_elements(variables: Mapping[str, Variable]) -> int:
+    """Numbers in all weights but those of embeddings, positions and head."""
+    return sum(
+        math.prod(each.shape)
+        for name, each in variables.items()
+        if each.shape and not name.startswith(_OUTSIDE) and not name.endswith("_scale")
+    )
 
 
 def layer_count(variables: Mapping[str, Variable]) -> int:

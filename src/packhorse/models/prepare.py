@@ -14,6 +14,7 @@ from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
+from packhorse.models.engine_support import FORMATS, engines_of_folder
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
@@ -27,13 +28,16 @@ from packhorse.models.quantized import (
     way_for,
     write_int8,
 )
-from packhorse.models.resolve import CTranslate2Folder, HubModel, engine_for, resolve
+from packhorse.models.resolve import (
+    CTranslate2Folder,
+    HubModel,
+    HuggingFaceFolder,
+    Source,
+    engine_for,
+    resolve,
+)
 from packhorse.quantization.methods import AUTO, PLAIN, methods_for, require_known
 
-_FORMATS = {
-    "transformers": ("auto", "float32", "bfloat16", "float16"),
-    "packed": ("auto", "float32", "int8"),
-}
 _warn: Report = logging.getLogger("packhorse.models").warning
 
 
@@ -91,7 +95,7 @@ def _prepare(asked: _Asked) -> PreparedModel:
         _check_formats(asked.engine, asked.quantization)
     source = find_source(asked.model, allow_pickle=asked.allow_pickle, report=asked.report)
     chosen = engine_for(source, asked.engine)
-    _check_formats(chosen, asked.quantization)
+    _check_formats(chosen, asked.quantization, source)
     if isinstance(source, CTranslate2Folder):
         return _ready(asked.model, source.path, asked.report)
     assert not isinstance(source, HubModel)
@@ -238,8 +242,11 @@ def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
 
 def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
+    from packhorse.models.ct2_spec import require_faithful_folder
+
     variables = ready.read_variables(folder)
     ready.require_readable(folder)
+    require_faithful_folder(folder, variables)
     tokenizer = ready.tokenizer_folder(folder)
     files = ready.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
@@ -274,10 +281,16 @@ def _check_method(asked: _Asked) -> None:
         )
 
 
-def _check_formats(engine: str, quantization: str) -> None:
-    formats = _FORMATS.get(engine, (quantization,))
-    if quantization not in formats:
-        raise ConfigError(
-            f"the {engine} engine does not run {quantization}",
-            f"add --engine ctranslate2, or choose {', '.join(formats[1:])}",
-        )
+def _check_formats(engine: str, quantization: str, source: Source | None = None) -> None:
+    """source: the model, once it is here; engines are named that run it in this format."""
+    formats = FORMATS.get(engine, (quantization,))
+    if quantization in formats:
+        return
+    hint = f"choose {', '.join(formats[1:])}"
+    if isinstance(source, HuggingFaceFolder):
+        others = engines_of_folder(source.path, engine, quantization)
+    else:  # the models of the catalog, and those that GGUF files hold for the most part
+        others = () if source is None else ("ctranslate2",)
+    if others:
+        hint = f"add --engine {others[-1]}, or {hint}"
+    raise ConfigError(f"the {engine} engine does not run {quantization}", hint)

@@ -26,6 +26,7 @@ from packhorse.models.facts import stated_context
 from packhorse.models.int8_folder import write_int8_folder
 from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
+from packhorse.models.reference_logits import ReferenceLogits, reference_logits
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
 from packhorse.quantization.progress import Steps
@@ -92,12 +93,12 @@ def convert_ready(
     from packhorse.quantization.rounding import round_weights
 
     steps = Steps(f"making {title} ready for int8", _STEPS, report)
-    structure, recipe = _folded(checkpoint, way, steps)
+    structure, recipe, reference = _folded(checkpoint, way, steps)
     round_weights(structure, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
     model = structure.model
     del structure  # its views keep weights alive that the converter lets go of
-    convert_checkpoint(checkpoint, form, folder, model)
+    convert_checkpoint(checkpoint, form, folder, model, reference)
     write_json(folder / NOTE, _note(way, recipe))
 
 
@@ -109,12 +110,14 @@ def write_int8(checkpoint: Checkpoint, way: Way, folder: Path, title: str, repor
     from packhorse.quantization.turning import turn_inputs
 
     steps = Steps(f"making {title} ready for int8", _STEPS, report)
-    structure, recipe = _folded(checkpoint, way, steps)
+    structure, recipe, reference = _folded(checkpoint, way, steps)
     turn_inputs(structure)
     round_weights(structure, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
     write_int8_folder(structure, folder)
     checkpoint.copy_tokenizer(folder)
+    if reference is not None:
+        reference.save(folder)
     write_json(folder / NOTE, _note(way, recipe))
 
 
@@ -131,8 +134,10 @@ def method_of(folder: Path) -> str:
         return ""
 
 
-def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, Recipe]:
-    """The checkpoint loaded and folded, and by which recipe."""
+def _folded(
+    checkpoint: Checkpoint, way: Way, steps: Steps
+) -> tuple[Structure, Recipe, ReferenceLogits | None]:
+    """The checkpoint loaded and folded, by which recipe, and its logits before."""
     methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)
     needed = ready_bytes(checkpoint)
     require_memory("making the model ready for int8", needed, "choose --quantization-method plain")
@@ -141,6 +146,7 @@ def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, 
 
     steps.begin("loading")
     structure = structure_of(load_float32(checkpoint))
+    reference = reference_logits(structure.model)
     recipe = way.recipe
     if recipe is None:
         room = stated_context(checkpoint.config) or MAX_PROMPT_TOKENS
@@ -148,7 +154,7 @@ def _folded(checkpoint: Checkpoint, way: Way, steps: Steps) -> tuple[Structure, 
         prompts = prompt_ids(codec, shipped_requests(), min(room, MAX_PROMPT_TOKENS))
         recipe = quick_recipe(structure, methods[-1], prompts)
     fold(structure, recipe, steps.begin("reading prompts"))
-    return structure, recipe
+    return structure, recipe, reference
 
 
 def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class HuggingFaceCodec:
         stored = read_object(listed)
         token = self.token_name(token_id)
         added = {each["content"] for each in stored.get("added_tokens") or []}
-        return token in _pieces(stored["model"].get("vocab")) and token not in added
+        return token in _listed_tokens(stored["model"].get("vocab")) and token not in added
 
     @cached_property
     def longest_token(self) -> int:
@@ -283,6 +283,6 @@ _BYTES = _byte_alphabet()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def _pieces(vocabulary: Any) -> Collection[str]:
+def _listed_tokens(vocabulary: Any) -> Collection[str]:
     """Tokens of a tokenizer.json: a map to ids, or Unigram's list of pairs."""
     return vocabulary if isinstance(vocabulary, dict) else {pair[0] for pair in vocabulary or []}

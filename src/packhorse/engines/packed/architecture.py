@@ -8,14 +8,19 @@ from typing import Any
 
 from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import EngineError
+from packhorse.models.engine_support import (
+    PACKED_FAMILIES,
+    PACKED_LLAMA_LIKE,
+    inner_size,
+    instead_of,
+    packed_refusal,
+)
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
 from packhorse.quantization.turning import turned_together
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-FAMILIES = (*LLAMA_LIKE, "gpt2")
-_ROTATIONS = ("default", "linear", "llama3", "yarn")
-_ELSEWHERE = "use --engine transformers or --engine ctranslate2, which run more families"
+LLAMA_LIKE = PACKED_LLAMA_LIKE
+FAMILIES = PACKED_FAMILIES
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,16 @@ class Architecture:
         return getattr(self.config, "quantization_config", None) is not None
 
     @property
+    def biases(self) -> tuple[bool, bool, bool]:
+        """Whether queries, keys and values, the output of attention, and the MLP have biases, as
+        transformers has it: others that a file holds are not read."""
+        if self.family == "gpt2":
+            return True, True, True
+        attention = self.family in ("llama", "qwen3") and bool(self.config.attention_bias)
+        mlp = self.family == "llama" and bool(self.config.mlp_bias)
+        return attention or self.family == "qwen2", attention, mlp
+
+    @property
     def qkv_digits(self) -> int:
         """Of the int8 weights of queries, keys and values: those rounded while they are loaded have
         a second one."""
@@ -82,32 +97,23 @@ class Architecture:
         return turned_together(self.inner)
 
 
-def read_architecture(folder: Path) -> Architecture:
-    """The architecture of a Hugging Face folder.
+def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:
+    """The architecture of a Hugging Face folder that is to run in `quantization`.
 
     Raises ModelError for a config that cannot be read, EngineError for what this engine cannot run,
-    naming engines that may.
+    naming engines that do.
     """
     config = load_config(folder)
     family = str(config.model_type)
-    if family not in FAMILIES:
-        raise _cannot(f"models of family {family!r}, only {', '.join(FAMILIES)}")
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None and not is_int8_folder({"quantization_config": quantized}):
-        raise _cannot("checkpoints that are quantized already")
-    built = _gpt2(config) if family == "gpt2" else _llama_like(family, config)
-    _require_whole_vectors(built)
-    return built
+    is_int8_folder({"quantization_config": getattr(config, "quantization_config", None)})
+    if refusal := packed_refusal(config):
+        raise EngineError(
+            f"the packed engine does not run {refusal}", instead_of(config, "packed", quantization)
+        )
+    return _gpt2(config) if family == "gpt2" else _llama_like(family, config)
 
 
 def _llama_like(family: str, config: Any) -> Architecture:
-    rotation = config.rope_parameters["rope_type"]
-    if rotation not in _ROTATIONS:
-        raise _cannot(f"rotary positions of type {rotation!r}, only {', '.join(_ROTATIONS)}")
-    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _cannot("heads that are rotated in part")
-    if config.hidden_act != "silu":
-        raise _cannot(f"the activation {config.hidden_act!r} in a {family} model, only silu")
     head_size = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
@@ -115,13 +121,13 @@ def _llama_like(family: str, config: Any) -> Architecture:
         family=family,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        inner=config.intermediate_size,
+        inner=inner_size(config),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_size=head_size,
         vocabulary=config.vocab_size,
         epsilon=config.rms_norm_eps,
-        windows=_windows(config),
+        windows=_windows(family, config),
         positions=0,
         is_gated=True,
         has_head_norms=family == "qwen3",
@@ -130,24 +136,21 @@ def _llama_like(family: str, config: Any) -> Architecture:
     )
 
 
-def _windows(config: Any) -> tuple[int, ...]:
-    window = getattr(config, "sliding_window", None) or 0
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+def _windows(family: str, config: Any) -> tuple[int, ...]:
+    """Of each layer, as transformers has it: Llama reads no window, Mistral no kinds of layers."""
+    window = 0 if family == "llama" else int(config.sliding_window or 0)
+    if family in ("llama", "mistral"):
+        return (window,) * int(config.num_hidden_layers)
+    kinds = config.layer_types
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _gpt2(config: Any) -> Architecture:
-    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise _cannot(f"the activation {config.activation_function!r} in a gpt2 model")
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        raise _cannot("GPT-2 attention that is scaled in another way than by 1/sqrt(head size)")
-    if getattr(config, "add_cross_attention", False):
-        raise _cannot("GPT-2 with cross-attention")
     return Architecture(
         family="gpt2",
         layers=config.n_layer,
         hidden=config.n_embd,
-        inner=config.n_inner or 4 * config.n_embd,
+        inner=inner_size(config),
         heads=config.n_head,
         kv_heads=config.n_head,
         head_size=config.n_embd // config.n_head,
@@ -160,13 +163,3 @@ def _gpt2(config: Any) -> Architecture:
         ties_head=config.tie_word_embeddings,
         config=config,
     )
-
-
-def _require_whole_vectors(built: Architecture) -> None:
-    for name in ("hidden", "inner"):
-        if getattr(built, name) % LANES:
-            raise _cannot(f"{name} sizes of {getattr(built, name)}, only multiples of {LANES}")
-
-
-def _cannot(what: str) -> EngineError:
-    return EngineError(f"the packed engine does not run {what}", _ELSEWHERE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,11 @@ from packhorse.contract import EngineTraits, TokenWatch
 from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
 from packhorse.engines.allocator import return_freed_memory
 from packhorse.engines.cores import usable_cores
-from packhorse.engines.packed.architecture import read_architecture
+from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
 from packhorse.engines.packed.int8_products import products_are_exact
-from packhorse.engines.packed.memory import weight_bytes, working_bytes
+from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.running import Result as Outcome
 from packhorse.engines.packed.running import Run
@@ -31,8 +31,15 @@ from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
-from packhorse.engines.rows import Result
-from packhorse.errors import EngineError, ModelError
+from packhorse.engines.rows import NOT_NUMBERS, Result, is_out_of_memory
+from packhorse.errors import EngineError, ModelError, first_line
+from packhorse.models.reference_logits import (
+    EXACT,
+    Tolerance,
+    are_near,
+    check_text,
+    read_reference,
+)
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -41,6 +48,13 @@ QUANTIZATIONS = ("float32", "int8")
 ROWS = 256
 STEP_TOKENS = 512
 CACHE_TOKENS = 1 << 16
+LONGEST_ROW = 1 << 20
+"""Tokens of a row that memory is set aside for unasked, whatever a config claims."""
+STEPPED_TOKENS = 24
+"""Tokens at the end of a text whose logits, computed one by one, are those of the whole text."""
+ROUNDED = Tolerance(largest=np.inf, typical=0.9)
+"""Of int8 weights and activations: outliers of a model cost much, and its text is still its own."""
+T = TypeVar("T")
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
 _IN_PARTS = (
     "this CPU has no VNNI: to be exact, int8 weights are held in two parts, twice as large, and "
@@ -58,8 +72,8 @@ class PackedEngine:
     "int8": weights per output channel, activations per row, the cache per token and head.
     device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
     cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
-    of max_context take, and at most SHARE_OF_FREE_MEMORY of what is free. `traits.peak_bytes` is
-    what it all comes to. rows: under way at most.
+    of max_context take (LONGEST_ROW at most), and at most SHARE_OF_FREE_MEMORY of what is free.
+    `traits.peak_bytes` is what it all comes to. rows: under way at most.
     step_tokens: tokens of a step at most, at least `rows`.
 
     In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
@@ -82,24 +96,32 @@ class PackedEngine:
     ) -> None:
         _require(quantization, device)
         quantized = quantization == "int8"
-        built = read_architecture(folder)
+        built = read_architecture(folder, quantization)
         if quantized and not products_are_exact():
             _log.warning(_IN_PARTS)
-        weights = load_weights(folder, built, quantized=quantized)
+        described = built
+        weights = _allocated(folder, lambda: load_weights(folder, described, quantized=quantized))
         built = replace(built, ties_head=weights.ties_head)
         return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)
-        blocks = _blocks(token_bytes, max_context, cache_bytes)
-        context = min(max_context, blocks * BLOCK)
-        cache = KeyValueCache(built, blocks, quantized=quantized)
-        self._network: Network | None = Network(built, weights, cache, context)
         self._end_ids = frozenset(end_ids)
         self._rows, self._step_tokens = rows, max(step_tokens, rows)
         self._threads = threads or usable_cores()
-        self._scratches = [
-            Scratch(built, self._step_tokens, rows, context, quantized=quantized)
-            for _ in range(self._threads)
-        ]
+        position_bytes = bytes_per_position(built, self._threads)
+        blocks = _blocks(token_bytes, position_bytes, max_context, cache_bytes)
+        context = min(max_context, blocks * BLOCK)
+
+        def allocate() -> tuple[Network, list[Scratch]]:
+            cache = KeyValueCache(built, blocks, quantized=quantized)
+            network = Network(built, weights, cache, context)
+            return network, [
+                Scratch(built, self._step_tokens, rows, context, quantized=quantized)
+                for _ in range(self._threads)
+            ]
+
+        self._network: Network | None
+        cache_gb = blocks * BLOCK * token_bytes / 1e9
+        self._network, self._scratches = _allocated(folder, allocate, cache_gb)
         self._run: Run | None = None
         self._lock = threading.Lock()
         self._traits = EngineTraits(
@@ -119,6 +141,7 @@ class PackedEngine:
             working_bytes=working_bytes(built, self._scratches, context),
         )
         self._try_out(folder)
+        self._check(folder, built)
 
     @property
     def traits(self) -> EngineTraits:
@@ -194,6 +217,38 @@ class PackedEngine:
                 count, time.monotonic() - started, kernel_folder(),
             )  # fmt: skip
 
+    def _check(self, folder: Path, built: Architecture) -> None:
+        """ModelError where a text gives other logits at once than token by token, or others than
+        those that are kept beside the weights."""
+        reference, context = read_reference(folder), self._traits.max_context
+        if reference is None or max(reference.token_ids) >= built.vocabulary:
+            reference, text = None, check_text(built.vocabulary, context, min(built.windows))
+        else:
+            text = reference.token_ids[:context]
+        assert self._network is not None
+        scratch, count = self._scratches[0], min(len(text), STEPPED_TOKENS)
+        whole = logits_after(self._network, scratch, text, len(text))
+        if not np.isfinite(whole).all():
+            raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
+        if not are_near(self._stepped(text, count), whole[-count:], EXACT):
+            raise ModelError(
+                f"the packed engine computes other logits for the prompt in {folder} than for the "
+                "same tokens one after the other",
+                "use --engine transformers",
+            )
+        tolerance = EXACT if self._traits.compute_type == "float32" else ROUNDED
+        if reference is not None and not reference.is_near(whole, 0, tolerance):
+            raise ModelError(
+                f"the packed engine computes other logits from {folder} than the model it was made "
+                "from",
+                "use --engine transformers with the model it was made from",
+            )
+
+    def _stepped(self, text: Sequence[int], count: int) -> NDArray[np.float32]:
+        """Logits of the last `count` tokens of a text, computed one by one."""
+        assert self._network is not None
+        return logits_after(self._network, self._scratches[0], text, count, at_once=1)
+
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> PackedEngine:
     """Loads a Hugging Face folder. Raises ModelError and EngineError as `PackedEngine`."""
@@ -217,7 +272,7 @@ def _require(quantization: str, device: str) -> None:
     if quantization not in ("auto", *QUANTIZATIONS):
         raise EngineError(
             f"the packed engine does not run {quantization}, only {', '.join(QUANTIZATIONS)}",
-            "for other formats use --engine transformers or --engine ctranslate2",
+            f"choose --quantization {' or '.join(QUANTIZATIONS)}",
         )
     if device not in ("auto", "cpu"):
         raise EngineError(
@@ -226,17 +281,48 @@ def _require(quantization: str, device: str) -> None:
         )
 
 
-def _blocks(token_bytes: int, max_context: int, cache_bytes: int | None) -> int:
-    """Blocks of the cache; EngineError for memory that holds none."""
+def _blocks(
+    token_bytes: int, position_bytes: int, max_context: int, cache_bytes: int | None
+) -> int:
+    """Blocks of the cache; EngineError for memory that holds none. position_bytes: of what grows
+    with the longest row besides."""
     block_bytes = token_bytes * BLOCK
     if cache_bytes is None:
-        wanted = -(-max(CACHE_TOKENS, max_context) // BLOCK) * block_bytes
-        cache_bytes = min(wanted, int(available_bytes() * SHARE_OF_FREE_MEMORY))
-    blocks = cache_bytes // block_bytes
+        wanted = -(-max(CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
+        cache_bytes = int(available_bytes() * SHARE_OF_FREE_MEMORY)
+        by_memory = cache_bytes // block_bytes
+        if max_context > CACHE_TOKENS:
+            by_memory = cache_bytes // (block_bytes + BLOCK * position_bytes)
+        blocks = min(wanted, by_memory)
+    else:
+        blocks = cache_bytes // block_bytes
     if blocks < 2:
         raise EngineError(
             f"{cache_bytes / 1e6:,.1f} MB hold no keys and values of this model: 16 tokens take "
             f"{block_bytes / 1e6:,.1f} MB",
-            "give it more, or use a smaller model or int8",
+            "give it more with --cache-gb, or use a smaller model or int8",
         )
     return blocks
+
+
+def _allocated(folder: Path, make: Callable[[], T], cache_gb: float | None = None) -> T:
+    """What `make` returns; EngineError where there is no memory for it.
+
+    cache_gb: size of the keys and values that it allocates (GB); None for the weights.
+    """
+    try:
+        return make()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if cache_gb is None:
+            raise EngineError(
+                f"the weights of {folder} do not fit into memory ({first_line(error)})",
+                "free some memory, or use a smaller model or --quantization int8",
+            ) from error
+        raise EngineError(
+            f"there is no memory for {cache_gb:.2g} GB of keys and values beside the weights of "
+            f"{folder} ({first_line(error)})",
+            f"give them less, e.g. --cache-gb {max(0.01, cache_gb / 4):.2g}, or use a smaller "
+            "model",
+        ) from error

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.int8_products import products_are_exact
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
+from packhorse.engines.packed.tiles import TILE_ROWS
 
 _CHANNEL_BYTES = 8
 """Scale and bias of an output channel."""
@@ -42,6 +43,13 @@ def weight_bytes(built: Architecture, *, quantized: bool) -> int:
         + built.vocabulary * _CHANNEL_BYTES
         + 4 * (built.positions + 2) * built.hidden
     )
+
+
+def bytes_per_position(built: Architecture, threads: int) -> int:
+    """What grows with the longest row beside keys and values: rotations, three times while they
+    are computed, and for each thread the scores of a tile."""
+    rotations = 0 if built.positions else 4 * built.padded_head
+    return 3 * rotations + threads * TILE_ROWS * 4
 
 
 def working_bytes(built: Architecture, scratches: Sequence[Scratch], context: int) -> int:

@@ -93,15 +93,21 @@ def _total(ids: Ids, known: dict[Ids, dict[int, float]]) -> float:
 
 
 def logits_after(
-    network: Network, scratch: Scratch, token_ids: Several[int], count: int
+    network: Network,
+    scratch: Scratch,
+    token_ids: Several[int],
+    count: int,
+    at_once: int | None = None,
 ) -> NDArray[np.float32]:
     """Logits [count, vocabulary] of what follows each of the last `count` tokens.
 
-    Uses the cache from its beginning, which must hold `token_ids` and nothing else.
+    at_once: tokens of a step at most; None is as many as there is room for. Uses the cache from
+    its beginning, which must hold `token_ids` and nothing else.
     """
     found = np.empty((count, network.built.vocabulary), np.float32)
     tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
-    most = min(len(scratch.stream), len(scratch.last_stream))
+    room = min(len(scratch.stream), len(scratch.last_stream))
+    most = min(room, at_once or room)
     step = empty_step(most, most)
     wanted = len(token_ids) - count
     for first in range(0, len(token_ids), most):

@@ -49,7 +49,7 @@ class Stored:
         if name not in self:
             raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
         opened, full = self._tensors[name]
-        tensor: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
+        tensor = self._tensor(opened, full)
         if tuple(tensor.shape) != shape:
             raise ModelError(
                 f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
@@ -57,19 +57,29 @@ class Stored:
             )
         if f"{name}_scale" in self:
             opened, full = self._tensors[f"{name}_scale"]
-            steps: Tensor = opened.get_tensor(full)
-            return (tensor * steps).contiguous()
+            return (tensor * self._tensor(opened, full)).contiguous()
         floats = tensor.float().contiguous()
         # A tensor of the file's memory would keep all of the file in memory, and change with it.
         return floats.clone() if floats.data_ptr() == tensor.data_ptr() else floats
+
+    def _tensor(self, opened: Any, full: str) -> Tensor:
+        from safetensors import SafetensorError
+
+        try:
+            found: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
+        except SafetensorError as error:
+            raise ModelError(
+                f"the weights {full} in {self._folder} cannot be read: {first_line(error)}", _AGAIN
+            ) from error
+        return found
 
     def get(self, name: str, *shape: int) -> Tensor:
         """A tensor as the model is to compute with it."""
         return self.read(name, *shape)
 
-    def optional(self, name: str, *shape: int) -> Tensor:
-        """`get`, or zeros where there is none: a bias that a family may have."""
-        return self.get(name, *shape) if name in self else torch.zeros(*shape)
+    def bias(self, name: str, outputs: int, *, held: bool) -> Tensor:
+        """The bias of a module where the model has one (`held`), else zeros, whatever is stored."""
+        return self.get(f"{name}.bias", outputs) if held else torch.zeros(outputs)
 
     def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
         """What the logits are computed with, [vocabulary, hidden]; `embeddings` as `get` gave."""
@@ -135,9 +145,12 @@ def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
         loaded = _unpickled(file)
         yield from ((name, loaded) for name in loaded)
     else:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        opened: Any = safe_open(file, framework="pt")
+        try:
+            opened: Any = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
         yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
 
 

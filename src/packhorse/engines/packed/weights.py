@@ -169,7 +169,7 @@ class _Maker:
         hidden = self.built.hidden
         return Norm(
             stored.get(f"{name}.weight", hidden).numpy(),
-            stored.optional(f"{name}.bias", hidden).numpy(),
+            stored.bias(name, hidden, held=self.built.family == "gpt2").numpy(),
         )
 
     def head_norm(self, stored: Stored, name: str) -> Floats:
@@ -197,13 +197,14 @@ def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:
     built, start = make.built, f"layers.{number}."
     width, hidden, inner = built.heads * built.head_size, built.hidden, built.inner
     kv_width = built.kv_heads * built.head_size
+    qkv, output, mlp = built.biases
 
     def both(names: tuple[str, ...], widths: tuple[int, ...]) -> Linear:
         weights, biases = [], []
         for name, outputs in zip(names, widths, strict=True):
             weight = stored.get(f"{start}{name}.weight", outputs, hidden)
-            bias = stored.optional(f"{start}{name}.bias", outputs)[:, None]
             is_head = name.startswith("self_attn")
+            bias = stored.bias(f"{start}{name}", outputs, held=qkv if is_head else mlp)[:, None]
             weights.append(make.padded(weight) if is_head else weight)
             biases.append(make.padded(bias) if is_head else bias)
         digits = built.qkv_digits if names[0].startswith("self_attn") else 1
@@ -219,11 +220,11 @@ def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:
         ),
         out=make.linear(
             make.padded(out.t().contiguous()).t().contiguous(),
-            stored.optional(f"{start}self_attn.o_proj.bias", hidden),
+            stored.bias(f"{start}self_attn.o_proj", hidden, held=output),
         ),
         mlp_norm=make.norm(stored, f"{start}post_attention_layernorm"),
         up=both(("mlp.gate_proj", "mlp.up_proj"), (inner, inner)),
-        down=make.down(down, stored.optional(f"{start}mlp.down_proj.bias", hidden)),
+        down=make.down(down, stored.bias(f"{start}mlp.down_proj", hidden, held=mlp)),
         query_norm=make.head_norm(stored, f"{start}self_attn.q_norm"),
         key_norm=make.head_norm(stored, f"{start}self_attn.k_norm"),
     )

@@ -1,0 +1,192 @@
+"""Logits of a short text, by which a converted model is compared with the model it was made from.
+
+A converter drops what it does not know without an error: experts, scales, the epsilon of a norm.
+What is computed tells, whatever was dropped. The logits are kept beside the converted model, so
+that an engine can compare its own with them whenever it loads:
+
+    reference_logits.npz    token_ids [tokens], columns [some of the vocabulary],
+                            logits [tokens, columns] float32, totals [tokens] log of the sum of exp
+
+A part of the vocabulary is kept, spread evenly; every logit depends on all layers.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packhorse.errors import ModelError, first_line
+
+FILE = "reference_logits.npz"
+TEXT_TOKENS = 24
+MOST_TOKENS = 96
+"""Of a text that is to be longer than a small window."""
+KEPT_COLUMNS = 1024
+_SPREAD = (0.02, 0.9)
+"""Part of the vocabulary that the text is drawn from: special tokens lie at its ends."""
+_LOWEST_SPREAD = 1e-6
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far logits may be from their reference, as a share of the reference's standard deviation.
+
+    largest: of any logit. typical: root of the mean square of all.
+    """
+
+    largest: float
+    typical: float
+
+
+EXACT = Tolerance(largest=2e-3, typical=5e-4)
+"""Of float32: rounding errors of 30 layers come to a tenth of this."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceLogits:
+    """See the module."""
+
+    token_ids: tuple[int, ...]
+    columns: NDArray[np.int64]
+    logits: Floats
+    totals: Floats
+
+    @classmethod
+    def of(cls, token_ids: tuple[int, ...], logits: Floats) -> ReferenceLogits:
+        """logits: [tokens, vocabulary]."""
+        vocabulary = logits.shape[1]
+        columns = np.unique(np.linspace(0, vocabulary - 1, KEPT_COLUMNS).astype(np.int64))
+        return cls(token_ids, columns, logits[:, columns], log_sum_exp(logits))
+
+    def save(self, folder: Path) -> None:
+        np.savez(
+            folder / FILE,
+            token_ids=np.array(self.token_ids, np.int64),
+            columns=self.columns,
+            logits=self.logits,
+            totals=self.totals,
+        )
+
+    def is_near(self, logits: Floats, first: int, tolerance: Tolerance) -> bool:
+        """Whether logits [tokens, vocabulary] of the text from its token `first` on are these."""
+        some = slice(first, first + len(logits))
+        if int(self.columns[-1]) >= logits.shape[1]:
+            return False
+        given = np.column_stack([logits[:, self.columns], log_sum_exp(logits)])
+        wanted = np.column_stack([self.logits[some], self.totals[some]])
+        return are_near(given, wanted, tolerance)
+
+
+def read_reference(folder: Path) -> ReferenceLogits | None:
+    """What is kept beside a model; None where nothing is. ModelError for a damaged file."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            ids = tuple(int(token) for token in held["token_ids"])
+            columns, logits, totals = held["columns"], held["logits"], held["totals"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path} is damaged: {first_line(error)}", "convert the model again, or remove the file"
+        ) from error
+    if logits.shape != (len(ids), len(columns)) or totals.shape != (len(ids),) or not len(columns):
+        raise ModelError(f"{path} is damaged", "convert the model again, or remove the file")
+    return ReferenceLogits(ids, columns, logits, totals)
+
+
+def are_near(given: Floats, wanted: Floats, tolerance: Tolerance) -> bool:
+    """Whether two sets of logits [tokens, columns] are the same but for rounding."""
+    differences = np.abs(given - wanted)
+    spread = max(float(wanted.std()), _LOWEST_SPREAD * float(np.abs(wanted).max()), 1e-12)
+    typical = float(np.sqrt(np.square(differences).mean()))
+    return bool(
+        differences.max() <= tolerance.largest * spread and typical <= tolerance.typical * spread
+    )
+
+
+def log_sum_exp(logits: Floats) -> Floats:
+    """Over the vocabulary, of logits [tokens, vocabulary]."""
+    largest = logits.max(axis=1)
+    sums = np.exp(logits - largest[:, None], dtype=np.float64).sum(axis=1)
+    return np.asarray(largest + np.log(sums), np.float32)
+
+
+def check_text(vocabulary: int, context: int, window: int = 0) -> tuple[int, ...]:
+    """Token ids spread over the vocabulary, more than `window` where that is small.
+
+    context: tokens of a text at most. window: positions attention reaches back at most, 0 for all.
+    """
+    count = min(max(TEXT_TOKENS, 2 * window) if 2 * window <= MOST_TOKENS else TEXT_TOKENS, context)
+    low, high = int(_SPREAD[0] * vocabulary), max(1, int(_SPREAD[1] * vocabulary))
+    chosen = np.random.default_rng(0).integers(min(low, high - 1), high, count)
+    return tuple(chosen.tolist())
+
+
+def reference_logits(model: Any) -> ReferenceLogits | None:
+    """Logits of a transformers model on a CPU, computed in float32 whatever its weights are in.
+
+    None for a model that computes no numbers. Raises ModelError for one that cannot be run.
+    """
+    import torch
+
+    text = model.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or MOST_TOKENS
+    window = getattr(text, "sliding_window", None) or 0
+    token_ids = check_text(model.get_input_embeddings().weight.shape[0], context, window)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _float32_weights(model):
+            logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits
+    except Exception as error:  # a model's forward raises what it meets
+        raise ModelError(
+            f"transformers cannot compute this {text.model_type} model: {first_line(error)}",
+            "copy or fetch the model again",
+        ) from error
+    finally:
+        model.train(was_training)
+    found = logits[0].float().numpy()
+    return ReferenceLogits.of(token_ids, found) if np.isfinite(found).all() else None
+
+
+@contextmanager
+def _float32_weights(model: Any) -> Iterator[None]:
+    """Lets each module compute with its weights in float32 while it runs, so that a model of 16
+    bits takes no more memory than one module more."""
+    import torch
+
+    held: dict[int, list[tuple[Any, Any]]] = {}
+
+    def widen(module: Any, _inputs: Any) -> None:
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        changed = held[id(module)] = []
+        for name, tensor in tensors:
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                changed.append((tensor, tensor.data))
+                tensor.data = tensor.data.float()
+                exact = getattr(module, f"scalar_{name}", None)  # rounded when it was made
+                if exact is not None:
+                    tensor.data.fill_(exact)
+
+    def narrow(module: Any, _inputs: Any, _output: Any) -> None:
+        for tensor, data in held.pop(id(module), []):
+            tensor.data = data
+
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(widen))
+        hooks.append(module.register_forward_hook(narrow, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,141 @@
+"""What a config and a file say is honoured as transformers honours it, or refused; and what the
+engine finds out of itself while it loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from packhorse.engines.packed import PackedEngine
+from packhorse.engines.packed.engine import LONGEST_ROW
+from packhorse.errors import EngineError, ModelError
+from packhorse.models.reference_logits import FILE, reference_logits
+from random_models import FAMILIES, SIZES, saved
+
+IDS = tuple(np.random.default_rng(0).integers(0, 200, 60).tolist())
+
+
+def engine_of(folder: Path, **options: Any) -> PackedEngine:
+    defaults = {"end_ids": (), "max_context": 128, "threads": 1, "rows": 8, "step_tokens": 32}
+    return PackedEngine(folder, **{**defaults, **options})
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(folder: Path, added: dict[str, int], without: str = "-") -> None:
+    """Adds vectors of ones, by name and length, and leaves out names that hold `without`."""
+    path = folder / "model.safetensors"
+    kept = {name: each for name, each in load_file(path).items() if without not in name}
+    save_file(
+        {**kept, **{name: torch.ones(n) for name, n in added.items()}}, path, {"format": "pt"}
+    )
+
+
+def require_as_transformers(folder: Path) -> None:
+    loader: Any = transformers.AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype="float32").requires_grad_(False)
+    expected = model(torch.tensor([IDS])).logits[0, -40:].numpy()
+    found = engine_of(folder).logits_after(IDS, 40)
+    assert found == pytest.approx(expected, abs=2e-5 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"sliding_window": 7}),
+        ("llama", {"sliding_window": 7, "layer_types": ["sliding_attention"] * 2}),
+        ("qwen2", {"sliding_window": 7, "use_sliding_window": False}),
+        ("llama", {"rms_norm_eps": 0.3}),
+        ("gpt2", {"layer_norm_epsilon": 0.3}),
+    ],
+    ids=str,
+)
+def test_settings(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    saved(FAMILIES[family], tmp_path)
+    edit_config(tmp_path, **changes)
+    require_as_transformers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "length"),
+    [
+        ("llama", "model.layers.0.self_attn.q_proj.bias", 48),
+        ("mistral", "model.layers.1.mlp.down_proj.bias", 48),
+        ("qwen2", "model.layers.0.self_attn.o_proj.bias", 48),
+        ("qwen3", "model.layers.0.input_layernorm.bias", 48),
+    ],
+)
+def test_biases_that_the_model_does_not_have_are_not_read(
+    family: str, name: str, length: int, tmp_path: Path
+) -> None:
+    saved(FAMILIES[family], tmp_path)
+    edit_weights(tmp_path, {name: length})
+    require_as_transformers(tmp_path)
+
+
+def test_biases_that_the_model_has_are_not_made_up(tmp_path: Path) -> None:
+    saved(FAMILIES["qwen2"], tmp_path)
+    edit_weights(tmp_path, {}, without="k_proj.bias")
+    with pytest.raises(ModelError, match=r"lacks the weights layers\.0\.self_attn\.k_proj\.bias"):
+        engine_of(tmp_path)
+
+
+def test_layers_of_a_kind_that_is_not_known(tmp_path: Path) -> None:
+    saved(FAMILIES["qwen3"], tmp_path)
+    edit_config(tmp_path, layer_types=["full_attention", "chunked_attention"])
+    with pytest.raises(EngineError, match="layers of type 'chunked_attention'"):
+        engine_of(tmp_path)
+
+
+def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path)
+    with pytest.raises(EngineError, match=r"no memory for .* GB of keys and values") as refused:
+        engine_of(tmp_path, cache_bytes=1 << 50)
+    assert "--cache-gb" in refused.value.hint
+
+
+def test_a_context_that_no_memory_holds(tmp_path: Path) -> None:
+    saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 10**9}), tmp_path)
+    engine = engine_of(tmp_path, max_context=10**9)
+    assert 1 << 16 <= engine.traits.max_context <= LONGEST_ROW
+
+
+def test_weights_that_end_early(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        engine_of(tmp_path)
+
+
+def test_a_prompt_and_its_tokens_one_by_one_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(FAMILIES["mistral"], tmp_path)
+    stepped = PackedEngine._stepped
+    monkeypatch.setattr(PackedEngine, "_stepped", lambda *asked: stepped(*asked) + 0.1)
+    with pytest.raises(ModelError, match="other logits for the prompt"):
+        engine_of(tmp_path)
+
+
+def test_reference_logits_beside_the_weights_are_compared(tmp_path: Path) -> None:
+    kept = reference_logits(saved(FAMILIES["llama"], tmp_path))
+    assert kept is not None
+    kept.save(tmp_path)
+    for quantization in ("float32", "int8"):
+        engine_of(tmp_path, quantization=quantization).close()
+    edit_config(tmp_path, rms_norm_eps=0.3)
+    with pytest.raises(ModelError, match="than the model it was made from"):
+        engine_of(tmp_path)
+    (tmp_path / FILE).unlink()
+    engine_of(tmp_path).close()
