@@ -33,14 +33,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from decoder_families import SUITE
 from decoder_models import NEW_TOKENS, Judge, build, prompts, token_ids_of
 from family_tables import markdown, summary, table
 from family_verdicts import BAD, Cell, Model, judged
-from transformers_families import FAMILIES, SUITE, TRANSLATORS
+from transformers_families import FAMILIES, TRANSLATORS
 
 UNSORTED = ["--batching", "fixed", "--batch-size", "64", "--no-share-prefixes"]
 SORTED = ["--batching", "sorted", "--batch-size", "6"]
@@ -67,7 +67,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--suite", action="store_true", help="run the families of the test suite")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep models, texts and logs there")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep models, texts and logs there"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all results as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the docs")
     parser.add_argument("--list", action="store_true", help="list the names and end")
@@ -157,9 +159,9 @@ def _built(name: str, folder: Path) -> Model:
     if name in TRANSLATORS:
         return Model(folder, family.tokens_named, [[] for _ in prompts()], [])
     token_ids = token_ids_of(folder, prompts())
-    judge = Judge(folder)
+    judge = Judge(folder, cached=family.cached)
     expected = [judge.expected(ids) for ids in token_ids]
-    return Model(folder, family.tokens_named, token_ids, expected)
+    return Model(folder, family.tokens_named, token_ids, expected, family.cached)
 
 
 def _write_cells(folder: Path, cells: dict[str, Cell]) -> None:

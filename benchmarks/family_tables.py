@@ -13,7 +13,9 @@ def table(results: Results, engines: list[str]) -> str:
     """Families by engines, then every reason once with the families it holds for."""
     width = max(map(len, results), default=0)
     columns = [max(len(engine), 11) for engine in engines]
-    lines = [" " * width + "  " + "  ".join(e.ljust(w) for e, w in zip(engines, columns, strict=True))]
+    lines = [
+        " " * width + "  " + "  ".join(e.ljust(w) for e, w in zip(engines, columns, strict=True))
+    ]
     for name, cells in results.items():
         shorts = [_short(engine, cells[engine]) for engine in engines]
         row = "  ".join(short.ljust(w) for short, w in zip(shorts, columns, strict=True))

@@ -30,38 +30,38 @@ COMMON: Settings = {
 class Family:
     """One model to build.
 
-    settings: of its config, before those of `COMMON`. supported: packhorse has an engine of its own
-    or a conversion for it, or once computed it wrongly: the test suite runs it too. tokens_named:
-    the tokenizer has tokens for beginning, padding and unknown text. unused_ids: rows of the
-    vocabulary that no token of the tokenizer has. stored_as: the number format of the checkpoint.
+    settings: of its config, before those of `COMMON`. tokens_named: the tokenizer has tokens for
+    beginning, padding and unknown text. unused_ids: rows of the vocabulary that no token of the
+    tokenizer has. stored_as: the number format of the checkpoint. cached: whether `generate` keeps
+    keys and values when it says what is right.
     """
 
     model_type: str
     settings: Settings = field(default_factory=dict)
-    supported: bool = False
     tokens_named: bool = True
     unused_ids: int = 0
     stored_as: str = "float32"
+    cached: bool = True
 
 
-def _rope(kind: str, **more: Any) -> Settings:
+def rotation(kind: str, **more: Any) -> Settings:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **more}}
 
 
-def _longrope(pairs: int, **more: Any) -> Settings:
+def longrope(pairs: int, **more: Any) -> Settings:
     """Rotations that change beyond the trained length, for heads with `pairs` rotated pairs."""
     short = [1.0 + 0.1 * pair for pair in range(pairs)]
     long = [2.0 + 2.0 * pair for pair in range(pairs)]
-    rope = _rope("longrope", short_factor=short, long_factor=long, **more)
-    return {"original_max_position_embeddings": TRAINED, "sliding_window": None, **rope}
+    changing = rotation("longrope", short_factor=short, long_factor=long, **more)
+    return {"original_max_position_embeddings": TRAINED, "sliding_window": None, **changing}
 
 
-def _experts(**more: Any) -> Settings:
+def experts(**more: Any) -> Settings:
     return {"num_experts_per_tok": 2, "moe_intermediate_size": 32, **more}
 
 
-YARN = _rope("yarn", factor=8.0, original_max_position_embeddings=TRAINED)
-LLAMA3 = _rope(
+YARN = rotation("yarn", factor=8.0, original_max_position_embeddings=TRAINED)
+LLAMA3 = rotation(
     "llama3",
     factor=8.0,
     low_freq_factor=1.0,
@@ -87,7 +87,7 @@ LATENT: Settings = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
 }
-DEEPSEEK = _experts(
+DEEPSEEK = experts(
     **LATENT,
     n_routed_experts=4,
     n_shared_experts=1,
@@ -110,15 +110,34 @@ MAMBA2: Settings = {
     "mamba_n_groups": 1,
     "mamba_d_state": 8,
 }
+SLIDING: Settings = {"sliding_window": WINDOW}
+HEAD: Settings = {"head_dim": 16}
+GRANITE: Settings = {
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.1,
+}
+CONVOLUTIONS: Settings = {
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "conv", "full_attention", "conv"],
+}
+EXPERTS4: Settings = {"num_local_experts": 4, "num_experts_per_tok": 2}
+INDEXED: Settings = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 2}
+LIGHTNING: Settings = {
+    "head_dim": 16,
+    "block_size": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 MPT: Settings = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT}
 OPT: Settings = {"ffn_dim": 128, "word_embed_proj_dim": 64}
 
 
-def _named(entries: dict[str, tuple[str, Settings]], **facts: Any) -> dict[str, Family]:
+def named(entries: dict[str, tuple[str, Settings]], **facts: Any) -> dict[str, Family]:
     return {name: Family(kind, settings, **facts) for name, (kind, settings) in entries.items()}
 
 
-SUPPORTED = _named(
+SUPPORTED = named(
     {
         "llama": ("llama", {}),
         "llama tied": ("llama", {"tie_word_embeddings": True}),
@@ -130,15 +149,15 @@ SUPPORTED = _named(
         "llama theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 100}}),
         "llama gelu": ("llama", {"hidden_act": "gelu"}),
         "llama hidden 72": ("llama", {"hidden_size": 72}),
-        "llama linear": ("llama", _rope("linear", factor=4.0)),
+        "llama linear": ("llama", rotation("linear", factor=4.0)),
         "llama dynamic": (
             "llama",
-            {"max_position_embeddings": TRAINED, **_rope("dynamic", factor=8.0)},
+            {"max_position_embeddings": TRAINED, **rotation("dynamic", factor=8.0)},
         ),
         "llama yarn": ("llama", YARN),
         "llama yarn attention factor": (
             "llama",
-            _rope(
+            rotation(
                 "yarn",
                 factor=8.0,
                 original_max_position_embeddings=TRAINED,
@@ -149,11 +168,10 @@ SUPPORTED = _named(
         ),
         "llama yarn trained length": ("llama", {**YARN, "max_position_embeddings": TRAINED}),
         "llama llama3": ("llama", LLAMA3),
-        "llama longrope": ("llama", _longrope(8)),
-        "llama partial rotation": ("llama", _rope("default", partial_rotary_factor=0.5)),
+        "llama longrope": ("llama", longrope(8)),
+        "llama partial rotation": ("llama", rotation("default", partial_rotary_factor=0.5)),
         "mistral": ("mistral", {"sliding_window": None}),
         "mistral window": ("mistral", {"sliding_window": WINDOW}),
-        "mistral window 1": ("mistral", {"sliding_window": 1}),
         "mistral window 64": ("mistral", {"sliding_window": 64}),
         "mistral own head size": ("mistral", {"head_dim": 32, "sliding_window": None}),
         "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -217,7 +235,7 @@ SUPPORTED = _named(
         ),
         "gemma4 experts": (
             "gemma4_text",
-            {**GEMMA4, **_experts(enable_moe_block=True, num_experts=4, top_k_experts=2)},
+            {**GEMMA4, **experts(enable_moe_block=True, num_experts=4, top_k_experts=2)},
         ),
         "gemma4 shared keys": (
             "gemma4_text",
@@ -243,7 +261,7 @@ SUPPORTED = _named(
         "codegen": ("codegen", {**GPT, "rotary_dim": 8}),
         "gpt_neox": ("gpt_neox", {}),
         "gpt_neox sequential": ("gpt_neox", {"use_parallel_residual": False}),
-        "gpt_neox full rotation": ("gpt_neox", _rope("default", partial_rotary_factor=1.0)),
+        "gpt_neox full rotation": ("gpt_neox", rotation("default", partial_rotary_factor=1.0)),
         "bloom": ("bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4}),
         "bloom residual after norm": (
             "bloom",
@@ -290,28 +308,19 @@ SUPPORTED = _named(
         "phi head norms": ("phi", {"qk_layernorm": True, "num_key_value_heads": 4}),
         "phi3": ("phi3", {"sliding_window": None}),
         "phi3 window": ("phi3", {"sliding_window": WINDOW}),
-        "phi3 longrope": ("phi3", _longrope(8)),
+        "phi3 longrope": ("phi3", longrope(8)),
         "phi4-mini": (
             "phi3",
-            {**_longrope(6, partial_rotary_factor=0.75), "tie_word_embeddings": True},
+            {**longrope(6, partial_rotary_factor=0.75), "tie_word_embeddings": True},
         ),
-        "mamba": ("mamba", {"state_size": 8}),
-        "mamba2": ("mamba2", {"state_size": 8, "head_dim": 16, "num_heads": 8, "n_groups": 1}),
-        "falcon_mamba": ("falcon_mamba", {"state_size": 8}),
-        "rwkv": ("rwkv", {"attention_hidden_size": 64, "context_length": CONTEXT}),
-        "recurrent_gemma": (
-            "recurrent_gemma",
-            {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW},
-        ),
-    },
-    supported=True,
+    }
 )
-"""Those that run, or seem to run, on CTranslate2 or packed, and those whose batches or lengths need
-care on transformers."""
+"""Those that run, or seem to run, on CTranslate2 or packed, and those whose lengths need care on
+transformers."""
 
 UNNAMED = {
     f"{name}, no bos or unk": Family(
-        SUPPORTED[name].model_type, SUPPORTED[name].settings, supported=True, tokens_named=False
+        SUPPORTED[name].model_type, SUPPORTED[name].settings, tokens_named=False
     )
     for name in (
         "llama", "mistral", "qwen2", "qwen3", "gemma", "gpt2", "gptj", "codegen", "gpt_bigcode",
@@ -319,10 +328,25 @@ UNNAMED = {
     )
 }  # fmt: skip
 
+WINDOW_1 = {"mistral window 1": Family("mistral", {"sliding_window": 1}, cached=False)}
+"""transformers keeps all keys where it should keep none, so `generate` is right without a cache."""
+
 STORED = {
-    "llama stored in bfloat16": Family("llama", supported=True, stored_as="bfloat16"),
-    "qwen2 stored in float16": Family("qwen2", supported=True, stored_as="float16"),
-    "gemma3 stored in bfloat16": Family("gemma3_text", GEMMA, supported=True, stored_as="bfloat16"),
-    "llama unused ids": Family("llama", supported=True, unused_ids=20),
-    "gpt2 unused ids": Family("gpt2", GPT, supported=True, unused_ids=20),
+    "llama stored in bfloat16": Family("llama", stored_as="bfloat16"),
+    "qwen2 stored in float16": Family("qwen2", stored_as="float16"),
+    "gemma3 stored in bfloat16": Family("gemma3_text", GEMMA, stored_as="bfloat16"),
+    "llama unused ids": Family("llama", unused_ids=20),
+    "gpt2 unused ids": Family("gpt2", GPT, unused_ids=20),
 }
+
+SUITE = (
+    "llama", "llama tied", "llama biases", "llama own head size", "llama one key head",
+    "llama large epsilon", "llama dynamic", "llama yarn", "llama llama3", "llama longrope",
+    "mistral window", "qwen2 window", "qwen3", "gemma", "gemma2", "gemma2 no cap", "gemma3",
+    "gemma3 query scale", "gemma4", "gemma4 per-layer embeddings", "gemma4 experts", "gpt2",
+    "gpt2 scale by layer", "gpt_bigcode", "gptj", "codegen", "bloom", "opt", "opt projected",
+    "falcon 7b", "falcon rw", "mpt", "mpt clip", "mpt softmax scale", "phi3 longrope", "phi4-mini",
+    "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "llama, no bos or unk",
+    "bloom, no bos or unk", "gpt2, no bos or unk", "llama stored in bfloat16", "llama unused ids",
+)  # fmt: skip
+"""Names of the families that the test suite runs."""

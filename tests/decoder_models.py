@@ -1,4 +1,4 @@
-"""Small random models of `decoder_families`, rows for them, and what `model.generate` makes of those.
+"""Small random models of `decoder_families`, rows for them, and what `generate` makes of those.
 
 One token of the tokenizer is one printable ASCII character, so that texts have exact lengths, a
 generated text tells its tokens, and byte-level tokenizers, which transformers puts in place of
@@ -155,12 +155,13 @@ def sharpen(model: Any, seed: int = 0) -> None:
 class Judge:
     """A model as transformers' own `generate` runs it: greedy, a row at a time, in float32."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, cached: bool = True) -> None:
         import torch
         import transformers
 
         builder: Any = transformers.AutoModelForCausalLM
         self._model = builder.from_pretrained(folder, dtype=torch.float32).eval()
+        self._cached = cached
 
     def expected(self, token_ids: list[int], new_tokens: int = NEW_TOKENS) -> Expected:
         """What `generate` makes of a prompt, the end token included."""
@@ -172,6 +173,7 @@ class Judge:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,
             do_sample=False,
+            use_cache=self._cached,
             pad_token_id=0,
             output_logits=True,
             return_dict_in_generate=True,

@@ -1,11 +1,12 @@
-"""What one run of `packhorse run` over one small model came to: right, refused, or wrong and how."""
+"""What a run of `packhorse run` over one small model came to: right, refused or wrong, and how."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from decoder_models import NEW_TOKENS, TIE, Expected, Judge, character, text_of
 
 BAD = ("WRONG", "TRACEBACK", "ABORT", "FAILED", "TIMEOUT")
-INT8_LEAST_PREFIX = 0.3
+INT8_LEAST_PREFIX = 0.5
 """Of a text, the share that int8 must have in common with float32, in the mean of all rows."""
 INT8_MOST_GAP = 1.0
 """Standard deviations of the logits that the first other token of int8 may lie below the best."""
@@ -48,12 +49,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What texts are judged by. prompts: token ids. expected: of `generate`, one for each prompt."""
+    """What texts are judged by. prompts: token ids. expected: of `generate`, one for each prompt.
+    cached: whether `generate` kept keys and values."""
 
     folder: Path
     tokens_named: bool
     prompts: list[list[int]]
     expected: list[Expected]
+    cached: bool = True
 
 
 def judged(status: int | None, log: str, output: Path, model: Model, *, int8: bool) -> Cell:
@@ -92,7 +95,7 @@ def _compared(
         if row.get("error"):
             continue
         text = _text(model.expected[number], model)
-        common = len(os.path.commonprefix([row["text"], text]))
+        common = sum(1 for _ in takewhile(bool, map(eq, row["text"], text)))
         prefixes.append(common / len(text) if text else float(row["text"] == text))
         gap = _gap(row, number, model, forgive_ties=not int8)
         gaps.append(gap)
@@ -131,7 +134,7 @@ def _gap(row: dict[str, Any], number: int, model: Model, *, forgive_ties: bool) 
         limit -= step + 1
         if limit == 0 or taken == 0:
             return 0.0
-        judge = judge or Judge(model.folder)
+        judge = judge or Judge(model.folder, cached=model.cached)
         expected, written = judge.expected(ids, limit), rest
 
 
