@@ -102,7 +102,8 @@ def main() -> int:
         }
         options.output.write_text(json.dumps(document, indent=1))
     if options.markdown:
-        options.markdown.write_text(markdown(results))
+        types = {name: FAMILIES[name].model_type for name in names}
+        options.markdown.write_text(markdown(results, types))
     found = {cell.verdict for cells in results.values() for cell in cells.values()}
     return int(any(verdict in BAD for verdict in found))
 
@@ -177,6 +178,9 @@ def _packhorse(given: list[str]) -> int:
 
 def _import_libraries(scratch: Path) -> None:
     """Import once what every run needs, so that runs can be forked."""
+    from packhorse.models.storage import cache_root
+
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
     os.environ.update(
         HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PACKHORSE_HOME=str(scratch / "home"),
         TOKENIZERS_PARALLELISM="false",

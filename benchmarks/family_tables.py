@@ -1,21 +1,53 @@
-"""The results of `families.py` as a table for a terminal and as a page of the documentation."""
+"""The results of `families.py`: a table for a terminal, and the page docs/models.md."""
 
 from __future__ import annotations
 
 from collections import Counter
+from importlib.metadata import version
 
 from family_verdicts import BAD, Cell
 
 Results = dict[str, dict[str, Cell]]
+PAGE = """# Models
+
+What each engine runs. This page is written by
+
+    python benchmarks/families.py --markdown docs/models.md
+
+which builds a small random model of each family ({families} settings of {types} model types, with
+transformers {transformers} and CTranslate2 {ctranslate2}), runs `packhorse run` over rows of very
+different length on every engine, and compares the texts with those of transformers' own `generate`,
+greedy, a row at a time, in float32. Sliding windows and trained lengths are shorter than the
+prompts. "yes" means that every text is the same. [How to read it](benchmarks.md#families).
+
+`--engine auto` is transformers for a Hugging Face folder.
+
+## Families that more than one engine runs
+
+"int8" is there where that format runs too. A number is a reason, below.
+
+{several}
+
+## Families that transformers alone runs
+
+{alone}
+
+## Models that no engine runs
+
+{none}
+{wrong}
+## Reasons
+
+{reasons}
+"""
 
 
 def table(results: Results, engines: list[str]) -> str:
     """Families by engines, then every reason once with the families it holds for."""
     width = max(map(len, results), default=0)
     columns = [max(len(engine), 11) for engine in engines]
-    lines = [
-        " " * width + "  " + "  ".join(e.ljust(w) for e, w in zip(engines, columns, strict=True))
-    ]
+    head = "  ".join(name.ljust(w) for name, w in zip(engines, columns, strict=True))
+    lines = [f"{' ' * width}  {head}"]
     for name, cells in results.items():
         shorts = [_short(engine, cells[engine]) for engine in engines]
         row = "  ".join(short.ljust(w) for short, w in zip(shorts, columns, strict=True))
@@ -29,7 +61,7 @@ def summary(results: Results, seconds: float) -> str:
     """How many cells have which verdict."""
     counts = Counter(cell.verdict for cells in results.values() for cell in cells.values())
     shown = [f"{counts[verdict]} {verdict}" for verdict in ("right", "refused", "unknown", *BAD)]
-    return f"{len(results)} families: {', '.join(shown)} in {seconds:.0f} s"
+    return f"\n{len(results)} families: {', '.join(shown)} in {seconds:.0f} s"
 
 
 def _short(engine: str, cell: Cell) -> str:
@@ -46,6 +78,69 @@ def _reasons(results: Results, verdict: str) -> list[str]:
     return [f"\n{verdict}, {reason}\n    {', '.join(names)}" for reason, names in found.items()]
 
 
-def markdown(results: Results) -> str:
-    """To be written."""
-    return str(len(results))
+def markdown(results: Results, model_types: dict[str, str]) -> str:
+    """The page of the documentation. model_types: by the name of a family."""
+    notes: dict[str, int] = {}
+    several = [
+        "| model type | setting | transformers | ctranslate2 | packed |",
+        "|---|---|---|---|---|",
+    ]
+    alone, none, wrong = [], [], []
+    for name, cells in results.items():
+        engines = {
+            engine: _of_engine(cells, engine)
+            for engine in ("transformers", "ctranslate2", "packed")
+        }
+        runs = {engine for engine, cell in engines.items() if cell and cell.verdict == "right"}
+        wrong += [f"{name} on {engine}" for engine, cell in cells.items() if cell.verdict in BAD]
+        if runs - {"transformers"}:
+            shown = [_described(engine, cells, engines[engine], notes) for engine in engines]
+            several.append(f"| {model_types[name]} | {name} | {' | '.join(shown)} |")
+        elif "transformers" in runs:
+            alone.append(name + _note(engines["transformers"], notes))
+        else:
+            none.append(f"- {name}: {_text_of(engines['transformers'])}")
+    numbered = [f"{number}. {reason}" for reason, number in notes.items()]
+    return PAGE.format(
+        families=len(results),
+        types=len({model_types[name] for name in results}),
+        transformers=version("transformers"),
+        ctranslate2=version("ctranslate2"),
+        several="\n".join(several),
+        alone=", ".join(alone),
+        none="\n".join(none),
+        wrong="".join(["\n## Wrong\n\n", *(f"- {who}\n" for who in wrong)]) if wrong else "",
+        reasons="\n".join(numbered),
+    )
+
+
+def _of_engine(cells: dict[str, Cell], engine: str) -> Cell | None:
+    """The worst cell of an engine in float32."""
+    found = [cell for name, cell in cells.items() if name.startswith(engine) and "int8" not in name]
+    order = (*BAD, "unknown", "refused", "right")
+    return min(found, key=lambda cell: order.index(cell.verdict), default=None)
+
+
+def _described(
+    engine: str, cells: dict[str, Cell], cell: Cell | None, notes: dict[str, int]
+) -> str:
+    if cell is None:
+        return "not run"
+    if cell.verdict != "right":
+        shown = "no" if cell.verdict == "refused" else f"**{cell.verdict}**"
+        return shown + _note(cell, notes)
+    int8 = cells.get(f"{engine} int8")
+    shown = "yes, int8" if int8 and int8.verdict == "right" else "yes"
+    return f"{shown}, but for some rows{_note(cell, notes)}" if cell.refused_rows else shown
+
+
+def _note(cell: Cell | None, notes: dict[str, int]) -> str:
+    """The number of a cell's reason, in superscript."""
+    if cell is None or not cell.reason:
+        return ""
+    number = notes.setdefault(_text_of(cell), len(notes) + 1)
+    return f" <sup>{number}</sup>"
+
+
+def _text_of(cell: Cell | None) -> str:
+    return cell.reason.replace("|", "\\|").replace("<", "&lt;") if cell else "not run"

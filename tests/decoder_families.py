@@ -13,6 +13,8 @@ from typing import Any
 WINDOW = 12
 TRAINED = 32
 CONTEXT = 256
+VOCABULARY = 88
+"""A multiple of 8: CTranslate2's converter for OPT fills a vocabulary up to one."""
 Settings = dict[str, Any]
 
 COMMON: Settings = {
@@ -77,7 +79,7 @@ GEMMA4: Settings = {
     "num_hidden_layers": 6,
     "hidden_size_per_layer_input": 0,
 }
-PER_LAYER: Settings = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 94}
+PER_LAYER: Settings = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY}
 ALTERNATING = ["sliding_attention", "full_attention"]
 LATENT: Settings = {
     "num_key_value_heads": 4,

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_families import COMMON, CONTEXT, TRAINED, WINDOW, Family
+from decoder_families import COMMON, CONTEXT, TRAINED, VOCABULARY, WINDOW, Family
 
-VOCABULARY = 94
 NEW_TOKENS = 10
 END, BEGIN, UNKNOWN, PADDING = "<end>", "<begin>", "<unknown>", "<padding>"
 SHARED_LENGTHS = (20, 44)

@@ -163,7 +163,7 @@ def _first_difference(
 
 def without_folder(text: str, folder: Path) -> str:
     """A message about a model, the same for all models."""
-    return text.replace(str(folder), "the folder")
+    return re.sub(re.escape(str(folder.parent.parent)) + r"[^\s:,]*", "the folder", text)
 
 
 def _rows(output: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoder_families import SUITE
-from decoder_models import NEW_TOKENS, VOCABULARY, Expected, text_of
+from decoder_families import SUITE, VOCABULARY
+from decoder_models import NEW_TOKENS, Expected, text_of
 from family_verdicts import BAD, Cell, Model, judged
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "families.py"
@@ -68,7 +68,7 @@ def test_answers_are_right_or_refused(cells: dict[str, Any], name: str, engine: 
 
 # How the benchmark judges.
 
-PROMPT, TOKENS = [5, 9, 7], (30, 41, 12, 60, 8, 77, 25, 33, 90, 14)
+PROMPT, TOKENS = [5, 9, 7], (30, 41, 12, 60, 8, 77, 25, 33, 80, 14)
 
 
 @pytest.fixture
