@@ -28,12 +28,13 @@ CTRANSLATE2 = (
     "llama", "llama tied", "llama biases", "llama own head size", "llama one key head",
     "llama large epsilon", "llama llama3", "mistral window", "qwen3", "gemma", "gpt2",
     "gpt_bigcode", "gptj", "codegen", "bloom", "opt", "opt projected", "falcon 7b", "falcon rw",
-    "llama, no bos or unk", "llama stored in bfloat16", "llama unused ids",
+    "llama, no bos or unk", "bloom, no bos or unk", "gpt2, no bos or unk", "llama stored in bfloat16",
+    "llama unused ids",
 )  # fmt: skip
-REFUSED_BY_TRANSFORMERS = ("rwkv",)
-"""May be: what transformers itself runs is right otherwise."""
+MAY_BE_REFUSED = ("rwkv", "llama4", "deepseek_v32", "doge")
+"""By the transformers engine, which runs all others."""
 MUST_RUN = {
-    "transformers unsorted": tuple(name for name in SUITE if name not in REFUSED_BY_TRANSFORMERS),
+    "transformers unsorted": tuple(name for name in SUITE if name not in MAY_BE_REFUSED),
     "ctranslate2 single": CTRANSLATE2,
     "packed": PACKED,
 }
@@ -45,7 +46,7 @@ def cells(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the benchmark finds for the families that were selected, each run in its own process."""
-    chosen = {item.callspec.params["name"] for item in request.session.items if _is_ours(item)}
+    chosen = {name for item in request.session.items if (name := _family(item))}
     output = tmp_path_factory.mktemp("families") / "cells.json"
     given = [sys.executable, BENCHMARK, *sorted(chosen), "--engines", *MUST_RUN, "--output", output]
     run = subprocess.run(given, capture_output=True, text=True, check=False)
@@ -54,8 +55,10 @@ def cells(
     return document
 
 
-def _is_ours(item: pytest.Item) -> bool:
-    return item.path == Path(__file__) and "name" in getattr(item, "callspec", item).params
+def _family(item: pytest.Item) -> str | None:
+    """The family that a test of this file is about."""
+    called = getattr(item, "callspec", None)
+    return called.params.get("name") if called and item.path == Path(__file__) else None
 
 
 @pytest.mark.parametrize("engine", MUST_RUN)
