@@ -8,6 +8,7 @@ from importlib.metadata import version
 from family_verdicts import BAD, Cell
 
 Results = dict[str, dict[str, Cell]]
+COLUMNS = ("transformers", "ctranslate2", "packed")
 PAGE = """# Models
 
 What each engine runs. This page is written by
@@ -85,21 +86,22 @@ def markdown(results: Results, model_types: dict[str, str]) -> str:
         "| model type | setting | transformers | ctranslate2 | packed |",
         "|---|---|---|---|---|",
     ]
-    alone, none, wrong = [], [], []
+    alone: list[str] = []
+    none: dict[str, list[str]] = {}
+    wrong: list[str] = []
     for name, cells in results.items():
-        engines = {
-            engine: _of_engine(cells, engine)
-            for engine in ("transformers", "ctranslate2", "packed")
-        }
+        engines = {engine: _of_engine(cells, engine) for engine in COLUMNS}
         runs = {engine for engine, cell in engines.items() if cell and cell.verdict == "right"}
-        wrong += [f"{name} on {engine}" for engine, cell in cells.items() if cell.verdict in BAD]
+        bad = [engine for engine, cell in cells.items() if cell.verdict in BAD]
+        if bad:
+            wrong.append(f"- {name} on {', '.join(bad)}")
         if runs - {"transformers"}:
             shown = [_described(engine, cells, engines[engine], notes) for engine in engines]
             several.append(f"| {model_types[name]} | {name} | {' | '.join(shown)} |")
-        elif "transformers" in runs:
+        elif runs:
             alone.append(name + _note(engines["transformers"], notes))
-        else:
-            none.append(f"- {name}: {_text_of(engines['transformers'])}")
+        elif not bad:
+            none.setdefault(_text_of(engines["transformers"]), []).append(name)
     numbered = [f"{number}. {reason}" for reason, number in notes.items()]
     return PAGE.format(
         families=len(results),
@@ -108,8 +110,8 @@ def markdown(results: Results, model_types: dict[str, str]) -> str:
         ctranslate2=version("ctranslate2"),
         several="\n".join(several),
         alone=", ".join(alone),
-        none="\n".join(none),
-        wrong="".join(["\n## Wrong\n\n", *(f"- {who}\n" for who in wrong)]) if wrong else "",
+        none="\n".join(f"- {', '.join(names)}: {reason}" for reason, names in none.items()),
+        wrong="\n".join(["", "## Wrong", "", *wrong, ""]) if wrong else "",
         reasons="\n".join(numbered),
     )
 

@@ -347,9 +347,9 @@ SUITE = (
     "mistral window", "qwen2 window", "qwen3", "gemma", "gemma2", "gemma2 no cap", "gemma3",
     "gemma3 query scale", "gemma4", "gemma4 per-layer embeddings", "gemma4 experts", "gpt2",
     "gpt2 large epsilon", "gpt2 scale by layer", "gpt_bigcode", "gptj", "codegen", "bloom",
-    "bloom residual after norm", "opt", "opt projected", "falcon 7b", "falcon rw", "mpt", "mpt clip",
-    "mpt softmax scale", "phi3 longrope", "phi4-mini", "llama4", "deepseek_v32", "doge", "mamba",
-    "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "llama, no bos or unk",
+    "bloom residual after norm", "opt", "opt projected", "falcon 7b", "falcon rw", "mpt",
+    "mpt clip", "mpt softmax scale", "phi3 longrope", "phi4-mini", "llama4", "deepseek_v32",
+    "doge", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "llama, no bos or unk",
     "bloom, no bos or unk", "gpt2, no bos or unk", "llama stored in bfloat16", "llama unused ids",
 )  # fmt: skip
 """Names of the families that the test suite runs."""

@@ -28,8 +28,8 @@ CTRANSLATE2 = (
     "llama", "llama tied", "llama biases", "llama own head size", "llama one key head",
     "llama large epsilon", "llama llama3", "mistral window", "qwen3", "gemma", "gpt2",
     "gpt_bigcode", "gptj", "codegen", "bloom", "opt", "opt projected", "falcon 7b", "falcon rw",
-    "llama, no bos or unk", "bloom, no bos or unk", "gpt2, no bos or unk", "llama stored in bfloat16",
-    "llama unused ids",
+    "llama, no bos or unk", "bloom, no bos or unk", "gpt2, no bos or unk",
+    "llama stored in bfloat16", "llama unused ids",
 )  # fmt: skip
 MAY_BE_REFUSED = ("rwkv", "llama4", "deepseek_v32", "doge")
 """By the transformers engine, which runs all others."""
