@@ -57,6 +57,8 @@ ENGINES = {
 """Options of `packhorse run` by the name of a column."""
 RUN_SECONDS = 180
 CELLS = "cells.json"
+HOME = "home"
+MARKER = ".families"
 _TRACEBACK_STATUS = 1
 Results = dict[str, dict[str, Cell]]
 
@@ -85,7 +87,7 @@ def main() -> int:
         print("\n".join(f"{name:36} {FAMILIES[name].model_type}" for name in names))
         return 0
     scratch = options.keep or Path(tempfile.mkdtemp(prefix="families-"))
-    scratch.mkdir(parents=True, exist_ok=True)
+    _own(scratch)
     began = time.monotonic()
     try:
         results = run_all(names, options.engines, scratch.resolve(), options.jobs)
@@ -119,6 +121,8 @@ def run_all(names: list[str], engines: list[str], scratch: Path, jobs: int) -> R
         while waiting and len(running) < jobs:
             name = waiting.pop()
             folder = _folder(scratch, name)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
             running[_forked(lambda: run_family(name, engines, folder))] = name  # noqa: B023
         process, _ = os.wait()
         name = running.pop(process)
@@ -182,7 +186,7 @@ def _import_libraries(scratch: Path) -> None:
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
     os.environ.update(
-        HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PACKHORSE_HOME=str(scratch / "home"),
+        HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PACKHORSE_HOME=str(scratch / HOME),
         TOKENIZERS_PARALLELISM="false",
     )  # fmt: skip
     import torch
@@ -201,21 +205,28 @@ def _import_libraries(scratch: Path) -> None:
     transformers.logging.set_verbosity_error()
 
 
+def _own(folder: Path) -> None:
+    """Make a folder, or empty one that an earlier run made of what would be used again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / MARKER).is_file():
+        sys.exit(f"{folder} holds other files: give --keep a folder that is new or empty")
+    (folder / MARKER).touch()
+    shutil.rmtree(folder / HOME, ignore_errors=True)  # conversions of an earlier version
+
+
 def _write_rows(path: Path) -> None:
     rows = [{"id": number, "prompt": text} for number, text in enumerate(prompts())]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _folder(scratch: Path, name: str) -> Path:
-    folder = scratch / name.replace(" ", "-").replace(",", "")
-    folder.mkdir(exist_ok=True)
-    return folder
+    return scratch / name.replace(" ", "-").replace(",", "")
 
 
 def _read_cells(folder: Path, engines: list[str]) -> dict[str, Cell]:
     path = folder / CELLS
     if not path.is_file():
-        return dict.fromkeys(engines, Cell("unknown", "the process of this family was killed"))
+        return dict.fromkeys(engines, Cell("FAILED", "the benchmark failed on this family"))
     cells = json.loads(path.read_text())
     return {engine: Cell(**cells[engine]) for engine in engines}
 
