@@ -147,9 +147,10 @@ def with_outlier(folder: Path) -> Path:
     return folder
 
 
-def tiny_gguf(folder: Path, **fields: int | str) -> Path:
+def tiny_gguf(folder: Path, weights_as: str = "F32", **fields: int | str) -> Path:
     """Write `model.gguf` into a folder made by `tiny_llama` and return it.
 
+    weights_as: the GGUF type of matrices, e.g. "Q8_0"; vectors are always F32.
     fields: further metadata, e.g. `eot_token_id=2` or `pre="smollm"` below `tokenizer.ggml`.
     """
     import gguf
@@ -193,7 +194,9 @@ def tiny_gguf(folder: Path, **fields: int | str) -> Path:
         for number in rotated:  # llama.cpp pairs neighbouring dimensions, transformers halves
             halves = weights.reshape(number, 2, -1, weights.shape[1])
             weights = halves.swapaxes(1, 2).reshape(weights.shape)
-        writer.add_tensor(names.get_name(name, (".weight",)) or name, weights)
+        kind = gguf.GGMLQuantizationType[weights_as if weights.ndim == 2 else "F32"]
+        stored = gguf.quants.quantize(weights, kind)
+        writer.add_tensor(names.get_name(name, (".weight",)) or name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import largest_change, logits, random_model, random_rows
+from foldable_models import largest_change, logits, random_model, random_rows
 
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.loading import load_float32

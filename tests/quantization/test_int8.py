@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import logits, random_model, random_rows
+from foldable_models import logits, random_model, random_rows
 
 import tiny_models
 from packhorse.compare.teacher import CTranslate2LogProbs, log_softmax

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from families import random_model, random_rows
+from foldable_models import random_model, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import logits, random_model, random_rows
+from foldable_models import logits, random_model, random_rows
 
 from packhorse.quantization.divergence import divergence, int8_divergence, reference
 from packhorse.quantization.folding import fold

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import largest_change, logits, random_model, random_rows
+from foldable_models import largest_change, logits, random_model, random_rows
 
 from packhorse.engines.packed import vectors
 from packhorse.quantization.methods import FAMILIES

@@ -1,0 +1,175 @@
+"""Every family of the suite on every engine, through the command line: right or refused, and those
+that an engine is made for are right. `benchmarks/families.py` runs more families and formats."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from decoder_families import SUITE, VOCABULARY
+from decoder_models import NEW_TOKENS, Expected, text_of
+from family_verdicts import BAD, Cell, Model, judged
+
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "families.py"
+PACKED = (
+    "llama", "llama tied", "llama biases", "llama own head size", "llama one key head",
+    "llama large epsilon", "llama yarn", "llama llama3", "mistral window", "qwen2 window", "qwen3",
+    "gpt2", "llama, no bos or unk", "gpt2, no bos or unk", "llama stored in bfloat16",
+    "llama unused ids",
+)  # fmt: skip
+CTRANSLATE2 = (
+    "llama", "llama tied", "llama biases", "llama own head size", "llama one key head",
+    "llama large epsilon", "llama llama3", "mistral window", "qwen3", "gemma", "gpt2",
+    "gpt_bigcode", "gptj", "codegen", "bloom", "opt", "opt projected", "falcon 7b", "falcon rw",
+    "llama, no bos or unk", "bloom, no bos or unk", "gpt2, no bos or unk",
+    "llama stored in bfloat16", "llama unused ids",
+)  # fmt: skip
+MAY_BE_REFUSED = ("rwkv", "llama4", "deepseek_v32", "doge")
+"""By the transformers engine, which runs all others."""
+MUST_RUN = {
+    "transformers unsorted": tuple(name for name in SUITE if name not in MAY_BE_REFUSED),
+    "ctranslate2 single": CTRANSLATE2,
+    "packed": PACKED,
+}
+"""By engine; rows longer than what an engine computes rightly may be refused."""
+
+
+@pytest.fixture(scope="module")
+def cells(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the benchmark finds for the families that were selected, each run in its own process."""
+    chosen = {name for item in request.session.items if (name := _family(item))}
+    output = tmp_path_factory.mktemp("families") / "cells.json"
+    given = [sys.executable, BENCHMARK, *sorted(chosen), "--engines", *MUST_RUN, "--output", output]
+    run = subprocess.run(given, capture_output=True, text=True, check=False)
+    assert output.is_file(), run.stderr
+    document: dict[str, Any] = json.loads(output.read_text())
+    return document
+
+
+def _family(item: pytest.Item) -> str | None:
+    """The family that a test of this file is about."""
+    called = getattr(item, "callspec", None)
+    return called.params.get("name") if called and item.path == Path(__file__) else None
+
+
+@pytest.mark.parametrize("engine", MUST_RUN)
+@pytest.mark.parametrize("name", SUITE)
+def test_answers_are_right_or_refused(cells: dict[str, Any], name: str, engine: str) -> None:
+    cell = Cell(**cells[name]["engines"][engine])
+    allowed = ("right",) if name in MUST_RUN[engine] else ("right", "refused")
+    assert cell.verdict in allowed, cell.reason
+
+
+# How the benchmark judges.
+
+PROMPT, TOKENS = [5, 9, 7], (30, 41, 12, 60, 8, 77, 25, 33, 80, 14)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    """One row; at each step the best token's logit is 5, the others are 0."""
+    logits = np.zeros((NEW_TOKENS, VOCABULARY), np.float32)
+    logits[range(NEW_TOKENS), TOKENS] = 5
+    return Model(tmp_path, tokens_named=True, prompts=[PROMPT], expected=[Expected(TOKENS, logits)])
+
+
+def verdict(
+    model: Model,
+    text: str,
+    *,
+    finish_reason: str = "length",
+    int8: bool = False,
+    status: int | None = 0,
+    log: str = "",
+    error: dict[str, str] | None = None,
+) -> Cell:
+    row = {"text": text, "finish_reason": finish_reason, "error": error}
+    output = model.folder / "output.jsonl"
+    output.write_text(json.dumps(row) + "\n")
+    return judged(status, log, output, model, int8=int8)
+
+
+def test_the_text_of_generate_is_right(model: Model) -> None:
+    assert verdict(model, text_of(TOKENS, tokens_named=True)).verdict == "right"
+
+
+@pytest.mark.parametrize("place", [0, NEW_TOKENS - 1])
+def test_another_token_is_wrong(model: Model, place: int) -> None:
+    tokens = (*TOKENS[:place], 50, *TOKENS[place + 1 :])
+    cell = verdict(model, text_of(tokens, tokens_named=True))
+    assert (cell.verdict, cell.prefix) == ("WRONG", place / NEW_TOKENS)
+
+
+@pytest.mark.parametrize(("cut", "finish_reason"), [(9, "length"), (9, "stop"), (10, "stop")])
+def test_an_early_end_is_wrong(model: Model, cut: int, finish_reason: str) -> None:
+    text = text_of(TOKENS[:cut], tokens_named=True)
+    assert verdict(model, text, finish_reason=finish_reason).verdict == "WRONG"
+
+
+def test_more_than_was_asked_for_is_wrong(model: Model) -> None:
+    assert verdict(model, text_of((*TOKENS, 50), tokens_named=True)).verdict == "WRONG"
+
+
+def test_an_end_token_ends_a_text(model: Model) -> None:
+    ended = (*TOKENS[:4], 0)
+    expected = Expected(ended, model.expected[0].logits[:5])
+    model = replace(model, expected=[expected])
+    text = text_of(ended, tokens_named=True)
+    assert verdict(model, text, finish_reason="stop").verdict == "right"
+    assert verdict(model, text).verdict == "WRONG"
+
+
+def test_tokens_without_text_are_skipped(model: Model) -> None:
+    silent = (*TOKENS[:4], 2, *TOKENS[5:])
+    model = replace(model, expected=[Expected(silent, model.expected[0].logits)])
+    assert verdict(model, text_of(silent, tokens_named=True)).verdict == "right"
+
+
+def test_either_of_two_equal_logits_is_right(model: Model) -> None:
+    model.expected[0].logits[-1, 50] = 5 - 5e-5
+    text = text_of((*TOKENS[:-1], 50), tokens_named=True)
+    assert verdict(model, text).verdict == "right"
+
+
+def test_int8_may_take_what_is_nearly_as_probable(model: Model) -> None:
+    model.expected[0].logits[7, 50] = 4.9
+    text = text_of((*TOKENS[:7], 50, 51, 52), tokens_named=True)
+    assert verdict(model, text, int8=True).verdict == "right"
+    assert verdict(model, text).verdict == "WRONG"
+    unlikely = text_of((*TOKENS[:7], 51, 51, 52), tokens_named=True)
+    assert verdict(model, unlikely, int8=True).verdict == "WRONG"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "expected"),
+    [
+        (2, "packhorse: no such model\n  hint: name another\n", "refused"),
+        (2, "usage: packhorse run", "FAILED"),
+        (1, "Traceback (most recent call last):\nKeyError: 'x'\n", "TRACEBACK"),
+        (-6, "malloc(): invalid size\n", "ABORT"),
+        (None, "loading\n", "TIMEOUT"),
+        (1, "", "FAILED"),
+    ],
+)
+def test_how_a_run_ended(model: Model, status: int | None, log: str, expected: str) -> None:
+    cell = verdict(model, "", status=status, log=log)
+    assert cell.verdict == expected
+    assert (expected in BAD) == (expected != "refused")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [("prompt_too_long", "refused"), ("engine_error", "FAILED")]
+)
+def test_rows_that_failed(model: Model, code: str, expected: str) -> None:
+    error = {"code": code, "message": "it is long"}
+    cell = verdict(model, "", status=3, error=error)
+    assert (cell.verdict, cell.reason, cell.refused_rows) == (expected, "it is long", 1)
