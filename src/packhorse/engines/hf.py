@@ -23,7 +23,7 @@ from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixState, PrefixStates
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.engines.self_check import examine
+from packhorse.engines.self_check import DAMAGED, examine
 from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.loading import own_config
 from packhorse.models.prepare import torch_device
@@ -278,10 +278,10 @@ def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMode
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", _DAMAGED) from error
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}", DAMAGED) from error
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", _DAMAGED
+            f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", DAMAGED
         )
     return model
 
@@ -303,6 +303,3 @@ def _dtype(asked: str, device: str) -> str:
             "for int8 use --engine ctranslate2",
         )
     return asked
-
-
-_DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
