@@ -23,7 +23,7 @@ from packhorse.engines.padded import PaddedBatch
 from packhorse.engines.prefix_states import PrefixState, PrefixStates
 from packhorse.engines.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
 from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.engines.self_check import examine
+from packhorse.engines.self_check import DAMAGED, examine
 from packhorse.errors import EngineError, ModelError, model_errors
 from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.prepare import torch_device
@@ -265,7 +265,7 @@ def _scores(rows: Sequence[Row], found: torch.Tensor) -> Iterator[Scores | Failu
 
 def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
     require_fitting_size(folder)
-    with model_errors(f"{folder} cannot be loaded", _DAMAGED), quiet_transformers():
+    with model_errors(f"{folder} cannot be loaded", DAMAGED), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=load_config(folder),
@@ -277,7 +277,7 @@ def _load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedMode
         model: PreTrainedModel = loaded[0].eval().to(device)
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ModelError(
-            f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", _DAMAGED
+            f"{folder} lacks {len(missing)} of the model's weights, e.g. {missing[0]}", DAMAGED
         )
     return model
 
@@ -299,6 +299,3 @@ def _dtype(asked: str, device: str) -> str:
             "for int8 use --engine ctranslate2",
         )
     return asked
-
-
-_DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
