@@ -35,9 +35,7 @@ _CHANGE_NOTHING = frozenset(
     }
 )
 _LOG_PROBS = ("logprobs", "top_logprobs")
-_TOP_OF_TEXT = (
-    "top_logprobs is only valid for /v1/chat/completions; use logprobs for /v1/completions"
-)
+_TOP_OF_TEXT = "top_logprobs is only valid for chats; use logprobs for text completions"
 TOP_LOG_PROBS = "top_log_probs"
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),

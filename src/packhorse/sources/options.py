@@ -70,6 +70,7 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises RowError `bad_option` for a wrong type or range, or two names of one option that differ.
     """
     options: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
     for field, rule in _RULES.items():
         value = fields.get(field)
         if value is None:
@@ -77,9 +78,10 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
         if not rule.fits(value):
             raise RowError("bad_option", f"{field} must be {rule.allowed}, got {shown(value)}")
         kept = rule.keep(value)
+        other = given_as.setdefault(rule.name, field)
         if options.setdefault(rule.name, kept) != kept:
             raise RowError(
                 "bad_option",
-                f"{field} must equal {rule.name} if both are given, got {shown(value)}; keep one",
+                f"{field} is {shown(value)}, but {other} is {shown(fields[other])}; keep one",
             )
     return options
