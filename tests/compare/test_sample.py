@@ -66,8 +66,8 @@ def test_a_sample_of_tsv_is_read_with_the_chosen_quoting(tmp_path: Path) -> None
     source = tmp_path / "in.tsv"
     source.write_text('prompt\tanswer\n"x"\t"y"\n')
     said: list[str] = []
-    for quoting, expected in [("auto", '"x"'), ("minimal", "x")]:
-        reading = InputConfig(csv_quoting=quoting)
+    unquoted, quoted = InputConfig(), InputConfig(csv_quoting="minimal")
+    for reading, expected in [(unquoted, '"x"'), (quoted, "x")]:
         path = tmp_path / "sample.jsonl"
         sample = take_sample(source, reading, 9, path, "answer", said.append)
         assert sample.requests[0].content == expected
