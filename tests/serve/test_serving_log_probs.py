@@ -201,7 +201,10 @@ def test_run_writes_what_the_server_says(
     source.write_text("\n".join(map(json.dumps, lines)))
     engine = EngineConfig(engine="transformers")
     decoding = packhorse.Decoding(max_new_tokens=9)
-    job = packhorse.JobConfig(str(folder), str(source), output, engine=engine, decoding=decoding)
+    reading = packhorse.InputConfig(served_model_name=("tiny",))
+    job = packhorse.JobConfig(
+        str(folder), str(source), output, engine=engine, decoding=decoding, reading=reading
+    )
     packhorse.run(job)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     told = [row["response"]["body"]["choices"][0]["logprobs"] for row in rows[:3]]
