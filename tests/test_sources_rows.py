@@ -224,7 +224,7 @@ def test_openai_requests(read: Any) -> None:
         (
             batch_line({"prompt": "x", "top_logprobs": 1}, "/v1/completions"),
             "bad_option",
-            "only valid for /v1/chat/completions",
+            "only valid for chats",
         ),
         (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),

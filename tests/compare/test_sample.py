@@ -53,3 +53,23 @@ def test_labels_that_are_not_there(
 ) -> None:
     with pytest.raises(error, match=match):
         labels(tmp_path, name, content, "answer")
+
+
+def test_rows_of_a_sample_have_ids_of_their_own(tmp_path: Path) -> None:
+    rows = [{"id": "line-2", "prompt": "x"}, {"prompt": "y"}, {"id": "line-2-2", "prompt": "z"}]
+    (tmp_path / "in.jsonl").write_text(jsonl(*rows))
+    sample = take_sample(tmp_path / "in.jsonl", InputConfig(), 9, tmp_path / "sample.jsonl")
+    assert [request.id for request in sample.requests] == ["line-2", "line-2-3", "line-2-2"]
+
+
+def test_a_sample_of_tsv_is_read_with_the_chosen_quoting(tmp_path: Path) -> None:
+    source = tmp_path / "in.tsv"
+    source.write_text('prompt\tanswer\n"x"\t"y"\n')
+    said: list[str] = []
+    unquoted, quoted = InputConfig(), InputConfig(csv_quoting="minimal")
+    for reading, expected in [(unquoted, '"x"'), (quoted, "x")]:
+        path = tmp_path / "sample.jsonl"
+        sample = take_sample(source, reading, 9, path, "answer", said.append)
+        assert sample.requests[0].content == expected
+        assert sample.labels == (expected.replace("x", "y"),)
+    assert len(said) == 1

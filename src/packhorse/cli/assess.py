@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from packhorse.assess.config import AssessConfig
@@ -70,7 +71,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 
 def _number(
-    group: argparse._ArgumentGroup, name: str, help_text: str, metavar: str, kind: type
+    group: argparse._ArgumentGroup,
+    name: str,
+    help_text: str,
+    metavar: str,
+    kind: Callable[[str], object],
 ) -> None:
     known = _default(name)
     group.add_argument(

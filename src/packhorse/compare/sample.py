@@ -66,9 +66,7 @@ def take_sample(
         for line in _lines(requests):
             file.write(line)
     digest = sha256(path.read_bytes()).hexdigest()
-    found = ()
-    if labels is not None:
-        found = _labels(source, requests, labels, reading.csv_quoting)
+    found = _labels(source, requests, labels, reading.csv_quoting) if labels is not None else ()
     return Sample(path, requests, skipped, total, digest, found)
 
 

@@ -21,9 +21,7 @@ from packhorse.sources.rows import Layout
 ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 _LOG_PROBS = ("logprobs", "top_logprobs")
-_TOP_OF_TEXT = (
-    "top_logprobs is only valid for /v1/chat/completions; use logprobs for /v1/completions"
-)
+_TOP_OF_TEXT = "top_logprobs is only valid for chats; use logprobs for text completions"
 TOP_LOG_PROBS = "top_log_probs"
 
 

@@ -227,7 +227,6 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
         if options.setdefault(rule.name, kept) != kept:
             raise RowError(
                 "bad_option",
-                f"{field} must equal {other} if both are given, got {shown(value)} and "
-                f"{shown(fields[other])}; keep one",
+                f"{field} is {shown(value)}, but {other} is {shown(fields[other])}; keep one",
             )
     return options

@@ -228,6 +228,7 @@ def _arrow_errors(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "".join(each if each.isprintable() else "?" for each in reason)
         raise InputError(
             f"{path} cannot be read as Parquet: {reason}",
             "is it Parquet, and was it copied whole? Copy or write it again",
