@@ -164,7 +164,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
 
 
 def damaged_place(folder: Path, kind: str) -> Path:
-    place = (
+    place: Path = (
         folder
         / ("files" if kind == "file" else "batches")
         / (FILE if kind == "file" else BATCH)["id"]
