@@ -130,7 +130,7 @@ def test_a_file_that_is_no_batch_is_refused(tmp_path: Path, line: Any) -> None:
 
 def test_lines_of_another_endpoint_or_model_fail_alone(tmp_path: Path) -> None:
     """As the same body is refused when it comes live."""
-    chat = {"messages": [{"role": "user", "content": "a"}]}
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
     lines = [
         batch_line(0, prompt="a", max_tokens=2),
         batch_line(1, "/v1/chat/completions", **chat),

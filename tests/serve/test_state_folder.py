@@ -136,11 +136,11 @@ def test_what_came_into_a_claimed_folder_later_stays(tmp_path: Path) -> None:
     assert server.lines == []
 
 
-FILE = {
+FILE: dict[str, Any] = {
     "id": f"file-{NAME}", "object": "file", "bytes": 3, "created_at": 5, "filename": "a",
     "purpose": "batch", "status": "processed",
 }  # fmt: skip
-BATCH = {
+BATCH: dict[str, Any] = {
     "id": f"batch_{NAME}", "object": "batch", "status": "completed", "endpoint": "/v1/completions",
     "input_file_id": f"file-{NAME}", "created_at": 5, "metadata": {},
     "request_counts": {"total": 1},
@@ -164,7 +164,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], str | bytes]] = {
 
 
 def damaged_place(folder: Path, kind: str) -> Path:
-    place = (
+    place: Path = (
         folder
         / ("files" if kind == "file" else "batches")
         / (FILE if kind == "file" else BATCH)["id"]

@@ -10,7 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from packhorse.serve.batch_routes import BatchRequest
+from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
+from packhorse.serve.validation import problem_of
 from servers import FAKE, served
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -165,6 +169,37 @@ def test_fuzzed_bodies(client: httpx.Client) -> None:
             assert is_field(body, error["param"], error["message"]), (body, error)
     assert statuses[400] > 250
     assert statuses[200] > 20
+
+
+SCHEMAS = [ChatRequest, CompletionRequest, EmbeddingRequest, BatchRequest]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_no_label_of_a_type_is_taken_for_a_field(schema: type[BaseModel]) -> None:
+    """Bodies whose values have any shape: what is named is there, or is missing."""
+    chance = random.Random(5)
+    refusals = 0
+    for _ in range(1500):
+        names = chance.sample(NAMES, 6)
+        body = {name: deep(chance, 3) for name in [*names, *schema.model_fields]}
+        try:
+            schema.model_validate(body)
+        except ValidationError as error:
+            refusals += 1
+            errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+            problem = problem_of(errors, body)
+            assert not LABELS.search(f"{problem} {problem.param}"), (body, problem)
+            assert is_field(body, problem.param, str(problem)), (body, problem)
+            assert json.dumps(problem.to_json(), ensure_ascii=False).encode()
+    assert refusals > 1000
+
+
+def deep(chance: random.Random, depth: int) -> Any:
+    if depth and chance.random() < 0.3:
+        return [deep(chance, depth - 1) for _ in range(chance.randrange(4))]
+    if depth and chance.random() < 0.2:
+        return {chance.choice(NAMES): deep(chance, depth - 1) for _ in range(2)}
+    return chance.choice(VALUES)
 
 
 def is_field(body: dict[str, Any], param: str | None, message: str) -> bool:

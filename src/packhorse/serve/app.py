@@ -30,7 +30,7 @@ from packhorse.serve.service import Service
 from packhorse.serve.validation import problem_of
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
-_UNREADABLE: dict[type[BaseException] | None, str] = {
+_UNREADABLE: dict[type[BaseException], str] = {
     UnicodeDecodeError: "the body is not UTF-8; send JSON in UTF-8",
     RecursionError: "the body is nested too deeply; flatten it",
     ValueError: "the body holds a number of thousands of digits; shorten it",
@@ -89,8 +89,10 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     """Paths and methods there are not, and bodies that are no JSON."""
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
-    text = _UNREADABLE.get(type(error.__cause__)) if error.status_code == 400 else None
-    problem = Problem(error.status_code, code, text or str(error.detail))
+    text = str(error.detail)
+    if error.status_code == 400 and error.__cause__ is not None:
+        text = _UNREADABLE.get(type(error.__cause__), text)
+    problem = Problem(error.status_code, code, text)
     return JSONResponse(
         problem.to_json(), problem.status, {**(error.headers or {}), **problem.headers()}
     )

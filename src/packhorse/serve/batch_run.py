@@ -184,7 +184,7 @@ class BatchRun:
                 if not rows:
                     return None
                 owner = self.documents.find(self.identifier).get("owner")
-                return self.files.add(content, name, "batch_output", owner)["id"]
+                return str(self.files.add(content, name, "batch_output", owner)["id"])
         finally:
             output.unlink()
 
