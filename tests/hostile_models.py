@@ -175,6 +175,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "heads many": (config(num_attention_heads=10**9), "num_attention_heads must be"),
     "heads none": (config(num_attention_heads=0), "."),
     "heads seven": (config(num_attention_heads=7), "."),
+    "experts many": (config(num_local_experts=10**6), "num_local_experts must be"),
     "kv heads negative": (config(num_key_value_heads=-2), "num_key_value_heads must be"),
     "head size many": (config(head_dim=100_000), "."),
     "context huge": (config(max_position_embeddings=10**12), "max_position_embeddings must be"),

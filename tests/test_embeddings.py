@@ -109,6 +109,38 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path, text: str | None) -
         embed(["a"], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("modules.json", "[" * 100_000, "nested more than 64"),
+        ("modules.json", '[{"type": 5}]', r"modules\.json\[0\]\.type must be a text"),
+        (
+            "modules.json",
+            '[{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../x"}]',
+            "names a folder outside its own",
+        ),
+        ("sentence_bert_config.json", "[]", "must be an object"),
+        ("sentence_bert_config.json", '{"max_seq_length": "long"}', "must be a whole number"),
+        ("sentence_bert_config.json", '{"max_seq_length": -5}', "cuts texts at -5 tokens"),
+        ("config_sentence_transformers.json", '{"prompts": ["query: "]}', "must be an object"),
+        ("1_Pooling/config.json", "[1]", "must be an object"),
+        ("config.json", '{"model_type": ["bert"]}', "model_type must be a text"),
+        ("config.json", '{"num_hidden_layers": 1000000000}', "num_hidden_layers must be"),
+        ("config.json", "{", "is not JSON"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        ("tokenizer.json", "{}", "cannot load the sentence model"),
+        ("model.safetensors", "<!doctype html>", "is a web page"),
+    ],
+)
+def test_files_that_lie(tmp_path: Path, name: str, text: str, message: str) -> None:
+    folder = tiny_encoder(tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(ModelError, match=message) as raised:
+        SentenceEncoder(folder)
+    assert "\n" not in str(raised.value)
+    assert raised.value.hint
+
+
 def test_broken_weights_are_one_line(tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "model")
     weights = folder / "model.safetensors"

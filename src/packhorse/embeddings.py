@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ModelError, model_errors
-from packhorse.json_files import read_json
+from packhorse.json_files import decode, read_json
 from packhorse.models.checkpoint import require_sound_folder
 from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
@@ -44,24 +44,50 @@ class Layout:
     prefix: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Module:
+    """An entry of modules.json."""
+
+    type: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What is read of sentence_bert_config.json."""
+
+    max_seq_length: int | None = None
+    do_lower_case: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What is read of config_sentence_transformers.json."""
+
+    prompts: dict[str, str] | None = None
+    default_prompt_name: str | None = None
+
+
 def read_layout(folder: Path) -> Layout:
     """The layout of a folder; ModelError for any other kind of folder."""
-    modules = _read_json(folder / "modules.json", required=True)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise ModelError(f"{folder / 'modules.json'} is not a list of modules", _HINT)
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    modules = _read(folder / "modules.json", list[_Module], required=True)
+    kinds = [module.type.rpartition(".")[2] for module in modules]
     if kinds not in _ACCEPTED:
         found = " + ".join(kinds) or "no modules"
         raise ModelError(f"cannot embed with {folder}: it is made of {found}", _HINT)
-    paths = [folder / str(module.get("path", "")) for module in modules]
-    settings = _read_json(paths[0] / "sentence_bert_config.json")
-    prompts = _read_json(folder / "config_sentence_transformers.json")
-    prefix = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name") or "", "")
+    if any(".." in Path(each.path).parts or Path(each.path).is_absolute() for each in modules):
+        raise ModelError(f"{folder / 'modules.json'} names a folder outside its own", _HINT)
+    paths = [folder / module.path for module in modules]
+    settings = _read(paths[0] / "sentence_bert_config.json", _Settings)
+    if settings.max_seq_length is not None and settings.max_seq_length < 1:
+        raise ModelError(f"{paths[0]} cuts texts at {settings.max_seq_length} tokens", _HINT)
+    prompts = _read(folder / "config_sentence_transformers.json", _Prompts)
+    prefix = (prompts.prompts or {}).get(prompts.default_prompt_name or "", "")
     return Layout(
         transformer=paths[0],
         pooling=_pooling(paths[1] / "config.json", bool(prefix)),
-        max_tokens=settings.get("max_seq_length"),
-        lowercase=bool(settings.get("do_lower_case", False)),
+        max_tokens=settings.max_seq_length,
+        lowercase=bool(settings.do_lower_case),
         prefix=prefix,
     )
 
@@ -159,7 +185,7 @@ def embed(texts: Sequence[str], folder: Path) -> npt.NDArray[np.float32]:
 
 def _pooling(path: Path, prefixed: bool) -> str:
     """ "mean" or "cls" from a Pooling module's settings: flags a mode, or one mode by name."""
-    settings = _read_json(path, required=True)
+    settings = _read(path, dict[str, Any], required=True)
     named = settings.get("pooling_mode")
     flags = [
         key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
@@ -174,9 +200,13 @@ def _pooling(path: Path, prefixed: bool) -> str:
     return str(modes[0])
 
 
-def _read_json(path: Path, *, required: bool = False) -> Any:
-    if path.exists():
-        return read_json(path, hint=_HINT)
-    if required:
-        raise ModelError(f"{path} is missing: no sentence-transformers folder", _HINT)
-    return {}
+def _read(path: Path, kind: Any, *, required: bool = False) -> Any:
+    """A JSON file as `kind`; one that is missing and not required is `kind()`."""
+    if not path.exists():
+        if required:
+            raise ModelError(f"{path} is missing: no sentence-transformers folder", _HINT)
+        return kind()
+    try:
+        return decode(kind, read_json(path, hint=_HINT), path.name)
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}", _HINT) from error

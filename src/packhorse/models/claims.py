@@ -24,10 +24,11 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decode
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx",
              "max_sequence_length", "original_max_position_embeddings")  # fmt: skip
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _SIZES = (
     "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size",
     "num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "num_kv_heads",
-    "head_dim", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+    "head_dim", "num_experts_per_tok",
     "state_size", "conv_kernel", "rotary_dim",
 )  # fmt: skip
 _TYPES: dict[str, Any] = {
@@ -87,6 +88,7 @@ def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSiz
         told = f"the files hold {stored.tensors} tensors" if is_text else ""
         bounds = [(_LAYERS, 1, layers, told), (_CONTEXTS, 1, MAX_CONTEXT, "")]
         bounds += [(_WIDTHS, 1, widths, "no tensor in the files is larger" if is_text else "")]
+        bounds += [(_EXPERTS, 0, widths, "")]  # the router has an output for each
         bounds += [(_SIZES, 0, min(_MAX_SIZE, max(stored.elements, 1)), "")]
         for names, least, most, reason in bounds:
             for name in names:
