@@ -27,11 +27,12 @@ from packhorse import __version__
 from packhorse.atomic import sync_folder
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
-from packhorse.models.reference_logits import FILE as REFERENCE_LOGITS
 from packhorse.models.storage import cache_root, storage_errors
 
 FORMAT = 1
 MANIFEST = "packhorse-manifest.json"
+REFERENCE_LOGITS = "reference_logits.npz"
+"""File that judges a model and decides none of its results: see `reference_logits`."""
 _BUILDING = ".building~"
 
 Build = Callable[[Path, Path], None]
