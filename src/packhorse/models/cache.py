@@ -29,11 +29,12 @@ from packhorse.errors import ModelError
 from packhorse.json_files import decode, read_object
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
-from packhorse.models.reference_logits import FILE as REFERENCE_LOGITS
 from packhorse.models.storage import cache_root, storage_errors
 
 FORMAT = 1
 MANIFEST = "packhorse-manifest.json"
+REFERENCE_LOGITS = "reference_logits.npz"
+"""File that judges a model and decides none of its results: see `reference_logits`."""
 _BUILDING = ".building~"
 
 Build = Callable[[Path, Path], None]

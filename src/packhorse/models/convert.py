@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
 from packhorse.errors import ModelError, first_line
@@ -27,9 +27,11 @@ from packhorse.models.ctranslate2_folder import (
 from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.quiet import quiet_transformers
-from packhorse.models.reference_logits import ReferenceLogits, reference_logits
 from packhorse.models.storage import require_free_bytes
 from packhorse.tokenizer_files import tokenizer_errors
+
+if TYPE_CHECKING:
+    from packhorse.models.reference_logits import ReferenceLogits
 
 CONVERSION = "ctranslate2-3"
 """Changes whenever the same checkpoint would give another folder."""
@@ -100,6 +102,7 @@ def _convert(
         text_elements,
         vocabulary_names,
     )
+    from packhorse.models.reference_logits import reference_logits
 
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
         """Converts no random numbers in place of missing weights, never offers to run code, loses

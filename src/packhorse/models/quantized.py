@@ -26,7 +26,6 @@ from packhorse.models.facts import stated_context
 from packhorse.models.int8_folder import write_int8_folder
 from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
-from packhorse.models.reference_logits import ReferenceLogits, reference_logits
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
 from packhorse.quantization.progress import Steps
@@ -40,6 +39,7 @@ from packhorse.quantization.recipe import CODE, Recipe
 from packhorse.tokenization import HuggingFaceCodec
 
 if TYPE_CHECKING:
+    from packhorse.models.reference_logits import ReferenceLogits
     from packhorse.quantization.structure import Structure
 
 _STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
@@ -141,6 +141,7 @@ def _folded(
     methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)
     needed = ready_bytes(checkpoint)
     require_memory("making the model ready for int8", needed, "choose --quantization-method plain")
+    from packhorse.models.reference_logits import reference_logits
     from packhorse.quantization.folding import fold, quick_recipe
     from packhorse.quantization.structure import structure_of
 

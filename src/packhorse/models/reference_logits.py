@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packhorse.errors import ModelError, first_line
+from packhorse.models.cache import REFERENCE_LOGITS
 
-FILE = "reference_logits.npz"
+FILE = REFERENCE_LOGITS
 TEXT_TOKENS = 24
 MOST_TOKENS = 96
 """Of a text that is to be longer than a small window."""
