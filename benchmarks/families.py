@@ -182,6 +182,7 @@ def _packhorse(given: list[str]) -> int:
 
 def _import_libraries(scratch: Path) -> None:
     """Import once what every run needs, so that runs can be forked."""
+    import packhorse
     from packhorse.models.storage import cache_root
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
@@ -190,19 +191,18 @@ def _import_libraries(scratch: Path) -> None:
         TOKENIZERS_PARALLELISM="false",
     )  # fmt: skip
     import torch
-    import transformers
+    from transformers import AutoModelForCausalLM, logging
 
-    import packhorse
     from packhorse.engines import LOADERS
 
+    modules = [loader.split(":")[0] for loader in LOADERS.values()]
+    for module in (*modules, "ctranslate2.converters"):
+        importlib.import_module(module)
+    assert AutoModelForCausalLM.__name__  # these are imported when they are first used
+    assert packhorse.run.__name__
     torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    for loader in LOADERS.values():
-        importlib.import_module(loader.split(":")[0])
-    importlib.import_module("ctranslate2.converters")
-    assert packhorse.run
-    assert transformers.AutoModelForCausalLM
-    transformers.logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _own(folder: Path) -> None:

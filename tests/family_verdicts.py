@@ -107,7 +107,9 @@ def _compared(
         lengths = ", ".join(str(len(model.prompts[number])) for number in wrong)
         reason = f"{len(wrong)} of {len(gaps)} rows, with prompts of {lengths} tokens"
     verdict = "WRONG" if bad else "right"
-    return Cell(verdict, reason, len(rows), refused, round(share, 3), round(max(gaps), 3))
+    return Cell(
+        verdict, reason, len(rows), refused, round(share, 3), round(min(max(gaps), 99.0), 3)
+    )
 
 
 def _text(expected: Expected, model: Model) -> str:
@@ -127,7 +129,9 @@ def _gap(row: dict[str, Any], number: int, model: Model, *, forgive_ties: bool) 
         step, taken, rest = difference
         logits = expected.logits[step]
         spread = float(logits.std())
-        gap = float(logits.max() - logits[taken]) if taken is not None else float("inf")
+        if taken is None:
+            return float("inf")
+        gap = float(logits.max() - logits[taken])
         if not forgive_ties or gap > TIE * max(1.0, spread):
             return gap / spread
         ids += [*expected.token_ids[:step], taken]

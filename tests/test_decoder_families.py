@@ -48,8 +48,9 @@ def cells(
     """What the benchmark finds for the families that were selected, each run in its own process."""
     chosen = {name for item in request.session.items if (name := _family(item))}
     output = tmp_path_factory.mktemp("families") / "cells.json"
-    given = [sys.executable, BENCHMARK, *sorted(chosen), "--engines", *MUST_RUN, "--output", output]
-    run = subprocess.run(given, capture_output=True, text=True, check=False)
+    given = [*sorted(chosen), "--engines", *MUST_RUN, "--output", str(output)]
+    command = [sys.executable, str(BENCHMARK), *given]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert output.is_file(), run.stderr
     document: dict[str, Any] = json.loads(output.read_text())
     return document
