@@ -104,7 +104,7 @@ def test_an_unsupported_compute_type_lists_the_supported(folder: Path) -> None:
     name = unsupported()
     with pytest.raises(EngineError, match=f"does not run {name} on this cpu") as error:
         engine_of(folder, quantization=name)
-    assert "float32, int8" in error.value.hint
+    assert {"float32", "int8"} <= set(error.value.hint.replace(",", "").split())
 
 
 @pytest.mark.skipif(ctranslate2.get_cuda_device_count() > 0, reason="there is a GPU")
