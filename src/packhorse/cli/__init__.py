@@ -23,6 +23,7 @@ from packhorse.errors import (
     first_line,
     is_out_of_memory,
 )
+from packhorse.interruption import hearing_interrupts
 from packhorse.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
@@ -48,14 +49,14 @@ PRINTING_VERBS = ("load-test", "plan", "calibrate", "status", "models")
 """Verbs whose result is what they print; the result of the others is a file or a folder."""
 LIGHT_VERBS = ("load-test", "status", "export", "models")
 """Verbs that load no model library."""
-LEAST_ADDRESS_SPACE = 900_000_000
-"""Bytes; torch alone maps about as much on Linux."""
+LEAST_ADDRESS_SPACE = 1_200_000_000
+"""Bytes; with less, torch, Numba and CTranslate2 crash or hang on Linux while they are loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the process's exit code; prints no traceback for a user's error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with guarded_streams() as stdout:
+    with guarded_streams() as stdout, hearing_interrupts():
         try:
             parser = _parser(given[0] if given else None)
             options = parser.parse_args(given)
