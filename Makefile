@@ -3,7 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
 
-.PHONY: install test lint demo clean
+LOWEST := build/lowest
+# Fast tests that import every dependency; they need no model that has to be fetched.
+LOWEST_TESTS := tests/test_journal.py tests/test_export.py tests/test_sources.py tests/test_sources_rows.py \
+	tests/test_sources_tables.py tests/test_tokenization.py tests/test_pipeline.py tests/test_cli.py \
+	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
+	tests/serve
+
+.PHONY: install test test-lowest lint demo clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +27,16 @@ lint: install
 
 test: install lint
 	$(BIN)/pytest
+
+# The lowest version that pyproject.toml accepts of everything it names, except torch, whose old builds
+# are not on every index.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		-c constraints-lowest.txt -e '.[serve]'
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout hypothesis
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default $(LOWEST_TESTS)
 
 demo: install
 	rm -rf $(DEMO)

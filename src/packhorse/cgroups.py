@@ -34,9 +34,9 @@ def memory_headrooms(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> list
     headrooms = []
     for version, folder in _groups("memory", membership, root):
         if version == 2:
-            limits, used = ("memory.max", "memory.high"), "memory.current"
+            limits, used = ["memory.max", "memory.high"], "memory.current"
         else:
-            limits, used = ("memory.limit_in_bytes",), "memory.usage_in_bytes"
+            limits, used = ["memory.limit_in_bytes"], "memory.usage_in_bytes"
         for limit in limits:
             headroom = _headroom(folder, limit, used)
             if headroom is not None:

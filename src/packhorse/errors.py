@@ -60,6 +60,26 @@ def model_errors(what: str, hint: str) -> Iterator[None]:
         raise ModelError(f"{what}: {first_line(error)}", hint) from error
 
 
+_OUT_OF_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether too little memory is behind an exception: also libraries that cannot be loaded and
+    threads that cannot be started say so, each in its own words."""
+    found: BaseException | None = error
+    while found is not None:
+        text = str(found).lower()
+        if isinstance(found, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
+
+
 class PackhorseError(Exception):
     """A job that cannot go on. `hint` says what to do about it."""
 

@@ -21,6 +21,26 @@ _Item = TypeVar("_Item")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextmanager
+def hearing_interrupts() -> Iterator[None]:
+    """While entered, SIGINT ends the work also where the parent process ignores it.
+
+    Shells start background jobs so (`nohup make &`), and Python then leaves it ignored. A signal
+    that somebody sends on purpose is obeyed by every verb alike.
+    """
+    is_ignored = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    )
+    if is_ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Interruption:
     """While entered, turns the first signal into a request that the run asks for.
 

@@ -226,15 +226,14 @@ class Journal:
 
     def _rebuild_damaged(self, table: str) -> int:
         """Keeps the sound rows of a table; the number of the others."""
-        lost, is_ordered, last, values = 0, True, None, ()
+        lost, is_ordered, last, places = 0, True, None, ""
         for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
             lost += not is_sound(values)
-            key = values[0]
+            key, places = values[0], ", ".join("?" * len(values))
             is_ordered &= last is None or (type(key) is type(last) and key > last)
             last = key
         if not lost and is_ordered:
             return 0
-        places = ", ".join("?" * len(values))
         with self._database.transaction() as connection:
             connection.execute(f"CREATE TABLE rebuilt {TABLES[table]}")
             for values in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608

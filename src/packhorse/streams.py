@@ -106,8 +106,6 @@ def guarded_streams() -> Iterator[GuardedStream]:
 
 
 def _guarded(stream: TextIO | None) -> GuardedStream:
-    if isinstance(stream, GuardedStream):
-        return stream
     return GuardedStream(
         stream or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
     )

@@ -11,11 +11,19 @@ output *is* the result and the disk behind it refuses it, the code is 2. A reade
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from packhorse.errors import Interrupted, PackhorseError
+from packhorse.errors import (
+    ConfigError,
+    Interrupted,
+    PackhorseError,
+    first_line,
+    is_out_of_memory,
+)
+from packhorse.interruption import hearing_interrupts
 from packhorse.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
@@ -39,12 +47,16 @@ VERBS = {
 }
 PRINTING_VERBS = ("load-test", "plan", "calibrate", "status", "models")
 """Verbs whose result is what they print; the result of the others is a file or a folder."""
+LIGHT_VERBS = ("load-test", "status", "export", "models")
+"""Verbs that load no model library."""
+LEAST_ADDRESS_SPACE = 1_200_000_000
+"""Bytes; with less, torch, Numba and CTranslate2 crash or hang on Linux while they are loaded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the process's exit code; prints no traceback for a user's error."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with guarded_streams() as stdout:
+    with guarded_streams() as stdout, hearing_interrupts():
         try:
             parser = _parser(given[0] if given else None)
             options = parser.parse_args(given)
@@ -77,6 +89,8 @@ def _is_lost(stdout: GuardedStream) -> bool:
 def _outcome(options: argparse.Namespace) -> int:
     """Runs one verb; the exit code of its work."""
     try:
+        if options.verb not in LIGHT_VERBS:
+            _check_address_space()
         return int(options.run(options))
     except PackhorseError as error:
         print(f"packhorse: {error}", file=sys.stderr)
@@ -89,6 +103,27 @@ def _outcome(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("packhorse: interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"packhorse: there is too little memory: {first_line(error)}\n"
+            "  hint: free some or raise its limit (ulimit -v, that of a container), take a smaller "
+            "model, or give the engine less: --max-batch-tokens, --cache-gb",
+            file=sys.stderr,
+        )
+        return EXIT_REFUSED
+
+
+def _check_address_space() -> None:
+    """ConfigError where model libraries cannot be loaded: some crash where they should fail."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise ConfigError(
+            f"the address space is limited to {limit / 1e6:,.0f} MB, and loading the model "
+            f"libraries takes {LEAST_ADDRESS_SPACE / 1e6:,.0f} MB",
+            "raise the limit: ulimit -v",
+        )
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:
