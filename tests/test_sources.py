@@ -278,7 +278,7 @@ def test_unusable_input(read: Any, name: str, content: Any, config: Any, words: 
     assert raised.value.hint
 
 
-GZIP = gzip.compress(b'{"prompt": "x"}\n')
+GZIP = gzip.compress(b'{"prompt": "x"}\n', mtime=0)
 EXCEL = b"PK\x03\x04" + bytes(40) + b"xl/workbook.xmlPK\x05\x06" + bytes(18)
 PAGE = b"<!DOCTYPE html>\n<html><body>404</body></html>\n"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n"
