@@ -54,7 +54,8 @@ PAIRS = [
     (name, engine)
     for place, name in enumerate(CASES)
     for engine in (ENGINES if name in REACH_AN_ENGINE else (ENGINES[place % len(ENGINES)],))
-    if (name, engine) != ("tokenizer code", "packed")  # compiles kernels before it is refused
+    # The packed engine reads a tokenizer after it has compiled its kernels, which takes seconds.
+    if not (engine == "packed" and name.startswith("tokenizer ") and name in REACH_AN_ENGINE)
 ]
 
 
