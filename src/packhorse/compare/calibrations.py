@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from packhorse.calibration import Calibration, calibrate_words, stored_calibration
-from packhorse.compare.trial import packhorse_command
+from packhorse.compare.grid import packhorse_command
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError
 from packhorse.models import PreparedModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -141,3 +142,8 @@ def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}", f"known: {', '.join(known)}")
+
+
+def packhorse_command(arguments: Sequence[str]) -> list[str]:
+    """`packhorse` as this very installation, in a fresh interpreter."""
+    return [sys.executable, "-m", "packhorse", *arguments]

@@ -22,12 +22,13 @@ from packhorse.compare.grid import (
     Combination,
     combinations,
     engine_config,
+    packhorse_command,
 )
 from packhorse.compare.judge import Judge, Observer, TrialRuns
 from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
-from packhorse.compare.trial import Outcome, finished_repeat, packhorse_command, run_repeat
+from packhorse.compare.trial import Outcome, finished_repeat, run_repeat
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.export import write_json

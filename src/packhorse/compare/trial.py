@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -163,8 +162,3 @@ def _reason(code: int, stderr: Path) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; its last words: {said}"
     return f"exit code {code}: {said.removeprefix('packhorse: ')}"
-
-
-def packhorse_command(arguments: Sequence[str]) -> list[str]:
-    """`packhorse` as this very installation, in a fresh interpreter."""
-    return [sys.executable, "-m", "packhorse", *arguments]

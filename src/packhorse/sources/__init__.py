@@ -242,9 +242,14 @@ def _open_openai(
             f"{called(path)} holds OpenAI batch lines, which carry their own prompts",
             "leave the template and the prompt column out",
         )
-    return openai.layout(config.served_model_name, config.batch_endpoint), lines.read_objects(
-        path, openai.ID_FIELD
+    unwrap = partial(openai.unwrap, models=config.served_model_name, endpoint=config.batch_endpoint)
+    layout = Layout(
+        id_field=openai.ID_FIELD,
+        unwrap=unwrap,
+        bare=True,
+        unwrapped_options=(openai.TOP_LOG_PROBS,),
     )
+    return layout, lines.read_objects(path, openai.ID_FIELD)
 
 
 def _open_text(

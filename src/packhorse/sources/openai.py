@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from packhorse.data import MOST_LOG_PROBS
 from packhorse.sources.faults import RowError, shown
 from packhorse.sources.options import NEUTRAL_VALUES, OPTION_FIELDS, is_neutral
-from packhorse.sources.rows import Layout
 
 ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
@@ -150,13 +148,3 @@ def _unsupported(name: str, value: Any) -> str:
         return f"{shown(name)} is not supported, got {shown(value)}; leave it out"
     allowed = " or ".join(json.dumps(each) for each in neutral)
     return f"{shown(name)} must be {allowed}, got {shown(value)}; other values are not supported"
-
-
-def layout(models: Sequence[str] = (), endpoint: str | None = None) -> Layout:
-    """The layout of batch lines. models, endpoint: see `unwrap`."""
-    return Layout(
-        id_field=ID_FIELD,
-        unwrap=partial(unwrap, models=models, endpoint=endpoint),
-        bare=True,
-        unwrapped_options=(TOP_LOG_PROBS,),
-    )
