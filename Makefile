@@ -5,8 +5,7 @@ DEMO := build/demo
 
 LOWEST := build/lowest
 # Fast tests that import every dependency; they need no model that has to be fetched.
-LOWEST_TESTS := tests/test_journal.py tests/test_export.py tests/test_sources.py tests/test_sources_rows.py \
-	tests/test_sources_tables.py tests/test_tokenization.py tests/test_pipeline.py tests/test_cli.py \
+LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/test_cli.py \
 	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
 	tests/serve
 

@@ -63,7 +63,7 @@ def prompts_of(options: argparse.Namespace) -> list[str | tuple[Message, ...]]:
 
     from packhorse.config import InputConfig
     from packhorse.data import Request
-    from packhorse.sources import read_rows
+    from packhorse.inputs import read_rows
 
     rows = read_rows(Path(options.input), InputConfig(limit=options.rows))
     return [row.content for row in rows if isinstance(row, Request)]
@@ -94,9 +94,9 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     import ctranslate2
 
     from packhorse.config import EngineConfig
+    from packhorse.inference.model import prepare_for
     from packhorse.models import model_facts
     from packhorse.models.ctranslate2_folder import vocabulary
-    from packhorse.session import prepare_for
     from packhorse.tokenization import HuggingFaceCodec, Refusal
 
     kind, size, workers, threads = setting

@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
 def contents(options: argparse.Namespace, rows: int) -> list[Any]:
     from packhorse.config import InputConfig
     from packhorse.data import Request
-    from packhorse.sources import read_rows
+    from packhorse.inputs import read_rows
 
     read = read_rows(Path(options.input), InputConfig(limit=rows))
     return [row.content for row in read if isinstance(row, Request)]
@@ -82,7 +82,7 @@ def trial(options: argparse.Namespace, engine: str, quantization: str, policy: s
         answers = list(model.generate(prompts, max_new_tokens=options.max_new_tokens))
         seconds = time.monotonic() - loaded
         tokens = {
-            each.index: each.token_ids for each in answers if isinstance(each, packhorse.Answer)
+            each.index: each.token_ids for each in answers if isinstance(each, packhorse.Completion)
         }
     report(seconds, loaded - started, [list(tokens.get(i, ())) for i in range(len(answers))])
 
@@ -145,7 +145,7 @@ class OpenVino:
 
 
 def accuracy(reference: Rows, found: Rows) -> dict[str, float]:
-    from packhorse.compare.quality import matched_prefix_share
+    from packhorse.evaluation.quality import matched_prefix_share
 
     pairs = list(zip(reference, found, strict=False))
     if not pairs:

@@ -34,17 +34,22 @@ from typing import Any
 import torch
 
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import CONTINUOUS, Limits
+from packhorse.batching.policies import CONTINUOUS
+from packhorse.batching.sizes import Limits
 from packhorse.config import InputConfig
-from packhorse.contract import EngineTraits
-from packhorse.data import Batch, Decoding, Failure, Prompt, Request
-from packhorse.engines.allocator import keep_freed_memory
-from packhorse.engines.cores import usable_cores
+from packhorse.data import Batch, Failure, Prompt, Request, SamplingParams
+from packhorse.engine_protocol import EngineCapabilities
+from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.engines.packed.architecture import Architecture
-from packhorse.meters import current_memory_bytes, forget_peak_memory, peak_memory_bytes
+from packhorse.inputs import read_rows
 from packhorse.models import model_facts, prepare
-from packhorse.sources import read_rows
+from packhorse.profiling.cores import usable_cores
+from packhorse.profiling.run_metrics import (
+    current_memory_bytes,
+    forget_peak_memory,
+    peak_memory_bytes,
+)
 from packhorse.tokenization import HuggingFaceCodec
 
 Figures = dict[str, float]
@@ -143,7 +148,7 @@ def prompts_of(path: str, rows: int, new_tokens: int, codec: HuggingFaceCodec) -
         if isinstance(row, Request)
     ]
     return [
-        Prompt(index, ids, Decoding(max_new_tokens=new_tokens))
+        Prompt(index, ids, SamplingParams(max_new_tokens=new_tokens))
         for index, ids in enumerate(codec.encode_chats(chats))
         if isinstance(ids, tuple)
     ]
@@ -200,7 +205,7 @@ def linearity_jobs(path: str, codec: HuggingFaceCodec) -> dict[str, dict[str, li
     return {
         "rows": {f"{count} rows": rows[:count] for count in LINEAR_ROWS},
         "new tokens": {
-            f"{new} new tokens": [replace(row, decoding=Decoding(new)) for row in few]
+            f"{new} new tokens": [replace(row, decoding=SamplingParams(new)) for row in few]
             for new in LINEAR_NEW_TOKENS
         },
         "context": contexts,
@@ -209,7 +214,7 @@ def linearity_jobs(path: str, codec: HuggingFaceCodec) -> dict[str, dict[str, li
 
 def costs(engine: PackedEngine, prompts: Sequence[Prompt]) -> Figures:
     """What a job costs: see the module. Microseconds, of a pair of tokens nanoseconds."""
-    first = run(engine, [replace(row, decoding=Decoding(1)) for row in prompts])
+    first = run(engine, [replace(row, decoding=SamplingParams(1)) for row in prompts])
     whole = run(engine, prompts)
     prefilled, decoded = first["tokens"], whole["tokens"] - first["tokens"]
     computing = sum(whole[phase] for phase in ("products", "head", "between"))
@@ -252,7 +257,7 @@ def short_rows(rows: int, vocabulary: int) -> Iterator[Batch]:
         prefix = tuple(chance.choices(ids, k=16))
         yield Batch(
             tuple(
-                Prompt(index, prefix + tuple(chance.choices(ids, k=6)), Decoding(4))
+                Prompt(index, prefix + tuple(chance.choices(ids, k=6)), SamplingParams(4))
                 for index in range(start, start + 10)
             ),
             len(prefix),
@@ -273,14 +278,14 @@ def growth(engine: PackedEngine, built: Architecture) -> None:
     print(json.dumps({"resident_mb": resident, "failed": failed}))
 
 
-def memory(traits: EngineTraits, loaded: int) -> Figures:
+def memory(capabilities: EngineCapabilities, loaded: int) -> Figures:
     """Prints what the engine stated, beside what the process took; loaded: bytes before it ran."""
-    cache = traits.preferred_batch_tokens * traits.cache_bytes_per_token
-    most, peak = cache + traits.working_bytes, peak_memory_bytes()
+    cache = capabilities.preferred_batch_tokens * capabilities.cache_bytes_per_token
+    most, peak = cache + capabilities.working_bytes, peak_memory_bytes()
     print(
-        f"memory: weights {traits.model_bytes / 1e9:.2f} GB, cache {cache / 1e9:.2f}, steps "
-        f"{traits.working_bytes / 1e9:.2f}; the process had {loaded / 1e9:.2f} GB when it was "
-        f"loaded and took {(peak - loaded) / 1e9:.2f} more of at most {most / 1e9:.2f}"
+        f"memory: weights {capabilities.model_bytes / 1e9:.2f} GB, cache {cache / 1e9:.2f}, "
+        f"steps {capabilities.working_bytes / 1e9:.2f}; the process had {loaded / 1e9:.2f} GB "
+        f"when it was loaded and took {(peak - loaded) / 1e9:.2f} more of at most {most / 1e9:.2f}"
     )
     return {"stated": most, "loaded": loaded, "peak": peak}
 
@@ -304,7 +309,7 @@ def main() -> None:
     run(engine, prompts[:2])
     found = run(engine, prompts)
     least = profile(found, built, rates, options.quantization)
-    took = memory(engine.traits, loaded)
+    took = memory(engine.capabilities, loaded)
     print(json.dumps({"rates": rates, "found": found, "least": least, "memory": took}))
 
 

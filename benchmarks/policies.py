@@ -98,7 +98,11 @@ def main() -> None:
     for (engine, policy), runs in reports.items():
         sessions = [run["session"] for run in runs]
         first = sessions[0]
-        waste = first["padding_share"] if first["forced_share"] is None else first["forced_share"]
+        waste = (
+            first["padding_share"]
+            if first["token_by_token_prefill_share"] is None
+            else first["token_by_token_prefill_share"]
+        )
         print(
             f"{engine:22}{policy:15}"
             f"{spread([one['seconds']['generate'] for one in sessions]):>22}"

@@ -29,15 +29,19 @@ from typing import Any
 import ctranslate2
 
 import packhorse
-from packhorse.compare.quality import Output, Pair, QualityReport, compare_outputs
-from packhorse.compare.teacher import CTranslate2LogProbs, TeacherForced, teacher_forced
 from packhorse.config import QUANTIZATION_METHODS, BatchingConfig, EngineConfig, InputConfig
-from packhorse.data import Answer, Request
-from packhorse.machine import machine
+from packhorse.data import Completion, Request
+from packhorse.evaluation.quality import Output, Pair, QualityReport, compare_outputs
+from packhorse.evaluation.statistics import Estimate
+from packhorse.evaluation.teacher_forcing import (
+    CTranslate2LogProbs,
+    TeacherForcedScores,
+    teacher_forced,
+)
+from packhorse.inference.model import Model
+from packhorse.inputs import read_rows
 from packhorse.models.ctranslate2_folder import vocabulary
-from packhorse.session import Model
-from packhorse.sources import read_rows
-from packhorse.statistics import Estimate
+from packhorse.profiling.hardware import machine
 from packhorse.tokenization import Refusal, Tokenizer
 
 REFERENCE = "float32"
@@ -50,7 +54,7 @@ class Subject:
 
     name: str
     model: Model
-    answers: dict[int, Answer] = field(default_factory=dict)
+    answers: dict[int, Completion] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -84,12 +88,14 @@ def load(options: argparse.Namespace, name: str) -> Subject:
     )
 
 
-def answer(subject: Subject, rows: list[Any], max_new_tokens: int) -> tuple[list[Answer], float]:
+def answer(
+    subject: Subject, rows: list[Any], max_new_tokens: int
+) -> tuple[list[Completion], float]:
     """Answers to the rows that have any, and seconds."""
     started = time.perf_counter()
     outcomes = list(subject.model.generate(rows, max_new_tokens=max_new_tokens))
     seconds = time.perf_counter() - started
-    return [outcome for outcome in outcomes if isinstance(outcome, Answer)], seconds
+    return [outcome for outcome in outcomes if isinstance(outcome, Completion)], seconds
 
 
 def measure_speed(
@@ -100,8 +106,8 @@ def measure_speed(
         subject.name: ctranslate2.Generator(
             str(subject.model.prepared.folder),
             compute_type=REFERENCE if subject.name == REFERENCE else options.quantization,
-            inter_threads=subject.model.traits.workers,
-            intra_threads=subject.model.traits.threads,
+            inter_threads=subject.model.capabilities.workers,
+            intra_threads=subject.model.capabilities.threads,
         )
         for subject in subjects
     }
@@ -123,7 +129,7 @@ def measure_speed(
 
 def judge(
     options: argparse.Namespace, subject: Subject, reference: Subject, prompts: dict[int, Any]
-) -> tuple[QualityReport, TeacherForced]:
+) -> tuple[QualityReport, TeacherForcedScores]:
     """Answers and distributions of a subject against the reference's."""
     theirs, ours = reference.answers, subject.answers
     pairs = [
@@ -140,7 +146,7 @@ def judge(
     return compare_outputs(pairs), forced
 
 
-def output(answer: Answer | None) -> Output | None:
+def output(answer: Completion | None) -> Output | None:
     return None if answer is None else Output(answer.token_ids, answer.text)
 
 
@@ -155,7 +161,7 @@ def interval(estimate: Estimate | None, digits: int) -> str:
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f}-{estimate.high:.{digits}f})"
 
 
-def line(subject: Subject, quality: QualityReport, forced: TeacherForced) -> str:
+def line(subject: Subject, quality: QualityReport, forced: TeacherForcedScores) -> str:
     first = sum(row.first_token_equal for row in quality.rows)
     return (
         f"{subject.label:20}{quality.identical_count:6}{first:7}"

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from packhorse.data import Decoding, Prompt
+from packhorse.data import Prompt, SamplingParams
 from packhorse.engines.fake import written
 from packhorse.serve.listening import allowed_connections
 from serve_throughput import server
@@ -66,7 +66,7 @@ class Client:
 
 
 def expected(prompt: str) -> str:
-    decoding = Decoding(max_new_tokens=TOKENS)
+    decoding = SamplingParams(max_new_tokens=TOKENS)
     words = written(Prompt(0, tuple(prompt.encode()), decoding))
     return bytes(token for token, _ in zip(words, range(TOKENS), strict=False)).decode()
 

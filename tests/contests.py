@@ -11,7 +11,7 @@ from packhorse.assess.config import AssessConfig
 from packhorse.assess.document import Assessment
 from packhorse.assess.runner import assess
 from packhorse.config import EngineConfig
-from packhorse.jobs import Silent
+from packhorse.jobs.frame import Silent
 
 
 def hold(

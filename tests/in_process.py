@@ -14,18 +14,18 @@ from typing import Any
 import httpx
 
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Decoding
+from packhorse.data import SamplingParams
+from packhorse.inference.model import prepare_for
 from packhorse.serve.app import application
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
-from packhorse.serve.config import Bounds, ServeConfig, Waits
-from packhorse.serve.figures import Figures
+from packhorse.serve.config import Bounds, QueueConfig, ServeConfig
 from packhorse.serve.files import FileStore
+from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.request_queue import RequestQueue
 from packhorse.serve.service import Service
 from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.waiting import WaitingRows
-from packhorse.session import prepare_for
 
 ENDED = ("completed", "failed", "cancelled")
 
@@ -39,7 +39,7 @@ class Local:
     lines: list[str] = field(default_factory=list)
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> ServerMetrics:
         return self.batches.service.supervisor.figures
 
     def client(self) -> httpx.AsyncClient:
@@ -84,9 +84,9 @@ def local(
     lines: list[str] = []
     config = EngineConfig(engine="fake", quantization=engine)
     prepared = prepare_for("fake", config)
-    decoding, figures = Decoding(max_new_tokens=24), Figures()
+    decoding, figures = SamplingParams(max_new_tokens=24), ServerMetrics()
     loading = Loading(prepared, config, BatchingConfig(), decoding)
-    supervisor = Supervisor(loading, WaitingRows(Waits()), figures, lines.append)
+    supervisor = Supervisor(loading, RequestQueue(QueueConfig()), figures, lines.append)
     bounds = bounds or Bounds()
     codec, most = prepared.codec(), bounds.log_probs
     service = Service("fake", prepared, decoding, supervisor, codec, most)

@@ -8,7 +8,7 @@ from typing import Any
 
 from packhorse.config import InputConfig
 from packhorse.data import Failure, Request
-from packhorse.sources import read_rows
+from packhorse.inputs import read_rows
 
 Row = Request | Failure
 

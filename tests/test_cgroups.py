@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from packhorse.cgroups import core_quota, memory_headrooms
-from packhorse.engines import cores
+from packhorse.profiling import cores
 
 
 def write_cgroup(folder: Path, files: dict[str, str]) -> None:

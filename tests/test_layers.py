@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,52 +15,17 @@ import packhorse
 
 PACKAGE = Path(packhorse.__file__).parent
 
-# A module imports only from lines above its own.
-LAYERS = [
-    {"errors"},
-    {"streams"},
-    {"cgroups"},
-    {"json_files"},
-    {"labels"},
-    {"atomic"},
-    {"durable"},
-    {"data"},
-    {"config"},
-    {"contract"},
-    {"batching"},
-    {"sources"},
-    {"tokenizer_files"},
-    {"tokenization"},
-    {"meters"},
-    {"statistics"},
-    {"export"},
-    {"workspace"},
-    {"journal_rows"},
-    {"journal"},
-    {"reports"},
-    {"quantization"},
-    {"models"},
-    {"embeddings"},
-    {"engines"},
-    {"machine"},
-    {"calibration"},
-    {"duplicates"},
-    {"answering"},
-    {"growing_text"},
-    {"log_probs"},
-    {"session"},
-    {"manifest"},
-    {"interruption"},
-    {"jobs"},
-    {"pipeline"},
-    {"compare"},
-    {"assess"},
-    {"quantizing"},
-    {"forecast"},
-    {"serve"},
-    {"load_test"},
-    {"cli"},
-]
+# A folder imports from its own layer and from layers above it; the table reads from the ground up.
+LAYERS = {
+    "base": {"errors", "data", "config", "engine_protocol", "cgroups", "storage"},
+    "rows": {"batching", "profiling", "openai_format", "inputs", "outputs", "tokenization"},
+    "models": {"quantization", "models", "embeddings"},
+    "running": {"engines", "calibration", "inference"},
+    "jobs": {"jobs", "reports", "evaluation", "techniques"},
+    "verbs": {"compare", "assess", "quantize", "estimate", "serve", "load_test"},
+    "cli": {"cli"},
+}
+LEVEL = {folder: level for level, layer in enumerate(LAYERS.values()) for folder in layer}
 FACADE = {"__init__", "__main__"}
 HEAVY = (
     "torch", "transformers", "ctranslate2", "sklearn", "skops", "fastapi", "pyarrow", "numpy",
@@ -74,36 +40,94 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield parts[0], path
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of packhorse that a file imports anywhere in it."""
-    rooms = set()
+def imported_folders(path: Path) -> set[str]:
+    """Folders of packhorse that a file imports anywhere in it."""
+    folders = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             head, *rest = node.module.split(".")
             if head == "packhorse":
-                rooms |= {rest[0]} if rest else {alias.name for alias in node.names}
+                folders |= {rest[0]} if rest else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 head, *rest = alias.name.split(".")
                 if head == "packhorse" and rest:
-                    rooms.add(rest[0])
+                    folders.add(rest[0])
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
-    return rooms - {"__version__"}
+    return folders - {"__version__"}
 
 
-def test_every_room_has_a_layer() -> None:
-    known = set().union(*LAYERS)
-    assert {room for room, _ in modules()} <= known
+def files_imported(path: Path) -> Iterator[str]:
+    """Dotted names below packhorse of the modules that a file imports when it runs."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in node.body
+    }
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").partition(".")[0] == "packhorse"
+        ):
+            base = (node.module or "").partition(".")[2]
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}" if base else alias.name
+                yield deeper if file_of(deeper) else base
+
+
+def file_of(module: str) -> Path | None:
+    place = PACKAGE / Path(*module.split(".")) if module else PACKAGE
+    found = [place.with_suffix(".py"), place / "__init__.py"]
+    return next((path for path in found if path.is_file()), None)
+
+
+def cycle_of(graph: dict[str, set[str]]) -> list[str]:
+    """Names that import each other in a circle, or none."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_folder_has_a_layer() -> None:
+    assert {folder for folder, _ in modules()} == set(LEVEL)
+
+
+def test_the_top_level_has_few_modules() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize(
-    ("room", "path"),
+    ("folder", "path"),
     [pytest.param(*item, id=str(item[1].relative_to(PACKAGE))) for item in modules()],
 )
-def test_a_room_imports_only_from_rooms_above(room: str, path: Path) -> None:
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    below = {name for name in imported_rooms(path) - {room} if level[name] >= level[room]}
-    assert not below
+def test_a_folder_imports_no_layer_below_its_own(folder: str, path: Path) -> None:
+    imported = imported_folders(path) - {folder}
+    assert not {name for name in imported if LEVEL[name] > LEVEL[folder]}
+    if folder in LAYERS["verbs"]:
+        assert not imported & LAYERS["verbs"], "verbs do not import each other"
+
+
+def test_folders_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {folder: set() for folder in LEVEL}
+    for folder, path in modules():
+        graph[folder] |= imported_folders(path) - {folder}
+    assert cycle_of(graph) == []
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in PACKAGE.iterdir() if path.is_dir()))
+def test_files_of_a_folder_do_not_import_each_other_in_a_circle(folder: str) -> None:
+    graph: dict[str, set[str]] = {}
+    for path in (PACKAGE / folder).rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        parents = {".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)}
+        graph[name] = set(files_imported(path)) - {name} - parents
+    assert cycle_of(graph) == []
 
 
 @pytest.mark.parametrize("code", ["import packhorse", "import packhorse.cli as c; c._parser(None)"])

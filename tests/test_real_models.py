@@ -11,8 +11,8 @@ import packhorse
 import tiny_models
 from packhorse import BatchingConfig, EngineConfig, JobConfig
 from packhorse.batching import POLICIES
-from packhorse.data import Answer, Decoding
-from packhorse.session import Model, load_prepared, prepare_for
+from packhorse.data import Completion, SamplingParams
+from packhorse.inference.model import Model, load_prepared, prepare_for
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "prompts.jsonl"
 CALIBRATED = BatchingConfig("planned")
@@ -24,7 +24,7 @@ def answers(model: Model, prompts: list[str], policy: str) -> dict[int, tuple[in
     chosen = Model(model.prepared, model.engine, model.codec, batching, model.calibration)
     found = {}
     for outcome in chosen.generate(prompts, max_new_tokens=16):
-        assert isinstance(outcome, Answer), outcome
+        assert isinstance(outcome, Completion), outcome
         found[outcome.index] = outcome.token_ids
     assert len(found) == len(prompts)
     return found
@@ -63,7 +63,7 @@ def test_int8_says_what_really_ran_and_every_row_comes_back(
             input=str(EXAMPLES),
             output=tmp_path / "out.jsonl",
             engine=EngineConfig("ctranslate2", quantization="int8", quantization_method="plain"),
-            decoding=Decoding(max_new_tokens=4),
+            decoding=SamplingParams(max_new_tokens=4),
             reading=packhorse.InputConfig(limit=16),
         )
     )

@@ -17,18 +17,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig
-from packhorse.data import Answer, Decoding, Failure
+from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
 
 if TYPE_CHECKING:
-    from packhorse.manifest import RunReport
-    from packhorse.pipeline import run
-    from packhorse.session import Model, load
+    from packhorse.inference.model import Model, load
+    from packhorse.jobs.manifest import RunReport
+    from packhorse.jobs.run_rows import run
 
 __all__ = [
-    "Answer",
     "BatchingConfig",
-    "Decoding",
+    "Completion",
     "EngineConfig",
     "Failure",
     "InputConfig",
@@ -37,6 +36,7 @@ __all__ = [
     "Model",
     "PackhorseError",
     "RunReport",
+    "SamplingParams",
     "__version__",
     "load",
     "run",
@@ -45,10 +45,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _ON_DEMAND = {
-    "Model": "packhorse.session",
-    "load": "packhorse.session",
-    "RunReport": "packhorse.manifest",
-    "run": "packhorse.pipeline",
+    "Model": "packhorse.inference.model",
+    "load": "packhorse.inference.model",
+    "RunReport": "packhorse.jobs.manifest",
+    "run": "packhorse.jobs.run_rows",
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from packhorse.data import Decoding
+from packhorse.data import SamplingParams
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
@@ -96,7 +96,7 @@ class InputConfig:
         RFC 4180), "none" (a quote is a character, one line is one row), or "auto": none for .tsv,
         minimal for .csv.
     served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
-        its own (`packhorse.sources.for_model`). () allows every name.
+        its own (`packhorse.inputs.for_model`). () allows every name.
     batch_endpoint: the only url that OpenAI batch lines may have; None allows each that is known.
     date: local date, or date and time, in ISO 8601 that chat templates write; None is the moment
         at which the job begins, kept in its journal.
@@ -134,7 +134,7 @@ class JobConfig:
     output: Path
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    decoding: Decoding = field(default_factory=Decoding)
+    decoding: SamplingParams = field(default_factory=SamplingParams)
     reading: InputConfig = field(default_factory=InputConfig)
     retry_failed: bool = False
     allow_pickle: bool = False

@@ -56,7 +56,7 @@ def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class SamplingParams:
     """How one row is decoded.
 
     max_new_tokens: tokens generated at most, >= 1 (tokens).
@@ -94,7 +94,7 @@ class Request:
     content: text, or chat messages.
     bare: the text is continued as it stands, a chat model's template is not put around it
         (OpenAI's /v1/completions).
-    options: the row's own decoding options, already checked for type; names are Decoding's.
+    options: the row's own decoding options, already checked for type; names are SamplingParams's.
     key: identity across runs: a digest of id, content and options; equal rows without ids are
         told apart by their occurrence number.
     has_own_id: whether `id` is the row's own.
@@ -120,7 +120,7 @@ class Prompt:
 
     index: int
     token_ids: tuple[int, ...]
-    decoding: Decoding
+    decoding: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class TokenLogProbs:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class EngineOutput:
     """What an engine generated for one row: ids without the end-of-sequence token.
 
     finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
@@ -195,7 +195,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Completion:
     """A completion as text: what the row's owner gets.
 
     text: without special tokens, cut before the first stop string.

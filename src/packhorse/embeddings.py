@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.errors import ModelError, model_errors
-from packhorse.json_files import decode, read_json
 from packhorse.models.checkpoint import require_sound_folder
 from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
+from packhorse.storage.json_files import decode, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.assess.cascade import MOST_POINTS, accuracy_of, chosen, joined, thresholds
-from packhorse.assess.scoring import Said
+from packhorse.assess.scoring import Predictions
 
 CHANCES = st.lists(st.floats(0.5, 1.0), min_size=1, max_size=200)
 
 
-def classic(confidence: list[float], labels: str) -> Said:
+def classic(confidence: list[float], labels: str) -> Predictions:
     second = np.array(confidence)
-    return Said(tuple(labels), np.stack([1 - second, second], axis=1))
+    return Predictions(tuple(labels), np.stack([1 - second, second], axis=1))
 
 
 @given(CHANCES)
 def test_the_ends_are_each_alone_and_shares_rise(confidence: list[float]) -> None:
     count = len(confidence)
     own = classic(confidence, "a" * count)
-    model = Said(tuple("b" * count))
+    model = Predictions(tuple("b" * count))
     found = [joined(own, model, threshold) for threshold in thresholds(np.array(confidence))]
     assert found[0][0].labels == own.labels
     assert found[-1][0].labels == model.labels
@@ -33,7 +33,7 @@ def test_the_ends_are_each_alone_and_shares_rise(confidence: list[float]) -> Non
 
 def test_the_unsure_rows_go_to_the_model() -> None:
     own = classic([0.9, 0.6, 0.7], "aab")
-    said, to_model = joined(own, Said(("b", None, "b")), 0.65)
+    said, to_model = joined(own, Predictions(("b", None, "b")), 0.65)
     assert said.labels == ("a", None, "b")
     assert to_model.tolist() == [False, True, False]
     assert accuracy_of(said, ["a", "a", "b"]).value == pytest.approx(2 / 3)

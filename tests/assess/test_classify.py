@@ -23,9 +23,9 @@ from packhorse.assess.prompting import Prompting
 from packhorse.assess.saved import Card, ModelPart, write_card
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.errors import InputError, JobChangedError
-from packhorse.journal import Journal
-from packhorse.session import prepare_for
-from packhorse.workspace import Workspace
+from packhorse.inference.model import prepare_for
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import Workspace
 
 FRESH = texts(90, learnable=True, seed=9)
 

@@ -17,9 +17,9 @@ from packhorse.assess.runner import assess
 from packhorse.assess.saved import read_card
 from packhorse.assess.splits import folds, split
 from packhorse.config import EngineConfig
-from packhorse.contract import Engine
+from packhorse.engine_protocol import Engine
 from packhorse.errors import ConfigError, EngineError, InputError, ModelError, OutputError
-from packhorse.jobs import Silent
+from packhorse.jobs.frame import Silent
 
 NAMES = (
     "majority", "stratified", "tfidf-logistic", "tfidf-svm", "tfidf-bayes", "zero-shot-choice",
@@ -170,7 +170,7 @@ class Mute:
     """An engine that generates and does not score."""
 
     def __init__(self, engine: Engine) -> None:
-        self.traits, self.run, self.close = engine.traits, engine.run, engine.close
+        self.capabilities, self.run, self.close = engine.capabilities, engine.run, engine.close
 
 
 def test_an_engine_that_does_not_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

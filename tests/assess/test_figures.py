@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score
 
-from packhorse.assess.scoring import (
-    Said,
-    brier_score,
-    expected_calibration_error,
-    figures,
-)
+from packhorse.assess.scoring import Predictions, brier_score, expected_calibration_error, figures
 
 CLASSES = ("a", "b", "c")
 LABELS = st.lists(
@@ -24,7 +19,7 @@ LABELS = st.lists(
 @given(LABELS)
 def test_means_over_classes_are_sklearns(pairs: list[tuple[str, str]]) -> None:
     truth, given_labels = [list(each) for each in zip(*pairs, strict=True)]
-    found = figures(Said(tuple(given_labels)), truth, CLASSES)
+    found = figures(Predictions(tuple(given_labels)), truth, CLASSES)
     known = sorted(set(truth) | set(given_labels))
     assert found.macro_f1.value == pytest.approx(
         f1_score(truth, given_labels, labels=known, average="macro", zero_division=0)
@@ -48,7 +43,7 @@ def test_means_over_classes_are_sklearns(pairs: list[tuple[str, str]]) -> None:
 
 
 def test_answers_that_are_no_label_are_wrong_and_counted_apart() -> None:
-    found = figures(Said(("a", None, None, "b"), None, failed=1), list("aabb"), ("a", "b"))
+    found = figures(Predictions(("a", None, None, "b"), None, failed=1), list("aabb"), ("a", "b"))
     assert found.accuracy.value == 0.5
     assert (found.invalid, found.failed, found.rows) == (2, 1, 4)
     assert found.valid_accuracy is not None
@@ -64,7 +59,7 @@ def test_the_bootstrap_covers_what_it_should() -> None:
     chance = np.random.default_rng(0)
     truth = chance.choice(list("aab"), 200)
     said = np.where(chance.random(200) < 0.8, truth, "a")
-    found = figures(Said(tuple(said.tolist())), truth.tolist(), ("a", "b"))
+    found = figures(Predictions(tuple(said.tolist())), truth.tolist(), ("a", "b"))
     values = []
     for _ in range(2_000):
         rows = chance.integers(0, 200, 200)
@@ -102,7 +97,7 @@ def test_brier_of_three_classes_by_hand() -> None:
 
 
 def test_of_some_rows() -> None:
-    said = Said(("a", None, "b"), np.array([[1.0, 0], [0.5, 0.5], [0, 1]]))
+    said = Predictions(("a", None, "b"), np.array([[1.0, 0], [0.5, 0.5], [0, 1]]))
     some = said.of([2, 0])
     assert some.labels == ("b", "a")
     assert some.probabilities is not None

@@ -19,18 +19,13 @@ from packhorse.assess.config import AssessConfig
 from packhorse.assess.language_model import choices, choosing, label_in, written
 from packhorse.assess.model_contest import model_side
 from packhorse.assess.priors import choice, prior_of, without_prior
-from packhorse.assess.prompting import (
-    EXAMPLE_TOKENS,
-    examples_from,
-    prompting_for,
-    shortened,
-)
+from packhorse.assess.prompting import EXAMPLE_TOKENS, examples_from, prompting_for, shortened
 from packhorse.assess.splits import split
 from packhorse.config import EngineConfig
-from packhorse.data import Decoding, Failure, Scores
+from packhorse.data import Failure, SamplingParams, Scores
 from packhorse.errors import ConfigError
-from packhorse.meters import Meter
-from packhorse.session import Model, requests_of
+from packhorse.inference.model import Model, requests_of
+from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import ByteCodec, Tokenizer
 
 NAMES = (("0", "not at all"), ("1", "at all"), ("2", "spam"))
@@ -215,7 +210,7 @@ def test_the_models_rows_keep_the_classes_in_proportion(fake: Model) -> None:
 
 
 def test_a_row_that_fails_has_no_label_and_costs_no_other(fake: Model) -> None:
-    too_long = "x" * (fake.traits.max_context + 1)
+    too_long = "x" * (fake.capabilities.max_context + 1)
     prompting = prompting_for(None, [], ["a", "b"], 10**6)
     said = choices(fake, prompting, ["fine", too_long, "fine too"]).said(["a", "b"], None)
     assert [label is None for label in said.labels] == [False, True, False]
@@ -244,7 +239,7 @@ def test_texts_and_examples_are_cut_to_the_context(tmp_path: Path) -> None:
 
 def test_an_instruction_that_fills_the_context(fake: Model) -> None:
     parts = split(rows(texts(40, learnable=True)), grouped=False, seed=0)
-    config = AssessConfig("fake", "", instruction="x" * fake.traits.max_context)
+    config = AssessConfig("fake", "", instruction="x" * fake.capabilities.max_context)
     with pytest.raises(ConfigError, match="fill the model's context"):
         model_side(fake, config, parts, lambda message: None)
 
@@ -259,10 +254,12 @@ def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path
         codec = model.codec
         ids = [(*codec.encode_fragment(label), 2) for label, _ in prompting.names]
         prompts = prompting.prompts(["some text", "another"], codec)
-        decoding = Decoding(max_new_tokens=max(map(len, ids)))
-        answering = model.answering(Tokenizer(codec), decoding, model.budget(decoding), Meter())
+        decoding = SamplingParams(max_new_tokens=max(map(len, ids)))
+        generation_run = model.generation_run(
+            Tokenizer(codec), decoding, model.budget(decoding), Meter()
+        )
         whole = np.empty((2, 3))
-        for result in answering.scores(requests_of(prompts), ids):
+        for result in generation_run.scores(requests_of(prompts), ids):
             assert isinstance(result, Scores)
             whole[result.index] = result.log_probs
     assert ours == pytest.approx(choice(whole, [len(each) for each in ids]), abs=1e-6)

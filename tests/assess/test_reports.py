@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from html_page import HOSTILE, SHOWN, Page, check_inert, check_links, check_self_contained
-from packhorse.assess.columns import columns
 from packhorse.assess.document import Assessment
 from packhorse.assess.html.charts import NARROW, WIDE, cascade_chart, cost_chart, learning_chart
 from packhorse.assess.html.forest import forest
+from packhorse.assess.metric_definitions import columns
+from packhorse.assess.narrative import needed_sentence, points
 from packhorse.assess.page import html_text
 from packhorse.assess.tables import markdown_text
 from packhorse.assess.terminal import table
-from packhorse.assess.words import needed_sentence, points
+from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.documents import json_text, read_document
-from packhorse.statistics import Estimate
 
 
 @pytest.fixture(params=["learnable", "hidden", "both"])

@@ -6,8 +6,8 @@ import pytest
 
 from packhorse.assess.cascade import Cascade, CascadePoint
 from packhorse.assess.pairs import Pair, pair
-from packhorse.assess.verdict import Case, judge
-from packhorse.statistics import wilson_interval
+from packhorse.assess.verdict import VerdictInputs, judge
+from packhorse.evaluation.statistics import wilson_interval
 
 TITLES = {
     "svm": "TF-IDF + linear SVM",
@@ -75,7 +75,7 @@ def test_verdicts(
     winner: str,
 ) -> None:
     found = judge(
-        Case(
+        VerdictInputs(
             margin=0.01,
             pair=of("svm", "choice", *compared),
             classic_gain=of("svm", "majority", *classic),
@@ -99,7 +99,7 @@ def test_verdicts(
 def test_a_wider_margin_lets_the_classic_one_win() -> None:
     verdicts = []
     for margin in (0.01, 0.05):
-        case = Case(
+        case = VerdictInputs(
             margin=margin,
             pair=of("svm", "choice", *OPEN),
             classic_gain=of("svm", "majority", *KNOWS),

@@ -15,19 +15,19 @@ from packhorse.batching.cost import (
     Expectation,
     OutputLengths,
     PrefillMemory,
-    Work,
+    WorkCounts,
     work_of,
 )
 from packhorse.batching.expected import batch_bytes, expect
-from packhorse.batching.policies import RowSize
 from packhorse.batching.segments import LIMIT_LEVELS, Segments
-from packhorse.contract import CostRule
-from packhorse.data import Batch, Decoding, Prompt
+from packhorse.batching.sizes import RowSize
+from packhorse.data import Batch, Prompt, SamplingParams
+from packhorse.engine_protocol import CostRule
 from packhorse.engines.fake import FakeEngine
 
-RULES: list[CostRule] = ["padded", "forced-prefix", "packed"]
+RULES: list[CostRule] = ["padded", "min-prefix-prefill", "packed"]
 TWO = [RowSize(6, 9, shared=10), RowSize(4, 9, shared=10)]
-COEFFICIENTS = Work(0.5, 0.01, 1e-4, 0.2, 0.03, 1e-3)
+COEFFICIENTS = WorkCounts(0.5, 0.01, 1e-4, 0.2, 0.03, 1e-3)
 
 
 def always_to_the_limit(*limits: int) -> OutputLengths:
@@ -42,23 +42,23 @@ def always_to_the_limit(*limits: int) -> OutputLengths:
     ("rule", "work"),
     [
         # both prompts as 6 wide; 2 and 1 steps after the first token
-        ("padded", Work(1, 12, 2 * 6 * 13.0, 2, 3, 2 * (16 + 1) + 1 * (16 + 0.5))),
+        ("padded", WorkCounts(1, 12, 2 * 6 * 13.0, 2, 3, 2 * (16 + 1) + 1 * (16 + 0.5))),
         # both prompts 4 wide; the longer one is forced through 2 more steps
-        ("forced-prefix", Work(1, 8, 2 * 4 * 12.0, 5, 7, 5 * (14 + 2.5) + 2 * (14 + 1))),
-        ("packed", Work(1, 10, 6 * 13.0 + 4 * 12.0, 2, 3, 2 * (16 + 1) + 1 * (14 + 0.5))),
+        ("min-prefix-prefill", WorkCounts(1, 8, 2 * 4 * 12.0, 5, 7, 5 * (14 + 2.5) + 2 * (14 + 1))),
+        ("packed", WorkCounts(1, 10, 6 * 13.0 + 4 * 12.0, 2, 3, 2 * (16 + 1) + 1 * (14 + 0.5))),
     ],
 )
-def test_work_of_two_rows(rule: CostRule, work: Work) -> None:
+def test_work_of_two_rows(rule: CostRule, work: WorkCounts) -> None:
     assert work_of(rule, TWO, [3, 2]) == work
 
 
 def test_seconds_are_the_sum_of_the_parts() -> None:
-    assert CostModel("padded", 1, COEFFICIENTS).seconds(Work(1, 2, 3, 4, 5, 6)) == pytest.approx(
-        0.5 + 0.02 + 3e-4 + 0.8 + 0.15 + 6e-3
-    )
+    assert CostModel("padded", 1, COEFFICIENTS).seconds(
+        WorkCounts(1, 2, 3, 4, 5, 6)
+    ) == pytest.approx(0.5 + 0.02 + 3e-4 + 0.8 + 0.15 + 6e-3)
 
 
-@pytest.mark.parametrize("rule", ["padded", "forced-prefix"])
+@pytest.mark.parametrize("rule", ["padded", "min-prefix-prefill"])
 @given(prompts=st.lists(st.integers(1, 200), min_size=1, max_size=20), shared=st.integers(0, 50))
 def test_segments_cost_what_their_batches_cost(
     rule: CostRule, prompts: list[int], shared: int
@@ -74,7 +74,7 @@ def test_segments_cost_what_their_batches_cost(
 
 
 def test_segments_tell_limits_apart() -> None:
-    costs = Costs(CostModel("padded", 1, Work(0, 0, 0, 1, 0, 0)), always_to_the_limit(5, 90))
+    costs = Costs(CostModel("padded", 1, WorkCounts(0, 0, 0, 1, 0, 0)), always_to_the_limit(5, 90))
     sizes = [RowSize(9, 5), RowSize(8, 90), RowSize(7, 5)]
     assert Segments(costs, sizes, 3).seconds_to(3) == pytest.approx([4, 89, 89])
 
@@ -135,44 +135,47 @@ def test_makespan_is_of_the_worker_that_ends_last() -> None:
 def test_memory_of_a_batch_by_hand() -> None:
     """Two rows of 16 and 14 positions, 3 tokens each; long prompts' scores outweigh their cache;
     each with 15 % on top."""
-    traits = replace(FakeEngine(cost_rule="padded").traits, cache_bytes_per_token=100)
+    capabilities = replace(FakeEngine(cost_rule="padded").capabilities, cache_bytes_per_token=100)
     outputs = always_to_the_limit(3)
     small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 3))
     sizes = [RowSize(6, 3, shared=10), RowSize(4, 3, shared=10)]
-    assert batch_bytes(sizes, small, traits) == round(1.15 * 2 * (16 * 110 + 6 * 16 * 3))
+    assert batch_bytes(sizes, small, capabilities) == round(1.15 * 2 * (16 * 110 + 6 * 16 * 3))
     without_pairs = replace(small, memory=PrefillMemory(110, 0))
-    assert batch_bytes(sizes, without_pairs, traits) == round(1.15 * 2 * (16 + 3) * 100)
-    forced = replace(traits, cost_rule="forced-prefix", step_bytes_per_row=7)
+    assert batch_bytes(sizes, without_pairs, capabilities) == round(1.15 * 2 * (16 + 3) * 100)
+    forced = replace(capabilities, cost_rule="min-prefix-prefill", step_bytes_per_row=7)
     assert batch_bytes(sizes, small, forced) == round(2 * (1.15 * 19 * 100 + 7))
 
 
 def test_memory_is_of_the_largest_batch_on_every_worker() -> None:
-    traits = replace(FakeEngine(workers=2).traits, cache_bytes_per_token=1)
+    capabilities = replace(FakeEngine(workers=2).capabilities, cache_bytes_per_token=1)
     costs = Costs(CostModel("padded", 2, COEFFICIENTS), always_to_the_limit(1))
     batches = [
-        Batch((Prompt(0, (5,) * length, Decoding(max_new_tokens=1)),)) for length in (9, 99, 49)
+        Batch((Prompt(0, (5,) * length, SamplingParams(max_new_tokens=1)),))
+        for length in (9, 99, 49)
     ]
-    assert expect(batches, costs, traits).peak_bytes == round(1.15 * 100) + round(1.15 * 50)
+    assert expect(batches, costs, capabilities).peak_bytes == round(1.15 * 100) + round(1.15 * 50)
 
 
 def test_rows_that_come_and_go_are_one_batch_in_an_engine_without_batches() -> None:
-    traits = replace(
-        FakeEngine(cost_rule="packed").traits,
-        rows_under_way=2,
+    capabilities = replace(
+        FakeEngine(cost_rule="packed").capabilities,
+        max_num_seqs=2,
         cache_bytes_per_token=10,
         preferred_batch_tokens=1000,
     )
     costs = Costs(CostModel("packed", 1, COEFFICIENTS), always_to_the_limit(4))
     lengths = [(30, 10), (12, 10), (50, 0)]
     batches = [
-        Batch((Prompt(0, (5,) * length, Decoding(max_new_tokens=4)),), shared)
+        Batch((Prompt(0, (5,) * length, SamplingParams(max_new_tokens=4)),), shared)
         for length, shared in lengths
     ]
     rows = [RowSize(length - shared, 4, shared) for length, shared in lengths]
     apart = [work_of("packed", [row], [4]) for row in rows]
-    work = Work(*map(sum, zip(*apart, strict=True)))._replace(batches=1, steps=3)
-    found = expect(batches, costs, traits)
+    work = WorkCounts(*map(sum, zip(*apart, strict=True)))._replace(batches=1, steps=3)
+    found = expect(batches, costs, capabilities)
     assert found.seconds == pytest.approx(costs.model.seconds(work))
     assert found.peak_bytes == (54 + 34) * 10
-    assert expect(batches, costs, replace(traits, preferred_batch_tokens=60)).peak_bytes == 600
-    assert expect([], costs, traits).seconds == 0
+    assert (
+        expect(batches, costs, replace(capabilities, preferred_batch_tokens=60)).peak_bytes == 600
+    )
+    assert expect([], costs, capabilities).seconds == 0

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from packhorse.batching.memory import available_bytes, token_budget
-from packhorse.contract import EngineTraits
+from packhorse.engine_protocol import EngineCapabilities
 
-TRAITS = EngineTraits(
+TRAITS = EngineCapabilities(
     name="toy",
     cost_rule="padded",
     device="cpu",

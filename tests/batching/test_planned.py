@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.batching.cost import CostModel, Costs, OutputLengths, Work
+from packhorse.batching.cost import CostModel, Costs, OutputLengths, WorkCounts
 from packhorse.batching.planned import LARGEST_BATCH, best_plan
-from packhorse.batching.policies import POLICIES, Limits, RowSize, batch_tokens, sorted_dynamic
-from packhorse.contract import CostRule
+from packhorse.batching.policies import POLICIES, sorted_dynamic
+from packhorse.batching.sizes import Limits, RowSize, batch_tokens
+from packhorse.engine_protocol import CostRule
 from packhorse.errors import ConfigError
 
 COEFFICIENT = st.floats(0, 1, allow_subnormal=False)
@@ -19,17 +20,17 @@ COSTS = st.builds(
     Costs,
     st.builds(
         CostModel,
-        st.sampled_from(["padded", "forced-prefix", "packed"]),
+        st.sampled_from(["padded", "min-prefix-prefill", "packed"]),
         st.integers(1, 4),
-        st.builds(Work, *[COEFFICIENT] * 6),
+        st.builds(WorkCounts, *[COEFFICIENT] * 6),
     ),
 )
 ROWS = st.lists(st.builds(RowSize, st.integers(1, 300), st.integers(1, 100)), max_size=40)
 
 
 def costs(rule: CostRule, workers: int, **seconds: float) -> Costs:
-    nothing = dict.fromkeys(Work._fields, 0.0)
-    return Costs(CostModel(rule, workers, Work(**{**nothing, **seconds})))
+    nothing = dict.fromkeys(WorkCounts._fields, 0.0)
+    return Costs(CostModel(rule, workers, WorkCounts(**{**nothing, **seconds})))
 
 
 @given(ROWS, st.integers(1, 3000), COSTS)
@@ -63,7 +64,7 @@ def test_no_way_of_cutting_costs_less_on_one_worker(sizes: list[RowSize], costs:
 def test_forced_steps_are_avoided_and_padding_is_not() -> None:
     """100 and 98 tokens share a batch on either engine; 10 tokens only where padding is cheap."""
     sizes = [RowSize(length, 4) for length in (10, 100, 98)]
-    forced = costs("forced-prefix", 1, batches=1, steps=0.1)
+    forced = costs("min-prefix-prefill", 1, batches=1, steps=0.1)
     assert POLICIES["planned"](sizes, Limits(8, 10**6, forced)) == [[1, 2], [0]]
     padded = costs("padded", 1, batches=1, prefill_tokens=0.001)
     assert POLICIES["planned"](sizes, Limits(8, 10**6, padded)) == [[1, 2, 0]]
@@ -86,7 +87,7 @@ def test_costliest_batches_go_first() -> None:
 def test_what_rows_wrote_so_far_changes_the_plan() -> None:
     """Rows that write little are worth a larger batch less than rows that write much."""
     sizes = [RowSize(length, 500) for length in (40, 30)]
-    model = costs("forced-prefix", 1, batches=0.1, steps=0.05).model
+    model = costs("min-prefix-prefill", 1, batches=0.1, steps=0.05).model
     short, long = OutputLengths(), OutputLengths()
     for _ in range(100):
         short.observe(1, reached_limit=False)

@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.batching.cost import CostModel, Costs, PrefillMemory, Work
+from packhorse.batching.cost import CostModel, Costs, PrefillMemory, WorkCounts
 from packhorse.batching.expected import expect, sizes_of
 from packhorse.batching.planned import LARGEST_BATCH
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import Limits, RowSize, batch_tokens
-from packhorse.data import Batch, Decoding, Prompt
+from packhorse.batching.sizes import Limits, RowSize, batch_tokens
+from packhorse.data import Batch, Prompt, SamplingParams
 from packhorse.engines.fake import FakeEngine
 
-GREEDY = Decoding(max_new_tokens=8)
-WARM = Decoding(max_new_tokens=8, temperature=0.7, seed=1)
+GREEDY = SamplingParams(max_new_tokens=8)
+WARM = SamplingParams(max_new_tokens=8, temperature=0.7, seed=1)
 
 
-def prompts(*decodings: Decoding) -> list[Prompt]:
+def prompts(*decodings: SamplingParams) -> list[Prompt]:
     return [Prompt(i, (7,) * (i + 1), decoding) for i, decoding in enumerate(decodings)]
 
 
@@ -36,9 +36,9 @@ def test_rows_of_different_decoding_are_kept_apart_where_they_must_be() -> None:
 
 
 def test_what_changes_no_token_keeps_no_rows_apart() -> None:
-    stopped = Decoding(max_new_tokens=8, stop=("\n",))
-    seeded = Decoding(max_new_tokens=8, seed=3)
-    short = Decoding(max_new_tokens=2)
+    stopped = SamplingParams(max_new_tokens=8, stop=("\n",))
+    seeded = SamplingParams(max_new_tokens=8, seed=3)
+    short = SamplingParams(max_new_tokens=2)
     assert indices(prompts(GREEDY, stopped, seeded, short), mixed=False) == [[0, 1, 2, 3]]
 
 
@@ -76,7 +76,7 @@ def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
     assert [batch.shared_prefix for batch in batches] == [len(HEAD), 0, len(HEAD)]
 
 
-SMOLLM_INT8 = Work(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
+SMOLLM_INT8 = WorkCounts(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
 """What a worker of CTranslate2 took for a model of 135 million parameters (seconds)."""
 
 
@@ -99,7 +99,7 @@ def jobs(draw: st.DrawFn) -> list[Prompt]:
         Prompt(
             index,
             (*(1000 * head + place for place in range(heads[head])), *([index] * own)),
-            Decoding(max_new_tokens=new, temperature=temperature),
+            SamplingParams(max_new_tokens=new, temperature=temperature),
         )
         for index, (head, own, temperature, new) in enumerate(rows)
     ]
@@ -122,7 +122,7 @@ def job(
             free=free,
             more=len(prompts) - start >= window,
         )
-        free = expect(planned, limits.costs, FakeEngine().traits, free).free
+        free = expect(planned, limits.costs, FakeEngine().capabilities, free).free
         batches += planned
     return batches
 
@@ -134,7 +134,7 @@ def makespan(batches: list[Batch], costs: Costs) -> float:
 def prefill_bytes(sizes: list[RowSize], costs: Costs) -> float:
     """Each row's positions at once hold their tokens, and pairs with all before them."""
     own = [row.prompt for row in sizes]
-    width = min(own) if costs.model.rule == "forced-prefix" else max(own)
+    width = min(own) if costs.model.rule == "min-prefix-prefill" else max(own)
     held = sizes[0].shared + width
     token_bytes, pair_bytes = costs.memory
     return len(sizes) * (held * token_bytes + width * held * pair_bytes)
@@ -145,9 +145,9 @@ COSTS = st.builds(
     Costs,
     st.builds(
         CostModel,
-        st.sampled_from(["padded", "forced-prefix", "packed"]),
+        st.sampled_from(["padded", "min-prefix-prefill", "packed"]),
         st.integers(1, 4),
-        st.one_of(st.just(SMOLLM_INT8), st.builds(Work, *[COEFFICIENT] * 6)),
+        st.one_of(st.just(SMOLLM_INT8), st.builds(WorkCounts, *[COEFFICIENT] * 6)),
     ),
     memory=st.builds(PrefillMemory, st.just(150_000.0), st.sampled_from([0.0, 50.0])),
 )
@@ -189,19 +189,21 @@ def test_groups_share_the_workers(workers: int) -> None:
     for the same work."""
     rows = [
         Prompt(
-            index, (index,) * 64, Decoding(max_new_tokens=64, temperature=float(index % workers))
+            index,
+            (index,) * 64,
+            SamplingParams(max_new_tokens=64, temperature=float(index % workers)),
         )
         for index in range(8 * workers)
     ]
-    limits = Limits(8, 10**6, Costs(CostModel("forced-prefix", workers, SMOLLM_INT8)))
+    limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", workers, SMOLLM_INT8)))
     batches = plan(rows, "planned", limits, mixed_decoding=False)
     assert sorted(len(batch.prompts) for batch in batches) == [8] * workers
 
 
 def test_a_window_before_others_is_cut_for_least_work() -> None:
     """One batch leaves a worker idle only if nothing follows."""
-    rows = [Prompt(index, (index,) * 64, Decoding(max_new_tokens=64)) for index in range(8)]
-    limits = Limits(8, 10**6, Costs(CostModel("forced-prefix", 2, SMOLLM_INT8)))
+    rows = [Prompt(index, (index,) * 64, SamplingParams(max_new_tokens=64)) for index in range(8)]
+    limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", 2, SMOLLM_INT8)))
     assert len(plan(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
     assert len(plan(rows, "planned", limits, mixed_decoding=True)) == 2
 
@@ -209,8 +211,8 @@ def test_a_window_before_others_is_cut_for_least_work() -> None:
 @pytest.mark.parametrize("policy", ["dynamic", "sorted-dynamic", "planned"])
 def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
     """Two prompts of 2,000 tokens: 600 MB of tokens and 400 MB of pairs."""
-    rows = [Prompt(index, (index,) * 2000, Decoding(max_new_tokens=8)) for index in range(2)]
-    model = CostModel("forced-prefix", 1, Work(1, 0, 0, 0, 0, 0))
+    rows = [Prompt(index, (index,) * 2000, SamplingParams(max_new_tokens=8)) for index in range(2)]
+    model = CostModel("min-prefix-prefill", 1, WorkCounts(1, 0, 0, 0, 0, 0))
     costs = Costs(model, memory=PrefillMemory(150_000, 50))
     for available, batches in ((0.9e9, 2), (1.1e9, 1)):
         limits = Limits(8, 10**6, costs, available)
@@ -224,19 +226,21 @@ def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
 def test_rows_whose_lengths_do_not_mix_share_no_batch(
     policy: str, same_length_above: int | None, separate_above: int | None
 ) -> None:
-    traits = replace(
-        FakeEngine().traits, same_length_above=same_length_above, separate_above=separate_above
+    capabilities = replace(
+        FakeEngine().capabilities,
+        same_length_above=same_length_above,
+        separate_above=separate_above,
     )
     head = tuple(range(100, 110))
     rows = [Prompt(i, (*head, *range(i % 7)), GREEDY) for i in range(40)]
-    costs = Costs(CostModel("padded", 1, Work(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
+    costs = Costs(CostModel("padded", 1, WorkCounts(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
     batches = plan(
         rows,
         policy,
         Limits(8, 10**6, costs),
         mixed_decoding=True,
         share_prefixes=True,
-        length_group=traits.length_group,
+        length_group=capabilities.length_group,
     )
     assert sorted(p.index for batch in batches for p in batch.prompts) == list(range(40))
     for batch in batches:

@@ -8,18 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.batching.cost import CostModel, Costs, Work
-from packhorse.batching.policies import (
-    POLICIES,
-    Limits,
-    RowSize,
-    batch_tokens,
-    longest_first,
-    policy_named,
-)
+from packhorse.batching.cost import CostModel, Costs, WorkCounts
+from packhorse.batching.policies import POLICIES, policy_named
+from packhorse.batching.sizes import Limits, RowSize, batch_tokens, longest_first
 from packhorse.errors import ConfigError
 
-COSTS = Costs(CostModel("forced-prefix", 2, Work(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
+COSTS = Costs(CostModel("min-prefix-prefill", 2, WorkCounts(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
 TABLE = [
     # policy, prompt lengths (4 new tokens each), rows a batch, tokens a batch, batches
     ("single", [5, 9, 2], 2, 100, [[0], [1], [2]]),

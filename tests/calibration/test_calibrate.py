@@ -26,13 +26,13 @@ from packhorse.calibration.probes import (
 from packhorse.calibration.store import ThreadTrial, place, write
 from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.contract import TokenWatch
-from packhorse.data import Batch, Completion, Failure
+from packhorse.data import Batch, EngineOutput, Failure
+from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
+from packhorse.inference.model import load_prepared
 from packhorse.models import PreparedModel, prepare
 from packhorse.models.prepared import Kind
-from packhorse.session import load_prepared
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_another_setting_is_another_calibration(prepared: PreparedModel) -> None
 def test_cores_are_divided_by_trial_unless_asked_otherwise(prepared: PreparedModel) -> None:
     free = calibrate(prepared, EngineConfig("fake"), silent)
     best = fastest_of(free.thread_trials)
-    assert (free.traits.workers, free.traits.threads) == (best.workers, best.threads)
+    assert (free.capabilities.workers, free.capabilities.threads) == (best.workers, best.threads)
     asked = calibrate(prepared, EngineConfig("fake", workers=3), silent)
-    assert (asked.traits.workers, asked.thread_trials) == (3, ())
+    assert (asked.capabilities.workers, asked.thread_trials) == (3, ())
 
 
 @pytest.mark.parametrize(
@@ -96,22 +96,22 @@ def test_a_cache_that_cannot_be_written_costs_no_job(
 ) -> None:
     (tmp_path / "calibrations").write_text("in the way")
     said: list[str] = []
-    assert calibrate(prepared, EngineConfig("fake"), said.append).traits.cost_rule == "padded"
+    assert calibrate(prepared, EngineConfig("fake"), said.append).capabilities.cost_rule == "padded"
     assert "could not be kept" in said[-1]
 
 
 def test_a_short_context_shortens_the_probes() -> None:
-    traits = FakeEngine(max_context=64).traits
-    assert all(probe.prompt + probe.new <= 64 for probe in fitting(PROBES, traits))
-    assert all(probe.prompt >= 1 and probe.new >= 1 for probe in fitting(PROBES, traits))
+    capabilities = FakeEngine(max_context=64).capabilities
+    assert all(probe.prompt + probe.new <= 64 for probe in fitting(PROBES, capabilities))
+    assert all(probe.prompt >= 1 and probe.new >= 1 for probe in fitting(PROBES, capabilities))
 
 
 def test_threads_that_share_a_job_get_rows_each() -> None:
     """One row measures a step alone and stays one."""
-    traits = replace(FakeEngine(threads=6).traits, rows_under_way=256)
-    rows = [probe.rows for probe in probes_for(traits)]
+    capabilities = replace(FakeEngine(threads=6).capabilities, max_num_seqs=256)
+    rows = [probe.rows for probe in probes_for(capabilities)]
     assert rows == [3 * probe.rows if probe.rows > 1 else 1 for probe in CONTINUOUS_PROBES]
-    assert probes_for(FakeEngine(threads=6).traits) == PROBES
+    assert probes_for(FakeEngine(threads=6).capabilities) == PROBES
 
 
 def test_a_probe_runs_on_every_worker() -> None:
@@ -182,8 +182,8 @@ class Hoarder(FakeEngine):
     and a pair 40 bytes."""
 
     def run(
-        self, batches: Iterator[Batch], watch: TokenWatch | None = None
-    ) -> Iterator[Completion | Failure]:
+        self, batches: Iterator[Batch], on_token: TokenCallback | None = None
+    ) -> Iterator[EngineOutput | Failure]:
         libc = ctypes.CDLL(None)
         libc.malloc.restype = ctypes.c_void_p
         libc.free.argtypes = [ctypes.c_void_p]
@@ -196,7 +196,7 @@ class Hoarder(FakeEngine):
                 blocks.append(block)
             for block in blocks:
                 libc.free(block)
-            yield from super().run(iter([batch]), watch)
+            yield from super().run(iter([batch]), on_token)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone")
@@ -213,8 +213,9 @@ HOARDING = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from packhorse.calibration.calibrate import _prefill_memory
-from packhorse.engines.allocator import keep_freed_memory
-from packhorse.models import model_facts, prepare
+from packhorse.engines.common.allocator import keep_freed_memory
+from packhorse.models import model_facts
+from packhorse.models import prepare
 from test_calibrate import Hoarder
 keep_freed_memory()
 engine = Hoarder(workers=1, max_context=4096)

@@ -8,20 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from packhorse.batching.cost import CostModel, Work, work_of
-from packhorse.batching.policies import RowSize
+from packhorse.batching.cost import CostModel, WorkCounts, work_of
+from packhorse.batching.sizes import RowSize
 from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import PROBES, Observation
 
-TRUE = Work(0.01, 4e-4, 2e-7, 0.005, 8e-4, 1e-6)
+TRUE = WorkCounts(0.01, 4e-4, 2e-7, 0.005, 8e-4, 1e-6)
 
 
-def observed(coefficients: Work, noise: float = 0.0, seed: int = 0) -> list[Observation]:
+def observed(coefficients: WorkCounts, noise: float = 0.0, seed: int = 0) -> list[Observation]:
     random = np.random.default_rng(seed)
-    model = CostModel("forced-prefix", 1, coefficients)
+    model = CostModel("min-prefix-prefill", 1, coefficients)
     works = [
         work_of(
-            "forced-prefix", [RowSize(probe.prompt, probe.new)] * probe.rows, [new] * probe.rows
+            "min-prefix-prefill",
+            [RowSize(probe.prompt, probe.new)] * probe.rows,
+            [new] * probe.rows,
         )
         for probe in PROBES
         for new in (1, probe.new)
@@ -53,6 +55,9 @@ def test_as_good_as_scipys_nonnegative_least_squares(seed: int, noise: float) ->
 
 def test_work_that_nobody_did_costs_nothing() -> None:
     found, _ = fit(
-        [Observation(Work(1, 0, 0, 2, 0, 0), 3.0), Observation(Work(1, 0, 0, 4, 0, 0), 5.0)]
+        [
+            Observation(WorkCounts(1, 0, 0, 2, 0, 0), 3.0),
+            Observation(WorkCounts(1, 0, 0, 4, 0, 0), 5.0),
+        ]
     )
-    assert found == pytest.approx(Work(1, 0, 0, 1, 0, 0), abs=1e-4)
+    assert found == pytest.approx(WorkCounts(1, 0, 0, 1, 0, 0), abs=1e-4)

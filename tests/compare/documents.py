@@ -49,11 +49,11 @@ VARIANTS = (
         (1.0,) * 5, (1.0,) * 5,
     ),
     Variant(
-        "ctranslate2", "float32", (96.0, 141.0, 118.0, 88.0, 84.0), 1.05, "forced_share",
-        (1.0,) * 5, (1.0,) * 5,
+        "ctranslate2", "float32", (96.0, 141.0, 118.0, 88.0, 84.0), 1.05,
+        "token_by_token_prefill_share", (1.0,) * 5, (1.0,) * 5,
     ),
     Variant(
-        "ctranslate2", "int8", (46.0, 92.0, 74.0, 51.0, 43.5), 0.46, "forced_share",
+        "ctranslate2", "int8", (46.0, 92.0, 74.0, 51.0, 43.5), 0.46, "token_by_token_prefill_share",
         (15 / 64, 14 / 64, 15 / 64, 16 / 64, 15 / 64), (0.414, 0.398, 0.407, 0.421, 0.416),
     ),
 )  # fmt: skip
@@ -209,7 +209,9 @@ def repeat(
         "generated_tokens": generated,
         "batches": -(-rows // rows_at_once[batching]),
         "padding_share": WASTE[batching] if variant.waste == "padding_share" else None,
-        "forced_share": WASTE[batching] if variant.waste == "forced_share" else None,
+        "token_by_token_prefill_share": WASTE[batching]
+        if variant.waste == "token_by_token_prefill_share"
+        else None,
         "seconds": {"load": load, "generate": generate, "total": generate + load},
         "rows_per_second": rows / generate,
     }
@@ -253,7 +255,7 @@ def speed(repeats: Sequence[Repeat]) -> dict[str, Spread]:
     }
     if repeats[0].first_tokens[0] is not None:
         values["first_token_p50"] = [quantile(repeat.first_tokens, 0.50) for repeat in repeats]
-    for name in ("padding_share", "forced_share"):
+    for name in ("padding_share", "token_by_token_prefill_share"):
         if repeats[0].figures[name] is not None:
             values[name] = every(name)
     return {name: spread(items) for name, items in values.items()}

@@ -16,11 +16,11 @@ import pytest
 from packhorse.compare import runner
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Trial
-from packhorse.compare.grid import packhorse_command
 from packhorse.compare.recommend import UserLimits
 from packhorse.compare.report import read_report
 from packhorse.compare.trial import finished_repeat, run_repeat
 from packhorse.errors import ConfigError, InputError, OutputError, PackhorseError
+from packhorse.techniques.grid import packhorse_command
 
 
 class Notes:
@@ -274,7 +274,7 @@ def test_a_repeat_measures_its_process(tmp_path: Path) -> None:
         "import sys, time\n"
         "held = b'x' * 200_000_000\ntime.sleep(0.3)\n"
         "import packhorse, pathlib\n"
-        "from packhorse.journal import Journal\n"
+        "from packhorse.jobs.journal import Journal\n"
         "folder = pathlib.Path(sys.argv[2] + '.packhorse'); folder.mkdir()\n"
         "Journal(folder / 'journal.sqlite3').close()\n"
         f"print({report!r})\n"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from packhorse.data import Decoding, Prompt
+from packhorse.data import Prompt, SamplingParams
 from packhorse.models.quiet import quiet_transformers
 
 VOCABULARY = 200
@@ -147,6 +147,6 @@ def prompts_of(*lengths: int, new: int = 9, shared: int = 0) -> list[Prompt]:
 
     head = draw(shared)
     return [
-        Prompt(index, (*head, *draw(length - shared)), Decoding(max_new_tokens=new))
+        Prompt(index, (*head, *draw(length - shared)), SamplingParams(max_new_tokens=new))
         for index, length in enumerate(lengths)
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from packhorse.contract import Engine, TokenWatch
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams
+from packhorse.engine_protocol import Engine, TokenCallback
 
-Result = Completion | Failure
+Result = EngineOutput | Failure
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Subject:
             Prompt(
                 index,
                 tuple(chance.choices(self.ids, k=chance.randint(1, self.longest))),
-                Decoding(**{"max_new_tokens": chance.randint(1, 24), **decoding}),
+                SamplingParams(**{"max_new_tokens": chance.randint(1, 24), **decoding}),
             )
             for index in range(rows)
         ]
@@ -49,7 +49,7 @@ def fake(name: str, **options: Any) -> Subject:
 
 
 def transformers(name: str, folder: Path, end_ids: tuple[int, ...], **facts: Any) -> Subject:
-    from packhorse.engines.hf import TransformersEngine
+    from packhorse.engines.transformers.engine import TransformersEngine
 
     def make(**options: Any) -> Engine:
         defaults = {"end_ids": end_ids, "max_context": 256, "device": "cpu", "threads": 1}
@@ -59,7 +59,7 @@ def transformers(name: str, folder: Path, end_ids: tuple[int, ...], **facts: Any
 
 
 def ctranslate2(name: str, folder: Path, end_ids: tuple[int, ...], **facts: Any) -> Subject:
-    from packhorse.engines.ct2 import CTranslate2Engine
+    from packhorse.engines.ctranslate2.engine import CTranslate2Engine
 
     def make(**options: Any) -> Engine:
         defaults = {"end_ids": end_ids, "max_context": 256, "device": "cpu"}
@@ -85,7 +85,7 @@ def packed(
             "max_context": 256,
             "quantization": quantization,
             "rows": 6,
-            "step_tokens": 37,
+            "max_num_batched_tokens": 37,
             "threads": 2,
             "cache_bytes": 2 * context * token_bytes,
         }
@@ -99,10 +99,10 @@ def in_batches(prompts: Sequence[Prompt], rows: int) -> Iterator[Batch]:
 
 
 def run(
-    engine: Engine, prompts: Sequence[Prompt], rows: int, watch: TokenWatch | None = None
+    engine: Engine, prompts: Sequence[Prompt], rows: int, on_token: TokenCallback | None = None
 ) -> dict[int, Result]:
     """Results by index, each row exactly once."""
-    return by_index(engine.run(in_batches(prompts, rows), watch))
+    return by_index(engine.run(in_batches(prompts, rows), on_token))
 
 
 def by_index(results: Iterable[Result]) -> dict[int, Result]:
@@ -117,7 +117,7 @@ def tokens(results: Mapping[int, Result]) -> dict[int, tuple[int, ...]]:
     """Generated ids by index; every row must have been completed."""
     found = {}
     for index, result in results.items():
-        assert isinstance(result, Completion), result
+        assert isinstance(result, EngineOutput), result
         found[index] = result.token_ids
     return found
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from packhorse.engines.allocator import DEFAULT_VARIABLE
+from packhorse.engines.common.allocator import DEFAULT_VARIABLE
 
 PROGRAM = """
 import ctypes, resource, sys
-from packhorse.engines.allocator import keep_freed_memory
+from packhorse.engines.common.allocator import keep_freed_memory
 print(keep_freed_memory())
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -61,7 +61,7 @@ def test_what_the_person_chose_stays(name: str) -> None:
 
 RETURNING = """
 import ctypes, psutil
-from packhorse.engines.allocator import keep_freed_memory, return_freed_memory
+from packhorse.engines.common.allocator import keep_freed_memory, return_freed_memory
 keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

@@ -28,13 +28,13 @@ from subjects import (
     with_decoding,
 )
 
-from packhorse.contract import Engine
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt, TokenLogProbs
+from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams, TokenLogProbs
+from packhorse.engine_protocol import Engine
 from packhorse.errors import EngineError
 
 TINY = (
     "fake padded",
-    "fake forced-prefix",
+    "fake min-prefix-prefill",
     "fake packed",
     "transformers llama",
     "transformers gpt2",
@@ -60,7 +60,12 @@ def subjects(
     llama, gpt2 = built["llama"], built["gpt2"]
     every = [
         fake("fake padded"),
-        fake("fake forced-prefix", cost_rule="forced-prefix", workers=2, mixed_decoding=False),
+        fake(
+            "fake min-prefix-prefill",
+            cost_rule="min-prefix-prefill",
+            workers=2,
+            mixed_decoding=False,
+        ),
         fake("fake packed", cost_rule="packed", workers=4),
         transformers("transformers llama", llama, end_ids=(2,)),
         transformers("transformers gpt2", gpt2, end_ids=(0,)),
@@ -87,12 +92,12 @@ def engine(subject: Subject) -> Iterator[Engine]:
 
 
 def test_traits_say_what_a_planner_needs(subject: Subject, engine: Engine) -> None:
-    traits = engine.traits
-    assert traits.cost_rule in ("padded", "forced-prefix", "packed")
-    assert min(traits.workers, traits.threads, traits.max_context) >= 1
-    assert traits.cache_bytes_per_token > 0
-    assert traits.compute_type in subject.name or traits.compute_type == "float32"
-    assert traits.device == "cpu"
+    capabilities = engine.capabilities
+    assert capabilities.cost_rule in ("padded", "min-prefix-prefill", "packed")
+    assert min(capabilities.workers, capabilities.threads, capabilities.max_context) >= 1
+    assert capabilities.cache_bytes_per_token > 0
+    assert capabilities.compute_type in subject.name or capabilities.compute_type == "float32"
+    assert capabilities.device == "cpu"
 
 
 @LAW
@@ -139,7 +144,7 @@ def test_length_is_the_reason_of_a_row_that_reaches_its_limit(
     subject: Subject, engine: Engine
 ) -> None:
     for result in run(engine, subject.prompts(24), 5).values():
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         is_full = len(result.token_ids) == subject.prompts(24)[result.index].decoding.max_new_tokens
         assert is_full or result.finish_reason == "stop"
         assert not set(result.token_ids) & set(subject.end_ids)
@@ -154,7 +159,7 @@ def test_a_smaller_limit_gives_the_beginning_of_the_same_tokens(
     results = run(engine, short, 12)
     for prompt in short:
         limit, result = prompt.decoding.max_new_tokens, results[prompt.index]
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         assert result.token_ids == whole[prompt.index][:limit]
         assert result.finish_reason == "length" or len(result.token_ids) < limit
 
@@ -172,7 +177,7 @@ def test_an_end_token_ends_its_row_and_is_not_part_of_it(subject: Subject) -> No
     engine.close()
     for index, everything in whole.items():
         result = results[index]
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         ends = [place for place, token in enumerate(everything) if token in (end, 299)]
         assert result.token_ids == everything[: ends[0] if ends else None]
         assert result.finish_reason == ("stop" if ends else "length")
@@ -181,7 +186,7 @@ def test_an_end_token_ends_its_row_and_is_not_part_of_it(subject: Subject) -> No
 def test_a_prompt_may_fill_the_context_but_not_more(subject: Subject, engine: Engine) -> None:
     lengths = {0: (255, 1), 1: (250, 6), 2: (256, 1), 3: (250, 7), 4: (3, 253), 5: (10, 5)}
     prompts = [
-        Prompt(index, tuple(subject.ids[5 + index] for _ in range(length)), Decoding(limit))
+        Prompt(index, tuple(subject.ids[5 + index] for _ in range(length)), SamplingParams(limit))
         for index, (length, limit) in lengths.items()
     ]
     failed = {2: "prompt_too_long", 3: "prompt_too_long"}
@@ -195,7 +200,7 @@ def test_a_prompt_may_fill_the_context_but_not_more(subject: Subject, engine: En
 def test_a_row_that_cannot_run_costs_no_other(subject: Subject, engine: Engine) -> None:
     prompts = subject.prompts(6)
     expected = alone(engine, prompts)
-    bad = [Prompt(6, (), Decoding(4)), Prompt(7, (5, 1_000_000), Decoding(4))]
+    bad = [Prompt(6, (), SamplingParams(4)), Prompt(7, (5, 1_000_000), SamplingParams(4))]
     results = run(engine, [bad[0], *prompts, bad[1]], 8)
     assert codes(results) == dict.fromkeys(range(6), "") | {6: "empty_prompt", 7: "engine_error"}
     assert tokens({index: results[index] for index in range(6)}) == expected
@@ -209,7 +214,7 @@ def test_nothing_to_do(engine: Engine) -> None:
 
 def test_timings_are_in_order(subject: Subject, engine: Engine) -> None:
     for result in engine.run(in_batches(subject.prompts(9), 4)):
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         timing = result.timing
         assert timing.first_token is not None
         assert timing.submitted <= timing.first_token <= timing.finished
@@ -217,9 +222,9 @@ def test_timings_are_in_order(subject: Subject, engine: Engine) -> None:
 
 def rows_ahead(engine: Engine, batch: int) -> int:
     """Rows an engine may have pulled beyond those it answered, in batches of `batch`."""
-    if under_way := engine.traits.rows_under_way:
+    if under_way := engine.capabilities.max_num_seqs:
         return under_way + under_way // 4 + 2 * batch
-    return (engine.traits.workers + 2) * batch + batch - 1
+    return (engine.capabilities.workers + 2) * batch + batch - 1
 
 
 def test_batches_are_pulled_as_there_is_room(subject: Subject, engine: Engine) -> None:
@@ -261,11 +266,11 @@ def test_a_source_with_nothing_for_now_holds_back_no_result(
 def test_watch_sees_each_token_once_in_order(subject: Subject, engine: Engine) -> None:
     seen: dict[int, list[int]] = {}
 
-    def watch(row: int, token_id: int) -> bool:
+    def on_token(row: int, token_id: int) -> bool:
         seen.setdefault(row, []).append(token_id)
         return False
 
-    results = tokens(run(engine, subject.prompts(10), 4, watch))
+    results = tokens(run(engine, subject.prompts(10), 4, on_token))
     assert {row: tuple(ids) for row, ids in seen.items()} == {
         row: ids for row, ids in results.items() if ids
     }
@@ -276,23 +281,23 @@ def test_watch_ends_a_row_and_only_that(subject: Subject, engine: Engine) -> Non
     whole = alone(engine, prompts)
     counts = dict.fromkeys(range(8), 0)
 
-    def watch(row: int, token_id: int) -> bool:
+    def on_token(row: int, token_id: int) -> bool:
         counts[row] += 1
         return row == 5 and counts[row] == 3
 
-    results = run(engine, prompts, 4, watch)
+    results = run(engine, prompts, 4, on_token)
     ended = results[5]
-    assert isinstance(ended, Completion)
+    assert isinstance(ended, EngineOutput)
     assert (ended.token_ids, ended.finish_reason) == (whole[5][:3], "stop")
     assert tokens(results) == {**whole, 5: whole[5][:3]}
 
 
 def test_what_watch_raises_reaches_the_caller(subject: Subject, engine: Engine) -> None:
-    def watch(row: int, token_id: int) -> bool:
+    def on_token(row: int, token_id: int) -> bool:
         raise LookupError("the caller's own")
 
     with pytest.raises(LookupError, match="the caller's own"):
-        run(engine, subject.prompts(8), 3, watch)
+        run(engine, subject.prompts(8), 3, on_token)
     assert len(run(engine, subject.prompts(3), 3)) == 3
 
 
@@ -318,13 +323,13 @@ def test_closing_the_iterator_cancels(subject: Subject, engine: Engine) -> None:
             pulled += 1
             yield batch
 
-    def watch(row: int, token_id: int) -> bool:
+    def on_token(row: int, token_id: int) -> bool:
         nonlocal generated
         generated += 1
         return row == 0
 
-    results = engine.run(batches(), watch)
-    assert isinstance(next(results), Completion)
+    results = engine.run(batches(), on_token)
+    assert isinstance(next(results), EngineOutput)
     results.close()  # type: ignore[attr-defined]
     stopped_at = generated
     assert 4 * pulled <= rows_ahead(engine, 4)
@@ -401,10 +406,10 @@ def test_rows_of_one_batch_may_decode_differently(subject: Subject, engine: Engi
     assert tokens(run(engine, prompts, 12)) == alone(engine, prompts)
 
 
-def log_probs(results: dict[int, Completion | Failure]) -> dict[int, tuple[TokenLogProbs, ...]]:
+def log_probs(results: dict[int, EngineOutput | Failure]) -> dict[int, tuple[TokenLogProbs, ...]]:
     found = {}
     for index, result in results.items():
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         assert result.log_probs is not None
         assert tuple(each.token_id for each in result.log_probs) == result.token_ids
         found[index] = result.log_probs
@@ -425,7 +430,7 @@ def is_tie(each: TokenLogProbs) -> bool:
 def test_log_probs_are_given_where_they_are_asked_for(
     subject: Subject, engine: Engine, count: int
 ) -> None:
-    assert engine.traits.gives_log_probs
+    assert engine.capabilities.gives_log_probs
     plain = subject.prompts(9, seed=2)
     asking = [with_decoding(prompt, top_log_probs=count) for prompt in plain]
     expected = alone(engine, plain)
@@ -435,7 +440,7 @@ def test_log_probs_are_given_where_they_are_asked_for(
     assert tokens(results) == expected
     for index in range(4):
         result = results.pop(index)
-        assert isinstance(result, Completion)
+        assert isinstance(result, EngineOutput)
         assert result.log_probs is None
     for row in log_probs(results).values():
         for each in row:
@@ -552,8 +557,8 @@ def broken_rows(subjects: dict[str, Subject], name: str) -> tuple[Engine, list[P
     """An engine and rows of which 2 and 5 fail while they run: learned positions end at 256."""
     subject = subjects[name]
     prompts = subject.prompts(8)
-    prompts[2] = Prompt(2, tuple(subject.ids[9] for _ in range(300)), Decoding(4))
-    prompts[5] = Prompt(5, tuple(subject.ids[8] for _ in range(250)), Decoding(20))
+    prompts[2] = Prompt(2, tuple(subject.ids[9] for _ in range(300)), SamplingParams(4))
+    prompts[5] = Prompt(5, tuple(subject.ids[8] for _ in range(250)), SamplingParams(20))
     if name.startswith("fake"):
         from packhorse.engines.fake import Faults
 
@@ -573,11 +578,11 @@ def test_a_row_that_fails_while_it_runs_costs_no_other(
     expected = alone(engine, whole)
     seen: dict[int, list[int]] = {}
 
-    def watch(row: int, token_id: int) -> bool:
+    def on_token(row: int, token_id: int) -> bool:
         seen.setdefault(row, []).append(token_id)
         return False
 
-    results = run(engine, prompts, 8, watch)
+    results = run(engine, prompts, 8, on_token)
     engine.close()
     for index in (2, 5):
         failure = results.pop(index)

@@ -13,9 +13,9 @@ from subjects import codes, converted, in_batches, run, tokens, with_decoding
 
 import packhorse
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Answer, Batch, Decoding, Prompt, Scores
-from packhorse.engines import ct2_log_probs
-from packhorse.engines.ct2 import CTranslate2Engine
+from packhorse.data import Batch, Completion, Prompt, SamplingParams, Scores
+from packhorse.engines.ctranslate2 import log_probs
+from packhorse.engines.ctranslate2.engine import CTranslate2Engine
 from random_models import SIZES as SMALL
 from random_models import saved
 
@@ -54,7 +54,7 @@ def prompts(lengths: tuple[int, ...], new: int = 30, common: int = 0) -> list[Pr
     drawn = np.random.default_rng(3).integers(5, 200, (len(lengths), max(lengths)))
     drawn[:, :common] = drawn[0, :common]
     return [
-        Prompt(index, tuple(drawn[index, :length].tolist()), Decoding(max_new_tokens=new))
+        Prompt(index, tuple(drawn[index, :length].tolist()), SamplingParams(max_new_tokens=new))
         for index, length in enumerate(lengths)
     ]
 
@@ -90,7 +90,7 @@ def test_longer_prompts_are_refused_alone(model: Model, engine: CTranslate2Engin
     message = getattr(results[2], "message", "")
     assert "40 tokens" in message
     assert f"attention window of {WINDOW} wrongly: use --engine other" in message
-    assert engine.traits.max_prompt == WINDOW
+    assert engine.capabilities.max_prompt == WINDOW
     kept = {0: generated(model[0], asked[0]), 3: generated(model[0], asked[3])}
     assert tokens({0: results[0], 3: results[3]}) == kept
 
@@ -99,8 +99,8 @@ def test_rows_that_are_taken_up_again_beyond_the_window(
     model: Model, engine: CTranslate2Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch whose rows ask for log-probabilities ends early and goes on as a new one."""
-    monkeypatch.setattr(ct2_log_probs, "KEPT_BYTES", 4 * 300 * 40)
-    monkeypatch.setattr(ct2_log_probs, "LEAST_STEPS", 5)
+    monkeypatch.setattr(log_probs, "KEPT_BYTES", 4 * 300 * 40)
+    monkeypatch.setattr(log_probs, "LEAST_STEPS", 5)
     plain = prompts((WINDOW, 4, 9), new=25)
     asked = [with_decoding(prompt, top_log_probs=0) for prompt in plain]
     found = tokens(run(engine, asked, rows=3))
@@ -136,11 +136,13 @@ def test_common_beginnings_longer_than_the_window(
     )
     with loaded as opened:
         answers = list(opened.generate([*texts, "hi", "he"], max_new_tokens=4))
-    assert [isinstance(answer, Answer) for answer in sorted(answers, key=lambda a: a.index)] == [
+    assert [
+        isinstance(answer, Completion) for answer in sorted(answers, key=lambda a: a.index)
+    ] == [
         *(False,) * 4,
         *(True,) * 2,
     ]
-    refused = next(answer for answer in answers if not isinstance(answer, Answer))
+    refused = next(answer for answer in answers if not isinstance(answer, Completion))
     assert refused.code == "prompt_too_long"
     named = "packed" if "Mistral" in type(model[0]).__name__ else "transformers"
     assert f"use --engine {named}" in refused.message

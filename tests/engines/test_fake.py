@@ -11,7 +11,7 @@ import pytest
 from subjects import codes, in_batches, run, tokens
 
 from packhorse.config import EngineConfig
-from packhorse.data import Completion, Decoding, Prompt
+from packhorse.data import EngineOutput, Prompt, SamplingParams
 from packhorse.engines import load_engine
 from packhorse.engines.fake import DELAY_VARIABLE, FakeEngine, Faults
 from packhorse.errors import EngineError
@@ -23,7 +23,9 @@ from packhorse.tokenization import ByteCodec
 def prompts(rows: int, **decoding: Any) -> list[Prompt]:
     return [
         Prompt(
-            index, tuple(f"row {index}".encode()), Decoding(**{"max_new_tokens": 40, **decoding})
+            index,
+            tuple(f"row {index}".encode()),
+            SamplingParams(**{"max_new_tokens": 40, **decoding}),
         )
         for index in range(rows)
     ]
@@ -65,7 +67,7 @@ def test_faults(faults: Faults, failed: dict[int, str]) -> None:
     assert codes(results) == dict.fromkeys(range(9), "") | failed
     clean = texts(prompts(9))
     for index, result in results.items():
-        if isinstance(result, Completion):
+        if isinstance(result, EngineOutput):
             assert ByteCodec().decode(result.token_ids) == clean[index]
 
 
@@ -99,7 +101,7 @@ def test_loaded_by_name_it_can_be_slowed_down(monkeypatch: pytest.MonkeyPatch) -
     prepared = fake_model("anything")
     monkeypatch.setenv(DELAY_VARIABLE, "0.02")
     engine = load_engine(prepared, model_facts(prepared), EngineConfig(engine="fake", workers=3))
-    assert (engine.traits.workers, engine.traits.name) == (3, "fake")
+    assert (engine.capabilities.workers, engine.capabilities.name) == (3, "fake")
     started = time.monotonic()
     run(engine, prompts(1, max_new_tokens=5), 1)
     assert time.monotonic() - started >= 0.1

@@ -19,8 +19,8 @@ from subjects import (
     with_decoding,
 )
 
-from packhorse.contract import Engine, Scorer
-from packhorse.data import Decoding, Prompt, Scores
+from packhorse.data import Prompt, SamplingParams, Scores
+from packhorse.engine_protocol import Engine, Scorer
 
 REAL_LIMIT = 12
 REAL_PROMPTS = (
@@ -40,7 +40,7 @@ def real_prompts(demo_model_folder: Path) -> list[Prompt]:
     codec = HuggingFaceCodec(demo_model_folder)
     ids = codec.encode_chats([[{"role": "user", "content": text}] for text in REAL_PROMPTS])
     return [
-        Prompt(index, row, Decoding(REAL_LIMIT))
+        Prompt(index, row, SamplingParams(REAL_LIMIT))
         for index, row in enumerate(ids)
         if isinstance(row, tuple)
     ]
@@ -127,7 +127,7 @@ def test_int8_on_the_packed_engine_stays_near_float32(
     demo_model_folder: Path, real_prompts: list[Prompt], real_reference: dict[int, Any]
 ) -> None:
     """Without the turns of `stored` and `kernels` it diverges more than ten times as far."""
-    from packhorse.compare.teacher import PackedLogProbs
+    from packhorse.evaluation.teacher_forcing import PackedLogProbs
 
     whole, rounded = (PackedLogProbs(demo_model_folder, form) for form in ("float32", "int8"))
     divergences, agreed = [], []

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packhorse.data import Decoding
-from packhorse.engines import sampling
-from packhorse.engines.sampling import choose_tokens, row_generator, sample
+from packhorse.data import SamplingParams
+from packhorse.engines.common import sampling
+from packhorse.engines.common.sampling import choose_tokens, row_generator, sample
 
 LOGITS = [1.0, 3.0, 2.0, 0.0, -1.0]
 P = [0.086, 0.636, 0.234, 0.032, 0.012]  # softmax of LOGITS, about
@@ -99,7 +99,7 @@ def test_masked_logits_are_never_drawn() -> None:
 
 def test_frequencies_are_the_probabilities() -> None:
     count = 20_000
-    decoding = Decoding(temperature=1.0)
+    decoding = SamplingParams(temperature=1.0)
     chance = random.Random(3)
     tokens = choose_tokens(
         torch.tensor([LOGITS]).expand(count, -1), [decoding] * count, [chance] * count
@@ -128,7 +128,7 @@ def test_a_nucleus_wider_than_the_sorted_candidates(monkeypatch: pytest.MonkeyPa
 def test_rows_do_not_depend_on_each_other() -> None:
     logits = torch.randn((12, 300), generator=torch.Generator().manual_seed(1))
     decodings = [
-        Decoding(temperature=0.0 if row % 3 == 0 else 0.9, top_p=0.8, top_k=row, seed=row)
+        SamplingParams(temperature=0.0 if row % 3 == 0 else 0.9, top_p=0.8, top_k=row, seed=row)
         for row in range(12)
     ]
     together = choose_tokens(logits, decodings, [row_generator(d) for d in decodings])
@@ -140,7 +140,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 
 def test_only_sampling_rows_draw() -> None:
-    decodings = [Decoding(seed=1), Decoding(temperature=1.0, top_k=1, seed=1)]
+    decodings = [SamplingParams(seed=1), SamplingParams(temperature=1.0, top_k=1, seed=1)]
     generators = [row_generator(decoding) for decoding in decodings]
     choose_tokens(torch.tensor([LOGITS, LOGITS]), decodings, generators)
     assert generators[0].random() == generators[1].random() == random.Random(1).random()
@@ -150,12 +150,12 @@ def test_only_sampling_rows_draw() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers(bad: float, temperature: float) -> None:
     rows = torch.tensor([LOGITS, [0.0, bad, 0.0, 0.0, 0.0], [-math.inf] * 5, LOGITS])
-    decodings = [Decoding(temperature=temperature, top_p=0.01, seed=0)] * 4
+    decodings = [SamplingParams(temperature=temperature, top_p=0.01, seed=0)] * 4
     chosen = choose_tokens(rows, decodings, [row_generator(d) for d in decodings])
     assert chosen == [1, None, None, 1]
 
 
 def test_equal_logits_are_greedily_the_first() -> None:
     rows = torch.tensor([[0.0, 2.0, 2.0, 1.0]], dtype=torch.bfloat16)
-    for decoding in (Decoding(), Decoding(temperature=1.0, top_k=1)):
+    for decoding in (SamplingParams(), SamplingParams(temperature=1.0, top_k=1)):
         assert choose_tokens(rows, [decoding], [row_generator(decoding)]) == [1]

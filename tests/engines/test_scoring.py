@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from subjects import Subject, converted, ctranslate2, fake, in_batches, packed, transformers
 
-from packhorse.contract import Engine, Scorer
-from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
+from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores
+from packhorse.engine_protocol import Engine, Scorer
 from packhorse.engines.fake import Faults
 from packhorse.errors import EngineError
 
@@ -145,9 +145,9 @@ def test_scoring_and_generating_take_turns(subject: Subject, engine: Engine) -> 
 def test_a_row_that_cannot_be_scored_costs_no_other(subject: Subject, engine: Engine) -> None:
     prompts = subject.prompts(3, **DECODING)
     bad = [
-        Prompt(3, (), Decoding(4)),
-        Prompt(4, (5, 1_000_000), Decoding(4)),
-        Prompt(5, (5,) * 254, Decoding(4)),
+        Prompt(3, (), SamplingParams(4)),
+        Prompt(4, (5, 1_000_000), SamplingParams(4)),
+        Prompt(5, (5,) * 254, SamplingParams(4)),
     ]
     assert isinstance(engine, Scorer)
     results = list(engine.score(iter([Batch((bad[0], *prompts, *bad[1:]))]), CONTINUATIONS))
@@ -179,13 +179,13 @@ def test_a_batch_that_fails_is_halved() -> None:
 def test_a_model_that_cannot_look_back_computes_anew(
     built: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from packhorse.engines import padded
+    from packhorse.engines.transformers import padded_batch
 
     subject = transformers("llama", built["llama"], end_ids=(2,))
     engine = subject.make()
     prompts = subject.prompts(5, **DECODING)
     expected = scored(engine, in_batches(prompts, 5))
-    monkeypatch.setattr(padded, "can_retract", lambda cache: False)
+    monkeypatch.setattr(padded_batch, "can_retract", lambda cache: False)
     for index, values in scored(engine, in_batches(prompts, 5)).items():
         assert values == pytest.approx(expected[index], abs=2e-4)
 
@@ -201,11 +201,11 @@ def test_packed_computes_prompts_and_what_they_share_once(subjects: dict[str, Su
     """Blocks are of 16 tokens: of the 90 in common 80 are computed once, 10 copied."""
     subject = subjects["packed llama"]
     engine = subject.make(rows=8, cache_bytes=None)
-    prompt = Prompt(0, tuple(range(20, 100)), Decoding(4))
+    prompt = Prompt(0, tuple(range(20, 100)), SamplingParams(4))
     beginnings = {ids[:length] for ids in CONTINUATIONS for length in range(1, len(ids))}
     assert computed(engine, in_batches([prompt], 1), CONTINUATIONS) == 80 + len(beginnings)
     prefix = tuple(range(20, 110))
-    prompts = [Prompt(row, prefix + (120 + row,) * 8, Decoding(4)) for row in range(4)]
+    prompts = [Prompt(row, prefix + (120 + row,) * 8, SamplingParams(4)) for row in range(4)]
     found = computed(engine, iter([Batch(tuple(prompts), 90)]), [(7,)])
     assert found == 98 + 3 * 8
     engine.close()
@@ -247,8 +247,8 @@ def test_weights_that_give_no_numbers_fail_each_row_once(subjects: dict[str, Sub
     subject = subjects["packed llama"]
     engine = subject.make(rows=2)
     engine._network.weights.embeddings[7] = float("nan")  # type: ignore[attr-defined]
-    prompts = [Prompt(0, (7,) * 20, Decoding(4))]
-    prompts += [Prompt(row, (8 + row,) * 20, Decoding(4)) for row in range(1, 6)]
+    prompts = [Prompt(0, (7,) * 20, SamplingParams(4))]
+    prompts += [Prompt(row, (8 + row,) * 20, SamplingParams(4)) for row in range(1, 6)]
     continuations = [(20,), (21, 22), (23, 24)]
     assert isinstance(engine, Scorer)
     results = list(engine.score(in_batches(prompts, 6), continuations))

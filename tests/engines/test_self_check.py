@@ -19,18 +19,20 @@ from sharpened import (
 )
 from subjects import by_index, tokens
 
-from packhorse.batching.cost import CostModel, Costs, Work
+from packhorse.batching.cost import CostModel, Costs, WorkCounts
 from packhorse.batching.planning import plan
-from packhorse.batching.policies import Limits
-from packhorse.data import Batch, Completion, Decoding, Prompt, Scores
-from packhorse.engines.batch_rule import BatchRule, batch_rule
-from packhorse.engines.hf import TransformersEngine
-from packhorse.engines.padded import PaddedBatch
-from packhorse.engines.self_check import examine
+from packhorse.batching.sizes import Limits
+from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams, Scores
+from packhorse.engines.transformers.batch_rule import BatchRule, batch_rule
+from packhorse.engines.transformers.engine import TransformersEngine
+from packhorse.engines.transformers.padded_batch import PaddedBatch
+from packhorse.engines.transformers.self_check import examine
 from packhorse.errors import ModelError
 
 POLICIES = ("single", "fixed", "sorted-dynamic", "planned")
-LIMITS = Limits(4, 10_000, Costs(CostModel("padded", 1, Work(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6))))
+LIMITS = Limits(
+    4, 10_000, Costs(CostModel("padded", 1, WorkCounts(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
+)
 STATES = ("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
 TRAINED_LENGTHS = ("phi3, longrope", "llama, longrope", "llama, dynamic")
 WINDOWS = ("gpt_neo, window", "llama4, chunks")
@@ -51,14 +53,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def planned(engine: TransformersEngine, prompts: list[Prompt], policy: str) -> list[Batch]:
-    traits = engine.traits
+    capabilities = engine.capabilities
     return plan(
         prompts,
         policy,
         LIMITS,
         mixed_decoding=True,
-        share_prefixes=traits.shares_prefixes,
-        length_group=traits.length_group,
+        share_prefixes=capabilities.shares_prefixes,
+        length_group=capabilities.length_group,
     )
 
 
@@ -71,7 +73,7 @@ def test_every_policy_equals_generate(folders: dict[str, Path], name: str) -> No
     """Rows below, across and beyond what the model was trained for, in one job; one token, too."""
     prompts = prompts_of(5, 3 * TRAINED, 1, 20, TRAINED, TRAINED - 1, 40, 40, 3)
     prompts += [
-        Prompt(9 + each.index, each.token_ids, Decoding(3 + each.index))
+        Prompt(9 + each.index, each.token_ids, SamplingParams(3 + each.index))
         for each in prompts_of(22, 30, 36, 44, shared=20)
     ]
     expected = generated(folders[name], prompts)
@@ -109,7 +111,7 @@ def test_a_batch_that_fails_half_way_goes_on(
 
     monkeypatch.setattr(PaddedBatch, "step", fails)
     results = by_index(engine.run(iter([Batch(tuple(prompts))])))
-    done = {index: each for index, each in results.items() if isinstance(each, Completion)}
+    done = {index: each for index, each in results.items() if isinstance(each, EngineOutput)}
     assert len(done) >= 3
     assert tokens(done) == {index: expected[index] for index in done}
 
@@ -134,24 +136,26 @@ def test_scores_are_those_of_generating(folders: dict[str, Path], name: str) -> 
 
 def stepped(engine: TransformersEngine, prompt: Prompt, continuation: tuple[int, ...]) -> float:
     """log p(continuation | prompt) of an engine that generates nothing else."""
-    asked = Decoding(max_new_tokens=len(continuation), top_log_probs=0)
+    asked = SamplingParams(max_new_tokens=len(continuation), top_log_probs=0)
     forced = iter(continuation)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("packhorse.engines.hf.choose_tokens", lambda *_: [next(forced)])
+        patch.setattr(
+            "packhorse.engines.transformers.engine.choose_tokens", lambda *_: [next(forced)]
+        )
         (result,) = engine.run(iter([Batch((Prompt(0, prompt.token_ids, asked),))]))
-    assert isinstance(result, Completion)
+    assert isinstance(result, EngineOutput)
     assert result.log_probs is not None
     return sum(each.log_prob for each in result.log_probs)
 
 
 def test_what_planners_are_told(folders: dict[str, Path]) -> None:
-    told = {name: engine_of(folder).traits for name, folder in folders.items()}
-    alone = {name for name, traits in told.items() if traits.rows_alone}
+    told = {name: engine_of(folder).capabilities for name, folder in folders.items()}
+    alone = {name for name, capabilities in told.items() if capabilities.rows_alone}
     assert alone == {"rwkv", "recurrent_gemma"}
     assert told["phi3, longrope"].separate_above == TRAINED
     assert told["llama, dynamic"].same_length_above == TRAINED
     assert told["mamba"].same_length_above is told["mamba"].separate_above is None
-    sharing = {name for name, traits in told.items() if traits.shares_prefixes}
+    sharing = {name for name, capabilities in told.items() if capabilities.shares_prefixes}
     assert sharing == set(TRAINED_LENGTHS)
     assert told["mamba"].step_bytes_per_row > told["gpt_neo, window"].step_bytes_per_row
 
@@ -201,7 +205,7 @@ def test_a_model_that_forgets_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_sees_padding_runs_rows_of_equal_length(tmp_path: Path) -> None:
     folder = sharpened(UnmaskedConfig(**SIZES), tmp_path / "model")
     engine = engine_of(folder)
-    assert (engine.traits.same_length_above, engine.traits.rows_alone) == (0, False)
+    assert (engine.capabilities.same_length_above, engine.capabilities.rows_alone) == (0, False)
     prompts = prompts_of(9, 5, 9, 30, 5, 9)
     expected = generated(folder, prompts)
     batches = planned(engine, prompts, "sorted-dynamic")

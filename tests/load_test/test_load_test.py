@@ -17,10 +17,10 @@ import pytest
 
 from packhorse.cli import main
 from packhorse.data import Request
+from packhorse.jobs.host_names import is_this_machine
 from packhorse.load_test.config import Goals
-from packhorse.load_test.figures import knee, trial_of
+from packhorse.load_test.results import knee, trial_of
 from packhorse.load_test.sending import Reply, arrivals, body_of, client_for, send_all
-from packhorse.serve.hosts import is_this_machine
 from servers import Served, served
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from ctranslate2.converters import TransformersConverter
 
-from packhorse.engines.ct2 import CTranslate2Engine
+from packhorse.engines.ctranslate2.engine import CTranslate2Engine
 from packhorse.errors import ModelError
 from packhorse.models import ct2_spec, prepare, reference_logits
 from packhorse.models.checkpoint import open_checkpoint

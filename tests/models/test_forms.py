@@ -12,7 +12,7 @@ import pytest
 
 import packhorse
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Answer
+from packhorse.data import Completion
 from packhorse.errors import PackhorseError
 
 Tiny = Callable[[str], Path]
@@ -32,8 +32,8 @@ def answers(folder: Path, engine: str, **options: Any) -> list[tuple[int, ...]]:
     batching = BatchingConfig("single" if engine == "ctranslate2" else "auto")
     with packhorse.load(str(folder), engine=chosen, batching=batching, **options) as model:
         made = list(model.generate(PROMPTS, max_new_tokens=NEW_TOKENS))
-    assert all(isinstance(answer, Answer) for answer in made), made
-    found = [answer for answer in made if isinstance(answer, Answer)]
+    assert all(isinstance(answer, Completion) for answer in made), made
+    found = [answer for answer in made if isinstance(answer, Completion)]
     return [answer.token_ids for answer in sorted(found, key=lambda answer: answer.index)]
 
 

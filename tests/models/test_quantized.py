@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import tiny_models
-from packhorse.compare.teacher import (
+from packhorse.errors import ConfigError, ModelError
+from packhorse.evaluation.teacher_forcing import (
     CTranslate2LogProbs,
-    LogProbs,
     PackedLogProbs,
+    TeacherForcedModel,
     TransformersLogProbs,
     teacher_forced,
 )
-from packhorse.errors import ConfigError, ModelError
 from packhorse.models import PreparedModel, cached_models, prepare
 from packhorse.models import quantized as ready
 from packhorse.models.convert import convert_checkpoint
@@ -42,7 +42,7 @@ def int8(folder: Path, method: str = "auto", **options: Any) -> PreparedModel:
     )
 
 
-def divergence(reference: LogProbs, prepared: PreparedModel) -> float:
+def divergence(reference: TeacherForcedModel, prepared: PreparedModel) -> float:
     found = teacher_forced(reference, CTranslate2LogProbs(prepared.folder, "int8"), ROWS)
     assert found is not None
     return found.kl_divergence.value

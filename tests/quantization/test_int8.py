@@ -11,7 +11,7 @@ import torch
 from foldable_models import logits, random_model, random_rows
 
 import tiny_models
-from packhorse.compare.teacher import CTranslate2LogProbs, log_softmax
+from packhorse.evaluation.teacher_forcing import CTranslate2LogProbs, log_softmax
 from packhorse.models import prepare
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.loading import load_float32

@@ -115,7 +115,7 @@ def test_rounding_parts_of_a_projection_gives_the_same(monkeypatch: pytest.Monke
 
 PEAK = """
 import torch
-from packhorse.meters import peak_memory_bytes
+from packhorse.profiling.run_metrics import peak_memory_bytes
 from packhorse.quantization import rounding
 
 channels = 2500

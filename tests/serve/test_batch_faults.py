@@ -16,12 +16,12 @@ import pytest
 from in_process import Local, running, until
 from packhorse.engines.fake import DELAY_VARIABLE
 from packhorse.errors import OutputError
-from packhorse.journal import Journal
+from packhorse.jobs.journal import Journal
 from packhorse.serve import batches as batches_module
 from packhorse.serve import documents as documents_module
 from packhorse.serve.batch_documents import BatchDocuments
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.problems import Problem
 
 ROWS = [{"id": f"id-{number}", "prompt": f"row {number}"} for number in range(12)]
 BAD = {"id": "bad", "prompt": 7}
@@ -149,7 +149,7 @@ def test_a_journal_that_cannot_be_read_ends_its_batch(tmp_path: Path) -> None:
 def test_the_message_about_an_input_has_no_path(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as server:
-            with pytest.raises(Problem, match=r"file-[0-9a-f]{24} is empty$") as refused:
+            with pytest.raises(APIError, match=r"file-[0-9a-f]{24} is empty$") as refused:
                 await server.begun([], tmp_path)
             assert (refused.value.status, refused.value.code) == (400, "invalid_input")
             identifier = await server.begun(ROWS, tmp_path)

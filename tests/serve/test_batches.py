@@ -89,7 +89,7 @@ def test_a_batch_has_every_row_once_in_order(server: Served) -> None:
         texts = {
             answer.index: answer.text
             for answer in model.generate(prompts, max_new_tokens=20)
-            if isinstance(answer, packhorse.Answer)
+            if isinstance(answer, packhorse.Completion)
         }
     got = [row["response"]["body"]["choices"][0]["text"] for row in rows[:80]]
     assert got == [texts[number] for number in range(80)]

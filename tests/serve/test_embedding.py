@@ -20,8 +20,8 @@ import pytest
 from packhorse.embeddings import BATCH_ROWS, SentenceEncoder
 from packhorse.serve.config import Bounds
 from packhorse.serve.embedding import Embedder, Vectors
-from packhorse.serve.figures import Figures
-from packhorse.serve.problems import Problem
+from packhorse.serve.errors import APIError
+from packhorse.serve.prometheus import ServerMetrics
 from servers import FAKE, Served, served
 from tiny_encoders import WORDS, tiny_encoder
 
@@ -176,7 +176,7 @@ class Counting:
 
 
 def embedder(encoder: Any, **bounds: int) -> Embedder:
-    return Embedder("counting", encoder, replace(Bounds(), **bounds), Figures())
+    return Embedder("counting", encoder, replace(Bounds(), **bounds), ServerMetrics())
 
 
 def test_a_large_request_does_not_hold_up_a_small_one() -> None:
@@ -220,13 +220,13 @@ def test_too_many_texts_are_told_to_come_back() -> None:
         serving = embedder(encoder, embedding_waiting=10, embedding_tokens=30)
         first = asyncio.create_task(serving.answer(["a"] * 8, "float", None))
         await asyncio.sleep(0.05)
-        with pytest.raises(Problem, match="too many texts wait") as refused:
+        with pytest.raises(APIError, match="too many texts wait") as refused:
             await serving.answer(["a"] * 3, "float", None)
         assert (refused.value.status, refused.value.retry_after) == (429, 1)
         encoder.may_go.set()
         await first
         await serving.answer(["a"] * 12, "float", None)
-        with pytest.raises(Problem, match="the texts have 40 tokens; at most 30"):
+        with pytest.raises(APIError, match="the texts have 40 tokens; at most 30"):
             await serving.answer(["a" * 10] * 4, "float", None)
         serving.close()
 
@@ -240,7 +240,7 @@ def test_a_drain_lets_texts_end_and_takes_no_more() -> None:
         running = asyncio.create_task(serving.answer(["a"] * 100, "float", None))
         await asyncio.sleep(0.05)
         assert not await serving.drain(0.05, asyncio.Event())
-        with pytest.raises(Problem, match="shutting down"):
+        with pytest.raises(APIError, match="shutting down"):
             await serving.answer(["b"], "float", None)
         encoder.may_go.set()
         assert await serving.drain(20, asyncio.Event())
@@ -251,7 +251,7 @@ def test_a_drain_lets_texts_end_and_takes_no_more() -> None:
         await asyncio.sleep(0.05)
         serving.close()
         encoder.may_go.set()
-        with pytest.raises(Problem, match="shutting down") as refused:
+        with pytest.raises(APIError, match="shutting down") as refused:
             await cut
         return refused.value.status == 503
 

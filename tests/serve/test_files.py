@@ -16,8 +16,8 @@ import pytest
 from in_process import local
 from packhorse.errors import ConfigError
 from packhorse.serve.config import Bounds
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.problems import Problem
 from packhorse.serve.state_folder import held_state
 from servers import FAKE, Served, served, wait_until
 
@@ -58,7 +58,7 @@ def test_a_file_that_is_removed_can_be_read_to_its_end(tmp_path: Path) -> None:
         store.remove(file)
         assert opened.read() == b"abc"
     for call in (store.open, store.remove, store.content):
-        with pytest.raises(Problem) as raised:
+        with pytest.raises(APIError) as raised:
             call(file)
         assert raised.value.status == 404
 
@@ -70,7 +70,7 @@ def test_a_file_is_removed_once_however_many_ask(tmp_path: Path) -> None:
     def remove(file: str) -> int:
         try:
             store.remove(file)
-        except Problem as problem:
+        except APIError as problem:
             return problem.status
         return 200
 

@@ -31,7 +31,7 @@ def generated(prompt: str | list[dict[str, str]], **decoding: Any) -> str:
     """What the library answers."""
     with packhorse.load("fake", engine=EngineConfig(engine="fake")) as model:
         (answer,) = model.generate([prompt], **decoding)
-    assert isinstance(answer, packhorse.Answer)
+    assert isinstance(answer, packhorse.Completion)
     return answer.text
 
 

@@ -10,37 +10,37 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig
-from packhorse.batching.policies import Limits
-from packhorse.contract import EngineTraits
+from packhorse.batching.sizes import Limits
+from packhorse.engine_protocol import EngineCapabilities
+from packhorse.inference.model import prepare_for
 from packhorse.serve.child import Loading
-from packhorse.serve.config import Waits
-from packhorse.serve.figures import Figures
-from packhorse.serve.problems import Problem
-from packhorse.serve.requests import Work
+from packhorse.serve.config import QueueConfig
+from packhorse.serve.errors import APIError
+from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.request_queue import Batching, RequestQueue
+from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import PROMPTS_AT_ONCE, Service
 from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.waiting import Batching, WaitingRows
 from packhorse.serve.wire import Loaded
-from packhorse.session import prepare_for
 from packhorse.tokenization import Tokenizer
 
 
-def service_of(traits: EngineTraits, most_log_probs: int = 1 << 18) -> Service:
+def service_of(capabilities: EngineCapabilities, most_log_probs: int = 1 << 18) -> Service:
     """Of an engine that says it is loaded and runs nothing."""
     engine = EngineConfig(engine="fake")
     prepared = prepare_for("fake", engine)
-    loading = Loading(prepared, engine, packhorse.BatchingConfig(), packhorse.Decoding())
-    supervisor = Supervisor(loading, WaitingRows(Waits()), Figures())
-    supervisor.loaded = Loaded(Batching(traits, "single", Limits(1, 256)), "")
+    loading = Loading(prepared, engine, packhorse.BatchingConfig(), packhorse.SamplingParams())
+    supervisor = Supervisor(loading, RequestQueue(QueueConfig()), ServerMetrics())
+    supervisor.loaded = Loaded(Batching(capabilities, "single", Limits(1, 256)), "")
     codec = prepared.codec()
-    return Service("fake", prepared, packhorse.Decoding(), supervisor, codec, most_log_probs)
+    return Service("fake", prepared, packhorse.SamplingParams(), supervisor, codec, most_log_probs)
 
 
 def test_an_engine_that_does_not_tell_them_says_so() -> None:
-    service = service_of(EngineTraits("silent", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
-    work = Work(("text",), {"top_log_probs": 1}, 1, is_stream=False, include_usage=False)
+    service = service_of(EngineCapabilities("silent", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+    work = ParsedRequest(("text",), {"top_log_probs": 1}, 1, is_stream=False, include_usage=False)
     with pytest.raises(
-        Problem, match=r"the engine silent does not .* ctranslate2 or packed"
+        APIError, match=r"the engine silent does not .* ctranslate2 or packed"
     ) as said:
         asyncio.run(service.admit(work))
     service.close()
@@ -57,12 +57,14 @@ def test_an_engine_that_does_not_tell_them_says_so() -> None:
 def test_an_answer_that_would_hold_too_many_is_refused(
     options: dict[str, Any], choices: int, count: int
 ) -> None:
-    traits = EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1, gives_log_probs=True)
-    work = Work(("text",), options, choices, is_stream=False, include_usage=False)
+    capabilities = EngineCapabilities(
+        "fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1, gives_log_probs=True
+    )
+    work = ParsedRequest(("text",), options, choices, is_stream=False, include_usage=False)
     for most, is_refused in ((count - 1, True), (count, False)):
-        service = service_of(traits, most)
+        service = service_of(capabilities, most)
         if is_refused:
-            with pytest.raises(Problem, match=f"{count:,} log-probabilities") as said:
+            with pytest.raises(APIError, match=f"{count:,} log-probabilities") as said:
                 asyncio.run(service.admit(work))
             assert (said.value.status, said.value.code) == (400, "too_many_log_probs")
         else:
@@ -80,11 +82,11 @@ class Untouched:
 @pytest.mark.parametrize("content", ["x" * 256, ({"role": "user", "content": "y" * 256},)])
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(content: Any) -> None:
     """The fake model's tokens are bytes: 256 characters never fit beside a token to be made."""
-    service = service_of(EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+    service = service_of(EngineCapabilities("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
     service._tokenizers.get()
     service._tokenizers.put(Untouched())  # type: ignore[arg-type]
-    work = Work((content,), {}, 1, is_stream=False, include_usage=False)
-    with pytest.raises(Problem, match="256 characters") as said:
+    work = ParsedRequest((content,), {}, 1, is_stream=False, include_usage=False)
+    with pytest.raises(APIError, match="256 characters") as said:
         asyncio.run(service.admit(work))
     assert (said.value.status, said.value.code) == (400, "context_length_exceeded")
     service.close()
@@ -103,10 +105,10 @@ def test_a_row_that_takes_long_to_tokenize_holds_up_no_other(
         return encode(self, requests, *arguments)
 
     monkeypatch.setattr(Tokenizer, "encode", encoded)
-    service = service_of(EngineTraits("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
+    service = service_of(EngineCapabilities("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
 
     def admitted(*contents: str) -> Any:
-        work = Work(contents, {}, 1, is_stream=False, include_usage=False)
+        work = ParsedRequest(contents, {}, 1, is_stream=False, include_usage=False)
         return asyncio.wait_for(service.admit(work), 20)
 
     async def run() -> None:

@@ -39,18 +39,18 @@ def server(engine: tuple[str, str]) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def expected(engine: tuple[str, str]) -> list[packhorse.Answer]:
+def expected(engine: tuple[str, str]) -> list[packhorse.Completion]:
     """What the library answers, in the order of PROMPTS."""
     name, quantization = engine
     chosen = EngineConfig(engine=name, quantization=quantization)
     batching = packhorse.BatchingConfig(policy="sorted-dynamic")
     with packhorse.load(MODEL, engine=chosen, batching=batching) as model:
         answers = list(model.generate(PROMPTS, max_new_tokens=NEW_TOKENS))
-    assert all(isinstance(answer, packhorse.Answer) for answer in answers)
+    assert all(isinstance(answer, packhorse.Completion) for answer in answers)
     return sorted(answers, key=lambda answer: answer.index)  # type: ignore[arg-type]
 
 
-def test_texts_are_those_of_run(server: Served, expected: list[packhorse.Answer]) -> None:
+def test_texts_are_those_of_run(server: Served, expected: list[packhorse.Completion]) -> None:
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
 
     def whole(prompt: str) -> tuple[str, str, int, int]:
@@ -77,12 +77,12 @@ def test_texts_are_those_of_run(server: Served, expected: list[packhorse.Answer]
 
 
 def test_log_probs_are_of_the_tokens_of_the_text(
-    server: Served, expected: list[packhorse.Answer]
+    server: Served, expected: list[packhorse.Completion]
 ) -> None:
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     asked: Any = {"model": MODEL, "logprobs": True, "top_logprobs": 5}
 
-    def told(answer: packhorse.Answer) -> None:
+    def told(answer: packhorse.Completion) -> None:
         messages: Any = [{"role": "user", "content": PROMPTS[answer.index]}]
         choice = client.chat.completions.create(messages=messages, **asked).choices[0]
         assert choice.logprobs is not None

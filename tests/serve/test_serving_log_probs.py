@@ -40,11 +40,11 @@ def client(server: Served) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> packhorse.Answer:
+def expected(folder: Path) -> packhorse.Completion:
     """What the library gives, on an engine of its own."""
     with packhorse.load(str(folder), engine=EngineConfig(engine="transformers")) as model:
         (answer,) = model.generate([QUESTION], max_new_tokens=TOKENS, top_log_probs=5)
-    assert isinstance(answer, packhorse.Answer)
+    assert isinstance(answer, packhorse.Completion)
     return answer
 
 
@@ -64,7 +64,7 @@ def streamed(client: openai.OpenAI, **options: Any) -> tuple[str, list[Any], str
     return text, tokens, reason
 
 
-def test_a_chat_tells_them(client: openai.OpenAI, expected: packhorse.Answer) -> None:
+def test_a_chat_tells_them(client: openai.OpenAI, expected: packhorse.Completion) -> None:
     choice = chat(client, top_logprobs=5).choices[0]
     tokens = choice.logprobs.content
     assert expected.log_probs is not None
@@ -200,7 +200,7 @@ def test_run_writes_what_the_server_says(
     source, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)))
     engine = EngineConfig(engine="transformers")
-    decoding = packhorse.Decoding(max_new_tokens=9)
+    decoding = packhorse.SamplingParams(max_new_tokens=9)
     reading = packhorse.InputConfig(served_model_name=("tiny",))
     job = packhorse.JobConfig(
         str(folder), str(source), output, engine=engine, decoding=decoding, reading=reading

@@ -17,8 +17,8 @@ from in_process import local, running
 from packhorse.cli import main
 from packhorse.errors import ConfigError
 from packhorse.serve.documents import Documents
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.problems import Problem
 from packhorse.serve.state_folder import FORMAT, MARKER, held_state
 
 NAME = "a" * 24
@@ -235,7 +235,7 @@ def test_only_not_found_counts_as_absent(tmp_path: Path, monkeypatch: pytest.Mon
         store.recover()
         assert store.documents() == []
         for call in (store.document, store.remove, store.open):
-            with pytest.raises(Problem) as raised:
+            with pytest.raises(APIError) as raised:
                 call(file)
             assert (raised.value.status, raised.value.code) == (503, "file_unreadable")
     assert len(lines) == 1

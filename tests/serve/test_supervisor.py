@@ -21,25 +21,25 @@ import pytest
 
 from in_process import batch_line
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Decoding, Failure, Prompt
+from packhorse.data import Failure, Prompt, SamplingParams
 from packhorse.engines.fake import ANSWERS_VARIABLE
 from packhorse.errors import EngineError
+from packhorse.inference.model import prepare_for
 from packhorse.serve import supervisor as supervising
 from packhorse.serve.channel import Message
 from packhorse.serve.child import Loading
-from packhorse.serve.config import Bounds, Waits
-from packhorse.serve.figures import Figures
-from packhorse.serve.problems import Problem, of_failure
-from packhorse.serve.requests import Work
-from packhorse.serve.rows import Ended, Row
+from packhorse.serve.config import Bounds, QueueConfig
+from packhorse.serve.errors import APIError, of_failure
+from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.request_queue import RequestQueue
+from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Service
 from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.waiting import WaitingRows
-from packhorse.session import prepare_for
 from servers import FAKE, served, wait_until
 
 ENGINE = EngineConfig(engine="fake")
-WORK = Work(("a text",), {}, 1, is_stream=False, include_usage=False)
+WORK = ParsedRequest(("a text",), {}, 1, is_stream=False, include_usage=False)
 PATIENCE_SECONDS = 60.0
 
 
@@ -64,9 +64,9 @@ def supervised(
 
     async def run() -> None:
         prepared = prepare_for("fake", ENGINE)
-        loading = Loading(prepared, ENGINE, BatchingConfig(), Decoding(max_new_tokens=8))
-        waiting = WaitingRows(Waits())
-        supervisor = Supervisor(loading, waiting, Figures(), lines.append)
+        loading = Loading(prepared, ENGINE, BatchingConfig(), SamplingParams(max_new_tokens=8))
+        waiting = RequestQueue(QueueConfig())
+        supervisor = Supervisor(loading, waiting, ServerMetrics(), lines.append)
         codec, most = prepared.codec(), Bounds().log_probs
         service = Service("fake", prepared, loading.decoding, supervisor, codec, most)
         try:
@@ -91,7 +91,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def admitted(service: Service) -> Row:
+async def admitted(service: Service) -> RequestState:
     (choice,) = await service.admit(WORK)
     return choice.row
 
@@ -99,7 +99,7 @@ async def admitted(service: Service) -> Row:
 async def is_answered(service: Service) -> bool:
     row = await admitted(service)
     await row.done.wait()
-    return isinstance(row.outcome, Ended)
+    return isinstance(row.outcome, Finished)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def test_nobody_waits_for_an_engine_that_cannot_come_back(
         assert isinstance(waits.outcome, Failure)
         assert waits.outcome.code == "engine_unavailable"
         assert of_failure(waits.outcome).status == 503
-        with pytest.raises(Problem) as refused:
+        with pytest.raises(APIError) as refused:
             await service.admit(WORK)
         assert (refused.value.status, refused.value.code) == (503, "engine_unavailable")
         assert refused.value.retry_after is not None
@@ -198,16 +198,16 @@ def test_an_engine_that_the_system_cannot_start_at_first(messages: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("said", "outcome"), [(2, Ended), (3, Failure), (1, Failure)], ids=["all", "lost", "doubled"]
+    ("said", "outcome"), [(2, Finished), (3, Failure), (1, Failure)], ids=["all", "lost", "doubled"]
 )
 def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type) -> None:
     """What the engine's process says of a row, where two tokens have arrived."""
 
-    async def run() -> Row:
+    async def run() -> RequestState:
         prepared = prepare_for("fake", ENGINE)
-        loading = Loading(prepared, ENGINE, BatchingConfig(), Decoding())
-        supervisor = Supervisor(loading, WaitingRows(Waits()), Figures())
-        (row,) = supervisor.submit([Prompt(7, (1,), Decoding())]) or []
+        loading = Loading(prepared, ENGINE, BatchingConfig(), SamplingParams())
+        supervisor = Supervisor(loading, RequestQueue(QueueConfig()), ServerMetrics())
+        (row,) = supervisor.submit([Prompt(7, (1,), SamplingParams())]) or []
         tokens: list[Message] = [{"kind": "token", "row": 7, "id": each} for each in (97, 98)]
         done = {"row": 7, "reason": "stop", "tokens": said, "timing": [0.0, 1.0, 0.5]}
         supervisor._handle([*tokens, {"kind": "done", **done}])

@@ -11,10 +11,10 @@ import pytest
 
 import packhorse
 from packhorse import BatchingConfig, EngineConfig
-from packhorse.batching.cost import PrefillMemory, Work
+from packhorse.batching.cost import PrefillMemory, WorkCounts
 from packhorse.batching.planning import plan
 from packhorse.calibration import Calibration
-from packhorse.data import Decoding, Prompt
+from packhorse.data import Prompt, SamplingParams
 from packhorse.serve.wire import read_ready, ready_message
 from tiny_models import tiny_llama
 
@@ -26,20 +26,20 @@ def test_the_server_bounds_batches_as_the_library_does(tmp_path: Path, asked: in
     engine = EngineConfig(engine="transformers", quantization="float32")
     batching = BatchingConfig(policy="sorted-dynamic", batch_size=5, max_batch_tokens=asked)
     with packhorse.load(str(folder), engine=engine, batching=batching) as loaded:
-        costs = Work(0.01, 1e-4, 1e-7, 0.01, 1e-3, 1e-6)
+        costs = WorkCounts(0.01, 1e-4, 1e-7, 0.01, 1e-3, 1e-6)
         memory = PrefillMemory(1e6, 1e3)
         known = Calibration(
-            "m", loaded.traits, (), costs, 30, 0.1, 1.0, 10**8, memory, 5.0, "2026-01-01"
+            "m", loaded.capabilities, (), costs, 30, 0.1, 1.0, 10**8, memory, 5.0, "2026-01-01"
         )
         planned = replace(loaded.batching, policy="planned")
         model = replace(loaded, batching=planned, calibration=known)
-        budget = replace(model.budget(Decoding(max_new_tokens=16)), memory_tokens=2**20)
+        budget = replace(model.budget(SamplingParams(max_new_tokens=16)), memory_tokens=2**20)
         message = json.loads(json.dumps(ready_message(model, budget, "a line")))
         served = read_ready(message).batching
     assert served.limits == model.limits(budget)
     assert (served.limits.max_batch_bytes == math.inf) == (asked is not None)
     assert (served.policy, served.share_prefixes) == ("planned", True)
-    prompts = [Prompt(row, (1,) * 200, Decoding(max_new_tokens=16)) for row in range(40)]
+    prompts = [Prompt(row, (1,) * 200, SamplingParams(max_new_tokens=16)) for row in range(40)]
     batches = plan(prompts, "planned", served.limits, mixed_decoding=True)
     assert batches == plan(prompts, "planned", model.limits(budget), mixed_decoding=True)
     if asked is None:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.assess.pairs import Pair
-from packhorse.assess.scoring import Said
-from packhorse.statistics import Estimate, wilson_interval
+from packhorse.assess.scoring import Predictions
+from packhorse.evaluation.statistics import Estimate, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +67,9 @@ def thresholds(confidence: Floats) -> list[float]:
     return [0.0, *(float(value) for value in between), 1.01]
 
 
-def joined(classic: Said, model: Said, threshold: float) -> tuple[Said, npt.NDArray[np.bool_]]:
+def joined(
+    classic: Predictions, model: Predictions, threshold: float
+) -> tuple[Predictions, npt.NDArray[np.bool_]]:
     """What the cascade says, and which rows went to the model."""
     assert classic.probabilities is not None
     to_model = classic.probabilities.max(axis=1) < threshold
@@ -75,7 +77,7 @@ def joined(classic: Said, model: Said, threshold: float) -> tuple[Said, npt.NDAr
         theirs if goes else own
         for own, theirs, goes in zip(classic.labels, model.labels, to_model, strict=True)
     )
-    return Said(labels), to_model
+    return Predictions(labels), to_model
 
 
 def chosen(accuracies: Sequence[float], shares: Sequence[float], tolerance: float) -> int:
@@ -85,7 +87,7 @@ def chosen(accuracies: Sequence[float], shares: Sequence[float], tolerance: floa
     return min(close, key=lambda place: (shares[place], -accuracies[place]))
 
 
-def accuracy_of(said: Said, truth: Sequence[str]) -> Estimate:
+def accuracy_of(said: Predictions, truth: Sequence[str]) -> Estimate:
     right = said.right(truth)
     found = wilson_interval(int(right.sum()), len(right))
     assert found is not None

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from packhorse.assess.classifiers import Report, encoder_named
-from packhorse.assess.entries import Entry, Kind
+from packhorse.assess.entries import ContestantResult, Kind
 from packhorse.assess.families import FAMILIES, Family, fit
 from packhorse.assess.features import CountedTexts, vectorizer
 from packhorse.assess.rows import LabelledRow
-from packhorse.assess.scoring import Said
+from packhorse.assess.scoring import Predictions
 from packhorse.assess.splits import Fold, Places, Split
 from packhorse.assess.tuning import TrainingData, Tuned, finished, tune
 
@@ -55,7 +55,9 @@ def prepare_rows(
     return Classic(data, places[:count], places[count:], tuple(folds), preparing)
 
 
-def classic_entries(classic: Classic, train: Sequence[LabelledRow], report: Report) -> list[Entry]:
+def classic_entries(
+    classic: Classic, train: Sequence[LabelledRow], report: Report
+) -> list[ContestantResult]:
     """Every family that sees what there is, tuned, fitted and asked."""
     families = [
         family
@@ -70,7 +72,9 @@ def classic_entries(classic: Classic, train: Sequence[LabelledRow], report: Repo
     return [_entry(each, classic, union, fitting) for each in tuned]
 
 
-def _entry(tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, float]) -> Entry:
+def _entry(
+    tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, float]
+) -> ContestantResult:
     from sklearn.pipeline import Pipeline
 
     family, data = tuned.family, classic.data
@@ -87,11 +91,11 @@ def _entry(tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, flo
         shared.append(fitting)
         classifier = Pipeline([("features", union), ("classifier", classifier)])
     kind: Kind = "dummy" if family.sees == "nothing" else "classic"
-    return Entry(
+    return ContestantResult(
         name=family.name,
         title=family.title,
         kind=kind,
-        said=Said(said, chances),
+        said=Predictions(said, chances),
         places=tuple(range(len(classic.test))),
         validated=tuned.accuracy,
         validated_on=f"{len(classic.folds)} folds of the training part",

@@ -16,8 +16,8 @@ from packhorse.assess.saved import Card, ClassicPart, ModelPart, read_card, read
 from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
-from packhorse.session import Model, load_prepared, prepare_for
-from packhorse.sources import shown
+from packhorse.inference.model import Model, load_prepared, prepare_for
+from packhorse.inputs import shown
 
 By = Literal["classic", "model"]
 Report = Callable[[str], None]

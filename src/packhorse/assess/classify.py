@@ -18,13 +18,13 @@ from typing import Any
 from packhorse.assess.classifiers import Classifier, Decision, open_saved
 from packhorse.assess.saved import CARD, Card, read_card
 from packhorse.config import BatchingConfig, InputConfig
-from packhorse.data import Answer, Failure, Request, Timing
+from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
-from packhorse.jobs import Hands, Observer, Pending, carry_out, input_identity
-from packhorse.journal import Journal
-from packhorse.manifest import RunReport
-from packhorse.session import check_batching
-from packhorse.sources import detect_format, quoting_settings
+from packhorse.inference.model import check_batching
+from packhorse.inputs import detect_format, quoting_settings
+from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.manifest import RunReport
 
 _NOT_TEXT = "the row holds messages; a classifier needs text: name its field with --text-column"
 
@@ -44,14 +44,14 @@ class ClassifyConfig:
     retry_failed: bool = False
 
 
-def classify(config: ClassifyConfig, observer: Observer | None = None) -> RunReport:
+def classify(config: ClassifyConfig, observer: ProgressReporter | None = None) -> RunReport:
     """Labels every row, or goes on with it; raises as `packhorse.run`, and InputError and
     ModelError for a folder that holds no classifier that can be used."""
     check_batching(config.batching)
     card = read_card(config.saved)
     config = replace(config, reading=replace(config.reading, row_options="no"))
     config = _with_column(config, card)
-    return carry_out(config, Labelling(config, card), observer)
+    return run_job(config, Labelling(config, card), observer)
 
 
 class Labelling:
@@ -94,7 +94,7 @@ class Labelling:
             "fingerprint": self._digest,
         }
 
-    def run(self, pending: Pending, journal: Journal, hands: Hands) -> dict[str, Any]:
+    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
         config, meter, observer = self._config, hands.meter, hands.observer
         observer.stage(f"loading {self._card.title}")
         with meter.stage("load"), hands.loading():
@@ -106,7 +106,7 @@ class Labelling:
                 for request, decision, timing in self._decided(classifier, pending(), hands):
                     outcome = _outcome(request, decision, timing)
                     note = {"confidence": decision.confidence, "answered_by": decision.by}
-                    journal.record(outcome, note if isinstance(outcome, Answer) else None)
+                    journal.record(outcome, note if isinstance(outcome, Completion) else None)
                     meter.count_outcome(outcome)
                     observer.advance()
         finally:
@@ -117,7 +117,7 @@ class Labelling:
         return resolved
 
     def _decided(
-        self, classifier: Classifier, requests: Iterable[Request], hands: Hands
+        self, classifier: Classifier, requests: Iterable[Request], hands: JobContext
     ) -> Iterator[tuple[Request, Decision, Timing]]:
         """Every request with its decision, a window at a time, in the order they are known."""
         remaining = iter(requests)
@@ -135,12 +135,12 @@ class Labelling:
                 yield texts[place], decision, Timing(submitted, time.monotonic())
 
 
-def _outcome(request: Request, decision: Decision, timing: Timing) -> Answer | Failure:
+def _outcome(request: Request, decision: Decision, timing: Timing) -> Completion | Failure:
     if decision.label is None:
         return Failure(
             request.index, decision.code, decision.message, request.id, request.line, request.key
         )
-    return Answer(
+    return Completion(
         index=request.index,
         id=request.id,
         key=request.key,

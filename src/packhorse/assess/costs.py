@@ -18,8 +18,8 @@ from typing import Any
 
 from packhorse.assess.language_model import Spent
 from packhorse.errors import PackhorseError
-from packhorse.export import write_json
-from packhorse.statistics import quantile
+from packhorse.evaluation.statistics import quantile
+from packhorse.outputs import write_json
 
 CLASSIC_SINGLES = 100
 MODEL_SINGLES = 20

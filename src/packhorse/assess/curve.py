@@ -16,7 +16,7 @@ import numpy.typing as npt
 from packhorse.assess.families import fit
 from packhorse.assess.splits import Places
 from packhorse.assess.tuning import TrainingData, Tuned
-from packhorse.statistics import LEVEL, RESAMPLES
+from packhorse.evaluation.statistics import LEVEL, RESAMPLES
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -10,9 +10,9 @@ from packhorse.assess.cascade import Cascade
 from packhorse.assess.config import AssessConfig
 from packhorse.assess.costs import Costs
 from packhorse.assess.economy import Economy, Offer, economy
-from packhorse.assess.entries import Entry
+from packhorse.assess.entries import ContestantResult
 from packhorse.assess.judging import CASCADE, Outcome, cautions
-from packhorse.assess.verdict import Case, judge
+from packhorse.assess.verdict import VerdictInputs, judge
 
 P95_SHARE = 0.05
 """A cascade that sends more rows than this to the model has the model's p95."""
@@ -24,7 +24,7 @@ def judged(config: AssessConfig, outcome: Outcome, costs: dict[str, Costs]) -> d
     cascade = judging.cascade_of(outcome, costs, config.margin)
     classic, model = outcome.classic, outcome.model
     titles = {entry.name: entry.title for entry in outcome.entries} | {CASCADE: "the cascade"}
-    case = Case(
+    case = VerdictInputs(
         margin=config.margin,
         pair=outcome.compared(classic, model),
         classic_gain=outcome.compared(classic, outcome.majority),
@@ -65,7 +65,7 @@ def _economy(
 ) -> Economy:
     labels = len(outcome.parts.train)
 
-    def offer(entry: Entry) -> Offer:
+    def offer(entry: ContestantResult) -> Offer:
         needs = labels if entry.kind == "classic" else 0
         return Offer(
             entry.name,

@@ -15,7 +15,7 @@ from packhorse.assess.curve import LearningCurve
 from packhorse.assess.economy import Economy
 from packhorse.assess.pairs import Pair
 from packhorse.assess.profile import Profile
-from packhorse.assess.scoring import Figures
+from packhorse.assess.scoring import ClassificationMetrics
 from packhorse.assess.verdict import Verdict
 
 FORMAT = 1
@@ -33,8 +33,8 @@ class Contestant:
     title: str
     kind: Literal["dummy", "classic", "model"]
     finalist: bool
-    figures: Figures
-    shared: Figures
+    figures: ClassificationMetrics
+    shared: ClassificationMetrics
     validated: float
     validated_on: str
     settings: dict[str, str]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from packhorse.assess.language_model import Spent
 from packhorse.assess.saved import ModelPart
-from packhorse.assess.scoring import Said
+from packhorse.assess.scoring import Predictions
 from packhorse.assess.tuning import Tuned
 
 MODEL_TITLE = "language model"
@@ -15,7 +15,7 @@ Kind = Literal["dummy", "classic", "model"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ContestantResult:
     """said: of the test rows at `places` (of the test part). validated: accuracy inside the
     training part, by which finalists are chosen; validated_on: on what. settings: for people.
 
@@ -27,7 +27,7 @@ class Entry:
     name: str
     title: str
     kind: Kind
-    said: Said
+    said: Predictions
     places: tuple[int, ...]
     validated: float
     validated_on: str
@@ -38,4 +38,4 @@ class Entry:
     once_core_seconds: float = 0.0
     part: ModelPart | None = None
     spent: Spent | None = None
-    validation: Said | None = None
+    validation: Predictions | None = None

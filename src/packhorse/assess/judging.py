@@ -14,11 +14,11 @@ from packhorse.assess.classic_contest import Classic
 from packhorse.assess.costs import Costs
 from packhorse.assess.curve import LearningCurve, learning_curve
 from packhorse.assess.document import Contestant
-from packhorse.assess.entries import Entry
+from packhorse.assess.entries import ContestantResult
 from packhorse.assess.families import MAJORITY
 from packhorse.assess.model_contest import ModelSide
 from packhorse.assess.pairs import Pair, pair
-from packhorse.assess.scoring import Said, figures
+from packhorse.assess.scoring import Predictions, figures
 from packhorse.assess.splits import Split
 from packhorse.assess.tuning import out_of_fold
 
@@ -37,19 +37,19 @@ class Outcome:
     parts: Split
     data: Classic
     side: ModelSide
-    entries: tuple[Entry, ...]
+    entries: tuple[ContestantResult, ...]
     seed: int
 
     @property
-    def classic(self) -> Entry:
+    def classic(self) -> ContestantResult:
         return _best([entry for entry in self.entries if entry.kind == "classic"])
 
     @property
-    def model(self) -> Entry:
+    def model(self) -> ContestantResult:
         return _best([entry for entry in self.entries if entry.kind == "model"])
 
     @property
-    def majority(self) -> Entry:
+    def majority(self) -> ContestantResult:
         return next(entry for entry in self.entries if entry.name == MAJORITY)
 
     @property
@@ -60,12 +60,12 @@ class Outcome:
         """Labels of test rows."""
         return [self.parts.test[place].label for place in places]
 
-    def shared(self, entry: Entry) -> Said:
+    def shared(self, entry: ContestantResult) -> Predictions:
         """What an entry said of the rows that the model was asked, in their order."""
         row_of = {place: row for row, place in enumerate(entry.places)}
         return entry.said.of([row_of[place] for place in self.side.test])
 
-    def compared(self, left: Entry, right: Entry) -> Pair:
+    def compared(self, left: ContestantResult, right: ContestantResult) -> Pair:
         """Two entries on all test rows that both were asked."""
         known = set(right.places)
         places = [place for place in left.places if place in known]
@@ -79,7 +79,7 @@ class Outcome:
         return pair(left.name, right.name, own, theirs, seed=self.seed)
 
 
-def contestant(outcome: Outcome, entry: Entry, costs: Costs | None) -> Contestant:
+def contestant(outcome: Outcome, entry: ContestantResult, costs: Costs | None) -> Contestant:
     """An entry with its figures."""
     shared = outcome.truth(outcome.side.test)
     return Contestant(
@@ -106,7 +106,7 @@ def curves(outcome: Outcome) -> tuple[LearningCurve, ...]:
     places = list(outcome.side.test)
     truth = np.array(outcome.truth(places))
     model_right = outcome.shared(outcome.model).right(truth.tolist())
-    kinds: dict[str, list[Entry]] = {}
+    kinds: dict[str, list[ContestantResult]] = {}
     for entry in outcome.entries:
         if entry.kind == "classic" and entry.tuned is not None:
             kinds.setdefault(entry.tuned.family.sees, []).append(entry)
@@ -133,7 +133,7 @@ def cascade_of(outcome: Outcome, costs: dict[str, Costs], margin: float) -> Casc
     if model.validation is None or classic.tuned is None or not len(validation):
         return None
     chances = out_of_fold(classic.tuned, outcome.data.data, outcome.data.folds, validation)
-    known = Said(tuple(outcome.classes[place] for place in chances.argmax(axis=1)), chances)
+    known = Predictions(tuple(outcome.classes[place] for place in chances.argmax(axis=1)), chances)
     truth = [outcome.parts.train[place].label for place in validation]
     own, theirs = outcome.shared(classic), outcome.shared(model)
     wanted = outcome.truth(outcome.side.test)
@@ -191,8 +191,8 @@ def cautions(outcome: Outcome, label_names: Sequence[tuple[str, str]]) -> list[s
 
 def _point(
     threshold: float,
-    validation: tuple[Said, Said, list[str]],
-    test: tuple[Said, Said, list[str]],
+    validation: tuple[Predictions, Predictions, list[str]],
+    test: tuple[Predictions, Predictions, list[str]],
     costs: dict[str, Costs],
     outcome: Outcome,
 ) -> CascadePoint:
@@ -211,5 +211,5 @@ def _point(
     )
 
 
-def _best(entries: Sequence[Entry]) -> Entry:
+def _best(entries: Sequence[ContestantResult]) -> ContestantResult:
     return max(entries, key=lambda entry: entry.validated)

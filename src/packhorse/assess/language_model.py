@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from packhorse.assess.priors import choice, without_prior
 from packhorse.assess.prompting import Prompting
-from packhorse.assess.scoring import Said
-from packhorse.data import Answer, Decoding, Failure
-from packhorse.labels import is_right, normalise
-from packhorse.meters import Meter
+from packhorse.assess.scoring import Predictions
+from packhorse.data import Completion, Failure, SamplingParams
+from packhorse.evaluation.label_matching import is_right, normalise
+from packhorse.inference.model import Model, requests_of
 from packhorse.models import model_facts
-from packhorse.session import Model, requests_of
+from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Tokenizer
 
 Floats = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ class Choices:
         """The choices of the rows that have one."""
         return self.probabilities[~np.isnan(self.probabilities[:, 0])]
 
-    def said(self, classes: Sequence[str], prior: Sequence[float] | None) -> Said:
+    def said(self, classes: Sequence[str], prior: Sequence[float] | None) -> Predictions:
         """The labels chosen, with a prior divided out if there is one. A row that failed has no
         label, and equal probabilities."""
         failed = np.isnan(self.probabilities[:, 0])
@@ -68,7 +68,7 @@ class Choices:
         best = chances.argmax(axis=1)
         rows = zip(best.tolist(), failed.tolist(), strict=True)
         labels = tuple(None if bad else classes[place] for place, bad in rows)
-        return Said(labels, chances, int(failed.sum()))
+        return Predictions(labels, chances, int(failed.sum()))
 
 
 def choices(model: Model, prompting: Prompting, texts: Sequence[str]) -> Choices:
@@ -89,12 +89,12 @@ def choosing(
     codec = model.codec
     labels = [codec.encode_fragment(each) for each in prompting.continuations(codec)]
     labels = _prefix_free(labels, model)
-    decoding = Decoding(max_new_tokens=max(map(len, labels)))
+    decoding = SamplingParams(max_new_tokens=max(map(len, labels)))
     budget = model.budget(decoding)
     tokenizer = Tokenizer(codec, now=model.now())
-    answering = model.answering(tokenizer, decoding, budget, Meter(), stopping)
+    generation_run = model.generation_run(tokenizer, decoding, budget, Meter(), stopping)
     lengths = [len(ids) for ids in labels]
-    for result in answering.scores(requests_of(prompting.prompts(texts, codec)), labels):
+    for result in generation_run.scores(requests_of(prompting.prompts(texts, codec)), labels):
         if isinstance(result, Failure):
             yield result.index, result
         else:
@@ -113,7 +113,7 @@ def _prefix_free(labels: list[tuple[int, ...]], model: Model) -> list[tuple[int,
 class Written:
     """Free text, read for labels; spent as in `Choices`."""
 
-    said: Said
+    said: Predictions
     spent: Spent
 
 
@@ -127,7 +127,7 @@ def written(model: Model, prompting: Prompting, texts: Sequence[str]) -> Written
             failed += 1
         else:
             labels[place] = label_in(result, prompting.names)
-    return Written(Said(tuple(labels), None, failed), _spent(len(texts), started, cores))
+    return Written(Predictions(tuple(labels), None, failed), _spent(len(texts), started, cores))
 
 
 def writing(
@@ -137,12 +137,12 @@ def writing(
     `choosing`."""
     codec = model.codec
     longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
-    decoding = Decoding(max_new_tokens=longest + FREE_TEXT_TOKENS)
+    decoding = SamplingParams(max_new_tokens=longest + FREE_TEXT_TOKENS)
     budget = model.budget(decoding)
     tokenizer = Tokenizer(codec, now=model.now())
-    answering = model.answering(tokenizer, decoding, budget, Meter(), stopping)
-    for outcome in answering.outcomes(requests_of(prompting.prompts(texts, codec))):
-        yield outcome.index, outcome.text if isinstance(outcome, Answer) else outcome
+    generation_run = model.generation_run(tokenizer, decoding, budget, Meter(), stopping)
+    for outcome in generation_run.outcomes(requests_of(prompting.prompts(texts, codec))):
+        yield outcome.index, outcome.text if isinstance(outcome, Completion) else outcome
 
 
 def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:

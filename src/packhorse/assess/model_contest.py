@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from packhorse.assess.budget import rows_for_model
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import MODEL_TITLE, Entry
+from packhorse.assess.entries import MODEL_TITLE, ContestantResult
 from packhorse.assess.language_model import choices, written
 from packhorse.assess.priors import CONTENT_FREE, prior_of
 from packhorse.assess.prompting import (
@@ -25,9 +25,9 @@ from packhorse.assess.prompting import (
 )
 from packhorse.assess.rows import LabelledRow
 from packhorse.assess.saved import ModelPart
-from packhorse.assess.scoring import Said
+from packhorse.assess.scoring import Predictions
 from packhorse.assess.splits import Split
-from packhorse.session import Model
+from packhorse.inference.model import Model
 
 PILOT_ROWS = 6
 Report = Callable[[str], None]
@@ -38,7 +38,7 @@ class ModelSide:
     """entries: one a way of asking. validation: places of the training part they were asked too.
     test: places of the test part. notes: what was left out, and why."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ContestantResult, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
     notes: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ def _ways(
     there are fewer of each, and at last none.
     """
     zero = prompting_for(config.instruction, config.label_names, classes, config.max_text_tokens)
-    context = model.traits.max_context
+    context = model.capabilities.max_context
     for shots in range(config.shots, 0, -1):
         examples, used = examples_from(parts.train, shots, model.codec, config.seed)
         few = replace(zero, examples=examples)
@@ -111,7 +111,7 @@ class _Asking:
     places: tuple[int, ...]
     report: Report
 
-    def chosen(self, way: str, prompting: Prompting) -> Entry:
+    def chosen(self, way: str, prompting: Prompting) -> ContestantResult:
         """Constrained choice, with the prior that serves the validation rows best."""
         self.report(f"{way}, constrained choice")
         known = choices(self.model, prompting, _texts(self.validation))
@@ -126,7 +126,7 @@ class _Asking:
         best = max(accuracies, key=lambda name: accuracies[name])
         asked = choices(self.model, prompting, _texts(self.test))
         said = asked.said(self.classes, priors[best])
-        return Entry(
+        return ContestantResult(
             name=f"{way}-choice",
             title=f"{MODEL_TITLE}, {way}, constrained choice",
             kind="model",
@@ -146,12 +146,12 @@ class _Asking:
             validation=tried[best],
         )
 
-    def wrote(self, way: str, prompting: Prompting) -> Entry:
+    def wrote(self, way: str, prompting: Prompting) -> ContestantResult:
         """Free text."""
         self.report(f"{way}, free text")
         known = written(self.model, prompting, _texts(self.validation))
         asked = written(self.model, prompting, _texts(self.test))
-        return Entry(
+        return ContestantResult(
             name=f"{way}-text",
             title=f"{MODEL_TITLE}, {way}, free text",
             kind="model",
@@ -165,7 +165,7 @@ class _Asking:
             validation=known.said,
         )
 
-    def _accuracy(self, said: Said) -> float:
+    def _accuracy(self, said: Predictions) -> float:
         return float(said.right([row.label for row in self.validation]).mean())
 
     def _part(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packhorse.assess import words
+from packhorse.assess import narrative
 from packhorse.assess.document import Assessment
 from packhorse.assess.html import views
 from packhorse.assess.html.charts import (
@@ -35,10 +35,10 @@ def html_text(assessment: Assessment) -> str:
         "packhorse.assess",
         verb="assess",
         subject=assessment.model,
-        headline=words.headline(assessment),
+        headline=narrative.headline(assessment),
         sections=_SECTIONS,
         assessment=assessment,
-        title=words.titled(assessment),
+        title=narrative.titled(assessment),
         tiles=views.tiles(assessment),
         forests=[forest(assessment, narrow=False), forest(assessment, narrow=True)],
         cost=_drawn(cost_chart(assessment, WIDE), cost_chart(assessment, NARROW)),
@@ -46,12 +46,12 @@ def html_text(assessment: Assessment) -> str:
         cascade=_drawn(cascade_chart(assessment, WIDE), cascade_chart(assessment, NARROW)),
         table=views.contestant_table(assessment),
         settings=views.settings(assessment),
-        pair=words.pair_sentence(assessment),
-        needed=[words.needed_sentence(curve) for curve in assessment.curves],
-        together=words.cascade_sentence(assessment),
-        economy=words.economy_lines(assessment),
-        profile=words.profile_lines(assessment),
-        method=words.method_lines(assessment),
+        pair=narrative.pair_sentence(assessment),
+        needed=[narrative.needed_sentence(curve) for curve in assessment.curves],
+        together=narrative.cascade_sentence(assessment),
+        economy=narrative.economy_lines(assessment),
+        profile=narrative.profile_lines(assessment),
+        method=narrative.method_lines(assessment),
         facts=facts(
             {
                 "Machine": assessment.machine,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from packhorse.statistics import Estimate, mcnemar_exact, paired_bootstrap
+from packhorse.evaluation.statistics import Estimate, mcnemar_exact, paired_bootstrap
 
 _Z = 1.959963984540054
 """Standard normal quantile of 0.975: two-sided 95 %, one-sided 97.5 %."""

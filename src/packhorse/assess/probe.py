@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from packhorse.assess.classifiers import Classifier, open_saved
-from packhorse.meters import peak_memory_bytes
+from packhorse.profiling.run_metrics import peak_memory_bytes
 
 REPEATS = 5
 ENOUGH_SECONDS = 2.0

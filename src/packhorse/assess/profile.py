@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from packhorse.assess.duplicates import Distinct
 from packhorse.assess.rows import Labelled, LabelledRow
 from packhorse.assess.splits import Split
-from packhorse.statistics import quantile
+from packhorse.evaluation.statistics import quantile
 
 _CHARACTERS_LOOKED_AT = 200
 

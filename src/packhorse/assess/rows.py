@@ -10,8 +10,8 @@ from pathlib import Path
 
 from packhorse.assess.config import AssessConfig
 from packhorse.errors import InputError
-from packhorse.labels import normalise
-from packhorse.sources import read_fields
+from packhorse.evaluation.label_matching import normalise
+from packhorse.inputs import read_fields
 
 FEWEST_OF_A_CLASS = 4
 """Rows a class needs: one to test, three to train on, so that each fold is fitted on two."""

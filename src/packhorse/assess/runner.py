@@ -19,7 +19,7 @@ from packhorse.assess.costs import Costs, measured
 from packhorse.assess.deciding import judged
 from packhorse.assess.document import Assessment
 from packhorse.assess.duplicates import distinct
-from packhorse.assess.entries import Entry
+from packhorse.assess.entries import ContestantResult
 from packhorse.assess.judging import Outcome
 from packhorse.assess.model_contest import ModelSide, model_side
 from packhorse.assess.profile import Profile, profile
@@ -29,24 +29,24 @@ from packhorse.assess.saved import CARD
 from packhorse.assess.saving import save_entry, save_winner
 from packhorse.assess.splits import Fold, Split, folds, split
 from packhorse.assess.verdict import Verdict
-from packhorse.atomic import is_there, make_folder
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
-from packhorse.machine import machine
-from packhorse.manifest import versions
+from packhorse.inference.model import load
+from packhorse.jobs.manifest import versions
 from packhorse.models import prepare_embedding_model
-from packhorse.session import load
+from packhorse.profiling.hardware import machine
+from packhorse.storage.atomic_files import is_there, make_folder
 
 WINNER = "winner"
 
 
-class Observer(Protocol):
+class ProgressReporter(Protocol):
     """Is told what begins, a line each."""
 
     def stage(self, text: str) -> None: ...
 
 
-def assess(config: AssessConfig, observer: Observer) -> Assessment:
+def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
     """Holds the contest and writes reports and winner to `config.output`.
 
     Raises ConfigError for options that make no sense, InputError for rows that cannot be used,
@@ -138,7 +138,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, list[Fold], Profile]:
+def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list[Fold], Profile]:
     """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config, observer.stage)
@@ -156,7 +156,7 @@ def _rows(config: AssessConfig, observer: Observer) -> tuple[Split, list[Fold], 
 
 
 def _ask_model(
-    config: AssessConfig, parts: Split, observer: Observer
+    config: AssessConfig, parts: Split, observer: ProgressReporter
 ) -> tuple[ModelSide, dict[str, Any], int]:
     """What the model said, what ran, and the bytes of its files."""
     with load(
@@ -167,19 +167,23 @@ def _ask_model(
         report=observer.stage,
     ) as model:
         model.date = model.now()  # one for all passes
-        traits = model.traits
+        capabilities = model.capabilities
         ran = {
-            "engine": traits.name,
-            "compute_type": traits.compute_type,
-            "device": traits.device,
-            "workers x threads": f"{traits.workers} x {traits.threads}",
+            "engine": capabilities.name,
+            "compute_type": capabilities.compute_type,
+            "device": capabilities.device,
+            "workers x threads": f"{capabilities.workers} x {capabilities.threads}",
             "batching": model.batching.policy,
         }
         return model_side(model, config, parts, observer.stage), ran, model.prepared.bytes_on_disk
 
 
 def as_classic_sees(
-    config: AssessConfig, parts: Split, cut: list[Fold], observer: Observer, notes: list[str]
+    config: AssessConfig,
+    parts: Split,
+    cut: list[Fold],
+    observer: ProgressReporter,
+    notes: list[str],
 ) -> Classic:
     """Rows as the classic contestants see them, without the default's embeddings where they cannot
     be had; ModelError for a model of the user's choice."""
@@ -197,7 +201,7 @@ def _costs(
     outcome: Outcome,
     work: Path,
     model_bytes: int,
-    observer: Observer,
+    observer: ProgressReporter,
 ) -> dict[str, Costs]:
     """Saves every contestant that reads its rows and measures it in a process of its own."""
     found = {}
@@ -212,7 +216,7 @@ def _costs(
     return found
 
 
-def _embedding_bytes(config: AssessConfig, entry: Entry) -> int:
+def _embedding_bytes(config: AssessConfig, entry: ContestantResult) -> int:
     if entry.tuned is None or entry.tuned.family.sees != "embeddings" or not config.embeddings:
         return 0
     folder = prepare_embedding_model(config.embeddings)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from packhorse.assess.prompting import Prompting
-from packhorse.atomic import atomic_file, make_folder, write_json
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError, ModelError
-from packhorse.json_files import decode, read_json, shown
+from packhorse.storage.atomic_files import atomic_file, make_folder, write_json
+from packhorse.storage.json_files import decode, read_json, shown
 
 FORMAT = 1
 CARD = "card.json"

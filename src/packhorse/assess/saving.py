@@ -9,20 +9,16 @@ from typing import Any
 
 from packhorse.assess.cascade import Cascade
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import Entry
+from packhorse.assess.entries import ContestantResult
 from packhorse.assess.judging import CASCADE
-from packhorse.assess.saved import (
-    Card,
-    ClassicPart,
-    read_card,
-    write_card,
-    write_fitted,
-)
+from packhorse.assess.saved import Card, ClassicPart, read_card, write_card, write_fitted
 from packhorse.assess.verdict import Verdict
 from packhorse.errors import OutputError
 
 
-def save_entry(entry: Entry, folder: Path, classes: tuple[str, ...], config: AssessConfig) -> None:
+def save_entry(
+    entry: ContestantResult, folder: Path, classes: tuple[str, ...], config: AssessConfig
+) -> None:
     """Saves a contestant so that it can be asked again."""
     column, embeddings = config.text_column, config.embeddings
     if entry.part is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.statistics import LEVEL, RESAMPLES, Estimate, wilson_interval
+from packhorse.evaluation.statistics import LEVEL, RESAMPLES, Estimate, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -17,7 +17,7 @@ BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Predictions:
     """What a contestant said of rows.
 
     labels: one a row; None for an answer that is no label and for a row that failed. probabilities:
@@ -29,11 +29,11 @@ class Said:
     probabilities: Floats | None = None
     failed: int = 0
 
-    def of(self, places: Sequence[int]) -> Said:
+    def of(self, places: Sequence[int]) -> Predictions:
         """What was said of some of the rows; failures are counted for all of them only."""
         chosen = None if self.probabilities is None else self.probabilities[list(places)]
         failed = self.failed if len(places) == len(self.labels) else 0
-        return Said(tuple(self.labels[place] for place in places), chosen, failed)
+        return Predictions(tuple(self.labels[place] for place in places), chosen, failed)
 
     def right(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
         pairs = zip(self.labels, truth, strict=True)
@@ -41,7 +41,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class ClassificationMetrics:
     """rows: judged. accuracy: right / rows, Wilson interval; an answer that is no label is wrong.
     macro_f1: mean over classes of F1. balanced_accuracy: mean over classes of recall. Both with
     percentile bootstrap intervals over rows. calibration_error: see `expected_calibration_error`;
@@ -61,7 +61,9 @@ class Figures:
     valid_accuracy: Estimate | None
 
 
-def figures(said: Said, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0) -> Figures:
+def figures(
+    said: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
+) -> ClassificationMetrics:
     """All figures; classes: sorted, of the training part."""
     right = said.right(truth)
     valid = np.array([label is not None for label in said.labels])
@@ -71,7 +73,7 @@ def figures(said: Said, truth: Sequence[str], classes: Sequence[str], *, seed: i
     wanted = np.array([order[label] for label in truth])
     given = np.array([len(order) if label is None else order[label] for label in said.labels])
     chances = said.probabilities
-    return Figures(
+    return ClassificationMetrics(
         rows=len(right),
         accuracy=accuracy,
         macro_f1=_bootstrapped(macro_f1, wanted, given, len(order), seed),

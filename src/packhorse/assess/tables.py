@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from packhorse.assess.columns import Column, columns, interval_text
 from packhorse.assess.document import Assessment, Contestant
-from packhorse.assess.words import (
+from packhorse.assess.metric_definitions import Column, columns, interval_text
+from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
     headline,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from packhorse.assess.columns import Column, columns
 from packhorse.assess.document import Assessment, Contestant
-from packhorse.assess.words import (
+from packhorse.assess.metric_definitions import Column, columns
+from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
     headline,

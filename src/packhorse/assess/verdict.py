@@ -29,7 +29,7 @@ MOST_TO_MODEL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class VerdictInputs:
     """All a verdict rests on.
 
     pair: classic against model, on the model's test rows. classic_gain, model_gain: each against
@@ -60,7 +60,7 @@ class Verdict:
     rows_needed: int | None
 
 
-def judge(case: Case, cautions: Sequence[str] = ()) -> Verdict:
+def judge(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
     """The verdict of a case."""
     kind, winner, reason = _decided(case)
     needed = _rows_to_decide(case) if kind == "too-small-to-say" else None
@@ -71,7 +71,7 @@ def judge(case: Case, cautions: Sequence[str] = ()) -> Verdict:
     return Verdict(kind, winner, _TITLES[kind], reason, tuple(cautions), needed)
 
 
-def _decided(case: Case) -> tuple[Kind, str, str]:
+def _decided(case: VerdictInputs) -> tuple[Kind, str, str]:
     classic, model = case.pair.left, case.pair.right
     knows, model_knows = case.classic_gain.is_superior, case.model_gain.is_superior
     if not knows and not model_knows:
@@ -93,7 +93,7 @@ def _decided(case: Case) -> tuple[Kind, str, str]:
     return "too-small-to-say", "", _open(case)
 
 
-def _rows_to_decide(case: Case) -> int | None:
+def _rows_to_decide(case: VerdictInputs) -> int | None:
     """Test rows for what was left open: who beats the most frequent label, or which of the two is
     better; None where no number of rows is known."""
     gains = (case.classic_gain, case.model_gain)
@@ -107,7 +107,7 @@ def _rows_to_decide(case: Case) -> int | None:
     return min((needed for needed, rows in found if needed and needed > rows), default=None)
 
 
-def _cascade_serves(case: Case) -> bool:
+def _cascade_serves(case: VerdictInputs) -> bool:
     cascade = case.cascade
     if cascade is None or "cascade" in case.too_slow:
         return False
@@ -117,7 +117,7 @@ def _cascade_serves(case: Case) -> bool:
     )
 
 
-def _nobody(case: Case) -> tuple[Kind, str, str]:
+def _nobody(case: VerdictInputs) -> tuple[Kind, str, str]:
     gains = (case.classic_gain, case.model_gain)
     said = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
     if any(not gain.is_inferior(-GAIN) for gain in gains):
@@ -136,7 +136,7 @@ def _nobody(case: Case) -> tuple[Kind, str, str]:
     )
 
 
-def _as_good(case: Case) -> str:
+def _as_good(case: VerdictInputs) -> str:
     start, rows = _capital(_name(case, case.pair.left)), f"on {case.pair.rows:,} test rows"
     if case.pair.is_superior:
         return (
@@ -148,7 +148,7 @@ def _as_good(case: Case) -> str:
     )
 
 
-def _better_model(case: Case) -> str:
+def _better_model(case: VerdictInputs) -> str:
     knows = ""
     if not case.classic_gain.is_superior:
         knows = f", and is not shown to beat the most frequent label ({_points(case.classic_gain)})"
@@ -159,7 +159,7 @@ def _better_model(case: Case) -> str:
     )
 
 
-def _cascade_reason(case: Case) -> str:
+def _cascade_reason(case: VerdictInputs) -> str:
     assert case.cascade is not None
     point = case.cascade.point
     return (
@@ -171,7 +171,7 @@ def _cascade_reason(case: Case) -> str:
     )
 
 
-def _only_one_that_knows(case: Case) -> str:
+def _only_one_that_knows(case: VerdictInputs) -> str:
     return (
         f"Only {_name(case, case.pair.right)} is shown to beat always giving the most frequent "
         f"label: {_points(case.model_gain)}; {_name(case, case.pair.left)} has "
@@ -179,14 +179,14 @@ def _only_one_that_knows(case: Case) -> str:
     )
 
 
-def _only_fast_enough(case: Case, fast: str, slow: str) -> str:
+def _only_fast_enough(case: VerdictInputs, fast: str, slow: str) -> str:
     return (
         f"{_capital(_name(case, slow))} breaks the limit of --max-p95; {_name(case, fast)} keeps "
         f"it. Classic against model: {_points(case.pair)} on {case.pair.rows:,} test rows."
     )
 
 
-def _open(case: Case) -> str:
+def _open(case: VerdictInputs) -> str:
     return (
         f"{case.pair.rows:,} test rows are too few: {_name(case, case.pair.left)} has "
         f"{_points(case.pair)} against {_name(case, case.pair.right)}, and minus the margin of "
@@ -194,7 +194,7 @@ def _open(case: Case) -> str:
     )
 
 
-def _name(case: Case, contestant: str) -> str:
+def _name(case: VerdictInputs, contestant: str) -> str:
     """A title as it stands in a sentence."""
     title = case.titles[contestant]
     return f"the {title}" if title.startswith(MODEL_TITLE) else title

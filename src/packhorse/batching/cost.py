@@ -9,7 +9,7 @@ Notation: n rows, l a row's own prompt tokens, s the tokens all share, g the tok
 
     rule             prefill of n x P       a row's steps    a batch's steps
     padded           P = max l              g - 1            max over rows
-    forced-prefix    P = min l              l - P + g        max over rows
+    min-prefix-prefill    P = min l              l - P + g        max over rows
     packed           P = l, row by row      g - 1            max over rows
 """
 
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from packhorse.batching.policies import RowSize
-from packhorse.contract import CostRule
+from packhorse.batching.sizes import RowSize
+from packhorse.engine_protocol import CostRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ PRIOR_MEAN_TOKENS = 128
 PRIOR_ROWS = 2
 
 
-class Work(NamedTuple):
+class WorkCounts(NamedTuple):
     """Counts of a batch that its time is made of; also the coefficients, in seconds for each.
 
     prefill_tokens: prompt positions computed at once, padding included. prefill_pairs: pairs of
@@ -53,17 +53,17 @@ class Work(NamedTuple):
     row_contexts: float
 
 
-def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> Work:
+def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> WorkCounts:
     """Work of a batch whose rows generate `generated` tokens each, the end token counted."""
     shared = sizes[0].shared
     lengths = [row.prompt for row in sizes]
-    if rule == "forced-prefix":
+    if rule == "min-prefix-prefill":
         widths = [min(lengths)] * len(sizes)
         spans = [row - widths[0] + new for row, new in zip(lengths, generated, strict=True)]
     else:
         widths = lengths if rule == "packed" else [max(lengths)] * len(sizes)
         spans = [new - 1 for new in generated]
-    return Work(
+    return WorkCounts(
         batches=1,
         prefill_tokens=sum(widths),
         prefill_pairs=sum(width * (width / 2 + shared) for width in widths),
@@ -95,14 +95,14 @@ NO_MEMORY = PrefillMemory(0, 0)
 class CostModel:
     """Seconds of a batch on one of `workers` workers that are all busy.
 
-    rule: the engine's. coefficients: seconds for one of each count of `Work`, not below 0.
+    rule: the engine's. coefficients: seconds for one of each count of `WorkCounts`, not below 0.
     """
 
     rule: CostRule
     workers: int
-    coefficients: Work
+    coefficients: WorkCounts
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: WorkCounts) -> float:
         return sum(count * cost for count, cost in zip(work, self.coefficients, strict=True))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packhorse.batching.cost import Costs, Work
-from packhorse.batching.policies import RowSize
-from packhorse.contract import EngineTraits
+from packhorse.batching.cost import Costs, WorkCounts
+from packhorse.batching.sizes import RowSize
 from packhorse.data import Batch
+from packhorse.engine_protocol import EngineCapabilities
 
 MEMORY_WANDERS = 1.15
 """What a batch may take beyond what the same batch took before: probes of one batch differ by as
@@ -26,7 +26,10 @@ class Expected:
 
 
 def expect(
-    batches: Sequence[Batch], costs: Costs, traits: EngineTraits, free: Sequence[float] = ()
+    batches: Sequence[Batch],
+    costs: Costs,
+    capabilities: EngineCapabilities,
+    free: Sequence[float] = (),
 ) -> Expected:
     """The expectation of `batches`, taken by workers in their order as they are free.
 
@@ -34,18 +37,20 @@ def expect(
     largest batches, one on every worker. An engine that rows join and leave at every step runs all
     of them as one.
     """
-    if traits.rows_under_way:
+    if capabilities.max_num_seqs:
         return _expect_continuous(
-            [row for batch in batches for row in sizes_of(batch)], costs, traits
+            [row for batch in batches for row in sizes_of(batch)], costs, capabilities
         )
     sizes = [sizes_of(batch) for batch in batches]
     seconds = [costs.batch_seconds(batch) for batch in sizes]
-    needs = sorted((batch_bytes(batch, costs, traits) for batch in sizes), reverse=True)
+    needs = sorted((batch_bytes(batch, costs, capabilities) for batch in sizes), reverse=True)
     done = costs.free_after(seconds, free)
-    return Expected(done[-1] - max(free, default=0.0), sum(needs[: traits.workers]), done)
+    return Expected(done[-1] - max(free, default=0.0), sum(needs[: capabilities.workers]), done)
 
 
-def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> Expected:
+def _expect_continuous(
+    sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapabilities
+) -> Expected:
     """Rows that come and go: steps overlap, so that only those of the longest row count as such.
 
     The memory is that of steps, and the cache of the longest rows that are under way at the same
@@ -56,7 +61,7 @@ def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTra
     expected = {row.new: costs.expectation(row.new) for row in sizes}
     spans = [expected[row.new].mean - 1 for row in sizes]
     squares = [expected[row.new].mean_square - 2 * expected[row.new].mean + 1 for row in sizes]
-    work = Work(
+    work = WorkCounts(
         batches=1,
         prefill_tokens=sum(row.prompt for row in sizes),
         prefill_pairs=sum(row.prompt * (row.prompt / 2 + row.shared) for row in sizes),
@@ -68,12 +73,12 @@ def _expect_continuous(sizes: Sequence[RowSize], costs: Costs, traits: EngineTra
         ),
     )
     longest = sorted((row.shared + row.prompt + row.new for row in sizes), reverse=True)
-    tokens = min(sum(longest[: traits.rows_under_way]), traits.preferred_batch_tokens)
-    cache = tokens * traits.cache_bytes_per_token
-    return Expected(costs.model.seconds(work), cache + traits.working_bytes)
+    tokens = min(sum(longest[: capabilities.max_num_seqs]), capabilities.preferred_batch_tokens)
+    cache = tokens * capabilities.cache_bytes_per_token
+    return Expected(costs.model.seconds(work), cache + capabilities.working_bytes)
 
 
-def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) -> int:
+def batch_bytes(sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapabilities) -> int:
     """Most memory a batch is expected to need beside the model (bytes).
 
     bytes = rows x step bytes + MEMORY_WANDERS x the larger of
@@ -84,15 +89,15 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, traits: EngineTraits) ->
     import numpy as np
 
     rows, shared, lengths = len(sizes), sizes[0].shared, [row.prompt for row in sizes]
-    width = min(lengths) if traits.cost_rule == "forced-prefix" else max(lengths)
+    width = min(lengths) if capabilities.cost_rule == "min-prefix-prefill" else max(lengths)
     prefill = max(
         rows * costs.memory.row_bytes(float(width), shared),
         costs.memory.row_bytes(float(shared), 0),
     )
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
     positions = shared + max(lengths) + 1 + np.arange(len(alive))
-    decoding = float((alive * positions).max()) * traits.cache_bytes_per_token
-    return round(rows * traits.step_bytes_per_row + MEMORY_WANDERS * max(prefill, decoding))
+    decoding = float((alive * positions).max()) * capabilities.cache_bytes_per_token
+    return round(rows * capabilities.step_bytes_per_row + MEMORY_WANDERS * max(prefill, decoding))
 
 
 def sizes_of(batch: Batch) -> list[RowSize]:

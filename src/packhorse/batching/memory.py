@@ -13,10 +13,10 @@ import resource
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from packhorse.batching.policies import Limits
+from packhorse.batching.sizes import Limits
 from packhorse.cgroups import memory_headrooms
 from packhorse.config import BatchingConfig
-from packhorse.contract import EngineTraits
+from packhorse.engine_protocol import EngineCapabilities
 
 if TYPE_CHECKING:
     from packhorse.batching.cost import Costs
@@ -60,7 +60,7 @@ class TokenBudget:
 
 
 def token_budget(
-    traits: EngineTraits,
+    capabilities: EngineCapabilities,
     available: int,
     max_new_tokens: int,
     asked: int | None,
@@ -72,12 +72,14 @@ def token_budget(
     A budget that was asked for is taken as it is: the user may know better. has_costs: the policy
     weighs measured costs itself, so that memory alone is the bound.
     """
-    per_row = traits.step_bytes_per_row / (1 + max_new_tokens)
-    per_token = max(1, round(traits.cache_bytes_per_token * traits.cache_copies + per_row))
-    by_memory = int(available * SHARE_OF_FREE_MEMORY / traits.workers / per_token)
+    per_row = capabilities.step_bytes_per_row / (1 + max_new_tokens)
+    per_token = max(
+        1, round(capabilities.cache_bytes_per_token * capabilities.cache_copies + per_row)
+    )
+    by_memory = int(available * SHARE_OF_FREE_MEMORY / capabilities.workers / per_token)
     if asked is not None:
         return TokenBudget(asked, by_memory, "asked", available, per_token)
-    preferred = by_memory + 1 if has_costs else traits.preferred_batch_tokens
+    preferred = by_memory + 1 if has_costs else capabilities.preferred_batch_tokens
     tokens = max(SMALLEST_BUDGET, min(by_memory, preferred))
     decided_by = "engine" if by_memory >= preferred else "memory"
     return TokenBudget(tokens, by_memory, decided_by, available, per_token)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from packhorse.batching.policies import Limits, RowSize, longest_first, sorted_dynamic
 from packhorse.batching.segments import Segments
+from packhorse.batching.sizes import Limits, RowSize, cut_by_tokens, longest_first
 
 if TYPE_CHECKING:
     from packhorse.batching.cost import Costs, Floats
@@ -80,7 +80,7 @@ def best_plan(
     simple = [
         (costs.batch_seconds([sizes[index] for index in batch]), group, tuple(batch))
         for group, sizes in enumerate(groups)
-        for batch in sorted_dynamic(sizes, limits)
+        for batch in cut_by_tokens(sizes, longest_first(sizes), limits)
     ]
     plans = [_plan(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts]
     plans.append(_plan(sorted(simple, key=lambda batch: -batch[0]), costs, free))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.policies import CONTINUOUS, PLANNED, Limits, measured, policy_named
+from packhorse.batching.policies import CONTINUOUS, PLANNED, measured, policy_named
 from packhorse.batching.prefixes import shared_prefixes
-from packhorse.data import Batch, Decoding, Prompt
+from packhorse.batching.sizes import Limits
+from packhorse.data import Batch, Prompt, SamplingParams
 
 TOKENS_A_STEP = 32
 """Prompt tokens that cost as much as a decoder step of a small batch, where costs were not
@@ -31,15 +32,15 @@ def plan(
 
     mixed_decoding: an engine trait; where it is False, rows of different decoding settings never
     share a batch. length_group: rows share a batch, and a prefix, only if it returns the same
-    number for their prompt tokens (`EngineTraits.length_group`). share_prefixes: rows are grouped
-    by the leading tokens they have in common, as far as that saves work. Groups keep the order in
-    which their first row appears; `planned` puts the batches that take longest first, `continuous`
-    those of the longest prompts.
+    number for their prompt tokens (`EngineCapabilities.length_group`). share_prefixes: rows are
+    grouped by the leading tokens they have in common, as far as that saves work. Groups keep the
+    order in which their first row appears; `planned` puts the batches that take longest first,
+    `continuous` those of the longest prompts.
 
     Of a job of several windows `planned` wants to know when the workers will be free of the windows
     before (seconds; see `expect`), and whether another one follows.
     """
-    grouped: dict[tuple[Decoding | None, int, tuple[int, ...]], list[Prompt]] = {}
+    grouped: dict[tuple[SamplingParams | None, int, tuple[int, ...]], list[Prompt]] = {}
     numbers = [length_group(len(prompt.token_ids)) for prompt in prompts]
     prefixes = [0] * len(prompts)
     if share_prefixes:
@@ -96,7 +97,7 @@ def _group_cost(prompts: Sequence[Prompt], limits: Limits) -> float:
     return cost
 
 
-def _shared(decoding: Decoding) -> Decoding:
+def _shared(decoding: SamplingParams) -> SamplingParams:
     """What rows of one batch must have in common: how they sample, and whether log-probabilities
     are asked for."""
     seed = None if decoding.greedy else decoding.seed

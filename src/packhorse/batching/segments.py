@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from packhorse.batching.policies import RowSize
+from packhorse.batching.sizes import RowSize
 
 if TYPE_CHECKING:
     from packhorse.batching.cost import Costs, Floats
@@ -53,7 +53,7 @@ class Segments:
         """Memory of computing the prompts of these segments (bytes)."""
         starts = self._starts(stop)
         width = self.prompt[starts]
-        if self._costs.model.rule == "forced-prefix":
+        if self._costs.model.rule == "min-prefix-prefill":
             width = np.full_like(width, self.prompt[stop - 1])
         return (stop - starts) * self._costs.memory.row_bytes(width, self.shared)
 
@@ -69,7 +69,7 @@ class Segments:
         steps = self._longest[level, stop - starts]
         cost = self._costs.model.coefficients
         rule = self._costs.model.rule
-        if rule == "forced-prefix":
+        if rule == "min-prefix-prefill":
             spread = prompts - rows * shortest
             width = np.full_like(longest, shortest)
             spans = spread + generated

@@ -21,17 +21,17 @@ from packhorse.calibration.probes import (
 )
 from packhorse.calibration.store import Calibration, ThreadTrial
 from packhorse.config import EngineConfig
-from packhorse.contract import Engine
+from packhorse.engine_protocol import Engine
 from packhorse.engines import load_engine
-from packhorse.engines.allocator import return_freed_memory
-from packhorse.engines.cores import usable_cores
-from packhorse.meters import (
+from packhorse.engines.common.allocator import return_freed_memory
+from packhorse.models import ModelFacts, PreparedModel, model_facts
+from packhorse.profiling.cores import usable_cores
+from packhorse.profiling.run_metrics import (
     OtherWork,
     current_memory_bytes,
     forget_peak_memory,
     peak_memory_bytes,
 )
-from packhorse.models import ModelFacts, PreparedModel, model_facts
 
 PROBE_SECONDS = 20.0
 """Probes begin within this time; the last one may take longer."""
@@ -72,12 +72,12 @@ def calibrate(
         engine, trials = _fastest(engine, prepared, facts, config)
         observations = observe(engine, facts.vocab_size, seconds)
         coefficients, error = fit(observations)
-        traits = engine.traits
+        capabilities = engine.capabilities
     finally:
         engine.close()
     calibration = Calibration(
         model=prepared.name,
-        traits=traits,
+        capabilities=capabilities,
         thread_trials=trials,
         coefficients=coefficients,
         observations=len(observations),
@@ -116,8 +116,8 @@ def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
     quick the largest of MEMORY_REPEATS is taken.
     """
     warm_up(engine, facts.vocab_size)
-    traits = engine.traits
-    short, long = fitting(MEMORY_PROBES, traits)
+    capabilities = engine.capabilities
+    short, long = fitting(MEMORY_PROBES, capabilities)
     grown = []
     for probe in (short, long):
         largest, started = 0, time.monotonic()
@@ -128,8 +128,8 @@ def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
             largest = max(largest, peak_memory_bytes() - before)
             if time.monotonic() - started > MEMORY_SECONDS:
                 break
-        grown.append(largest / traits.workers - probe.rows * traits.step_bytes_per_row)
-    return prefill_memory(short, long, grown, traits.cache_bytes_per_token)
+        grown.append(largest / capabilities.workers - probe.rows * capabilities.step_bytes_per_row)
+    return prefill_memory(short, long, grown, capabilities.cache_bytes_per_token)
 
 
 def prefill_memory(
@@ -155,8 +155,10 @@ def _fastest(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> tuple[Engine, tuple[ThreadTrial, ...]]:
     """The engine with the fastest division of the cores, loaded, and what each one reached."""
-    is_open = config.workers is None and config.threads is None and engine.traits.device == "cpu"
-    if not (is_open and engine.traits.runs_side_by_side):
+    is_open = (
+        config.workers is None and config.threads is None and engine.capabilities.device == "cpu"
+    )
+    if not (is_open and engine.capabilities.runs_side_by_side):
         return engine, ()
     trials = []
     for workers, threads in divisions(usable_cores()):
@@ -171,7 +173,10 @@ def _with(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> Engine:
     """The engine as asked for: the one given where it is that already, else loaded anew."""
-    if (engine.traits.workers, engine.traits.threads) == (config.workers, config.threads):
+    if (engine.capabilities.workers, engine.capabilities.threads) == (
+        config.workers,
+        config.threads,
+    ):
         return engine
     engine.close()
     return load_engine(prepared, facts, config)

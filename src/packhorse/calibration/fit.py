@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from packhorse.batching.cost import Work
+from packhorse.batching.cost import WorkCounts
 from packhorse.calibration.probes import Observation
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ _SWEEPS = 20_000
 _CONVERGED = 1e-12
 
 
-def fit(observations: Sequence[Observation]) -> tuple[Work, float]:
-    """Coefficients (seconds for one of each count of `Work`) and the median relative error.
+def fit(observations: Sequence[Observation]) -> tuple[WorkCounts, float]:
+    """Coefficients (seconds for one of each count of `WorkCounts`) and the median relative error.
 
     Least squares of relative errors with coefficients not below 0, by coordinate descent, which
     converges for this convex problem. Work that no observation did costs nothing.
@@ -31,7 +31,7 @@ def fit(observations: Sequence[Observation]) -> tuple[Work, float]:
     solution = _nonnegative_least_squares(relative / scale, np.ones(len(seconds)))
     coefficients = solution / scale
     errors = np.abs(counts @ coefficients / seconds - 1)
-    return Work(*(float(value) for value in coefficients)), float(np.median(errors))
+    return WorkCounts(*(float(value) for value in coefficients)), float(np.median(errors))
 
 
 def _nonnegative_least_squares(

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from packhorse.batching.cost import Work, work_of
-from packhorse.batching.policies import RowSize
-from packhorse.contract import Engine, EngineTraits
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt
+from packhorse.batching.cost import WorkCounts, work_of
+from packhorse.batching.sizes import RowSize
+from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams
+from packhorse.engine_protocol import Engine, EngineCapabilities
 from packhorse.errors import EngineError
 
 
@@ -64,7 +64,7 @@ WARM_UP = Probe(2, 16, 4)
 class Observation:
     """Work that was done by one worker while all were busy, and the seconds it took."""
 
-    work: Work
+    work: WorkCounts
     seconds: float
 
 
@@ -77,19 +77,19 @@ def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation
     warm_up(engine, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    for probe in fitting(probes_for(engine.traits), engine.traits):
+    for probe in fitting(probes_for(engine.capabilities), engine.capabilities):
         if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
-            observations += _observations(engine.traits, probe, rows)
+            observations += _observations(engine.capabilities, probe, rows)
     return observations
 
 
-def probes_for(traits: EngineTraits) -> Sequence[Probe]:
+def probes_for(capabilities: EngineCapabilities) -> Sequence[Probe]:
     """Probes that an engine is measured by."""
-    if not traits.rows_under_way:
+    if not capabilities.max_num_seqs:
         return PROBES
-    pairs = -(-traits.threads // 2)
+    pairs = -(-capabilities.threads // 2)
     return [
         replace(probe, rows=probe.rows * pairs) if probe.rows > 1 else probe
         for probe in CONTINUOUS_PROBES
@@ -98,14 +98,14 @@ def probes_for(traits: EngineTraits) -> Sequence[Probe]:
 
 def warm_up(engine: Engine, vocab_size: int) -> None:
     """Runs rows that are not measured, before those that are."""
-    (probe,) = fitting([WARM_UP], engine.traits)
+    (probe,) = fitting([WARM_UP], engine.capabilities)
     run_probe(engine, probe, vocab_size)
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
     """Prompt and generated tokens a second of all workers together."""
     warm_up(engine, vocab_size)
-    (probe,) = fitting([THROUGHPUT_PROBE], engine.traits)
+    (probe,) = fitting([THROUGHPUT_PROBE], engine.capabilities)
     started = time.monotonic()
     batches = run_probe(engine, probe, vocab_size)
     elapsed = time.monotonic() - started
@@ -113,15 +113,17 @@ def throughput(engine: Engine, vocab_size: int) -> float:
     return tokens / max(elapsed, 1e-9)
 
 
-def fitting(probes: Sequence[Probe], traits: EngineTraits) -> Iterator[Probe]:
+def fitting(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
     """Probes cut to the model's context."""
     for probe in probes:
-        new = min(probe.new, max(1, traits.max_context // 4))
-        longest = min(traits.max_context - new, traits.max_prompt or traits.max_context)
+        new = min(probe.new, max(1, capabilities.max_context // 4))
+        longest = min(
+            capabilities.max_context - new, capabilities.max_prompt or capabilities.max_context
+        )
         yield Probe(probe.rows, min(probe.prompt, longest), new)
 
 
-def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Completion]]:
+def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[EngineOutput]]:
     """The completions of `probe`, run on all workers at once, batch by batch.
 
     Tokens are drawn from the middle of the vocabulary, where there are words.
@@ -134,14 +136,14 @@ def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Comple
                 Prompt(
                     worker * probe.rows + row,
                     tuple(chance.randrange(lowest, highest) for _ in range(probe.prompt)),
-                    Decoding(max_new_tokens=probe.new),
+                    SamplingParams(max_new_tokens=probe.new),
                 )
                 for row in range(probe.rows)
             )
         )
-        for worker in range(engine.traits.workers)
+        for worker in range(engine.capabilities.workers)
     ]
-    found: list[list[Completion]] = [[] for _ in batches]
+    found: list[list[EngineOutput]] = [[] for _ in batches]
     for result in engine.run(iter(batches)):
         if isinstance(result, Failure):
             raise EngineError(
@@ -153,19 +155,19 @@ def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Comple
 
 
 def _observations(
-    traits: EngineTraits, probe: Probe, rows: Sequence[Completion]
+    capabilities: EngineCapabilities, probe: Probe, rows: Sequence[EngineOutput]
 ) -> Iterator[Observation]:
     sizes = [RowSize(probe.prompt, probe.new)] * len(rows)
     generated = [len(row.token_ids) + (row.finish_reason == "stop") for row in rows]
-    whole = work_of(traits.cost_rule, sizes, generated)
+    whole = work_of(capabilities.cost_rule, sizes, generated)
     begun = min(row.timing.submitted for row in rows)
     ended = max(row.timing.finished for row in rows)
     firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
-    if len(firsts) < len(rows) or traits.rows_under_way:
+    if len(firsts) < len(rows) or capabilities.max_num_seqs:
         yield Observation(whole, ended - begun)
         return
-    first = work_of(traits.cost_rule, sizes, [1] * len(rows))
+    first = work_of(capabilities.cost_rule, sizes, [1] * len(rows))
     yield Observation(first, max(firsts) - begun)
-    rest = Work(*(all_of_it - part for all_of_it, part in zip(whole, first, strict=True)))
+    rest = WorkCounts(*(all_of_it - part for all_of_it, part in zip(whole, first, strict=True)))
     if rest.steps > 0:
         yield Observation(rest, ended - max(firsts))

@@ -10,17 +10,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from packhorse.atomic import write_json
-from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemory, Work
+from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemory, WorkCounts
 from packhorse.config import EngineConfig
-from packhorse.contract import EngineTraits
+from packhorse.engine_protocol import EngineCapabilities
 from packhorse.engines import device_for
 from packhorse.errors import ModelError, OutputError
-from packhorse.json_files import decode, read_object
-from packhorse.machine import machine
-from packhorse.meters import BUSY
 from packhorse.models import PreparedModel, cache_root, resolve_quantization
 from packhorse.models.cache import library_versions
+from packhorse.profiling.hardware import machine
+from packhorse.profiling.run_metrics import BUSY
+from packhorse.storage.atomic_files import write_json
+from packhorse.storage.json_files import decode, read_object
 
 FORMAT = 2
 
@@ -39,16 +39,16 @@ class Calibration:
     """What work costs on this machine.
 
     traits: of the engine as it was loaded, with the fastest of `thread_trials` or what was asked
-    for. coefficients: see `Work` (seconds). error: median relative error of the fit over its own
-    observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of the
-    process then, with the tokenizer. memory: what computing prompts takes beside that.
+    for. coefficients: see `WorkCounts` (seconds). error: median relative error of the fit over its
+    own observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of
+    the process then, with the tokenizer. memory: what computing prompts takes beside that.
     seconds: what the calibration took. other_work_share: see `OtherWork`, while it was measured.
     """
 
     model: str
-    traits: EngineTraits
+    capabilities: EngineCapabilities
     thread_trials: tuple[ThreadTrial, ...]
-    coefficients: Work
+    coefficients: WorkCounts
     observations: int
     error: float
     load_seconds: float
@@ -65,7 +65,7 @@ class Calibration:
 
     def costs(self, outputs: OutputLengths | None = None) -> Costs:
         """Expected costs of batches whose rows generate like `outputs`."""
-        model = CostModel(self.traits.cost_rule, self.traits.workers, self.coefficients)
+        model = CostModel(self.capabilities.cost_rule, self.capabilities.workers, self.coefficients)
         return Costs(model, outputs or OutputLengths(), self.memory)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = Fa
 def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
     """What to know of a calibration that is disturbed, and how to make it anew."""
     return (
-        f"{found.traits.name} {found.traits.compute_type} was measured while other work took "
-        f"{found.other_work_share:.0%} of the cores; once it is quiet: "
+        f"{found.capabilities.name} {found.capabilities.compute_type} was measured while "
+        f"other work took {found.other_work_share:.0%} of the cores; once it is quiet: "
         f"{shlex.join(['packhorse', *calibrate_words(model, engine)])}"
     )
 

@@ -16,15 +16,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from packhorse.errors import (
-    ConfigError,
-    Interrupted,
-    PackhorseError,
-    first_line,
-    is_out_of_memory,
-)
-from packhorse.interruption import hearing_interrupts
-from packhorse.streams import GuardedStream, guarded_streams
+from packhorse.errors import ConfigError, Interrupted, PackhorseError, first_line, is_out_of_memory
+from packhorse.jobs.signals import hearing_interrupts
+from packhorse.jobs.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
 EXIT_REFUSED = 2

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from packhorse.calibration import calibrate
-    from packhorse.session import prepare_for
+    from packhorse.inference.model import prepare_for
 
     def report(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -30,10 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found.to_json()))
         return EXIT_DONE
-    traits = found.traits
-    print(f"{found.model} on {traits.name} {traits.compute_type}, {traits.device}")
+    capabilities = found.capabilities
+    print(
+        f"{found.model} on {capabilities.name} {capabilities.compute_type}, {capabilities.device}"
+    )
     for trial in found.thread_trials:
-        chosen = (trial.workers, trial.threads) == (traits.workers, traits.threads)
+        chosen = (trial.workers, trial.threads) == (capabilities.workers, capabilities.threads)
         print(
             f"  {trial.workers} worker(s) x {trial.threads} thread(s)"
             f"{trial.tokens_per_second:12,.0f} tokens/s{'  <- chosen' if chosen else ''}"

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from packhorse.cli import options
-from packhorse.cli.jobs import carry_out
+from packhorse.cli.jobs import run_and_report
 from packhorse.config import InputConfig
-from packhorse.journal import Journal
-from packhorse.manifest import RunReport
-from packhorse.workspace import Workspace
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.manifest import RunReport
+from packhorse.jobs.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         batching=options.batching_config(arguments),
         retry_failed=arguments.retry_failed,
     )
-    return carry_out(partial(classify, config), arguments, _summary, done="labelled")
+    return run_and_report(partial(classify, config), arguments, _summary, done="labelled")
 
 
 def _summary(report: RunReport) -> str:

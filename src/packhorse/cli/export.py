@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from packhorse.cli import EXIT_DONE
-from packhorse.jobs import export_journal
-from packhorse.journal import Journal
-from packhorse.workspace import Workspace
+from packhorse.jobs.frame import export_journal
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

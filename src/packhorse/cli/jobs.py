@@ -11,12 +11,12 @@ from collections.abc import Callable
 from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS
 from packhorse.cli.progress import observer_for
 from packhorse.errors import Interrupted
-from packhorse.jobs import Observer
-from packhorse.manifest import RunReport
+from packhorse.jobs.frame import ProgressReporter
+from packhorse.jobs.manifest import RunReport
 
 
-def carry_out(
-    job: Callable[[Observer], RunReport],
+def run_and_report(
+    job: Callable[[ProgressReporter], RunReport],
     arguments: argparse.Namespace,
     summary: Callable[[RunReport], str],
     *,

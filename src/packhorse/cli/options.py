@@ -20,7 +20,7 @@ from packhorse.config import (
     EngineConfig,
     InputConfig,
 )
-from packhorse.data import Decoding
+from packhorse.data import SamplingParams
 
 
 def default(config: type[Any], name: str) -> Any:
@@ -139,18 +139,18 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        default=default(Decoding, "max_new_tokens"),
+        default=default(SamplingParams, "max_new_tokens"),
         help="tokens generated at most (default: %(default)s)",
     )
     group.add_argument(
         "--temperature",
         type=float,
         metavar="T",
-        default=default(Decoding, "temperature"),
+        default=default(SamplingParams, "temperature"),
         help="0 is greedy, the default",
     )
-    group.add_argument("--top-p", type=float, metavar="P", default=default(Decoding, "top_p"))
-    group.add_argument("--top-k", type=int, metavar="K", default=default(Decoding, "top_k"))
+    group.add_argument("--top-p", type=float, metavar="P", default=default(SamplingParams, "top_p"))
+    group.add_argument("--top-k", type=int, metavar="K", default=default(SamplingParams, "top_k"))
     group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
     group.add_argument(
         "--stop",
@@ -255,8 +255,8 @@ def batching_config(options: argparse.Namespace) -> BatchingConfig:
     )
 
 
-def decoding_config(options: argparse.Namespace) -> Decoding:
-    return Decoding(
+def decoding_config(options: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,

@@ -12,7 +12,7 @@ from packhorse.cli import EXIT_DONE, EXIT_REFUSED, options
 from packhorse.config import MODEL_ENGINES
 
 if TYPE_CHECKING:
-    from packhorse.forecast import Forecast
+    from packhorse.estimate import Forecast
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.forecast import ForecastConfig, forecast
+    from packhorse.estimate import ForecastConfig, forecast
 
     config = ForecastConfig(
         model=arguments.model,

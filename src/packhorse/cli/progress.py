@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from packhorse.jobs import Observer
-from packhorse.journal import Counts
-from packhorse.meters import Meter, current_memory_bytes
+from packhorse.jobs.frame import ProgressReporter
+from packhorse.jobs.journal import Counts
+from packhorse.profiling.run_metrics import Meter, current_memory_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 0.2
 
 
-def observer_for(stream: TextIO) -> Observer:
+def observer_for(stream: TextIO) -> ProgressReporter:
     """A live display on a terminal, plain stage lines where there is none."""
     return Live(stream) if stream.isatty() else Plain(stream)
 

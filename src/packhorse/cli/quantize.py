@@ -12,8 +12,8 @@ from packhorse.cli import EXIT_DONE, options
 from packhorse.config import QUANTIZATION_METHODS, QUANTIZATIONS, InputConfig
 
 if TYPE_CHECKING:
-    from packhorse.quantizing import Accuracy, QuantizeReport
-    from packhorse.statistics import Estimate
+    from packhorse.evaluation.statistics import Estimate
+    from packhorse.quantize import Accuracy, QuantizeReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.quantizing import QuantizeConfig, quantize
+    from packhorse.quantize import QuantizeConfig, quantize
 
     report = quantize(
         QuantizeConfig(

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from packhorse.cli import options
-from packhorse.cli.jobs import carry_out
+from packhorse.cli.jobs import run_and_report
 from packhorse.cli.summary import run_summary
 from packhorse.config import JobConfig
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.pipeline import run as run_job
+    from packhorse.jobs.run_rows import run as run_job
 
     config = JobConfig(
         model=arguments.model,
@@ -54,4 +54,4 @@ def run(arguments: argparse.Namespace) -> int:
         allow_pickle=arguments.allow_pickle,
         warmup_rows=arguments.warm_up_rows,
     )
-    return carry_out(partial(run_job, config), arguments, run_summary, done="finished")
+    return run_and_report(partial(run_job, config), arguments, run_summary, done="finished")

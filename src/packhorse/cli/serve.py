@@ -86,14 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_batching_options(parser: argparse.ArgumentParser) -> None:
-    from packhorse.serve.config import Waits
+    from packhorse.serve.config import QueueConfig
 
     group = parser.add_argument_group("batching")
     group.add_argument(
         "--max-delay-ms",
         type=float,
         metavar="MS",
-        default=1000 * options.default(Waits, "max_delay_seconds"),
+        default=1000 * options.default(QueueConfig, "max_delay_seconds"),
         help="a request waits this long for others to share a batch with (default: %(default)g)",
     )
     group.add_argument(
@@ -106,14 +106,14 @@ def _add_batching_options(parser: argparse.ArgumentParser) -> None:
         "--max-queue",
         type=int,
         metavar="N",
-        default=options.default(Waits, "max_rows"),
+        default=options.default(QueueConfig, "max_rows"),
         help="rows that wait at most; more are refused with 429 (default: %(default)s)",
     )
     group.add_argument(
         "--max-queue-tokens",
         type=int,
         metavar="N",
-        default=options.default(Waits, "max_tokens"),
+        default=options.default(QueueConfig, "max_tokens"),
         help="their prompt and new tokens at most (default: %(default)s)",
     )
     group.add_argument(
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> ServeConfig:
-    from packhorse.serve.config import ServeConfig, Waits
+    from packhorse.serve.config import QueueConfig, ServeConfig
 
     return ServeConfig(
         model=arguments.model,
@@ -160,7 +160,7 @@ def _config(arguments: argparse.Namespace) -> ServeConfig:
             arguments.batching, arguments.batch_size, arguments.max_batch_tokens
         ),
         decoding=options.decoding_config(arguments),
-        waits=Waits(
+        waits=QueueConfig(
             max_delay_seconds=arguments.max_delay_ms / 1000,
             max_rows=arguments.max_queue,
             max_tokens=arguments.max_queue_tokens,

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from packhorse.cli import EXIT_DONE
-from packhorse.journal import Journal
-from packhorse.workspace import Workspace
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from packhorse.manifest import RunReport, compute_format
-from packhorse.meters import BUSY
+from packhorse.jobs.manifest import RunReport, compute_format
+from packhorse.profiling.run_metrics import BUSY
 
 
 def run_summary(report: RunReport) -> str:
@@ -48,8 +48,10 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         )
     if session["padding_share"] is not None:
         lines.append(f"padding     {session['padding_share']:.1%} of prompt positions")
-    if session["forced_share"] is not None:
-        lines.append(f"forced      {session['forced_share']:.1%} of prompt tokens one by one")
+    if session["token_by_token_prefill_share"] is not None:
+        lines.append(
+            f"forced      {session['token_by_token_prefill_share']:.1%} of prompt tokens one by one"
+        )
     if session["prefix_tokens_saved"] or session["rows_deduplicated"]:
         lines.append(
             f"saved       {session['prefix_tokens_saved']:,} prompt tokens by shared prefixes, "

@@ -74,11 +74,11 @@ class Trial:
     wall_seconds, load_seconds, generate_seconds, rows_per_second, prompt_tokens_per_second,
     generated_tokens_per_second, total_tokens_per_second, latency_p50, latency_p95, latency_p99,
     first_token_p50, first_token_p95, seconds_per_token_p50, peak_memory_bytes, processor_seconds,
-    energy_joules, padding_share, forced_share, batches, generated_tokens; a figure that was not
-    measured is absent. quality: Estimate by measure name: rows_identical, first_token_equal,
-    matched_prefix, chrf, cosine, kl_divergence, top1_agreement, label_accuracy. quality_notes:
-    other quality figures (counts, cosine_floor, perplexity_ratio, flips, mcnemar_p ...), flat; the
-    interval of NAME is NAME_low and NAME_high, where it is known.
+    energy_joules, padding_share, token_by_token_prefill_share, batches, generated_tokens; a figure
+    that was not measured is absent. quality: Estimate by measure name: rows_identical,
+    first_token_equal, matched_prefix, chrf, cosine, kl_divergence, top1_agreement, label_accuracy.
+    quality_notes: other quality figures (counts, cosine_floor, perplexity_ratio, flips, mcnemar_p
+    ...), flat; the interval of NAME is NAME_low and NAME_high, where it is known.
     flags: sentences a reader must know before believing the row. command: reproduces the trial.
     """
 

@@ -9,8 +9,13 @@ from typing import Any, Protocol
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
-from packhorse.compare.grid import Combination, engine_config
-from packhorse.compare.quality import (
+from packhorse.compare.sample import Sample
+from packhorse.compare.speed import speed
+from packhorse.compare.trial import Outcome, RowResult, read_rows
+from packhorse.data import SamplingParams
+from packhorse.embeddings import SentenceEncoder
+from packhorse.errors import PackhorseError
+from packhorse.evaluation.quality import (
     Embed,
     Output,
     Pair,
@@ -19,20 +24,20 @@ from packhorse.compare.quality import (
     compare_outputs,
     worst_rows,
 )
-from packhorse.compare.sample import Sample
-from packhorse.compare.speed import speed
-from packhorse.compare.teacher import LogProbs, TeacherForced, scorer, teacher_forced
-from packhorse.compare.ties import compare_repeats
-from packhorse.compare.trial import Outcome, RowResult, read_rows
-from packhorse.data import Decoding
-from packhorse.embeddings import SentenceEncoder
-from packhorse.errors import PackhorseError
-from packhorse.jobs import date_of
-from packhorse.manifest import compute_format
-from packhorse.meters import BUSY
+from packhorse.evaluation.statistics import Estimate
+from packhorse.evaluation.teacher_forcing import (
+    TeacherForcedModel,
+    TeacherForcedScores,
+    scorer,
+    teacher_forced,
+)
+from packhorse.evaluation.ties import compare_repeats
+from packhorse.inference.model import prepare_for
+from packhorse.jobs.frame import date_of
+from packhorse.jobs.manifest import compute_format
 from packhorse.models import prepare_embedding_model
-from packhorse.session import prepare_for
-from packhorse.statistics import Estimate
+from packhorse.profiling.run_metrics import BUSY
+from packhorse.techniques.grid import Combination, engine_config
 from packhorse.tokenization import Refusal, Tokenizer
 
 WORST_ROWS = 5
@@ -61,7 +66,7 @@ class TrialRuns:
         )
 
 
-class Observer(Protocol):
+class ProgressReporter(Protocol):
     """Is told how a comparison goes on."""
 
     def stage(self, text: str) -> None: ...
@@ -79,12 +84,12 @@ class Judge:
     reference: Combination
     reference_output: Path
     date: str
-    observer: Observer
+    observer: ProgressReporter
     _reference_rows: list[RowResult] = field(init=False)
     _embed: Embed | None = field(init=False)
     _prompt_ids: list[tuple[int, ...]] = field(init=False)
-    _reference_scorer: LogProbs | None = None
-    _forced: dict[tuple[str, str], TeacherForced | None] = field(default_factory=dict)
+    _reference_scorer: TeacherForcedModel | None = None
+    _forced: dict[tuple[str, str], TeacherForcedScores | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._reference_rows = read_rows(self.reference_output)
@@ -122,7 +127,7 @@ class Judge:
             command=combination.command(
                 self.config.model,
                 self.config.input,
-                Decoding(max_new_tokens=self.config.max_new_tokens),
+                SamplingParams(max_new_tokens=self.config.max_new_tokens),
                 self.config.reading,
                 allow_pickle=self.config.allow_pickle,
             ),
@@ -180,7 +185,7 @@ class Judge:
         ]
         return compare_outputs(pairs, embed=self._embed)
 
-    def _teacher_forced(self, combination: Combination) -> TeacherForced | None:
+    def _teacher_forced(self, combination: Combination) -> TeacherForcedScores | None:
         """Depends on engine and format, not on batching, so it is made once for each pair."""
         key = (combination.engine, combination.quantization)
         if not self.config.teacher_forcing or key in self._forced:
@@ -202,7 +207,7 @@ class Judge:
             self._forced[key] = None
         return self._forced[key]
 
-    def _scorer(self, engine: str, quantization: str) -> LogProbs | None:
+    def _scorer(self, engine: str, quantization: str) -> TeacherForcedModel | None:
         chosen = engine_config(engine, quantization)
         prepared = prepare_for(self.config.model, chosen, allow_pickle=self.config.allow_pickle)
         return scorer(engine, prepared.folder, chosen.quantization)
@@ -275,7 +280,7 @@ def _estimate(value: Estimate) -> document.Estimate:
 
 
 def _estimates(
-    report: QualityReport | None, forced: TeacherForced | None
+    report: QualityReport | None, forced: TeacherForcedScores | None
 ) -> dict[str, document.Estimate]:
     """Names as in `Trial.quality`; what was not measured is absent."""
     found: dict[str, Estimate | None] = {}
@@ -302,7 +307,7 @@ def _disturbance(repeats: Sequence[document.Repeat | None]) -> list[str]:
 
 
 def _notes(
-    report: QualityReport | None, forced: TeacherForced | None
+    report: QualityReport | None, forced: TeacherForcedScores | None
 ) -> dict[str, float | int | None]:
     notes: dict[str, float | int | None] = {}
     if report is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from packhorse.compare.document import Comparison
-from packhorse.compare.figures import headline, limits_line, recommendation_title
 from packhorse.compare.html import details, views
 from packhorse.compare.html.scatter import NARROW, WIDE, scatters
 from packhorse.compare.html.strips import latency_strips
+from packhorse.compare.report_values import headline, limits_line, recommendation_title
 from packhorse.reports.page import facts, page_text
 
 _SECTIONS = (

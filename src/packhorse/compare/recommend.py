@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Recommendation, Trial
-from packhorse.compare.ties import compare_repeats
-from packhorse.statistics import knee, pareto_front
+from packhorse.evaluation.statistics import knee, pareto_front
+from packhorse.evaluation.ties import compare_repeats
 
 ACCURACY = "matched_prefix"
 THROUGHPUT = "rows_per_second"

@@ -11,34 +11,34 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from packhorse.atomic import make_folder
 from packhorse.batching.policies import PLANNED
 from packhorse.calibration import stored_calibration
-from packhorse.compare.calibrations import calibrated_apart
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
-from packhorse.compare.grid import (
-    REFERENCE_BATCHING,
-    Combination,
-    combinations,
-    engine_config,
-    packhorse_command,
-)
-from packhorse.compare.judge import Judge, Observer, TrialRuns
+from packhorse.compare.judge import Judge, ProgressReporter, TrialRuns
 from packhorse.compare.recommend import front, knee_of, measured, recommend
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
 from packhorse.compare.trial import Outcome, finished_repeat, run_repeat
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
-from packhorse.export import write_json
-from packhorse.jobs import date_of
-from packhorse.json_files import read_object
-from packhorse.machine import machine
-from packhorse.manifest import versions
+from packhorse.inference.model import check_least, prepare_for
+from packhorse.inputs import for_model
+from packhorse.jobs.frame import date_of
+from packhorse.jobs.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
-from packhorse.session import check_least, prepare_for
-from packhorse.sources import for_model
+from packhorse.outputs import write_json
+from packhorse.profiling.hardware import machine
+from packhorse.storage.atomic_files import make_folder
+from packhorse.storage.json_files import read_object
+from packhorse.techniques.calibrations import calibrated_in_child_process
+from packhorse.techniques.grid import (
+    REFERENCE_BATCHING,
+    Combination,
+    combinations,
+    engine_config,
+    packhorse_command,
+)
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
@@ -49,7 +49,7 @@ PLAIN = ("--no-share-prefixes", "--no-deduplicate")
 class Progress:
     """Says after each run what it took and how long the rest will take."""
 
-    observer: Observer
+    observer: ProgressReporter
     runs: int
     started: float
     done: int = 0
@@ -67,7 +67,7 @@ class Progress:
         )
 
 
-def compare(config: CompareConfig, observer: Observer) -> Comparison:
+def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
     """Runs every combination and writes the reports to `config.output`.
 
     Everything measured lies in `config.output`/runs as it is measured: a comparison that ends
@@ -187,7 +187,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
     return date
 
 
-def _prepare(config: CompareConfig, combination: Combination, observer: Observer) -> None:
+def _prepare(config: CompareConfig, combination: Combination, observer: ProgressReporter) -> None:
     """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
     meanwhile decides the workers of every later run of that engine and format. What cannot be
     prepared fails in its trial."""
@@ -197,7 +197,9 @@ def _prepare(config: CompareConfig, combination: Combination, observer: Observer
             config.model, engine, allow_pickle=config.allow_pickle, report=observer.stage
         )
         if combination.batching == PLANNED and stored_calibration(prepared, engine) is None:
-            calibrated_apart(config.model, prepared, engine, observer.stage, config.allow_pickle)
+            calibrated_in_child_process(
+                config.model, prepared, engine, observer.stage, config.allow_pickle
+            )
     except PackhorseError as error:
         observer.stage(f"{combination.name}: {error}")
 
@@ -219,7 +221,7 @@ def _run_reference(
     arguments: Sequence[str],
     sample: Sample,
     date: str,
-    observer: Observer,
+    observer: ProgressReporter,
 ) -> Path:
     """The output of the reference run, from the cache when this very run was made before."""
     engine = engine_config(reference.engine, reference.quantization)
@@ -256,7 +258,7 @@ def _run_trials(
     grid: Sequence[Combination],
     arguments: Sequence[str],
     runs: Path,
-    observer: Observer,
+    observer: ProgressReporter,
 ) -> list[TrialRuns]:
     """Every combination once, then every combination again: a slow minute hits all alike."""
     trials = [TrialRuns(combination, [], []) for combination in grid]

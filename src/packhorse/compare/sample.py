@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from packhorse.atomic import atomic_file
 from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Request, free_id
 from packhorse.errors import ConfigError, InputError
-from packhorse.sources import read_fields, read_rows
+from packhorse.inputs import read_fields, read_rows
+from packhorse.storage.atomic_files import atomic_file
 
 SAMPLE_SEED = 20_250_101
 

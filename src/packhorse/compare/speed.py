@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from packhorse.compare.document import Repeat, Spread
-from packhorse.statistics import median_interval
+from packhorse.evaluation.statistics import median_interval
 
 
 def speed(repeats: Sequence[Repeat]) -> dict[str, Spread]:
@@ -51,7 +51,7 @@ _SPEED: dict[str, Callable[[Repeat], float | None]] = {
     "processor_seconds": lambda repeat: repeat.processor_seconds,
     "energy_joules": lambda repeat: repeat.energy_joules,
     "padding_share": _figure("padding_share"),
-    "forced_share": _figure("forced_share"),
+    "token_by_token_prefill_share": _figure("token_by_token_prefill_share"),
     "batches": _figure("batches"),
     "generated_tokens": _figure("generated_tokens"),
 }

@@ -6,7 +6,8 @@ import csv
 import io
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.figures import (
+from packhorse.compare.metric_definitions import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.compare.report_values import (
     Change,
     baseline,
     bounds,
@@ -21,7 +22,6 @@ from packhorse.compare.figures import (
     recommendation_title,
     speed_up,
 )
-from packhorse.compare.measures import GENERAL_MEANINGS, QUALITY, SPEED, Measure
 from packhorse.reports.formats import ABSENT, finite, percent, score, show, times
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 from packhorse.reports.words import visible

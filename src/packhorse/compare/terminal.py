@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.figures import (
+from packhorse.compare.report_values import (
     Change,
     baseline,
     changes,

@@ -15,9 +15,9 @@ from typing import Any
 
 from packhorse.compare.document import Repeat
 from packhorse.compare.energy import EnergyMeter
-from packhorse.export import write_json
-from packhorse.journal import Journal
-from packhorse.workspace import Workspace
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import Workspace
+from packhorse.outputs import write_json
 
 POLL_SECONDS = 0.05
 
@@ -65,7 +65,7 @@ def run_repeat(
             start_new_session=True,
         )
         try:
-            peak, usage = _watch(process)
+            peak, usage = _on_token(process)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -122,8 +122,8 @@ def read_rows(output: Path) -> list[RowResult]:
         ]
 
 
-def _watch(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
-    """Waits for the process; the peak of its tree's resident memory (bytes) and its rusage.
+def _on_token(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
+    """QueueConfig for the process; the peak of its tree's resident memory (bytes) and its rusage.
 
     The tree's sum is sampled; the process itself knows its own peak exactly and reports it.
     """

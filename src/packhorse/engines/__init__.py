@@ -1,4 +1,4 @@
-"""Engines run batches of token ids; `packhorse.contract` says what every one of them keeps.
+"""Engines run batches of token ids; `packhorse.engine_protocol` says what every one of them keeps.
 
 A loader is a function (PreparedModel, ModelFacts, EngineConfig) -> Engine. Its module, and with it
 the library it wraps, is imported when that engine is asked for.
@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 from packhorse.config import EngineConfig
-from packhorse.contract import Engine
-from packhorse.engines.allocator import keep_freed_memory
+from packhorse.engine_protocol import Engine
+from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.errors import EngineError, model_errors
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _AGAIN = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
 
 LOADERS = {
-    "transformers": "packhorse.engines.hf:load",
-    "ctranslate2": "packhorse.engines.ct2:load",
+    "transformers": "packhorse.engines.transformers.engine:load",
+    "ctranslate2": "packhorse.engines.ctranslate2.engine:load",
     "packed": "packhorse.engines.packed:load",
     "fake": "packhorse.engines.fake:load",
 }
@@ -65,7 +65,7 @@ def device_for(engine: str, asked: str) -> str:
 
         return torch_device(asked)
     if engine == "ctranslate2":
-        from packhorse.engines.ct2_loading import available_device
+        from packhorse.engines.ctranslate2.loading import available_device
 
         return available_device(asked)
     return "cpu"

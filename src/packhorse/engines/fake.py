@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packhorse.config import EngineConfig
-from packhorse.contract import CostRule, EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding, Failure, Prompt, Scores, TokenLogProbs
-from packhorse.engines.rows import Result, Row, answer, refuse
+from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores, TokenLogProbs
+from packhorse.engine_protocol import CostRule, EngineCapabilities, TokenCallback
+from packhorse.engines.common.rows import Result, Row, answer, refuse
 from packhorse.errors import EngineError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class FakeEngine:
         self._faults = faults or Faults()
         self._lossy = lossy
         self._is_closed = False
-        self._traits = EngineTraits(
+        self._traits = EngineCapabilities(
             name="fake",
             cost_rule=cost_rule,
             device="cpu",
@@ -126,11 +126,14 @@ class FakeEngine:
         )
 
     @property
-    def traits(self) -> EngineTraits:
+    def capabilities(self) -> EngineCapabilities:
         return self._traits
 
-    def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
-        """See `packhorse.contract.Engine`. Raises EngineError after `crash_after_rows` results."""
+    def run(
+        self, batches: Iterator[Batch], on_token: TokenCallback | None = None
+    ) -> Iterator[Result]:
+        """See `packhorse.engine_protocol.Engine`. Raises EngineError after `crash_after_rows`
+        results."""
         if self._is_closed:
             raise EngineError("the engine is closed", "load the model again")
         results = 0
@@ -142,7 +145,7 @@ class FakeEngine:
                 is_more = batch is not None
                 if batch is None or not batch.prompts:
                     break
-                underway.append(self._answer(batch, watch))
+                underway.append(self._answer(batch, on_token))
             for steps in list(underway):
                 for result in steps:
                     if result is None:
@@ -157,8 +160,8 @@ class FakeEngine:
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """See `packhorse.contract.Scorer`: a planted answer is all but certain, everything else as
-        probable as a digest of prompt and continuation has it."""
+        """See `packhorse.engine_protocol.Scorer`: a planted answer is all but certain, everything
+        else as probable as a digest of prompt and continuation has it."""
         if self._is_closed:
             raise EngineError("the engine is closed", "load the model again")
 
@@ -187,7 +190,7 @@ class FakeEngine:
     def close(self) -> None:
         self._is_closed = True
 
-    def _answer(self, batch: Batch, watch: TokenWatch | None) -> Iterator[Result | None]:
+    def _answer(self, batch: Batch, on_token: TokenCallback | None) -> Iterator[Result | None]:
         """Results of a batch, and None after every step."""
         rows = [Row(prompt) for prompt in batch.prompts]
         refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
@@ -203,7 +206,7 @@ class FakeEngine:
                 for row in rows:
                     token_id = next(words[row.prompt.index], END)
                     log_probs = _token_log_probs(row, token_id)
-                    if result := row.take(token_id, (END,), watch, log_probs):
+                    if result := row.take(token_id, (END,), on_token, log_probs):
                         yield result
                 rows = [row for row in rows if not row.answered]
                 yield None
@@ -277,11 +280,11 @@ def _planted(path: str | None) -> dict[str, str] | None:
     return dict(json.loads(Path(path).read_text())) if path else None
 
 
-def _is_greedy(decoding: Decoding) -> bool:
+def _is_greedy(decoding: SamplingParams) -> bool:
     return decoding.greedy or decoding.temperature < 1e-4
 
 
-def _chance(decoding: Decoding) -> bytes:
+def _chance(decoding: SamplingParams) -> bytes:
     seed = os.urandom(8).hex() if decoding.seed is None else decoding.seed
     return f"{decoding.temperature} {decoding.top_k} {decoding.top_p} {seed}".encode()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from packhorse.atomic import write_json
 from packhorse.errors import OutputError
-from packhorse.load_test.figures import Trial
+from packhorse.load_test.results import Trial
 from packhorse.load_test.testing import LoadTest
+from packhorse.storage.atomic_files import write_json
 
 _COLUMNS = (
     "rate", "answered", "answers/s", "good/s", "tokens/s", "TTFT p50", "p95", "answer p50", "p95",

@@ -19,7 +19,7 @@ import httpx
 
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.serve.hosts import is_this_machine
+from packhorse.jobs.host_names import is_this_machine
 
 _OPTION_NAMES = {"max_new_tokens": "max_tokens"}
 _TOP_LOG_PROBS = "top_log_probs"

@@ -10,8 +10,9 @@ from typing import Any
 
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
+from packhorse.inputs import read_rows
 from packhorse.load_test.config import LoadTestConfig
-from packhorse.load_test.figures import Trial, knee, trial_of
+from packhorse.load_test.results import Trial, knee, trial_of
 from packhorse.load_test.sending import (
     arrivals,
     body_of,
@@ -20,8 +21,7 @@ from packhorse.load_test.sending import (
     send_all,
     served_model,
 )
-from packhorse.machine import machine
-from packhorse.sources import read_rows
+from packhorse.profiling.hardware import machine
 
 Report = Callable[[str], None]
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from packhorse import __version__
-from packhorse.atomic import sync_folder
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, read_object
 from packhorse.models.hashing import file_sha256, fingerprint
 from packhorse.models.prepared import Kind, Report
 from packhorse.models.storage import cache_root, storage_errors
+from packhorse.storage.atomic_files import sync_folder
+from packhorse.storage.json_files import decode, read_object
 
 FORMAT = 1
 MANIFEST = "packhorse-manifest.json"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, read_object, shown
 from packhorse.models.claims import (
     StoredSizes,
     require_plausible,
@@ -23,16 +22,10 @@ from packhorse.models.claims import (
 )
 from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.quantized_formats import (
-    method_of_config,
-    require_known_format,
-)
-from packhorse.models.recognize import (
-    describe_weights,
-    require_content,
-    require_tokenizer_content,
-)
+from packhorse.models.quantized_formats import method_of_config, require_known_format
+from packhorse.models.recognize import describe_weights, require_content, require_tokenizer_content
 from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
+from packhorse.storage.json_files import decode, read_object, shown
 
 GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 ENCODERS = frozenset(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, shown
 from packhorse.models.safetensors_header import TensorEntry
+from packhorse.storage.json_files import decode, shown
 
 MAX_CONTEXT = 1 << 26
 """More tokens of context than any model has, and than any engine could hold in memory."""

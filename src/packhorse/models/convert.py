@@ -28,7 +28,7 @@ from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.loading import load_config, require_fitting_size
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.storage import require_free_bytes
-from packhorse.tokenizer_files import tokenizer_errors
+from packhorse.tokenization.errors import tokenizer_errors
 
 if TYPE_CHECKING:
     from packhorse.models.reference_logits import ReferenceLogits

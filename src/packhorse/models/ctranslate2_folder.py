@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, read_json, read_object
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
 from packhorse.models.recognize import require_tokenizer_content
+from packhorse.storage.json_files import decode, read_json, read_object
 
 TOKENIZER = "tokenizer"
 NOTE = "quantization.json"

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError, model_errors
-from packhorse.json_files import read_object
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
-from packhorse.models.ctranslate2_folder import (
-    read_variables,
-    vocabulary,
-)
+from packhorse.models.ctranslate2_folder import read_variables, vocabulary
 from packhorse.models.prepared import PreparedModel, Report
+from packhorse.storage.json_files import read_object
 from packhorse.tokenization import HuggingFaceCodec
 
 ASSUMED_CONTEXT = 2048

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, shown
 from packhorse.models.claims import MAX_CONTEXT
 from packhorse.models.gguf_header import GgufHeader
+from packhorse.storage.json_files import decode, shown
 
 _ENCODERS = frozenset(
     {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from packhorse.errors import ModelError
-from packhorse.json_files import shown
+from packhorse.storage.json_files import shown
 
 _AGAIN = "copy or fetch it again"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",

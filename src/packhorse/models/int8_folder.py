@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.atomic import write_json
 from packhorse.errors import ModelError
+from packhorse.storage.atomic_files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError, model_errors
-from packhorse.json_files import read_object
 from packhorse.models.checkpoint import (
     Checkpoint,
     refuse_kernels,
@@ -16,6 +15,7 @@ from packhorse.models.checkpoint import (
     stored_elements,
 )
 from packhorse.models.quiet import quiet_transformers
+from packhorse.storage.json_files import read_object
 
 _AGAIN = "copy or fetch the model again"
 _SLACK = 1 << 24

@@ -22,7 +22,7 @@ from packhorse.models.original import Original, find_source, say_if_long
 from packhorse.models.prepared import PreparedModel, Report, fake_model
 from packhorse.models.quantized import (
     CannotFoldError,
-    Way,
+    QuantizationMethodChoice,
     convert_ready,
     method_of,
     way_for,
@@ -66,7 +66,9 @@ def prepare(
         return fake_model(model)
     _check_names(quantization, device)
     require_known(quantization_method)
-    asked = _Asked(model, engine, quantization, device, quantization_method, allow_pickle, report)
+    asked = _PrepareRequest(
+        model, engine, quantization, device, quantization_method, allow_pickle, report
+    )
     with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
         try:
             return _prepare(asked)
@@ -78,7 +80,7 @@ def prepare(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PrepareRequest:
     """What `prepare` was asked for; see there."""
 
     model: str
@@ -90,7 +92,7 @@ class _Asked:
     report: Report
 
 
-def _prepare(asked: _Asked) -> PreparedModel:
+def _prepare(asked: _PrepareRequest) -> PreparedModel:
     if isinstance(resolve(asked.model), HubModel):
         _check_formats(asked.engine, asked.quantization)
     source = find_source(asked.model, allow_pickle=asked.allow_pickle, report=asked.report)
@@ -152,11 +154,11 @@ def torch_device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _for_ctranslate2(original: Original, asked: _Asked) -> PreparedModel:
+def _for_ctranslate2(original: Original, asked: _PrepareRequest) -> PreparedModel:
     form = resolve_quantization(asked.quantization, asked.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
-    plain = Way(PLAIN)
+    plain = QuantizationMethodChoice(PLAIN)
     way = way_for(asked.method, original.title, identity, asked.report) if is_int8 else plain
     try:
         entry = _converted(original, identity, form, way)
@@ -177,7 +179,9 @@ def _for_ctranslate2(original: Original, asked: _Asked) -> PreparedModel:
     )
 
 
-def _converted(original: Original, identity: tuple[str, ...], form: str, way: Way) -> cache.Entry:
+def _converted(
+    original: Original, identity: tuple[str, ...], form: str, way: QuantizationMethodChoice
+) -> cache.Entry:
     """The cached CTranslate2 folder of a model, its weights stored in `form`."""
     report = original.report
 
@@ -194,7 +198,7 @@ def _converted(original: Original, identity: tuple[str, ...], form: str, way: Wa
     return cache.obtain(key, build, report)
 
 
-def _for_packed_int8(original: Original, asked: _Asked) -> PreparedModel:
+def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedModel:
     """A folder of int8 weights; the model's own where it is one already, where its way is plain,
     and where it cannot be folded: the engine then rounds while it loads.
 
@@ -226,7 +230,7 @@ def _for_packed_int8(original: Original, asked: _Asked) -> PreparedModel:
     return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8(asked: _Asked, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8(asked: _PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
     return PreparedModel(
         name=asked.model,
         kind="huggingface",
@@ -272,7 +276,7 @@ def _check_names(quantization: str, device: str) -> None:
         raise ConfigError(f"there is no device {device!r}", f"one of {', '.join(DEVICES)}")
 
 
-def _check_method(asked: _Asked) -> None:
+def _check_method(asked: _PrepareRequest) -> None:
     form = resolve_quantization(asked.quantization, asked.device)
     if asked.method not in (AUTO, PLAIN) and not form.startswith("int8"):
         raise ConfigError(

@@ -14,10 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packhorse.atomic import write_json
 from packhorse.batching.memory import available_bytes
 from packhorse.errors import ModelError, OutputError
-from packhorse.json_files import read_object
 from packhorse.models.cache import slug
 from packhorse.models.checkpoint import Checkpoint, require_own_class, require_unquantized
 from packhorse.models.convert import convert_checkpoint
@@ -36,6 +34,8 @@ from packhorse.quantization.prompts import (
     shipped_requests,
 )
 from packhorse.quantization.recipe import CODE, Recipe
+from packhorse.storage.atomic_files import write_json
+from packhorse.storage.json_files import read_object
 from packhorse.tokenization import HuggingFaceCodec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _LIBRARIES_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class QuantizationMethodChoice:
     """How a model is to be made ready: by the method that was asked for, or by a recipe."""
 
     asked: str
@@ -73,10 +73,12 @@ class Way:
         return ("quick", self.asked, CODE, sha256(shipped_bytes()).hexdigest())
 
 
-def way_for(asked: str, title: str, origin: Sequence[str], report: Report) -> Way:
+def way_for(
+    asked: str, title: str, origin: Sequence[str], report: Report
+) -> QuantizationMethodChoice:
     """`asked` with "auto" looked up: what `packhorse quantize` found for this model, if it ran."""
     recipe = stored_recipe(title, origin, report) if asked == AUTO else None
-    return Way(asked, recipe)
+    return QuantizationMethodChoice(asked, recipe)
 
 
 class CannotFoldError(ModelError):
@@ -84,7 +86,12 @@ class CannotFoldError(ModelError):
 
 
 def convert_ready(
-    checkpoint: Checkpoint, form: str, way: Way, folder: Path, title: str, report: Report
+    checkpoint: Checkpoint,
+    form: str,
+    way: QuantizationMethodChoice,
+    folder: Path,
+    title: str,
+    report: Report,
 ) -> None:
     """Writes `checkpoint` into `folder` as a CTranslate2 folder in an int8 format, made ready.
 
@@ -102,16 +109,18 @@ def convert_ready(
     write_json(folder / NOTE, _note(way, recipe))
 
 
-def write_int8(checkpoint: Checkpoint, way: Way, folder: Path, title: str, report: Report) -> None:
+def write_int8(
+    checkpoint: Checkpoint, way: QuantizationMethodChoice, folder: Path, title: str, report: Report
+) -> None:
     """Writes `checkpoint` into `folder` in int8 for the packed engine, made ready in the same way
     and with the input of the MLP's second projection turned. Raises CannotFoldError as
     `convert_ready`."""
+    from packhorse.quantization.online_hadamard import rotate_inputs_online
     from packhorse.quantization.rounding import round_weights
-    from packhorse.quantization.turning import turn_inputs
 
     steps = Steps(f"making {title} ready for int8", _STEPS, report)
     structure, recipe, reference = _folded(checkpoint, way, steps)
-    turn_inputs(structure)
+    rotate_inputs_online(structure)
     round_weights(structure, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
     write_int8_folder(structure, folder)
@@ -121,7 +130,7 @@ def write_int8(checkpoint: Checkpoint, way: Way, folder: Path, title: str, repor
     write_json(folder / NOTE, _note(way, recipe))
 
 
-def _note(way: Way, recipe: Recipe) -> dict[str, str]:
+def _note(way: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
     source = "packhorse quantize" if way.recipe else "default"
     return {"method": recipe.method, "recipe": source}
 
@@ -135,7 +144,7 @@ def method_of(folder: Path) -> str:
 
 
 def _folded(
-    checkpoint: Checkpoint, way: Way, steps: Steps
+    checkpoint: Checkpoint, way: QuantizationMethodChoice, steps: Steps
 ) -> tuple[Structure, Recipe, ReferenceLogits | None]:
     """The checkpoint loaded and folded, by which recipe, and its logits before."""
     methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)

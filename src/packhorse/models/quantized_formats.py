@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import shown
+from packhorse.storage.json_files import shown
 
 OWN_METHOD = "packhorse"
 _PACKAGES: Mapping[str, str] = {

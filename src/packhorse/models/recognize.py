@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from packhorse.errors import ModelError
-from packhorse.json_files import shown
+from packhorse.storage.json_files import shown
 
 _START_BYTES = 512
 _POINTER = b"version https://git-lfs"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.json_files import decode, parse_json, shown
 from packhorse.models.recognize import require_content
+from packhorse.storage.json_files import decode, parse_json, shown
 
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BITS = {

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from packhorse.atomic import atomic_file, make_folder
 from packhorse.errors import InputError, OutputError
-from packhorse.json_files import decode, read_json, shown
+from packhorse.storage.atomic_files import atomic_file, make_folder
+from packhorse.storage.json_files import decode, read_json, shown
 
 Document = TypeVar("Document")
 

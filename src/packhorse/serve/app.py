@@ -10,15 +10,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from packhorse import __version__
+from packhorse.jobs.host_names import host_name
 from packhorse.serve.batch_routes import batch_routes, file_routes, no_batch_routes
 from packhorse.serve.batches import Batches
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.embedding import Embedder
-from packhorse.serve.figures import Figures
-from packhorse.serve.guard import Guard, Rules
-from packhorse.serve.hosts import host_name
+from packhorse.serve.errors import APIError
+from packhorse.serve.middleware import AccessPolicy, Guard
 from packhorse.serve.page import page_routes
-from packhorse.serve.problems import Problem
+from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.routes import (
     embedding_routes,
     health_routes,
@@ -41,7 +41,7 @@ _UNREADABLE: dict[type[BaseException], str] = {
 def application(
     config: ServeConfig,
     service: Service,
-    figures: Figures,
+    figures: ServerMetrics,
     batches: Batches | None,
     embedder: Embedder | None,
 ) -> Guard:
@@ -64,15 +64,15 @@ def application(
     else:
         app.include_router(file_routes(batches, config.bounds.uploads))
         app.include_router(batch_routes(batches))
-    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(APIError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(Exception, _answer_bug)
     return Guard(app, rules(config), figures)  # type: ignore[arg-type]
 
 
-def rules(config: ServeConfig) -> Rules:
-    return Rules(
+def rules(config: ServeConfig) -> AccessPolicy:
+    return AccessPolicy(
         host=config.host,
         allowed_hosts=frozenset(map(host_name, config.allowed_hosts)),
         keys=tuple(sha256(key.encode()).digest() for key in config.api_keys),
@@ -81,7 +81,7 @@ def rules(config: ServeConfig) -> Rules:
 
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Problem)
+    assert isinstance(error, APIError)
     return JSONResponse(error.to_json(), error.status, error.headers())
 
 
@@ -92,7 +92,7 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     text = str(error.detail)
     if error.status_code == 400 and error.__cause__ is not None:
         text = _UNREADABLE.get(type(error.__cause__), text)
-    problem = Problem(error.status_code, code, text)
+    problem = APIError(error.status_code, code, text)
     return JSONResponse(
         problem.to_json(), problem.status, {**(error.headers or {}), **problem.headers()}
     )
@@ -107,5 +107,5 @@ async def _answer_validation(request: Request, error: Exception) -> JSONResponse
 
 async def _answer_bug(request: Request, error: Exception) -> JSONResponse:
     """uvicorn logs the traceback; the client gets none."""
-    problem = Problem(500, "internal_error", "the server failed on this request")
+    problem = APIError(500, "internal_error", "the server failed on this request")
     return JSONResponse(problem.to_json(), problem.status, problem.headers())

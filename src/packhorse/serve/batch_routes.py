@@ -17,12 +17,12 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from packhorse.errors import OutputError
+from packhorse.openai_format.row_errors import shown
 from packhorse.serve import schemas
 from packhorse.serve.batches import Batches
 from packhorse.serve.documents import Owner, shown_document
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore, not_kept
-from packhorse.serve.problems import Problem
-from packhorse.sources.faults import shown
 
 
 async def _owner(request: Request) -> Owner:
@@ -120,7 +120,7 @@ def no_batch_routes() -> APIRouter:
     @router.api_route("/v1/files{rest:path}", methods=["GET", "POST", "DELETE"])
     @router.api_route("/v1/batches{rest:path}", methods=["GET", "POST"])
     async def refuse(rest: str) -> None:
-        raise Problem(404, "not_found", "this server keeps no files: start it with --state FOLDER")
+        raise APIError(404, "not_found", "this server keeps no files: start it with --state FOLDER")
 
     return router
 
@@ -135,7 +135,7 @@ class _Parser(MultiPartParser):
 
 
 async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, Any]:
-    if "content-type" not in request.headers:  # and so no body: see `Rules`
+    if "content-type" not in request.headers:  # and so no body: see `AccessPolicy`
         raise _incomplete_upload(has_begun=False)
     parser = _Parser(request.headers, request.stream(), max_files=1, max_fields=8)
     try:
@@ -144,19 +144,19 @@ async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, A
         message = f"the upload is refused: {error.message}"
         if isinstance(error.__cause__, FormParserError):
             message = "the upload is no multipart body with the boundary of its content-type"
-        raise Problem(400, "invalid_multipart", message) from None
+        raise APIError(400, "invalid_multipart", message) from None
     try:
         if not parser.is_whole:
             raise _incomplete_upload(has_begun=bool(form))
         content, purpose = form.get("file"), form.get("purpose")
         if isinstance(content, str):
             message = "the field file has no filename, so it is no file; send one with a filename"
-            raise Problem(400, "missing_file", message, param="file")
+            raise APIError(400, "missing_file", message, param="file")
         if content is None:
-            raise Problem(400, "missing_file", "the upload has no field file", param="file")
+            raise APIError(400, "missing_file", "the upload has no field file", param="file")
         if purpose not in _PURPOSES:
             got = "it is missing" if purpose is None else f"got {_shown_field(purpose)}"
-            raise Problem(400, "bad_purpose", f"purpose must be batch, {got}", param="purpose")
+            raise APIError(400, "bad_purpose", f"purpose must be batch, {got}", param="purpose")
         await run_in_threadpool(store.require_room, content.size or 0)
         name = content.filename or "input.jsonl"
         return await run_in_threadpool(store.add, content.file, name, str(purpose), owner)
@@ -164,13 +164,13 @@ async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, A
         await form.close()
 
 
-def _incomplete_upload(*, has_begun: bool) -> Problem:
+def _incomplete_upload(*, has_begun: bool) -> APIError:
     message = (
         "the upload ends before its closing boundary; send all of it"
         if has_begun
         else "the upload has no whole part between the boundaries that its content-type names"
     )
-    return Problem(400, "incomplete_upload", message)
+    return APIError(400, "incomplete_upload", message)
 
 
 def _shown_field(value: UploadFile | str) -> str:

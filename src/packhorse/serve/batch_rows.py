@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from packhorse.answering import cut_at_stop
-from packhorse.data import Answer, Failure, Request
-from packhorse.log_probs import log_probs_note
-from packhorse.serve.problems import Problem, of_failure
-from packhorse.serve.requests import Work
-from packhorse.serve.rows import Ended, Row
+from packhorse.data import Completion, Failure, Request
+from packhorse.inference.generation import cut_at_stop
+from packhorse.inference.log_probs import log_probs_note
+from packhorse.serve.errors import APIError, of_failure
+from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Service
 
 ATTEMPTS = 3
@@ -72,9 +72,9 @@ class BatchRows:
     service: Service
     _company: Company = field(default_factory=Company)
 
-    async def outcome(self, row: Request, date: datetime | None = None) -> Answer | Failure:
-        """Waits as long as the engine is full or away. date: what chat templates write."""
-        work = Work(
+    async def outcome(self, row: Request, date: datetime | None = None) -> Completion | Failure:
+        """QueueConfig as long as the engine is full or away. date: what chat templates write."""
+        work = ParsedRequest(
             (row.content,),
             row.options,
             1,
@@ -88,26 +88,26 @@ class BatchRows:
             async with self._company.alone() if attempts else self._company.together():
                 try:
                     outcome = await self._tried(row, work)
-                except Problem as refusal:
+                except APIError as refusal:
                     return _failure(row, refusal)
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Completion):
                 return outcome
             attempts += 1
             if outcome.code != "engine_restarted" or attempts == ATTEMPTS:
                 return _failure(row, of_failure(outcome))
 
-    def note(self, row: Request, outcome: Answer | Failure) -> dict[str, Any] | None:
+    def note(self, row: Request, outcome: Completion | Failure) -> dict[str, Any] | None:
         """What the journal keeps of log-probabilities, where the row asked for them."""
         if isinstance(outcome, Failure) or outcome.log_probs is None:
             return None
         return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
 
-    async def _tried(self, row: Request, work: Work) -> Answer | Failure:
+    async def _tried(self, row: Request, work: ParsedRequest) -> Completion | Failure:
         """What the engine says to it. Raises Problem for a row that is refused for good."""
         while True:
             try:
                 (choice,) = await self.service.admit(work)
-            except Problem as problem:
+            except APIError as problem:
                 if problem.status not in (429, 503):
                     raise
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -118,23 +118,23 @@ class BatchRows:
                 self.service.abandon([choice])
             outcome = choice.row.outcome
             assert outcome is not None
-            if isinstance(outcome, Ended):
+            if isinstance(outcome, Finished):
                 return self._answer(row, choice.row, outcome)
             if not _was_turned_away(outcome):
                 return outcome
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _answer(self, row: Request, ran: Row, ended: Ended) -> Answer:
+    def _answer(self, row: Request, ran: RequestState, ended: Finished) -> Completion:
         ids, prompt = tuple(ran.token_ids), ran.prompt
         text, was_cut = cut_at_stop(self.service.codec.decode(ids), prompt.decoding.stop)
         reason = "stop" if was_cut else ended.reason
-        return Answer(
+        return Completion(
             row.index, row.id, row.key, text, ids, reason, len(prompt.token_ids), ended.timing,
             tuple(ran.log_probs) if ran.asks_log_probs else None,
         )  # fmt: skip
 
 
-def _failure(row: Request, problem: Problem) -> Failure:
+def _failure(row: Request, problem: APIError) -> Failure:
     return Failure(row.index, problem.code, str(problem), row.id, row.line, row.key)
 
 

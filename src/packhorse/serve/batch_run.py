@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from packhorse.config import InputConfig
-from packhorse.data import Answer, Failure, Request
-from packhorse.jobs import Exported, export_journal
-from packhorse.journal import Journal
+from packhorse.data import Completion, Failure, Request
+from packhorse.inference.model import deciding
+from packhorse.inputs import detect_format, read_rows
+from packhorse.jobs.frame import Exported, export_journal
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import Workspace
 from packhorse.serve.batch_documents import BatchDocuments, at
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.files import FileStore
-from packhorse.session import deciding
-from packhorse.sources import detect_format, read_rows
-from packhorse.workspace import Workspace
 
 T = TypeVar("T")
 ROWS_AT_ONCE = 64
@@ -102,12 +102,14 @@ class BatchRun:
         service = self.rows.service
         loaded = service.supervisor.loaded
         assert loaded is not None
-        traits = loaded.batching.traits
-        identity = {"model": service.prepared.fingerprint, "engine": traits.name}
-        journal.bind({**identity, **deciding(traits.compute_type, service.decoding)})
+        capabilities = loaded.batching.capabilities
+        identity = {"model": service.prepared.fingerprint, "engine": capabilities.name}
+        journal.store_settings(
+            {**identity, **deciding(capabilities.compute_type, service.decoding)}
+        )
         is_openai = detect_format(source) == "openai-batch"
         journal.set_meta("openai", {"model": service.name} if is_openai else None)
-        journal.enlist(read_rows(source, self._reading))
+        journal.register_rows(read_rows(source, self._reading))
         journal.discard_damaged()
 
     async def _answer_pending(self, journal: Journal, source: Path) -> None:
@@ -134,10 +136,10 @@ class BatchRun:
                     break
                 group.create_task(answer(row))
 
-    def _record(self, journal: Journal, row: Request, outcome: Answer | Failure) -> None:
+    def _record(self, journal: Journal, row: Request, outcome: Completion | Failure) -> None:
         journal.record(outcome, self.rows.note(row, outcome))
 
-    async def _note_recorded(self, outcome: Answer | Failure) -> None:
+    async def _note_recorded(self, outcome: Completion | Failure) -> None:
         """Counts a row; the disk learns of it once in a while."""
         self._counts["failed" if isinstance(outcome, Failure) else "completed"] += 1
         self.documents.change(self.identifier, request_counts=dict(self._counts))

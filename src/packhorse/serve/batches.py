@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packhorse.errors import InputError, JobChangedError, OutputError
+from packhorse.inputs import detect_format
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.batch_run import BatchRun
 from packhorse.serve.documents import Owner
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore, not_kept
-from packhorse.serve.problems import Problem
 from packhorse.serve.service import Service
-from packhorse.sources import detect_format
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
@@ -94,13 +94,13 @@ class Batches:
             if isinstance(error.__cause__, OSError):
                 raise self.files.unreadable() from error
             message = self._without_path(error, file_id)
-            raise Problem(400, "invalid_input", message, param="input_file_id") from None
+            raise APIError(400, "invalid_input", message, param="input_file_id") from None
         if found != "openai-batch":
             message = (
                 f"{file_id} is no batch: a line must be an object with custom_id, method, url and "
                 "body"
             )
-            raise Problem(400, "invalid_input", message, param="input_file_id")
+            raise APIError(400, "invalid_input", message, param="input_file_id")
 
     def _without_path(self, error: InputError, file_id: str) -> str:
         """What is wrong with a file, for its client."""
@@ -110,7 +110,7 @@ class Batches:
     def require_free(self, file_id: str) -> None:
         """Raises Problem for a file that a batch under way reads."""
         if self.documents.is_input(file_id):
-            raise Problem(
+            raise APIError(
                 409,
                 "file_in_use",
                 "a batch that has not ended reads this file; cancel the batch first",
@@ -143,7 +143,7 @@ class Batches:
 
     def _told(self, identifier: str, error: Exception) -> tuple[str, str]:
         """Code and message for the client: what he can mend, and no path of this machine."""
-        if isinstance(error, Problem):
+        if isinstance(error, APIError):
             return error.code, str(error)
         if isinstance(error, JobChangedError):
             return "server_changed", f"{error}; start a new batch for the rows left"
@@ -173,6 +173,6 @@ def _cause(error: Exception) -> Exception:
 
 def _is_of_disk(error: BaseException | None) -> bool:
     """Whether the same may go well later."""
-    if isinstance(error, OutputError | Problem):
+    if isinstance(error, OutputError | APIError):
         return _is_of_disk(error.__cause__)
     return isinstance(error, OSError | sqlite3.OperationalError)

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
-from packhorse.answering import StopStrings
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.contract import EngineTraits
-from packhorse.data import Batch, Completion, Decoding, Failure, Prompt, TokenLogProbs
+from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams, TokenLogProbs
+from packhorse.engine_protocol import EngineCapabilities
 from packhorse.errors import PackhorseError
+from packhorse.inference.generation import StopStrings
+from packhorse.inference.model import Model, load_prepared
+from packhorse.jobs.streams import guarded_streams
 from packhorse.models import PreparedModel
 from packhorse.serve.channel import Channel, Message
 from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
-from packhorse.session import Model, load_prepared
-from packhorse.streams import guarded_streams
 
 WAIT_SECONDS = 0.004
 """How long an engine with rows under way may be kept waiting for another batch."""
@@ -28,12 +28,13 @@ NOTHING = Batch(())
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What to load: `packhorse.session.load_prepared`'s arguments, and what requests get."""
+    """What to load: `packhorse.inference.model.load_prepared`'s arguments, and what requests
+    get."""
 
     prepared: PreparedModel
     engine: EngineConfig
     batching: BatchingConfig
-    decoding: Decoding
+    decoding: SamplingParams
 
 
 def main(connection: Connection, loading: Loading) -> None:
@@ -96,12 +97,12 @@ class _Working:
 
     def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
         self._model, self._channel, self._inbox = model, channel, inbox
-        self._source = _Source(model.traits, channel, inbox.messages)
+        self._source = _Source(model.capabilities, channel, inbox.messages)
         self._stops = StopStrings(model.codec, self._stops_of)
-        self._watch = _Watch(channel, self._stops, inbox)
+        self._on_token = _Watch(channel, self._stops, inbox)
 
     def run(self) -> None:
-        for result in self._model.engine.run(self._source, self._watch):
+        for result in self._model.engine.run(self._source, self._on_token):
             self._source.settle(result.index)
             self._stops.forget(result.index)
             self._inbox.settle(result.index)
@@ -140,8 +141,10 @@ class _Source(Iterator[Batch]):
     many as it has workers.
     """
 
-    def __init__(self, traits: EngineTraits, channel: Channel, inbox: SimpleQueue[Message]) -> None:
-        self._traits, self._channel, self._inbox = traits, channel, inbox
+    def __init__(
+        self, capabilities: EngineCapabilities, channel: Channel, inbox: SimpleQueue[Message]
+    ) -> None:
+        self._traits, self._channel, self._inbox = capabilities, channel, inbox
         self._has_asked = False
         self._batch_of: dict[int, set[int]] = {}
         self.underway: dict[int, Prompt] = {}
@@ -170,13 +173,13 @@ class _Source(Iterator[Batch]):
         self._batch_of.pop(row).discard(row)
 
     def _may_ask(self) -> bool:
-        if self._traits.rows_under_way:
+        if self._traits.max_num_seqs:
             return True
         batches = {id(rows) for rows in self._batch_of.values()}
         return len(batches) < self._traits.workers
 
 
-def _result_message(result: Completion | Failure) -> Message:
+def _result_message(result: EngineOutput | Failure) -> Message:
     if isinstance(result, Failure):
         failure = {"row": result.index, "code": result.code, "message": result.message}
         return {"kind": "failed", **failure}
@@ -190,9 +193,9 @@ def _result_message(result: Completion | Failure) -> Message:
 
 
 def _description(model: Model, max_batch_tokens: int) -> str:
-    traits = model.traits
+    capabilities = model.capabilities
     return (
-        f"{traits.name} {traits.compute_type} on {traits.device}, {traits.workers} x "
-        f"{traits.threads} threads, {model.batching.policy}, at most {max_batch_tokens:,} tokens "
-        "a batch"
+        f"{capabilities.name} {capabilities.compute_type} on {capabilities.device}, "
+        f"{capabilities.workers} x {capabilities.threads} threads, {model.batching.policy}, "
+        f"at most {max_batch_tokens:,} tokens per batch"
     )

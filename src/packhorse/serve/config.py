@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packhorse.config import BatchingConfig, EngineConfig
-from packhorse.data import Decoding
-from packhorse.sources.openai import model_names
+from packhorse.data import SamplingParams
+from packhorse.openai_format.batch_lines import model_names
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class QueueConfig:
     """When rows that wait go to the engine.
 
     max_delay_seconds: a row waits this long at most for others to share a batch with, while the
         engine has room. An engine that rows join at every step makes nobody wait.
-    patience_seconds: a row that has waited longer goes before all that came after it, whatever it
+    max_wait_seconds: a row that has waited longer goes before all that came after it, whatever it
         costs.
     max_rows, max_tokens: rows and tokens (prompt and new) that wait at most; more are refused.
     """
 
     max_delay_seconds: float = 0.01
-    patience_seconds: float = 10.0
+    max_wait_seconds: float = 10.0
     max_rows: int = 1024
     max_tokens: int = 1 << 20
 
@@ -83,8 +83,8 @@ class ServeConfig:
     name: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    decoding: Decoding = field(default_factory=Decoding)
-    waits: Waits = field(default_factory=Waits)
+    decoding: SamplingParams = field(default_factory=SamplingParams)
+    waits: QueueConfig = field(default_factory=QueueConfig)
     bounds: Bounds = field(default_factory=Bounds)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()

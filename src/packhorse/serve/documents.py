@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from packhorse.atomic import sync_folder, write_json
 from packhorse.errors import InputError
-from packhorse.json_files import decode, read_object
-from packhorse.serve.problems import Problem
+from packhorse.serve.errors import APIError
+from packhorse.storage.atomic_files import sync_folder, write_json
+from packhorse.storage.json_files import decode, read_object
 
 Kind = Literal["file", "batch"]
 Report = Callable[[str], None]
@@ -155,7 +155,7 @@ class Documents:
             if self._is_identifier(name):
                 try:
                     found.append(self.read(name, owner))
-                except Problem:
+                except APIError:
                     continue
         return sorted(found, key=lambda each: (-each["created_at"], each["id"]))
 
@@ -170,18 +170,18 @@ class Documents:
         place.rename(self.place(identifier))
         sync_folder(self.folder)
 
-    def absent(self) -> Problem:
-        return Problem(
+    def absent(self) -> APIError:
+        return APIError(
             404,
             f"{self.kind}_not_found",
             f"there is no such {self.kind}",
             param=f"{self.kind}_id",
         )
 
-    def unreadable(self) -> Problem:
+    def unreadable(self) -> APIError:
         """For one that is there: its disk may give it another time."""
         message = f"the server cannot read this {self.kind} now; try again later"
-        return Problem(503, f"{self.kind}_unreadable", message, retry_after=30)
+        return APIError(503, f"{self.kind}_unreadable", message, retry_after=30)
 
     def _is_identifier(self, name: str) -> bool:
         pattern = f"{self.kind}{_SEPARATOR[self.kind]}[0-9a-f]{{24}}"

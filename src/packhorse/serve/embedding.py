@@ -22,8 +22,8 @@ import numpy.typing as npt
 from packhorse.embeddings import SentenceEncoder, batches_by_length
 from packhorse.serve.config import Bounds
 from packhorse.serve.draining import is_idle_in_time
-from packhorse.serve.figures import Figures
-from packhorse.serve.problems import Problem
+from packhorse.serve.errors import APIError
+from packhorse.serve.prometheus import ServerMetrics
 
 T = TypeVar("T")
 Encoding = Literal["float", "base64"]
@@ -41,7 +41,7 @@ class Embedder:
     name: str
     encoder: SentenceEncoder
     bounds: Bounds
-    figures: Figures
+    figures: ServerMetrics
     waiting_texts: int = 0
     _is_open: bool = True
     _is_closed: bool = False
@@ -99,15 +99,15 @@ class Embedder:
         own = self.encoder.dimensions
         if dimensions not in (None, own):
             message = f"{self.name} makes vectors of {own} dimensions, no others; leave it out"
-            raise Problem(400, "unsupported_option", message, param="dimensions")
+            raise APIError(400, "unsupported_option", message, param="dimensions")
         most = self.bounds.embedding_texts
         if len(texts) > most:
-            raise Problem(400, "too_many_inputs", f"at most {most:,} texts", param="input")
+            raise APIError(400, "too_many_inputs", f"at most {most:,} texts", param="input")
         if not all(texts):
-            raise Problem(400, "empty_input", "a text is empty; give it words", param="input")
+            raise APIError(400, "empty_input", "a text is empty; give it words", param="input")
         if self.waiting_texts and self.waiting_texts + len(texts) > self.bounds.embedding_waiting:
             message = "too many texts wait for their embeddings; try again later"
-            raise Problem(429, "queue_full", message, retry_after=_RETRY_SECONDS)
+            raise APIError(429, "queue_full", message, retry_after=_RETRY_SECONDS)
 
     def _require_lengths(self, rows: Sequence[Sequence[int]]) -> None:
         """A text that is too long is refused, never cut."""
@@ -115,11 +115,11 @@ class Embedder:
         if longest > most:
             place = next(place for place, ids in enumerate(rows) if len(ids) == longest)
             message = f"text {place} has {longest:,} tokens; {self.name} takes {most:,}"
-            raise Problem(400, "context_length_exceeded", message, param="input")
+            raise APIError(400, "context_length_exceeded", message, param="input")
         total, allowed = sum(map(len, rows)), self.bounds.embedding_tokens
         if total > allowed:
             message = f"the texts have {total:,} tokens; at most {allowed:,} a request"
-            raise Problem(400, "too_many_tokens", message, param="input")
+            raise APIError(400, "too_many_tokens", message, param="input")
 
     async def _apart(self, call: Callable[[], T]) -> T:
         if self._is_closed:
@@ -127,8 +127,8 @@ class Embedder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-def _shutting_down() -> Problem:
-    return Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
+def _shutting_down() -> APIError:
+    return APIError(503, "shutting_down", "the server is shutting down", retry_after=5)
 
 
 def _answer(name: str, vectors: Vectors, encoding: Encoding, tokens: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from packhorse.errors import OutputError
 from packhorse.serve.documents import Documents, Owner, Report
-from packhorse.serve.problems import Problem
+from packhorse.serve.errors import APIError
 
 _CONTENT = "content.jsonl"
 
@@ -52,7 +52,7 @@ class FileStore:
         """Raises Problem where `size` bytes more are too many, by the store's bound or the disks'
         space: an upload is spooled in the folder for temporary files before it is kept."""
         if self.stored_bytes is not None and self._size() + size > self.stored_bytes:
-            raise Problem(
+            raise APIError(
                 507,
                 "storage_full",
                 f"the files here would have more than {self.stored_bytes:,} bytes; delete some",
@@ -135,10 +135,10 @@ class FileStore:
         """Removes all files of that name and purpose."""
         for document in self.documents():
             if (document["filename"], document["purpose"]) == (name, purpose):
-                with suppress(Problem):
+                with suppress(APIError):
                     self.remove(document["id"])
 
-    def unreadable(self) -> Problem:
+    def unreadable(self) -> APIError:
         """For a file that is there and cannot be read now."""
         return self._documents.unreadable()
 
@@ -150,17 +150,17 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def no_space() -> Problem:
-    return Problem(507, "no_space", "the server has no space for this now; try again later")
+def no_space() -> APIError:
+    return APIError(507, "no_space", "the server has no space for this now; try again later")
 
 
-def not_kept(error: OSError | OutputError) -> Problem:
+def not_kept(error: OSError | OutputError) -> APIError:
     """The answer where the server's disk took something not."""
     cause = error.__cause__ if isinstance(error, OutputError) else error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return no_space()
     message = "the server cannot write to its disk now; try again later"
-    return Problem(507, "storage_unavailable", message)
+    return APIError(507, "storage_unavailable", message)
 
 
 def _first_there(folder: Path) -> Path:

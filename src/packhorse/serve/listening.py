@@ -22,7 +22,7 @@ _NO_FILES_LEFT = "socket.accept() out of system resource"
 later."""
 
 
-class Listener(socket.socket):
+class StepCallback(socket.socket):
     """A socket whose queue has QUEUED_CONNECTIONS, whatever length is asked for: asyncio has one
     number for the queue and for how many connections it accepts before it looks after others."""
 
@@ -30,10 +30,10 @@ class Listener(socket.socket):
         super().listen(max(backlog, QUEUED_CONNECTIONS))
 
 
-def listen(host: str, port: int) -> Listener:
+def listen(host: str, port: int) -> StepCallback:
     """A listening socket; ConfigError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = Listener(family, socket.SOCK_STREAM)
+    listener = StepCallback(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-from packhorse.meters import quantile
+from packhorse.profiling.run_metrics import quantile
 from packhorse.serve import schemas
 from packhorse.serve.service import Service
 

@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from packhorse.serve import schemas
-from packhorse.serve.answers import Kind, chunks, whole
 from packhorse.serve.config import Bounds
 from packhorse.serve.embedding import Embedder
-from packhorse.serve.problems import Problem
-from packhorse.serve.requests import Work, read_chat, read_completion, read_texts
+from packhorse.serve.errors import APIError
+from packhorse.serve.requests import ParsedRequest, read_chat, read_completion, read_texts
+from packhorse.serve.responses import Kind, chunks, whole
 from packhorse.serve.service import Service
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def no_embedding_routes() -> APIRouter:
     @router.post("/v1/embeddings")
     async def refuse() -> None:
         message = "this server makes no embeddings: start it with --embeddings MODEL"
-        raise Problem(404, "unsupported", message)
+        raise APIError(404, "unsupported", message)
 
     return router
 
@@ -94,11 +94,11 @@ def health_routes(service: Service) -> APIRouter:
     async def ready() -> dict[str, str]:
         service.require_ready()
         if service.supervisor.state != "ready":
-            raise Problem(503, "not_ready", "the engine is being restarted", retry_after=5)
+            raise APIError(503, "not_ready", "the engine is being restarted", retry_after=5)
         if service.background.failed:
             stopped = ", ".join(service.background.failed)
             message = f"the server must be restarted: {stopped} stopped by a fault"
-            raise Problem(503, "background_task_stopped", message)
+            raise APIError(503, "background_task_stopped", message)
         return {"status": "ready"}
 
     @router.get("/metrics", response_class=PlainTextResponse)
@@ -109,7 +109,7 @@ def health_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _answer(service: Service, kind: Kind, work: Work, request: Request) -> Response:
+async def _answer(service: Service, kind: Kind, work: ParsedRequest, request: Request) -> Response:
     choices = await service.admit_for_client(work)
     if not work.is_stream:
         return JSONResponse(await unless_gone(request, whole(service, kind, choices)))
@@ -129,7 +129,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise Problem(499, "client_left", "the client left")
+        raise APIError(499, "client_left", "the client left")
     finally:
         leaving.cancel()
         working.cancel()
@@ -161,5 +161,5 @@ def _embedding_card(service: Service, embedder: Embedder) -> schemas.ModelCard:
 
 def _card(service: Service) -> schemas.ModelCard:
     loaded = service.supervisor.loaded
-    context = loaded.batching.traits.max_context if loaded else None
+    context = loaded.batching.capabilities.max_context if loaded else None
     return schemas.ModelCard(id=service.name, created=service.created, max_model_len=context)

@@ -1,7 +1,8 @@
 """What requests look like, with a bound on everything; unknown fields are looked at later.
 
 What pydantic refuses is a request that has the wrong shape. What has the right shape and cannot be
-honoured is refused by `packhorse.sources.openai`, by the same rules as lines of a batch file.
+honoured is refused by `packhorse.openai_format.batch_lines`, by the same rules as lines of a batch
+file.
 
 Lists end at their first fault: noting one takes a kilobyte, and a body has room for a million.
 """

@@ -14,9 +14,11 @@ from typing import Any
 import uvicorn
 
 from packhorse.embeddings import SentenceEncoder
-from packhorse.engines.cores import usable_cores
 from packhorse.errors import ConfigError
+from packhorse.inference.model import check_batching, check_decoding, prepare_for
+from packhorse.jobs.host_names import host_name, is_loopback
 from packhorse.models import PreparedModel, prepare_embedding_model
+from packhorse.profiling.cores import usable_cores
 from packhorse.serve.app import application
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.batch_documents import BatchDocuments
@@ -24,10 +26,9 @@ from packhorse.serve.batches import Batches
 from packhorse.serve.child import Loading
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.embedding import Embedder
-from packhorse.serve.figures import Figures
+from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.guard import Guard
-from packhorse.serve.hosts import host_name, is_loopback
+from packhorse.serve.http_limits import bounded_protocol
 from packhorse.serve.listening import (
     accepted_at_once,
     address_of,
@@ -35,13 +36,12 @@ from packhorse.serve.listening import (
     listen,
     report_exhaustion_once,
 )
-from packhorse.serve.problems import Problem
-from packhorse.serve.protocol import bounded_protocol
+from packhorse.serve.middleware import Guard
+from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.request_queue import RequestQueue
 from packhorse.serve.service import Service
 from packhorse.serve.state_folder import held_state
 from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.waiting import WaitingRows
-from packhorse.session import check_batching, check_decoding, prepare_for
 
 Report = Callable[[str], None]
 CLOSE_SECONDS = 5
@@ -136,9 +136,9 @@ async def _serve(
 ) -> bool:
     report_exhaustion_once(report)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes
-    figures = Figures()
+    figures = ServerMetrics()
     what = Loading(prepared, config.engine, config.batching, config.decoding)
-    waiting = WaitingRows(config.waits)
+    waiting = RequestQueue(config.waits)
     supervisor = Supervisor(what, waiting, figures, report, config.stall_seconds)
     service = Service(
         name=config.served_name,
@@ -196,7 +196,7 @@ async def _serve(
 
 
 def _embedder(
-    config: ServeConfig, encoder: SentenceEncoder | None, figures: Figures
+    config: ServeConfig, encoder: SentenceEncoder | None, figures: ServerMetrics
 ) -> Embedder | None:
     if encoder is None:
         return None
@@ -211,7 +211,7 @@ def _batches(config: ServeConfig, service: Service, report: Report) -> Batches |
     batches = Batches(BatchDocuments(config.state / "batches", report), files, service, report)
     try:
         batches.recover()
-    except Problem as problem:
+    except APIError as problem:
         raise ConfigError(
             f"{config.state} cannot be read: {problem.__cause__}", "check its permissions"
         ) from problem

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
-from packhorse.answering import no_log_probs
-from packhorse.data import Decoding, Prompt, Request
+from packhorse.data import Prompt, Request, SamplingParams
 from packhorse.errors import ConfigError, PackhorseError
+from packhorse.inference.generation import no_log_probs
+from packhorse.inference.model import check_decoding
 from packhorse.models import PreparedModel
+from packhorse.openai_format.batch_lines import check_model
+from packhorse.openai_format.row_errors import RowError
 from packhorse.serve.background import BackgroundTasks
-from packhorse.serve.problems import Problem
-from packhorse.serve.requests import Work, choice_decoding
-from packhorse.serve.rows import Ended, Row
+from packhorse.serve.errors import APIError
+from packhorse.serve.request_queue import tokens_of
+from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.requests import ParsedRequest, choice_decoding
 from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
-from packhorse.serve.waiting import tokens_of
-from packhorse.session import check_decoding
-from packhorse.sources.faults import RowError
-from packhorse.sources.openai import check_model
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 LONGEST_RETRY_SECONDS = 60
@@ -45,7 +45,7 @@ class Choice:
 
     index: int
     content: int
-    row: Row
+    row: RequestState
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Service:
 
     name: str
     prepared: PreparedModel
-    decoding: Decoding
+    decoding: SamplingParams
     supervisor: Supervisor
     codec: Codec
     most_log_probs: int
@@ -86,21 +86,21 @@ class Service:
             check_model(name, self.names or (self.name,))
         except RowError:
             message = f"the model served here is {self.name!r}"
-            raise Problem(404, "model_not_found", message, param="model") from None
+            raise APIError(404, "model_not_found", message, param="model") from None
 
     def require_ready(self) -> int:
         """Tokens of a row at most. Raises Problem while nothing can be taken."""
         supervisor = self.supervisor
         if supervisor.state in ("draining", "stopped"):
-            raise Problem(503, "shutting_down", "the server is shutting down", retry_after=5)
+            raise APIError(503, "shutting_down", "the server is shutting down", retry_after=5)
         if supervisor.loaded is None:
-            raise Problem(503, "not_ready", "the model is being loaded", retry_after=5)
+            raise APIError(503, "not_ready", "the model is being loaded", retry_after=5)
         if supervisor.state == "unavailable":
             seconds = math.ceil(LONGEST_BACK_OFF_SECONDS)
-            raise Problem(503, "engine_unavailable", UNAVAILABLE, retry_after=seconds)
-        return supervisor.loaded.batching.traits.max_context
+            raise APIError(503, "engine_unavailable", UNAVAILABLE, retry_after=seconds)
+        return supervisor.loaded.batching.capabilities.max_context
 
-    async def admit(self, work: Work) -> list[Choice]:
+    async def admit(self, work: ParsedRequest) -> list[Choice]:
         """The choices of a request, waiting for the engine. Raises Problem."""
         max_context = self.require_ready()
         decoding = replace(self.decoding, **work.options)
@@ -127,11 +127,11 @@ class Service:
             raise self._full()
         return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
 
-    async def admit_for_client(self, work: Work) -> list[Choice]:
+    async def admit_for_client(self, work: ParsedRequest) -> list[Choice]:
         """The same; counts the rows of a client who is told to come back later."""
         try:
             return await self.admit(work)
-        except Problem as problem:
+        except APIError as problem:
             if problem.code == "queue_full":
                 rows = _rows_of(work, replace(self.decoding, **work.options))
                 self.supervisor.figures.rows_refused.inc(rows)
@@ -141,7 +141,7 @@ class Service:
         """The client of these has gone or has its answer."""
         rows = {id(choice.row): choice.row for choice in choices}
         self._ended.extend(
-            time.monotonic() for row in rows.values() if isinstance(row.outcome, Ended)
+            time.monotonic() for row in rows.values() if isinstance(row.outcome, Finished)
         )
         self.supervisor.abandon([row for row in rows.values() if row.outcome is None])
 
@@ -155,13 +155,17 @@ class Service:
         return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(len(self.supervisor.waiting) / rate)))
 
     async def _encode(
-        self, requests: list[Request], max_context: int, decoding: Decoding, work: Work
+        self,
+        requests: list[Request],
+        max_context: int,
+        decoding: SamplingParams,
+        work: ParsedRequest,
     ) -> list[tuple[int, ...]]:
         """Token ids of each; a limit the client did not set itself shrinks to the room there is."""
         try:
             check_decoding(decoding, max_context if "max_new_tokens" in work.options else None)
         except ConfigError as error:
-            raise Problem(400, "bad_option", str(error)) from None
+            raise APIError(400, "bad_option", str(error)) from None
         least_new = decoding.max_new_tokens if "max_new_tokens" in work.options else 1
         room = max_context - least_new
         self._require_short(requests, room)
@@ -176,7 +180,7 @@ class Service:
                     self._threads, self._encoded, requests[part], rooms[part], work.date
                 )
         except PackhorseError as error:  # the process that renders templates cannot start
-            raise Problem(503, "engine_unavailable", str(error), retry_after=5) from None
+            raise APIError(503, "engine_unavailable", str(error), retry_after=5) from None
         finally:
             self._encoding -= len(requests)
         found = []
@@ -185,7 +189,7 @@ class Service:
                 code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
                 is_of_messages = ids.code in ("chat_template", "no_chat_template", "bad_messages")
                 message = ids.message.split(", or use --")[0]
-                raise Problem(400, code, message, param="messages" if is_of_messages else None)
+                raise APIError(400, code, message, param="messages" if is_of_messages else None)
             found.append(ids)
         return found
 
@@ -213,7 +217,7 @@ class Service:
                     f"the prompt has {characters:,} characters; the {room:,} tokens that fit "
                     f"beside those to be generated hold {allowed:,} at most"
                 )
-                raise Problem(400, "context_length_exceeded", message)
+                raise APIError(400, "context_length_exceeded", message)
 
     def _require_few_log_probs(self, prompts: list[Prompt]) -> None:
         """Bounds what an answer with log-probabilities takes to be written."""
@@ -224,15 +228,15 @@ class Service:
                 f"{count:,} log-probabilities may come of {tokens:,} tokens; at most "
                 f"{self.most_log_probs:,} a request: lower max_tokens, n or their number"
             )
-            raise Problem(400, "too_many_log_probs", message, param="logprobs")
+            raise APIError(400, "too_many_log_probs", message, param="logprobs")
 
-    def _require_log_probs(self, decoding: Decoding) -> None:
+    def _require_log_probs(self, decoding: SamplingParams) -> None:
         loaded = self.supervisor.loaded
         if decoding.top_log_probs is None or loaded is None:
             return
-        if not loaded.batching.traits.gives_log_probs:
-            message = no_log_probs(loaded.batching.traits.name)
-            raise Problem(400, "unsupported_option", message, param="logprobs")
+        if not loaded.batching.capabilities.gives_log_probs:
+            message = no_log_probs(loaded.batching.capabilities.name)
+            raise APIError(400, "unsupported_option", message, param="logprobs")
 
     def _require_room(self, rows: int) -> None:
         """Refuses before any work what could not wait anyway."""
@@ -250,15 +254,15 @@ class Service:
                 f"the request makes {rows:,} rows, one for each choice of each prompt; at most "
                 f"{waiting.waits.max_rows:,} may wait here: send fewer at once"
             )
-            raise Problem(400, "too_many_rows", message)
+            raise APIError(400, "too_many_rows", message)
         message = (
             f"the rows of the request take up to {tokens:,} tokens together; at most "
             f"{waiting.waits.max_tokens:,} may wait here: send fewer at once, or lower max_tokens"
         )
-        raise Problem(400, "too_many_tokens", message)
+        raise APIError(400, "too_many_tokens", message)
 
-    def _full(self) -> Problem:
-        return Problem(
+    def _full(self) -> APIError:
+        return APIError(
             429,
             "queue_full",
             "too many requests wait for the engine; try again later",
@@ -266,6 +270,6 @@ class Service:
         )
 
 
-def _rows_of(work: Work, decoding: Decoding) -> int:
+def _rows_of(work: ParsedRequest, decoding: SamplingParams) -> int:
     """Choices that cannot differ share a row."""
     return len(work.contents) * (1 if decoding.greedy else work.choices)

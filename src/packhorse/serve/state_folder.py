@@ -14,10 +14,10 @@ from pathlib import Path
 
 import filelock
 
-from packhorse.atomic import write_json
 from packhorse.errors import ConfigError, OutputError
-from packhorse.json_files import read_object
 from packhorse.serve.documents import MOST_BYTES, Documents, Kind
+from packhorse.storage.atomic_files import write_json
+from packhorse.storage.json_files import read_object
 
 MARKER = "packhorse-state.json"
 FORMAT = 1
@@ -26,7 +26,8 @@ _KINDS: dict[str, Kind] = {"files": "file", "batches": "batch"}
 _IGNORED = frozenset({_LOCK, "lost+found", ".DS_Store"})
 """What an otherwise empty folder may hold: an earlier lock, and what systems put there."""
 _TEMPORARY_MARKER = re.compile(r"\.packhorse-[0-9a-f]{12}-\d+-[0-9a-f]{8}\.tmp")
-"""Left by a server that was killed while it wrote the marker; see `packhorse.atomic`."""
+"""Left by a server that was killed while it wrote the marker; see
+`packhorse.storage.atomic_files`."""
 _HINT = "name an empty folder with --state"
 
 

@@ -18,17 +18,11 @@ from packhorse.errors import EngineError, PackhorseError
 from packhorse.serve import child
 from packhorse.serve.channel import Message
 from packhorse.serve.draining import is_idle_in_time
-from packhorse.serve.figures import Figures
 from packhorse.serve.process import EngineProcess, died_loading
-from packhorse.serve.rows import Ended, Row
-from packhorse.serve.waiting import WaitingRows
-from packhorse.serve.wire import (
-    Loaded,
-    batch_message,
-    read_log_probs,
-    read_ready,
-    read_timing,
-)
+from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.request_queue import RequestQueue
+from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.wire import Loaded, batch_message, read_log_probs, read_ready, read_timing
 
 State = Literal["starting", "ready", "restarting", "unavailable", "draining", "stopped"]
 FIRST_BACK_OFF_SECONDS = 0.5
@@ -58,8 +52,8 @@ class Supervisor:
     def __init__(
         self,
         loading: child.Loading,
-        waiting: WaitingRows,
-        figures: Figures,
+        waiting: RequestQueue,
+        figures: ServerMetrics,
         report: Callable[[str], None] = lambda text: None,
         stall_seconds: float = 0.0,
     ) -> None:
@@ -70,7 +64,7 @@ class Supervisor:
         self._loading, self._report = loading, report
         self._stall_seconds, self._last_sign, self._is_stalled = stall_seconds, 0.0, False
         self.guarding: asyncio.Task[None] | None = None
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, RequestState] = {}
         self._in_flight: set[int] = set()
         self._has_room = self._has_started = False
         self._failed_starts = 0
@@ -80,10 +74,12 @@ class Supervisor:
         self._first: asyncio.Future[Loaded] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        figures.watch("waiting_rows", "Rows that wait for the engine", waiting.__len__)
-        figures.watch("waiting_tokens", "Prompt and new tokens that wait", lambda: waiting.tokens)
-        figures.watch("running_rows", "Rows in the engine", lambda: self.rows_running)
-        figures.watch("ready", "1 while requests are taken", lambda: self.state == "ready")
+        figures.add_gauge("waiting_rows", "Rows that wait for the engine", waiting.__len__)
+        figures.add_gauge(
+            "waiting_tokens", "Prompt and new tokens that wait", lambda: waiting.tokens
+        )
+        figures.add_gauge("running_rows", "Rows in the engine", lambda: self.rows_running)
+        figures.add_gauge("ready", "1 while requests are taken", lambda: self.state == "ready")
 
     @property
     def rows_running(self) -> int:
@@ -102,18 +98,18 @@ class Supervisor:
             self.keeping.result()
         return self._first.result()
 
-    def submit(self, prompts: Sequence[Prompt]) -> list[Row] | None:
+    def submit(self, prompts: Sequence[Prompt]) -> list[RequestState] | None:
         """Lets all of `prompts` run, or none: None where too many wait. Each index is its own."""
         now = time.monotonic()
-        if not self.waiting.offer(prompts, now):
+        if not self.waiting.add(prompts, now):
             return None
-        rows = [Row(prompt, now) for prompt in prompts]
+        rows = [RequestState(prompt, now) for prompt in prompts]
         self._rows.update((row.prompt.index, row) for row in rows)
         self._idle.clear()
         self._feed()
         return rows
 
-    def abandon(self, rows: Sequence[Row]) -> None:
+    def abandon(self, rows: Sequence[RequestState]) -> None:
         """Nobody waits for these any more: those that wait leave, those that run end at their next
         token; rows that are done are left as they are."""
         running = []
@@ -122,7 +118,7 @@ class Supervisor:
             if self._rows.pop(index, None) is None:
                 continue
             self.figures.rows_abandoned.inc()
-            if not self.waiting.withdraw(index) and index in self._in_flight:
+            if not self.waiting.remove(index) and index in self._in_flight:
                 running.append(index)
         if running and self._engine is not None:
             self._engine.channel.send({"kind": "cancel", "rows": running})
@@ -269,19 +265,19 @@ class Supervisor:
         if row is not None:
             row.add(token_id, read_log_probs(token_id, log_probs) if log_probs else None)
 
-    def _outcome(self, message: Message) -> Ended | Failure:
+    def _outcome(self, message: Message) -> Finished | Failure:
         """Of a row that the engine says is done: its tokens have come before, all of them."""
         index, generated = message["row"], message["tokens"]
         row = self._rows.get(index)
         if row is not None and len(row.token_ids) != generated:
             text = f"{generated} tokens were generated, {len(row.token_ids)} of them arrived"
             return Failure(index, "engine_error", text)
-        return Ended(message["reason"], read_timing(message["timing"]))
+        return Finished(message["reason"], read_timing(message["timing"]))
 
-    def _settle(self, index: int, outcome: Ended | Failure) -> None:
+    def _settle(self, index: int, outcome: Finished | Failure) -> None:
         row = self._rows.pop(index, None)
         if row is not None:
-            row.settle(outcome)
+            row.finish(outcome)
             if isinstance(outcome, Failure):
                 self.figures.count_failed(outcome.code)
             else:
@@ -290,7 +286,7 @@ class Supervisor:
 
     def _fail(self, indexes: Sequence[int], code: str, message: str) -> None:
         for index in indexes:
-            self.waiting.withdraw(index)
+            self.waiting.remove(index)
             self._settle(index, Failure(index, code, message))
 
     def _note_idle(self) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
-from packhorse.serve.problems import Problem
-from packhorse.sources.faults import shown
+from packhorse.openai_format.row_errors import shown
+from packhorse.serve.errors import APIError
 
 Error = Mapping[str, Any]
 _MOST_PARAM = 128
@@ -54,13 +54,13 @@ def _bound(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def problem_of(errors: Sequence[Error], body: Any) -> Problem:
+def problem_of(errors: Sequence[Error], body: Any) -> APIError:
     """The answer to a request whose `body` does not have its shape. errors: pydantic's."""
     first = errors[0]
     if first["type"] == "json_invalid":
         place, reason = first["loc"][-1], str(first["ctx"]["error"])
         text = f"the body is not JSON: {reason[:1].lower()}{reason[1:]} at character {place}"
-        return Problem(400, "invalid_json", text)
+        return APIError(400, "invalid_json", text)
     found = [(*_place(error, body), error) for error in errors]
     start = found[0][0]
     same = [each for each in found if each[0][: len(start)] == start]
@@ -73,7 +73,7 @@ def problem_of(errors: Sequence[Error], body: Any) -> Problem:
     if is_name:
         subject = f"a name in {subject}"
     reason = _reason([each[2] for each in best if each[0] == place])
-    return Problem(400, "invalid_request", f"{subject} {reason}", param=param)
+    return APIError(400, "invalid_request", f"{subject} {reason}", param=param)
 
 
 def _place(error: Error, body: Any) -> tuple[tuple[str | int, ...], bool]:

@@ -13,11 +13,11 @@ from typing import Any
 from packhorse.batching.memory import TokenBudget
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
-from packhorse.contract import EngineTraits
-from packhorse.data import Batch, Decoding, Prompt, Timing, TokenLogProbs
+from packhorse.data import Batch, Prompt, SamplingParams, Timing, TokenLogProbs
+from packhorse.engine_protocol import EngineCapabilities
+from packhorse.inference.model import Model
 from packhorse.serve.channel import Message
-from packhorse.serve.waiting import Batching
-from packhorse.session import Model
+from packhorse.serve.request_queue import Batching
 
 
 def batch_message(batch: Batch) -> Message:
@@ -27,7 +27,7 @@ def batch_message(batch: Batch) -> Message:
 
 def read_batch(message: Message) -> Batch:
     prompts = tuple(
-        Prompt(index, tuple(ids), Decoding(**{**decoding, "stop": tuple(decoding["stop"])}))
+        Prompt(index, tuple(ids), SamplingParams(**{**decoding, "stop": tuple(decoding["stop"])}))
         for index, ids, decoding in message["rows"]
     )
     return Batch(prompts, message["shared_prefix"])
@@ -44,7 +44,7 @@ class Loaded:
 def ready_message(model: Model, budget: TokenBudget, description: str) -> Message:
     return {
         "kind": "ready",
-        "traits": asdict(model.traits),
+        "traits": asdict(model.capabilities),
         "batching": asdict(model.batching),
         "budget": budget.to_json(),
         "calibration": model.calibration.to_json() if model.calibration else None,
@@ -57,8 +57,8 @@ def read_ready(message: Message) -> Loaded:
     costs = Calibration.from_json(known).costs() if known else None
     chosen = BatchingConfig(**message["batching"])
     limits = TokenBudget(**message["budget"]).limits(chosen, costs)
-    traits = EngineTraits(**message["traits"])
-    batching = Batching(traits, chosen.policy, limits, chosen.share_prefixes)
+    capabilities = EngineCapabilities(**message["traits"])
+    batching = Batching(capabilities, chosen.policy, limits, chosen.share_prefixes)
     return Loaded(batching, message["description"])
 
 

@@ -16,8 +16,8 @@ from datetime import datetime
 from packhorse.config import OnTooLong
 from packhorse.data import Message, Request
 from packhorse.errors import ConfigError, ModelError
-from packhorse.sources.faults import RowError, shown
-from packhorse.sources.messages import read_messages
+from packhorse.openai_format.messages import read_messages
+from packhorse.openai_format.row_errors import RowError, shown
 from packhorse.tokenization.codecs import ByteCodec, Codec, Refusal
 from packhorse.tokenization.huggingface import HuggingFaceCodec
 

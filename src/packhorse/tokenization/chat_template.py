@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from packhorse.data import Message
-from packhorse.sources.faults import RowError, shown
+from packhorse.openai_format.row_errors import RowError, shown
 from packhorse.tokenization.rendering import RenderError, TemplateSource, rendering_process
 from packhorse.tokenization.stand_ins import (
     ROLES,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.data import Message
-from packhorse.json_files import read_object
-from packhorse.sources.faults import RowError
+from packhorse.openai_format.row_errors import RowError
+from packhorse.storage.json_files import read_object
 from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.codecs import Refusal
 from packhorse.tokenization.loading import load_tokenizer

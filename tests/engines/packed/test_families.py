@@ -21,7 +21,9 @@ IDS = tuple(np.random.default_rng(0).integers(0, 200, 90).tolist())
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
-    engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, rows=8, step_tokens=32)
+    engine = PackedEngine(
+        tmp_path, end_ids=(), max_context=128, threads=1, rows=8, max_num_batched_tokens=32
+    )
     found = engine.logits_after(IDS, 40)
     engine.close()
     expected = model(torch.tensor([IDS])).logits[0, -40:].numpy()

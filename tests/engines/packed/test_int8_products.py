@@ -56,7 +56,7 @@ logging.getLogger("packhorse.engines").addHandler(logging.NullHandler())
 logging.getLogger("packhorse.engines").addFilter(lambda record: said.append(record.getMessage()))
 engine = PackedEngine(
     Path(sys.argv[1]), end_ids=(), max_context=128, quantization="int8", threads=1, rows=8,
-    step_tokens=32,
+    max_num_batched_tokens=32,
 )
 logits = engine.logits_after(tuple(range(1, 91)), 40)
 print(json.dumps([products_are_exact(), said, sha256(logits.tobytes()).hexdigest()]))
@@ -88,7 +88,7 @@ def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> No
     saved(FAMILIES[name], tmp_path)
     engine = PackedEngine(
         tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1, rows=8,
-        step_tokens=32,
+        max_num_batched_tokens=32,
     )  # fmt: skip
     expected = sha256(engine.logits_after(tuple(range(1, 91)), 40).tobytes()).hexdigest()
     engine.close()

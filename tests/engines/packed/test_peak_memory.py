@@ -25,10 +25,10 @@ from random_models import FAMILIES, saved
 MEASURE = """
 import json, sys
 from pathlib import Path
-from packhorse.data import Batch, Completion, Decoding, Prompt
-from packhorse.engines.allocator import keep_freed_memory
+from packhorse.data import Batch, Completion, SamplingParams, Prompt
+from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine
-from packhorse.meters import forget_peak_memory, peak_memory_bytes
+from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 folder, quantization, cache_bytes = sys.argv[1:]
@@ -38,7 +38,7 @@ engine = PackedEngine(
 )
 traits, before = engine.traits, forget_peak_memory()
 rows = 3 * traits.preferred_batch_tokens // 500
-prompts = [Prompt(row, (row % 290 + 3,) * 50, Decoding(200)) for row in range(rows)]
+prompts = [Prompt(row, (row % 290 + 3,) * 50, SamplingParams(200)) for row in range(rows)]
 results = list(engine.run(iter([Batch(tuple(prompts))])))
 assert all(isinstance(result, Completion) for result in results)
 print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - before]))
@@ -49,16 +49,16 @@ SAMPLING = """
 import json, sys
 import numpy as np
 import torch
-from packhorse.data import Decoding
-from packhorse.engines.allocator import keep_freed_memory
-from packhorse.engines.log_probs import wanted_log_probs
-from packhorse.engines.sampling import choose_tokens, row_generator
-from packhorse.meters import forget_peak_memory, peak_memory_bytes
+from packhorse.data import SamplingParams
+from packhorse.engines.common.allocator import keep_freed_memory
+from packhorse.engines.common.log_probs import wanted_log_probs
+from packhorse.engines.common.sampling import choose_tokens, row_generator
+from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 torch.set_num_threads(1)
 rows, vocabulary, options = json.loads(sys.argv[1])
-decodings = [Decoding(9, temperature=1.0, seed=row, **options) for row in range(rows)]
+decodings = [SamplingParams(9, temperature=1.0, seed=row, **options) for row in range(rows)]
 
 def choose(vocabulary):
     logits = np.random.default_rng(0).normal(0, 0.1, (rows, vocabulary)).astype(np.float32)

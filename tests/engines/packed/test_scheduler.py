@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.data import Completion, Decoding, Prompt
+from packhorse.data import EngineOutput, Prompt, SamplingParams
+from packhorse.engines.common.rows import Row
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
 from packhorse.engines.packed.tiles import BLOCK
-from packhorse.engines.rows import Row
 
 ROWS, STEP_TOKENS, CONTEXT = 4, 23, 4 * BLOCK
 SMALL = Architecture(
@@ -44,7 +44,7 @@ class Simulation:
         self.cache = KeyValueCache(SMALL, blocks, quantized=False)
         self.scheduler = Scheduler(self.cache, ROWS, STEP_TOKENS, workers=2, context=CONTEXT)
         self.under_way: list[Chosen] = []
-        self.done: list[Completion] = []
+        self.done: list[EngineOutput] = []
         self.paths, self.seen = paths, defaultdict[int, list[Ids]](list)
 
     def add(self, prompts: list[Prompt], prefixes: list[tuple[int, ...]]) -> None:
@@ -128,7 +128,7 @@ def some_rows(
     for index, prefix in enumerate(prefixes):
         own = tuple(chance.choices(range(1, 90), k=chance.randint(1, 8)))
         new = min(most_new, chance.randint(1, CONTEXT - len(prefix) - len(own)))
-        prompts.append(Prompt(index, prefix + own, Decoding(max_new_tokens=new)))
+        prompts.append(Prompt(index, prefix + own, SamplingParams(max_new_tokens=new)))
     return prompts, prefixes
 
 
@@ -143,7 +143,7 @@ def test_rows_find_their_own_tokens_however_few_blocks_there_are(seed: int, bloc
 
 def test_a_row_is_put_back_when_blocks_run_out_and_goes_on() -> None:
     simulation = Simulation(blocks=6)
-    prompts = [Prompt(i, (1 + i,) * 20, Decoding(max_new_tokens=40)) for i in range(2)]
+    prompts = [Prompt(i, (1 + i,) * 20, SamplingParams(max_new_tokens=40)) for i in range(2)]
     simulation.add(prompts, [(), ()])
     simulation.run(random.Random(3))
     assert simulation.scheduler.times_put_back > 0
@@ -153,7 +153,7 @@ def test_a_row_is_put_back_when_blocks_run_out_and_goes_on() -> None:
 def test_a_prompt_is_cut_and_the_rest_of_the_step_given_to_the_next() -> None:
     simulation = Simulation(blocks=12)
     lengths = [30, 5, 9]
-    prompts = [Prompt(i, (1,) * n, Decoding(max_new_tokens=2)) for i, n in enumerate(lengths)]
+    prompts = [Prompt(i, (1,) * n, SamplingParams(max_new_tokens=2)) for i, n in enumerate(lengths)]
     simulation.add(prompts, [(), (), ()])
     steps = []
     while simulation.start():
@@ -164,7 +164,7 @@ def test_a_prompt_is_cut_and_the_rest_of_the_step_given_to_the_next() -> None:
 
 def test_rows_wait_for_the_one_that_computes_their_prefix_and_share_its_blocks() -> None:
     simulation, prefix = Simulation(blocks=14), PREFIXES[1]
-    prompts = [Prompt(i, (*prefix, 50 + i), Decoding(max_new_tokens=1)) for i in range(3)]
+    prompts = [Prompt(i, (*prefix, 50 + i), SamplingParams(max_new_tokens=1)) for i in range(3)]
     simulation.add(prompts, [prefix] * 3)
     computed = 0
     while simulation.start():
@@ -178,7 +178,7 @@ def test_rows_wait_for_the_one_that_computes_their_prefix_and_share_its_blocks()
 @pytest.mark.parametrize("rows", [2, 3])
 def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
     simulation = Simulation(blocks=12)
-    prompts = [Prompt(i, (1,) * 4, Decoding(max_new_tokens=1)) for i in range(rows)]
+    prompts = [Prompt(i, (1,) * 4, SamplingParams(max_new_tokens=1)) for i in range(rows)]
     simulation.add(prompts, [()] * rows)
     simulation.start()
     simulation.fail(0)
@@ -213,7 +213,7 @@ def steps_and_failures(failing: Callable[[int], bool]) -> tuple[int, int]:
     """Of four rows with 59 new tokens each. failing: whether a step of several rows does, by how
     many did before."""
     simulation, steps, failures = Simulation(blocks=16), 0, 0
-    prompts = [Prompt(i, (1,) * 4, Decoding(max_new_tokens=59)) for i in range(4)]
+    prompts = [Prompt(i, (1,) * 4, SamplingParams(max_new_tokens=59)) for i in range(4)]
     simulation.add(prompts, [()] * 4)
     while simulation.start():
         steps += 1
@@ -245,7 +245,7 @@ def test_rows_of_a_failed_step_do_not_wait_for_steady_traffic_to_end() -> None:
     simulation = Simulation(blocks=16)
 
     def newcomer(index: int) -> None:
-        simulation.add([Prompt(index, (1,) * 4, Decoding(max_new_tokens=3))], [()])
+        simulation.add([Prompt(index, (1,) * 4, SamplingParams(max_new_tokens=3))], [()])
 
     for index in range(2):
         newcomer(index)
@@ -279,7 +279,7 @@ def test_rows_that_are_scored_see_each_beginning_of_a_path(seed: int, blocks: in
 
 def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:
     simulation = Simulation(blocks=30, paths=((1,), (2,), (3,)))
-    simulation.add([Prompt(0, (9,) * 20, Decoding(max_new_tokens=2))], [()])
+    simulation.add([Prompt(0, (9,) * 20, SamplingParams(max_new_tokens=2))], [()])
     steps = []
     while simulation.start():
         while simulation.start():
@@ -292,6 +292,8 @@ def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:
 
 def test_a_path_computes_only_what_is_new_after_the_one_before() -> None:
     simulation = Simulation(blocks=30, paths=((1, 2, 3), (1, 2, 4), (5,)))
-    simulation.add([Prompt(i, (9,) * 5, Decoding(max_new_tokens=4)) for i in range(7)], [()] * 7)
+    simulation.add(
+        [Prompt(i, (9,) * 5, SamplingParams(max_new_tokens=4)) for i in range(7)], [()] * 7
+    )
     simulation.run(random.Random(0))
     assert simulation.seen[0] == [(), (1,), (1, 2), (1, 2, 3), (1, 2, 4), (5,)]

@@ -23,7 +23,13 @@ IDS = tuple(np.random.default_rng(0).integers(0, 200, 60).tolist())
 
 
 def engine_of(folder: Path, **options: Any) -> PackedEngine:
-    defaults = {"end_ids": (), "max_context": 128, "threads": 1, "rows": 8, "step_tokens": 32}
+    defaults = {
+        "end_ids": (),
+        "max_context": 128,
+        "threads": 1,
+        "rows": 8,
+        "max_num_batched_tokens": 32,
+    }
     return PackedEngine(folder, **{**defaults, **options})
 
 
@@ -107,7 +113,7 @@ def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
 def test_a_context_that_no_memory_holds(tmp_path: Path) -> None:
     saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 10**9}), tmp_path)
     engine = engine_of(tmp_path, max_context=10**9)
-    assert 1 << 16 <= engine.traits.max_context <= LONGEST_ROW
+    assert 1 << 16 <= engine.capabilities.max_context <= LONGEST_ROW
 
 
 def test_weights_that_end_early(tmp_path: Path) -> None:

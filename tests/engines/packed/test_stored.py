@@ -51,7 +51,7 @@ def test_a_channel_that_stands_out_is_spread(tmp_path: Path) -> None:
 def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
     engine = PackedEngine(
         folder, end_ids=(), max_context=128, quantization=quantization, threads=1, rows=8,
-        step_tokens=32,
+        max_num_batched_tokens=32,
     )  # fmt: skip
     found = engine.logits_after(tuple(IDS[0].tolist()), 40)
     engine.close()
@@ -84,7 +84,7 @@ def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> 
     for equal in (True, False):
         with_head(tmp_path, equal=equal)
         engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, rows=8)
-        found.append(engine.traits.model_bytes)
+        found.append(engine.capabilities.model_bytes)
         engine.close()
     built = read_architecture(tmp_path)
     assert found[0] == weight_bytes(built, quantized=False)

@@ -15,10 +15,10 @@ from packhorse.engines.packed.stored import Rotated
 from packhorse.engines.packed.weights import FINER, load_weights
 from packhorse.errors import EngineError
 from packhorse.models.int8_folder import write_int8_folder
+from packhorse.quantization.online_hadamard import rotate_inputs_online
 from packhorse.quantization.recipe import CalibrationRow
 from packhorse.quantization.rounding import round_weights
 from packhorse.quantization.structure import structure_of
-from packhorse.quantization.turning import turn_inputs
 from random_models import FAMILIES, saved
 
 
@@ -55,7 +55,7 @@ def made_ready(name: str, folder: Path) -> Any:
     """An int8 folder, and the model whose weights it holds, in floats."""
     model = saved(FAMILIES[name], folder)
     structure = structure_of(model)
-    turn_inputs(structure)
+    rotate_inputs_online(structure)
     rows = [CalibrationRow(tuple(range(start, start + 40, 2))) for start in (1, 30, 90)]
     round_weights(structure, rows)
     write_int8_folder(structure, folder)

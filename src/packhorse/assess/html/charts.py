@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from packhorse.assess.columns import interval_text
 from packhorse.assess.document import Assessment, Contestant
+from packhorse.assess.metric_definitions import interval_text
 from packhorse.reports.formats import number, percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
 from packhorse.reports.html.labelling import Box, Disc, Label, place_labels

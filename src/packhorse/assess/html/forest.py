@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from packhorse.assess.columns import interval_text
 from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.html.charts import VARIANTS
+from packhorse.assess.metric_definitions import interval_text
 from packhorse.reports.formats import percent
 from packhorse.reports.html.axes import Axis, share_axis
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from packhorse.assess.columns import Column, columns, interval_text
 from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.html.charts import VARIANTS
-from packhorse.assess.words import points
+from packhorse.assess.metric_definitions import Column, columns, interval_text
+from packhorse.assess.narrative import points
 from packhorse.reports.formats import number, percent
 from packhorse.reports.html.cells import Bar, Cell, Tile, scaled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from packhorse.compare.document import Estimate, Spread
-from packhorse.compare.figures import bounds, interval
+from packhorse.compare.report_values import bounds, interval
 from packhorse.reports.formats import ABSENT, Format, finite
 from packhorse.reports.html.cells import Bar, Cell
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
-from packhorse.compare.figures import Change, bounds, changes, measured, variant_of
 from packhorse.compare.html.cells import barred
 from packhorse.compare.html.texts import Parted, part
-from packhorse.compare.measures import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.compare.metric_definitions import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.compare.report_values import Change, bounds, changes, measured, variant_of
 from packhorse.reports.formats import (
     ABSENT,
     Format,

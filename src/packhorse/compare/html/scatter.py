@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.figures import bounds, mean, median, short_name, variant_of
-from packhorse.compare.measures import Measure, measure
+from packhorse.compare.metric_definitions import Measure, measure
+from packhorse.compare.report_values import bounds, mean, median, short_name, variant_of
 from packhorse.reports.formats import gigabytes, number, percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
 from packhorse.reports.html.labelling import Box, Disc, Label, place_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.figures import median, variant_of
+from packhorse.compare.report_values import median, variant_of
 from packhorse.reports.formats import number
 from packhorse.reports.html.axes import Axis, spanning_axis
 

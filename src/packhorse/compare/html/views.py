@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.figures import (
+from packhorse.compare.html.cells import barred
+from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
+from packhorse.compare.metric_definitions import QUALITY, SPEED, Measure, measure
+from packhorse.compare.report_values import (
     baseline,
     interval,
     marks,
@@ -18,15 +21,13 @@ from packhorse.compare.figures import (
     variants,
     waste,
 )
-from packhorse.compare.html.cells import barred
-from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
-from packhorse.compare.measures import QUALITY, SPEED, Measure, measure
 from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, score, show, times
 from packhorse.reports.html.cells import Cell, Tile, scaled
 
 _NOT_IN_TABLE = {  # it would be too wide; report.csv has all of them
     "wall_seconds", "load_seconds", "prompt_tokens_per_second", "generated_tokens_per_second",
-    "first_token_p95", "padding_share", "forced_share", "batches", "generated_tokens",
+    "first_token_p95", "padding_share", "token_by_token_prefill_share", "batches",
+    "generated_tokens",
 }  # fmt: skip
 _WITH_INTERVAL = {"generate_seconds", "rows_per_second", "latency_p50", "latency_p95"}
 
@@ -114,7 +115,8 @@ def trial_table(comparison: Comparison) -> Table:
     headings = [Heading("Speed-up", "", against, True), *map(_heading, shown)]
     wasteful = any(waste(trial) is not None for trial in comparison.trials)
     if wasteful:
-        meaning = f"{measure('padding_share').meaning}; or {measure('forced_share').meaning}"
+        one_by_one = measure("token_by_token_prefill_share").meaning
+        meaning = f"{measure('padding_share').meaning}; or {one_by_one}"
         headings.append(Heading("Wasted", "", meaning, False))
     lines = []
     for trial in comparison.trials:

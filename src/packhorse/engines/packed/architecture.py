@@ -17,7 +17,7 @@ from packhorse.models.engine_support import (
 )
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
-from packhorse.quantization.turning import turned_together
+from packhorse.quantization.online_hadamard import turned_together
 
 LLAMA_LIKE = PACKED_LLAMA_LIKE
 FAMILIES = PACKED_FAMILIES

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
 from packhorse.config import EngineConfig
-from packhorse.contract import EngineTraits, TokenWatch
-from packhorse.data import Batch, Decoding, Failure, Prompt, Scores
-from packhorse.engines.allocator import return_freed_memory
-from packhorse.engines.cores import usable_cores
+from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores
+from packhorse.engine_protocol import EngineCapabilities, TokenCallback
+from packhorse.engines.common.allocator import return_freed_memory
+from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import compiled_now, kernel_folder
@@ -31,15 +31,9 @@ from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
-from packhorse.engines.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.errors import EngineError, ModelError, first_line
-from packhorse.models.reference_logits import (
-    EXACT,
-    Tolerance,
-    are_near,
-    check_text,
-    read_reference,
-)
+from packhorse.models.reference_logits import EXACT, Tolerance, are_near, check_text, read_reference
+from packhorse.profiling.cores import usable_cores
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -73,8 +67,8 @@ class PackedEngine:
     device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
     cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
     of max_context take (LONGEST_ROW at most), and at most SHARE_OF_FREE_MEMORY of what is free.
-    `traits.peak_bytes` is what it all comes to. rows: under way at most.
-    step_tokens: tokens of a step at most, at least `rows`.
+    `capabilities.peak_bytes` is what it all comes to. rows: under way at most.
+    max_num_batched_tokens: tokens of a step at most, at least `rows`.
 
     In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
     One `run` at a time. Raises EngineError for a family, format, device or size it cannot do,
@@ -92,7 +86,7 @@ class PackedEngine:
         threads: int | None = None,
         cache_bytes: int | None = None,
         rows: int = ROWS,
-        step_tokens: int = STEP_TOKENS,
+        max_num_batched_tokens: int = STEP_TOKENS,
     ) -> None:
         _require(quantization, device)
         quantized = quantization == "int8"
@@ -105,7 +99,7 @@ class PackedEngine:
         return_freed_memory()
         token_bytes = bytes_per_token(built, quantized=quantized)
         self._end_ids = frozenset(end_ids)
-        self._rows, self._step_tokens = rows, max(step_tokens, rows)
+        self._rows, self._max_num_batched_tokens = rows, max(max_num_batched_tokens, rows)
         self._threads = threads or usable_cores()
         position_bytes = bytes_per_position(built, self._threads)
         blocks = _blocks(token_bytes, position_bytes, max_context, cache_bytes)
@@ -115,7 +109,7 @@ class PackedEngine:
             cache = KeyValueCache(built, blocks, quantized=quantized)
             network = Network(built, weights, cache, context)
             return network, [
-                Scratch(built, self._step_tokens, rows, context, quantized=quantized)
+                Scratch(built, self._max_num_batched_tokens, rows, context, quantized=quantized)
                 for _ in range(self._threads)
             ]
 
@@ -124,7 +118,7 @@ class PackedEngine:
         self._network, self._scratches = _allocated(folder, allocate, cache_gb)
         self._run: Run | None = None
         self._lock = threading.Lock()
-        self._traits = EngineTraits(
+        self._traits = EngineCapabilities(
             name="packed",
             cost_rule="packed",
             device="cpu",
@@ -136,7 +130,7 @@ class PackedEngine:
             cache_bytes_per_token=token_bytes,
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
-            rows_under_way=rows,
+            max_num_seqs=rows,
             gives_log_probs=True,
             working_bytes=working_bytes(built, self._scratches, context),
         )
@@ -144,7 +138,7 @@ class PackedEngine:
         self._check(folder, built)
 
     @property
-    def traits(self) -> EngineTraits:
+    def capabilities(self) -> EngineCapabilities:
         return self._traits
 
     @property
@@ -154,22 +148,24 @@ class PackedEngine:
         kept = [{**scratch.seconds, **scratch.counts} for scratch in self._scratches]
         return {name: sum(each[name] for each in kept) for name in (*PHASES, *COUNTS)}
 
-    def run(self, batches: Iterator[Batch], watch: TokenWatch | None = None) -> Iterator[Result]:
-        """See `packhorse.contract.Engine`. Rows are pulled as there is room for them: `rows` are
-        under way, and a quarter as many wait."""
-        return cast(Iterator[Result], self._results(batches, watch))
+    def run(
+        self, batches: Iterator[Batch], on_token: TokenCallback | None = None
+    ) -> Iterator[Result]:
+        """See `packhorse.engine_protocol.Engine`. Rows are pulled as there is room for them: `rows`
+        are under way, and a quarter as many wait."""
+        return cast(Iterator[Result], self._results(batches, on_token))
 
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """See `packhorse.contract.Scorer`. Rows come and go as in `run`."""
+        """See `packhorse.engine_protocol.Scorer`. Rows come and go as in `run`."""
         results = self._results(batches, scoring=Scoring(continuations))
         return cast("Iterator[Scores | Failure]", results)
 
     def _results(
         self,
         batches: Iterator[Batch],
-        watch: TokenWatch | None = None,
+        on_token: TokenCallback | None = None,
         scoring: Scoring | None = None,
     ) -> Iterator[Outcome]:
         with self._lock:
@@ -180,9 +176,11 @@ class PackedEngine:
             if scoring is not None:
                 scoring.require(self._network.built.vocabulary)
             cache, context = self._network.cache, self._traits.max_context
-            scheduler = Scheduler(cache, self._rows, self._step_tokens, self._threads, context)
+            scheduler = Scheduler(
+                cache, self._rows, self._max_num_batched_tokens, self._threads, context
+            )
             run = self._run = Run(
-                self._network, scheduler, self._scratches, self._end_ids, context, watch, scoring
+                self._network, scheduler, self._scratches, self._end_ids, context, on_token, scoring
             )
         try:
             yield from run.results(batches)
@@ -207,7 +205,7 @@ class PackedEngine:
     def _try_out(self, folder: Path) -> None:
         """Computes one token, for which kernels are compiled where none are kept."""
         started, known = time.monotonic(), compiled_now()
-        batch = Batch((Prompt(0, (0,), Decoding(max_new_tokens=1)),))
+        batch = Batch((Prompt(0, (0,), SamplingParams(max_new_tokens=1)),))
         (result,) = self.run(iter([batch]))
         if isinstance(result, Failure):
             raise ModelError(f"{folder} cannot be run: {result.message}", _DAMAGED)

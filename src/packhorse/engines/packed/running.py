@@ -10,21 +10,15 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from packhorse.contract import TokenWatch
 from packhorse.data import Batch, Scores, TokenLogProbs
-from packhorse.engines.log_probs import wanted_log_probs
-from packhorse.engines.packed.network import (
-    SAMPLED_AT_ONCE,
-    Network,
-    Scratch,
-    Step,
-    empty_step,
-)
+from packhorse.engine_protocol import TokenCallback
+from packhorse.engines.common.log_probs import wanted_log_probs
+from packhorse.engines.common.rows import NOT_NUMBERS, CallbackError, Row, diagnose, refuse
+from packhorse.engines.common.rows import Result as Generated
+from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
+from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
-from packhorse.engines.rows import NOT_NUMBERS, Row, WatchError, diagnose, refuse
-from packhorse.engines.rows import Result as Generated
-from packhorse.engines.sampling import choose_tokens, row_generator, wants_all_logits
 from packhorse.errors import EngineError
 
 Result = Generated | Scores
@@ -57,11 +51,11 @@ class Run:
         scratches: list[Scratch],
         end_ids: frozenset[int],
         max_context: int,
-        watch: TokenWatch | None = None,
+        on_token: TokenCallback | None = None,
         scoring: Scoring | None = None,
     ) -> None:
         self._network, self._scheduler, self._scratches = network, scheduler, scratches
-        self._end_ids, self._max_context, self._watch = end_ids, max_context, watch
+        self._end_ids, self._max_context, self._on_token = end_ids, max_context, on_token
         self._scoring = scoring
         self._queue_rows = max(1, len(scheduler.tables) // QUEUE_SHARE)
         self._results: SimpleQueue[object] = SimpleQueue()
@@ -151,7 +145,7 @@ class Run:
             step = empty_step(scratch.stream.shape[0], len(tables))
             while chosen := self._next():
                 self._compute(chosen, step, scratch)
-        except WatchError as raised:
+        except CallbackError as raised:
             error = raised.error
         except BaseException as raised:  # noqa: BLE001 - `results` raises it in the caller's thread
             error = raised
@@ -205,7 +199,7 @@ class Run:
             row = sequence.row
             if token is None:
                 results.append(row.fail("engine_error", NOT_NUMBERS))
-            elif result := row.take(token, self._end_ids, self._watch, log_probs.get(place)):
+            elif result := row.take(token, self._end_ids, self._on_token, log_probs.get(place)):
                 results.append(result)
         return results
 

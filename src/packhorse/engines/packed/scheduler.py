@@ -25,12 +25,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from packhorse.batching.prefixes import common_length
+from packhorse.engines.common.rows import Row
+from packhorse.engines.common.sampling import wants_all_logits
 from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
-from packhorse.engines.rows import Row
-from packhorse.engines.sampling import wants_all_logits
 
 LOOK_AHEAD = 64
 """Waiting rows that are looked at for one that can be admitted."""
@@ -92,21 +92,27 @@ class Sequence:
 
 
 class Scheduler:
-    """rows: under way at most. step_tokens: of a step at most, more than `rows`. workers: steps
-    computed at the same time. context: tokens of a row at most; the cache must hold as many.
+    """rows: under way at most. max_num_batched_tokens: of a step at most, more than `rows`.
+    workers: steps computed at the same time. context: tokens of a row at most; the cache must hold
+    as many.
 
     Not safe for threads: callers hold a lock.
     """
 
     def __init__(
-        self, cache: KeyValueCache, rows: int, step_tokens: int, workers: int, context: int
+        self,
+        cache: KeyValueCache,
+        rows: int,
+        max_num_batched_tokens: int,
+        workers: int,
+        context: int,
     ) -> None:
         self.tables = np.zeros((rows, -(-context // BLOCK)), np.int32)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.times_put_back = 0
         self._cache, self._pool = cache, BlockPool(cache.blocks)
-        self._step_tokens, self._workers = step_tokens, workers
+        self._max_num_batched_tokens, self._workers = max_num_batched_tokens, workers
         self._free_tables = list(range(rows - 1, -1, -1))
         self._teachers: dict[tuple[int, ...], Sequence] = {}
         self._alone_first = True
@@ -177,7 +183,7 @@ class Scheduler:
     def _together(self) -> list[tuple[Sequence, int]]:
         """The next step of rows that share one."""
         chosen: list[tuple[Sequence, int]] = []
-        room, logits = self._step_tokens, len(self.tables)
+        room, logits = self._max_num_batched_tokens, len(self.tables)
         for sequence, tokens in self._candidates():
             if sequence.steps_alone:
                 continue
@@ -195,7 +201,7 @@ class Scheduler:
         """The next step of a row alone: of those under way the one that came first."""
         for sequence in list(self.running):
             if sequence.steps_alone and not sequence.is_busy and sequence.table >= 0:
-                tokens = min(sequence.left, self._step_tokens)
+                tokens = min(sequence.left, self._max_num_batched_tokens)
                 if count := self._take(sequence, tokens, len(self.tables)):
                     return [(sequence, count)]
         return []

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from packhorse.data import Failure, Scores
+from packhorse.engines.common.rows import NOT_NUMBERS, Row
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
 from packhorse.engines.packed.scheduler import Sequence
 from packhorse.engines.packed.tiles import BLOCK
-from packhorse.engines.rows import NOT_NUMBERS, Row
 from packhorse.errors import EngineError
 
 Ids = tuple[int, ...]

@@ -28,7 +28,7 @@ from packhorse.engines.packed.int8_products import (
 )
 from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.errors import EngineError
-from packhorse.quantization.turning import turned_back
+from packhorse.quantization.online_hadamard import turned_back
 
 HEAD_COLUMNS = 8192
 """Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""

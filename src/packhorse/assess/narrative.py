@@ -1,0 +1,206 @@
+"""An assessment in sentences: what every report says of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from packhorse.assess.curve import LearningCurve
+from packhorse.assess.document import Assessment
+from packhorse.assess.entries import MODEL_TITLE
+from packhorse.assess.metric_definitions import interval_text
+from packhorse.evaluation.statistics import Estimate
+from packhorse.reports.formats import number, percent
+from packhorse.reports.words import counted, when
+
+
+def headline(assessment: Assessment) -> str:
+    """Rows, labels, machine, date on one line."""
+    known, machine = assessment.profile, assessment.machine
+    parts = [
+        str(assessment.settings.get("labelled", "")),
+        counted(known.rows, "row"),
+        counted(len(known.classes), "label"),
+        f"{known.train:,} to train, {known.test:,} to test",
+        str(machine.get("processor") or ""),
+        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
+        when(assessment.created),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def profile_lines(assessment: Assessment) -> list[str]:
+    """What the rows are like, and which were left out."""
+    known = assessment.profile
+    listed = ", ".join(f"{label} {count:,}" for label, count in list(known.classes.items())[:12])
+    more = f" and {len(known.classes) - 12} others" if len(known.classes) > 12 else ""
+    characters = known.characters
+    scripts = ", ".join(f"{name} {percent(part)}" for name, part in list(known.scripts.items())[:3])
+    lines = [
+        f"{known.rows:,} rows, {known.usable:,} usable"
+        + "".join(f", {count:,} {reason}" for reason, count in known.unusable.items())
+        + (f"; {known.drawn:,} of them drawn" if known.drawn < known.usable else ""),
+        f"Removed before splitting: {known.exact_duplicates:,} exact and {known.near_duplicates:,} "
+        f"near duplicates ({counted(known.conflicting, 'cluster')} with more than one label)",
+        f"Labels: {listed}{more}; the largest has {number(known.imbalance)} times the rows of the "
+        "smallest",
+        f"Lengths: median {characters['median']:,.0f} characters, p95 {characters['p95']:,.0f}, "
+        f"longest {characters['longest']:,.0f}; scripts: {scripts}",
+    ]
+    if known.groups:
+        lines.append(f"{known.groups:,} groups, none on both sides of the split")
+    for name, left in (("too few rows", known.rare), ("too few training rows", known.unseen)):
+        if left:
+            shown = ", ".join(f"{label} ({count})" for label, count in list(left.items())[:8])
+            lines.append(f"Labels left out for {name}: {shown}{', …' if len(left) > 8 else ''}")
+    return lines
+
+
+def pair_sentence(assessment: Assessment) -> str:
+    """The finalists compared, with every number that the verdict rests on."""
+    pair = assessment.pair
+    return (
+        f"{assessment.classic.title} against the {assessment.language_model.title}, on the same "
+        f"{pair.rows:,} rows: {points(pair.difference)}; right alone {pair.left_only:,} and "
+        f"{pair.right_only:,}; exact McNemar p = {probability(pair.mcnemar_p)}; bootstrap "
+        f"{points(pair.bootstrap)}."
+    )
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of accuracies in percentage points."""
+    ends = ""
+    if estimate.low is not None and estimate.high is not None:
+        ends = f" (95%: {100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
+    return f"{100 * estimate.value:+.1f} points{ends}"
+
+
+def probability(value: float) -> str:
+    return "below 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def needed_sentence(curve: LearningCurve) -> str:
+    """How many labels a class make up for the language model."""
+    first, last, needed = curve.points[0], curve.points[-1], curve.needed
+    title = curve.title[:1].upper() + curve.title[1:]
+    if needed.value is None:
+        said = (
+            f"{title} does not reach the language model's {percent(curve.level)} with all "
+            f"{last.rows:,} training labels"
+        )
+        reached = f"; {percent(needed.reached)} of resamples do" if needed.reached else ""
+        return f"{said}{reached}."
+    if needed.value == 0:
+        return (
+            f"{title} has the language model's {percent(curve.level)} with fewer than "
+            f"{first.per_class} labels a class{_span(curve)}."
+        )
+    return (
+        f"{title} needs about {needed.value:,.0f} labels a class to match the language model's "
+        f"{percent(curve.level)}{_span(curve)}."
+    )
+
+
+def _span(curve: LearningCurve) -> str:
+    low, high = curve.needed.low, curve.needed.high
+    if low == high == 0 or low is None:
+        return ""
+    start = f"fewer than {curve.points[0].per_class}" if low == 0 else f"{low:,.0f}"
+    end = "more than there are" if high is None else f"{high:,.0f}"
+    return f" (95%: {start} to {end})"
+
+
+def cascade_sentence(assessment: Assessment) -> str:
+    """The recommended cascade on the test rows; "" where there is none."""
+    cascade = assessment.cascade
+    if cascade is None:
+        return ""
+    point = cascade.point
+    rows = f"chosen on {cascade.validation_rows:,} validation rows"
+    if point.share == 0 and point.threshold == 0:
+        return (
+            "Together: on the validation rows the language model mends nothing of what the classic "
+            f"one is unsure of, so all rows stay with the classic one ({rows})."
+        )
+    if point.share == 1:
+        return (
+            "Together: the classic one is never so sure that it should decide: all rows go to the "
+            f"language model ({rows})."
+        )
+    return (
+        f"Together: below a confidence of {point.threshold:.3f} ({rows}) {percent(point.share)} of "
+        f"the test rows go to the language model; {percent(point.accuracy.value)} are right "
+        f"({interval_text(point.accuracy)}), {points(cascade.against_classic.difference)} against "
+        f"the classic one alone and {points(cascade.against_model.difference)} against the model, "
+        f"for {number(point.core_seconds)} core-seconds per 1,000 rows."
+    )
+
+
+def economy_lines(assessment: Assessment) -> list[str]:
+    """Break-even and a month's costs."""
+    known = assessment.economy
+    lines = []
+    if known.rows is None:
+        lines.append("The classic contestant saves no core time a row.")
+    else:
+        lines.append(
+            f"Tuning and fitting the classic finalist took {number(known.once_core_seconds)} "
+            f"core-seconds once; it saves {number(known.saved_core_seconds)} a row, so it has paid "
+            f"for itself after {math.ceil(known.rows):,} rows{_months(known.after_months)}."
+        )
+    if known.rows_with_labels is not None:
+        lines.append(
+            f"With its {known.labels:,} labels bought too: after "
+            f"{math.ceil(known.rows_with_labels):,} rows{_months(known.after_months_with_labels)}."
+        )
+    for month in known.months:
+        busy = f" ({number(month.cores)} cores busy all the month)" if month.cores >= 0.1 else ""
+        money = "" if month.money is None else f", {month.money:,.2f} in the prices' currency"
+        lines.append(
+            f"A month of {known.volume:,.0f} rows, {month.title}: {number(month.core_hours)} "
+            f"core-hours{busy}{money}."
+        )
+    return lines
+
+
+def _months(months: float | None) -> str:
+    if months is None:
+        return ""
+    return f" ({number(months)} months of the volume)" if months >= 1 else ", in the first month"
+
+
+def titled(assessment: Assessment) -> str:
+    """The verdict in a few words, with who it is about."""
+    verdict = assessment.verdict
+    if verdict.kind in ("classic", "language-model"):
+        title = assessment.contestant(verdict.winner).title
+        return f"{verdict.title}: {title.removeprefix(f'{MODEL_TITLE}, ')}"
+    return verdict.title
+
+
+def method_lines(assessment: Assessment) -> list[str]:
+    """How the contest was held: what a reader must know to believe it."""
+    settings = assessment.settings
+    return [
+        "A quarter of the distinct rows is the test part, each label in proportion; nothing is "
+        "fitted, tuned or chosen on it. Classic contestants are tuned on the training part by "
+        f"{assessment.contestant('majority').validated_on.split(' ')[0]} stratified folds; "
+        "finalists are those with the highest accuracy inside the training part.",
+        f"The language model was asked {assessment.model_rows:,} test rows, drawn with each label "
+        f"in proportion, and {assessment.validation_rows:,} validation rows of the training part. "
+        "Everybody is compared on the same test rows.",
+        "Constrained choice: the probability of each label as the answer, mean over its tokens, "
+        "with what the model prefers whatever the text divided out where that serves the "
+        "validation rows. Free text: what the model writes is read for a label.",
+        f"The verdict is one of non-inferiority within a margin of {100 * settings['margin']:g} "
+        "points: the 95% score interval (Tango) of the paired difference classic - model lies "
+        "above minus the margin, below it, or holds it, which means: too small to say. Nobody is "
+        "used who is not shown to beat always giving the most frequent label.",
+        "Costs of one row, memory and cold start are measured in a process of its own that does "
+        "what packhorse classify does.",
+    ]
+
+
+def ran_line(ran: dict[str, Any]) -> str:
+    """What really ran, on one line."""
+    return ", ".join(f"{name} {value}" for name, value in ran.items())

@@ -1,0 +1,1 @@
+"""What the engines share: rows in flight, sampling, log-probabilities, memory allocation."""

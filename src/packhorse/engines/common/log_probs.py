@@ -1,0 +1,51 @@
+"""Log-probabilities of the tokens that were chosen, from the logits they were chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packhorse.data import SamplingParams, TokenLogProbs
+
+Logits = NDArray[np.float32]
+
+
+def wanted_log_probs(
+    chosen: Sequence[int | None],
+    decodings: Sequence[SamplingParams],
+    logits_of: Callable[[int], Logits],
+) -> dict[int, TokenLogProbs]:
+    """By place, for the rows of a step that ask for them and have a token.
+
+    logits_of: [vocabulary] of a place; asked of those rows alone.
+    """
+    return {
+        place: token_log_probs(logits_of(place), token_id, decoding.top_log_probs)
+        for place, (token_id, decoding) in enumerate(zip(chosen, decodings, strict=True))
+        if token_id is not None and decoding.top_log_probs is not None
+    }
+
+
+def token_log_probs(logits: Logits, token_id: int, count: int) -> TokenLogProbs:
+    """logits: [vocabulary], as the model computed them; count: alternatives."""
+    wide = logits.astype(np.float64)
+    largest = wide.max()
+    total = largest + np.log(np.exp(wide - largest).sum())
+    alternatives = tuple(
+        (each, float(wide[each] - total)) for each in _most_probable(logits, count)
+    )
+    return TokenLogProbs(token_id, float(wide[token_id] - total), alternatives)
+
+
+def _most_probable(logits: Logits, count: int) -> list[int]:
+    """Ids of the `count` largest, largest first; of equals the smaller id, also at the border."""
+    count = min(count, len(logits))
+    if not count:
+        return []
+    smallest = np.partition(logits, -count)[-count]
+    ids = np.flatnonzero(logits >= smallest)
+    order = np.lexsort((ids, -logits[ids]))
+    found: list[int] = ids[order[:count]].tolist()
+    return found

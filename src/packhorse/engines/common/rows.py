@@ -1,0 +1,199 @@
+"""A row on its way through an engine, and how a batch that fails costs none of its rows."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from packhorse.data import (
+    EngineOutput,
+    Failure,
+    FinishReason,
+    Prompt,
+    Scores,
+    Timing,
+    TokenLogProbs,
+)
+from packhorse.engine_protocol import LogProbsCallback, TokenCallback
+from packhorse.errors import first_line
+
+Result = EngineOutput | Failure
+T = TypeVar("T")
+
+NOT_NUMBERS = (
+    "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
+    "overflow in this number format; try float32"
+)
+_OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
+
+
+class CallbackError(BaseException):
+    """Carries what a caller's watch raised past everything that handles an engine's failures."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt and what was generated for it so far.
+
+    It outlives a failed attempt: the next one goes on after its last token, so `on_token` sees
+    every token once and nothing is computed twice but a prefill.
+
+    submitted, first_token: seconds of `time.monotonic`. answered: it has its result. failed: which
+    is a Failure.
+    """
+
+    prompt: Prompt
+    submitted: float = field(default_factory=time.monotonic)
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[TokenLogProbs] = field(default_factory=list)
+    first_token: float | None = None
+    answered: bool = False
+    failed: bool = False
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Prompt and generated tokens."""
+        return (*self.prompt.token_ids, *self.token_ids)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens `sequence` has."""
+        return len(self.prompt.token_ids) + len(self.token_ids)
+
+    @property
+    def tokens_left(self) -> int:
+        return self.prompt.decoding.max_new_tokens - len(self.token_ids)
+
+    def take(
+        self,
+        token_id: int,
+        end_ids: Collection[int],
+        on_token: TokenCallback | None,
+        log_probs: TokenLogProbs | None = None,
+    ) -> EngineOutput | None:
+        """Adds the token just generated; the completion if the row ends with it.
+
+        log_probs: of this token, for a row that asks for them.
+
+        The order of the reasons: end token (not kept, not watched), watch, limit. Raises
+        CallbackError for whatever `on_token` raises.
+        """
+        now = time.monotonic()
+        if self.first_token is None:
+            self.first_token = now
+        if token_id in end_ids:
+            return self._complete("stop", now)
+        self.token_ids.append(token_id)
+        if log_probs is not None:
+            self.log_probs.append(log_probs)
+        if on_token is not None and _ends(on_token, self.prompt.index, token_id, log_probs):
+            return self._complete("stop", now)
+        return self._complete("length", now) if self.tokens_left <= 0 else None
+
+    def score(self, log_probs: Sequence[float]) -> Scores:
+        """The row's result where continuations were scored and nothing was generated."""
+        self.answered = True
+        timing = Timing(self.submitted, time.monotonic())
+        return Scores(self.prompt.index, tuple(log_probs), timing)
+
+    def fail(self, code: str, message: str) -> Failure:
+        self.answered = self.failed = True
+        return Failure(self.prompt.index, code, message)
+
+    def _complete(self, reason: FinishReason, now: float) -> EngineOutput:
+        self.answered = True
+        timing = Timing(self.submitted, now, self.first_token)
+        asked = self.prompt.decoding.top_log_probs is not None
+        log_probs = tuple(self.log_probs) if asked else None
+        return EngineOutput(self.prompt.index, tuple(self.token_ids), reason, timing, log_probs)
+
+
+def _ends(
+    on_token: TokenCallback, index: int, token_id: int, log_probs: TokenLogProbs | None
+) -> bool:
+    try:
+        if log_probs is not None and isinstance(on_token, LogProbsCallback):
+            on_token.take_log_probs(index, log_probs)
+        return on_token(index, token_id)
+    except BaseException as error:
+        raise CallbackError(error) from error
+
+
+def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows in groups that have `common` in common, in the order of their first rows."""
+    groups: dict[object, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(common(row), []).append(row)
+    return list(groups.values())
+
+
+def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
+    """The failure of a row that no engine can run: empty, too long, or not of this model."""
+    ids = row.prompt.token_ids
+    room = max_context - row.prompt.decoding.max_new_tokens
+    if not ids:
+        return row.fail("empty_prompt", "the prompt has no tokens")
+    if len(ids) > room:
+        return row.fail(
+            "prompt_too_long",
+            f"the prompt has {len(ids)} tokens, {max(0, room)} fit beside the tokens to be "
+            "generated: shorten it or lower max_new_tokens",
+        )
+    strange = next((token for token in ids if not 0 <= token < vocab_size), None)
+    if strange is not None:
+        return row.fail(
+            "engine_error",
+            f"token id {strange} is not of this model's {vocab_size}: prompt and model were made "
+            "with different tokenizers",
+        )
+    return None
+
+
+def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iterator[T | Failure]:
+    """Results of `rows`, all of them, whatever `attempt` raises.
+
+    attempt: runs rows as one batch and yields results as they finish, or marks rows answered
+        itself. When it raises, rows answered so far are kept and the others are tried again in
+        halves, down to single rows; a single row that fails is a Failure `out_of_memory` or
+        `engine_error`. BaseExceptions (an interrupt, an error of the caller's) pass through.
+    """
+    groups = [rows]
+    while groups:
+        group = groups.pop()
+        problem = ("engine_error", "the engine ended without a result for this row")
+        try:
+            yield from attempt(group)
+        except CallbackError as error:
+            raise error.error from None
+        except Exception as error:  # noqa: BLE001 - what engines raise is not theirs to choose
+            problem = diagnose(error)
+        left = [row for row in group if not row.answered]
+        if len(left) == 1:
+            yield left[0].fail(*problem)
+        elif left:
+            half = len(left) // 2
+            groups += [left[half:], left[:half]]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library raised for want of memory."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def diagnose(error: BaseException) -> tuple[str, str]:
+    """Failure code and message for what an engine raised; the message is one line."""
+    line = f"{type(error).__name__}: {first_line(error)}"
+    if is_out_of_memory(error):
+        return (
+            "out_of_memory",
+            f"this row alone does not fit into memory ({line}): shorten it, lower max_new_tokens, "
+            "or run with fewer workers",
+        )
+    return "engine_error", f"the engine failed on this row alone: {line}"

@@ -1,0 +1,370 @@
+"""The engine `ctranslate2`: CTranslate2's decoder-only models, several batches at once.
+
+What is known of the library (version 4.8) and gives this engine its shape:
+- Of a batch, only as many prompt tokens as its shortest prompt has are computed at once; the rest
+  is forced through the decoder step by step. Hence the cost rule.
+- Two OpenMP threads inside one decode step are several times slower than one; workers of one
+  thread scale. Hence one single-threaded worker a core.
+- A callback for every token costs nothing that can be measured (below 1 % of CPU time), so it is
+  always there: it yields rows the moment they finish, keeps each row's own limit, and stops.
+- A batch that holds a prompt of one token gives back the other rows' prompts as if generated, in
+  spite of include_prompt_in_result=False. So such rows get a batch of their own.
+- The state after a static prompt is kept for the life of the model, without a bound; so only so
+  many are.
+- The cache holds keys and values of all query heads, not only of the key/value heads: three times
+  as much for SmolLM2. With what a prefill needs, 1.2 to 1.8 times that was measured at the peak.
+- Of a model whose layers reach back only so far, a prompt longer than this window is computed
+  wrongly, and a longer static prompt corrupts memory; tokens that are forced or generated beyond it
+  are right. So longer prompts are refused, and a row that has to be taken up again beyond it gets
+  the window at once and the rest forced.
+- A job's callback is destroyed in a worker after its results are there. An interpreter that ends
+  in that moment aborts ("terminate called without an active exception"). So `run` and `close` wait
+  until no job is left.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packhorse.config import EngineConfig
+from packhorse.data import Batch, Failure, SamplingParams, Scores
+from packhorse.engine_protocol import EngineCapabilities, TokenCallback
+from packhorse.engines.common.rows import Result, Row, answer, refuse
+from packhorse.engines.ctranslate2.loading import (
+    GeneratorSource,
+    available_device,
+    await_idle,
+    checked_tokens,
+    memory_sizes,
+    supported_compute_type,
+)
+from packhorse.engines.ctranslate2.log_probs import StepLogits, asks, bounded, kept_steps
+from packhorse.engines.ctranslate2.scoring import ContinuationScoring
+from packhorse.engines.ctranslate2.seeded import SeededWorkers
+from packhorse.engines.ctranslate2.step_callback import BatchEnded, Run, StepCallback
+from packhorse.errors import EngineError
+from packhorse.models.ctranslate2_folder import read_variables, smallest_window
+from packhorse.models.engine_support import instead_for_folder
+from packhorse.profiling.cores import usable_cores
+
+if TYPE_CHECKING:
+    from packhorse.models import ModelFacts, PreparedModel
+
+PREFERRED_BATCH_TOKENS = 1024
+KEPT_PREFIX_TOKENS = 4096
+"""Tokens of shared prefixes whose states are kept; those of any further ones are computed once a
+batch."""
+GREEDY_BELOW_TEMPERATURE = 1e-4
+CUDA_TOP_P_CANDIDATES = 8192
+_STEP_BYTES_PER_LOGIT = 16
+
+
+def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CTranslate2Engine:
+    """Loads a CTranslate2 folder. Raises ModelError and EngineError as `CTranslate2Engine`."""
+    return CTranslate2Engine(
+        prepared.folder,
+        end_ids=facts.eos_token_ids,
+        max_context=facts.max_context,
+        quantization=config.quantization,
+        device=config.device,
+        workers=config.workers,
+        threads=config.threads,
+        elsewhere=instead_for_folder(prepared.tokenizer_folder, "ctranslate2"),
+    )
+
+
+class Cancelled(BaseException):
+    """Ends a worker's batch whose results nobody waits for."""
+
+
+class CTranslate2Engine:
+    """Several batches at once, each on a worker of its own; rows are yielded as they finish.
+
+    folder: model.bin, config.json and vocabulary. end_ids: token ids that end a row. max_context:
+    prompt and generated tokens of a row (tokens). quantization: "auto" is what is stored where the
+    device can run it, otherwise a name of CTranslate2's. device: "auto", "cpu" or "cuda".
+    elsewhere: what to do with rows that only another engine computes right.
+    workers, threads: None is one worker a core (one on a GPU), of one thread.
+
+    Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. Rows that ask for
+    log-probabilities run in smaller batches: see `ct2_log_probs`. A temperature below 1e-4 is
+    greedy. On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
+
+    Raises EngineError for a compute type or device that is not there, ModelError for a folder that
+    cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        end_ids: tuple[int, ...],
+        max_context: int,
+        quantization: str = "auto",
+        device: str = "auto",
+        workers: int | None = None,
+        threads: int | None = None,
+        elsewhere: str = "use --engine transformers",
+    ) -> None:
+        device = available_device(device)
+        compute_type = supported_compute_type(quantization, device)
+        self._source = GeneratorSource(folder, device, compute_type, threads or 1)
+        workers = workers or (1 if device == "cuda" else usable_cores())
+        self._generator: Any = self._source.load(workers)
+        self._at_exit = weakref.finalize(self, await_idle, self._generator)
+        self._closed = threading.Event()
+        self._keeping = threading.Lock()
+        self._kept_prefixes: set[tuple[int, ...]] = set()
+        variables = read_variables(folder)
+        self._tokens = checked_tokens(self._generator, folder, variables, max_context)
+        self._vocab_size = len(self._tokens)
+        window = smallest_window(variables)
+        self._window = window if window < max_context else 0
+        self._elsewhere = elsewhere
+        self._end_ids = frozenset(end_ids)
+        sizes = memory_sizes(folder, self._generator.compute_type)
+        self._traits = EngineCapabilities(
+            name="ctranslate2",
+            cost_rule="min-prefix-prefill",
+            device=device,
+            compute_type=self._generator.compute_type,
+            workers=workers,
+            threads=threads or 1,
+            max_context=max_context,
+            model_bytes=sizes.model_bytes,
+            cache_bytes_per_token=sizes.cache_bytes_per_token,
+            step_bytes_per_row=self._vocab_size * _STEP_BYTES_PER_LOGIT,
+            cache_copies=2,
+            preferred_batch_tokens=PREFERRED_BATCH_TOKENS,
+            mixed_decoding=False,
+            shares_prefixes=True,
+            runs_side_by_side=True,
+            gives_log_probs=True,
+            max_prompt=self._window,
+        )
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        return self._traits
+
+    def run(
+        self, batches: Iterator[Batch], on_token: TokenCallback | None = None
+    ) -> Iterator[Result]:
+        """See `packhorse.engine_protocol.Engine`. One batch more than there are workers is pulled,
+        so that none waits; rows that are ready go before pulling."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        run = Run(self._generator, on_token, SeededWorkers(self._source))
+        executor = ThreadPoolExecutor(self._traits.workers, thread_name_prefix="ctranslate2")
+        underway, is_more = 0, True
+        try:
+            while is_more or underway:
+                if is_more and underway <= self._traits.workers and run.results.empty():
+                    batch = next(batches, None)
+                    is_more = batch is not None
+                    if batch is not None and batch.prompts:
+                        executor.submit(self._work, batch, run)
+                        underway += 1
+                    continue
+                result = run.results.get()
+                if not isinstance(result, BatchEnded):
+                    yield result
+                    continue
+                underway -= 1
+                if result.error is not None:
+                    raise result.error
+        finally:
+            run.cancelled.set()
+            executor.shutdown(cancel_futures=True)
+            run.seeded.close()
+            await_idle(run.generator)
+
+    def score(
+        self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """See `packhorse.engine_protocol.Scorer`. Prompts are scored one a worker."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        return ContinuationScoring(
+            self._generator, self._tokens, continuations, self._may_keep, self._refuse,
+            self._window, self._traits,
+        ).scores(batches)  # fmt: skip
+
+    def close(self) -> None:
+        self._closed.set()
+        self._at_exit()
+        self._generator = None
+
+    def _work(self, batch: Batch, run: Run) -> None:
+        """Answers a batch, in a thread of its own."""
+        error: BaseException | None = None
+        try:
+            for result in self._answer(batch, run):
+                run.results.put(result)
+        except Cancelled:
+            pass
+        except BaseException as raised:  # noqa: BLE001 - `run` raises it in the caller's thread
+            error = raised
+        run.results.put(BatchEnded(error))
+
+    def _answer(self, batch: Batch, run: Run) -> Iterator[Result]:
+        rows = [Row(prompt) for prompt in batch.prompts]
+        yield from filter(None, map(self._refuse, rows))
+        accepted = [row for row in rows if not row.answered]
+        seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
+        others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
+        shared = batch.shared_prefix
+        yield from answer(others, lambda rows: self._generate_alike(rows, run, shared))
+        for row in seeded:
+            if asks(row.prompt) and row.tokens_left > kept_steps(self._vocab_size):
+                yield row.fail("bad_option", self._too_many_logits())
+            else:
+                yield from answer([row], lambda rows: self._generate(rows, run))
+
+    def _refuse(self, row: Row) -> Failure | None:
+        """The failure of a row that cannot run."""
+        if refusal := refuse(row, self._traits.max_context, self._vocab_size):
+            return refusal
+        tokens = len(row.prompt.token_ids)
+        if not self._window or tokens <= self._window:
+            return None
+        return row.fail(
+            "prompt_too_long",
+            f"the prompt has {tokens} tokens, and CTranslate2 computes prompts longer than this "
+            f"model's attention window of {self._window} wrongly: {self._elsewhere}",
+        )
+
+    def _exceeds_window(self, row: Row) -> bool:
+        """Whether a row that is taken up again cannot be computed at once."""
+        return 0 < self._window < len(row.sequence)
+
+    def _generate_alike(self, rows: list[Row], run: Run, shared: int) -> tuple[()]:
+        """Generates in groups of rows that CTranslate2 can take together."""
+        groups: dict[object, list[Row]] = {}
+        for row in rows:
+            is_one_token = len(row.sequence) == shared + 1
+            sampling = sorted(self._sampling(row.prompt.decoding).items())
+            group = (asks(row.prompt), is_one_token, *sampling)
+            groups.setdefault(group, []).append(row)
+        for group_rows in groups.values():
+            if asks(group_rows[0].prompt):
+                self._generate_bounded(group_rows, run, shared)
+            else:
+                self._generate(group_rows, run, shared)
+        return ()
+
+    def _generate_bounded(self, rows: list[Row], run: Run, shared: int) -> None:
+        """As `_generate`, in batches whose logits fit into memory."""
+        for group, most_steps in bounded(rows, self._vocab_size):
+            left, generated = group, -1
+            while left and generated < (now := sum(len(row.token_ids) for row in group)):
+                generated = now
+                self._generate(self._bounded_beyond(left, run), run, shared, most_steps)
+                left = [row for row in left if not row.answered]
+
+    def _bounded_beyond(self, rows: list[Row], run: Run) -> list[Row]:
+        """The rows whose logits can be kept while what lies beyond the window is forced; others
+        fail."""
+        most = self._window + kept_steps(self._vocab_size)
+        for row in rows:
+            if self._exceeds_window(row) and len(row.sequence) > most:
+                run.results.put(row.fail("bad_option", self._too_many_beyond()))
+        return [row for row in rows if not row.answered]
+
+    def _too_many_beyond(self) -> str:
+        return (
+            "with log-probabilities, CTranslate2 generates at most "
+            f"{kept_steps(self._vocab_size)} tokens beyond this model's attention window of "
+            f"{self._window}: lower max_new_tokens, or {self._elsewhere}"
+        )
+
+    def _too_many_logits(self) -> str:
+        most = kept_steps(self._vocab_size)
+        return (
+            f"with a seed and log-probabilities, CTranslate2 generates at most {most} tokens of "
+            "this model: lower max_new_tokens, or leave out one of them"
+        )
+
+    def _generate(
+        self, rows: list[Row], run: Run, shared: int = 0, most_steps: int | None = None
+    ) -> tuple[()]:
+        """Runs rows of equal sampling to their end; their results go to `run.results`.
+
+        shared: leading tokens that all have in common and that are computed once. most_steps:
+        tokens that a row gets at most; rows that have not ended by then get no result.
+        """
+        if self._is_stopping(run):
+            raise Cancelled
+        if not rows:
+            return ()
+        if len(rows) > 1 and any(map(self._exceeds_window, rows)):
+            for row in rows:
+                self._generate([row], run, shared, most_steps)
+            return ()
+        decoding, forced = rows[0].prompt.decoding, 0
+        if is_beyond := self._exceeds_window(rows[0]):
+            shared, forced = self._window, len(rows[0].sequence) - self._window - 1
+        prompts = [[self._tokens[token_id] for token_id in row.sequence[shared:]] for row in rows]
+        is_asked = asks(rows[0].prompt)
+        logits = StepLogits.of(list(map(len, prompts))) if is_asked else None
+        listener = StepCallback(
+            rows, self._end_ids, run, lambda: self._is_stopping(run), logits, forced
+        )
+        left = max(row.tokens_left for row in rows)
+        options: dict[str, Any] = {
+            "max_length": forced + min(left, most_steps or left),
+            "return_logits_vocab": is_asked,
+            "end_token": sorted(self._end_ids),
+            "include_prompt_in_result": forced > 0,
+            **self._sampling(decoding),
+        }
+        if shared:
+            prefix = rows[0].sequence[:shared]
+            options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]
+            options["cache_static_prompt"] = not is_beyond and self._may_keep(prefix)
+        if _has_seed(decoding):
+            run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
+        else:
+            run.generator.generate_batch(prompts, callback=listener, **options)
+        if listener.error is not None:
+            raise listener.error
+        if self._is_stopping(run):
+            raise Cancelled
+        return ()
+
+    def _may_keep(self, prefix: tuple[int, ...]) -> bool:
+        """Whether CTranslate2 may keep the state of a prefix: it never forgets one."""
+        with self._keeping:
+            held = sum(map(len, self._kept_prefixes))
+            if prefix not in self._kept_prefixes and held + len(prefix) <= KEPT_PREFIX_TOKENS:
+                self._kept_prefixes.add(prefix)
+            return prefix in self._kept_prefixes
+
+    def _is_stopping(self, run: Run) -> bool:
+        return run.cancelled.is_set() or self._closed.is_set()
+
+    def _sampling(self, decoding: SamplingParams) -> dict[str, float]:
+        """CTranslate2's names; greedy is sampling from the one most probable token."""
+        if _is_greedy(decoding):
+            return {"sampling_topk": 1}
+        top_k = decoding.top_k if decoding.top_k < self._vocab_size else 0
+        if decoding.top_p < 1 and self._traits.device == "cuda":
+            top_k = min(top_k or CUDA_TOP_P_CANDIDATES, CUDA_TOP_P_CANDIDATES, self._vocab_size)
+        return {
+            "sampling_topk": top_k,
+            "sampling_topp": decoding.top_p,
+            "sampling_temperature": decoding.temperature,
+        }
+
+
+def _is_greedy(decoding: SamplingParams) -> bool:
+    return decoding.greedy or decoding.temperature < GREEDY_BELOW_TEMPERATURE
+
+
+def _has_seed(decoding: SamplingParams) -> bool:
+    return decoding.seed is not None and not _is_greedy(decoding)

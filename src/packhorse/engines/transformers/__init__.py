@@ -1,0 +1,1 @@
+"""The engine `transformers`: padded batches on Hugging Face models."""

@@ -1,0 +1,75 @@
+"""How probable given continuations are after the rows of one batch, in a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from packhorse.engines.transformers.batch_rule import BatchRule
+from packhorse.engines.transformers.padded_batch import PaddedBatch
+from packhorse.engines.transformers.prefix_states import PrefixState
+
+
+def continuation_log_probs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    prefix: PrefixState | None = None,
+) -> Tensor:
+    """log p(continuation | sequence), natural, float64: [sequences, continuations].
+
+    The prompts are computed once and each continuation is looked ahead to from there. A model that
+    cannot take positions back (sliding windows, states) computes prompt and continuation anew for
+    each that has more than one token. sequences, continuations: token ids, none empty. prefix: as
+    in `PaddedBatch`.
+    """
+    batch = PaddedBatch(model, sequences, pad_id=0, prefix=prefix)
+    first = _log_probs(batch.prefill())
+    columns = []
+    for ids in continuations:
+        total = first[:, ids[0]]
+        if len(ids) > 1:
+            if batch.can_look_ahead:
+                following = batch.look_ahead(ids[:-1])
+            else:
+                whole = [[*sequence, *ids[:-1]] for sequence in sequences]
+                following = PaddedBatch(model, whole, pad_id=0).last_logits(len(ids) - 1)
+            places = torch.tensor(ids[1:], device=first.device)
+            total = total + _log_probs(following)[:, torch.arange(len(places)), places].sum(dim=1)
+        columns.append(total)
+    return torch.stack(columns, dim=1)
+
+
+def stepped_log_probs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    rule: BatchRule,
+) -> Tensor:
+    """As `continuation_log_probs`, token by token as in generating, for rows that a continuation
+    takes past the trained length. The sequences have the same length."""
+    columns = []
+    for ids in continuations:
+        batch = PaddedBatch(model, sequences, pad_id=0)
+        logits, total = batch.prefill(), torch.zeros(len(sequences), dtype=torch.float64)
+        for place, token_id in enumerate(ids):
+            total = total.to(logits.device) + _log_probs(logits)[:, token_id]
+            tokens = len(sequences[0]) + place + 1
+            if place == len(ids) - 1:
+                break
+            if rule.restarts and rule.is_beyond(tokens) and not rule.is_beyond(tokens - 1):
+                begun = [[*sequence, *ids[: place + 1]] for sequence in sequences]
+                batch = PaddedBatch(model, begun, pad_id=0)
+                logits = batch.prefill()
+            else:
+                logits = batch.step([token_id] * len(sequences))
+        columns.append(total)
+    return torch.stack(columns, dim=1)
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """In float64: a sum over a large vocabulary in float32 is off by 1e-5."""
+    return logits.double().log_softmax(dim=-1)

@@ -1,0 +1,9 @@
+"""What a job would take, before anything long runs.
+
+forecast   rows, tokens, seconds and memory of every technique that could serve, and which to use
+"""
+
+from packhorse.estimate.plan import Forecast, ForecastConfig, forecast
+from packhorse.estimate.predict import Prediction
+
+__all__ = ["Forecast", "ForecastConfig", "Prediction", "forecast"]

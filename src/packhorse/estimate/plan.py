@@ -1,0 +1,241 @@
+"""`packhorse plan` as a function: prepare, calibrate, survey, pilot, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from packhorse.batching import POLICIES
+from packhorse.batching.memory import available_bytes, token_budget
+from packhorse.batching.policies import CONTINUOUS, PLANNED
+from packhorse.calibration import Calibration, disturbance, stored_calibration
+from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
+from packhorse.data import Prompt, SamplingParams
+from packhorse.errors import ConfigError, InputError, PackhorseError
+from packhorse.estimate.pilot import PILOT_SECONDS, Pilot, run_pilot
+from packhorse.estimate.predict import Prediction, Setting, interval, relative_error
+from packhorse.estimate.survey import survey
+from packhorse.inference.deduplication import distinct
+from packhorse.inference.model import check_decoding, load_prepared, prepare_for
+from packhorse.inputs import detect_format, for_model, read_rows
+from packhorse.jobs.frame import check_input, date_of
+from packhorse.models import PreparedModel
+from packhorse.techniques.calibrations import calibrated_in_child_process
+from packhorse.techniques.grid import Combination, combinations, engine_config
+from packhorse.tokenization import Tokenizer
+
+LOSSLESS = ("float32",)
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastConfig:
+    """Which job, and the techniques that could serve: engines x quantizations x batchings.
+
+    max_hours: no technique that would take longer is recommended. pilot_seconds: how long a few
+    rows of the job are run to learn how long its answers are. allow_pickle: see `JobConfig`.
+    """
+
+    model: str
+    input: str
+    engines: tuple[str, ...] = MODEL_ENGINES
+    quantizations: tuple[str, ...] = ("float32", "int8")
+    batchings: tuple[str, ...] = tuple(POLICIES)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    decoding: SamplingParams = field(default_factory=SamplingParams)
+    reading: InputConfig = field(default_factory=InputConfig)
+    max_hours: float | None = None
+    allow_pickle: bool = False
+    pilot_seconds: float = PILOT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """equal_rows: that another row answers, which therefore need not run. predictions: fastest
+    first. recommended: the fastest that costs no accuracy, or, where none of those ends within
+    `max_hours`, the fastest of all that does; None where nothing does. failed: techniques that
+    cannot be calibrated, with the reason.
+    """
+
+    model: str
+    input: str
+    rows: int
+    unusable_rows: int
+    equal_rows: int
+    prompt_tokens: int
+    new_tokens: int
+    pilot_rows: int
+    pace: float
+    predictions: tuple[Prediction, ...]
+    failed: dict[str, str]
+    recommended: Prediction | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An engine and a format that are ready: prepared and calibrated."""
+
+    engine: EngineConfig
+    prepared: PreparedModel
+    calibration: Calibration
+    techniques: tuple[Combination, ...]
+
+
+def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
+    """Predicts the job for every technique.
+
+    Formats that are not prepared and engines that are not calibrated are prepared and calibrated
+    first, once. Raises ConfigError and InputError for a job that makes no sense, ModelError for a
+    model that cannot be had, and EngineError when no technique can be calibrated.
+    """
+    _check(config)  # what is wrong with the input is said before minutes of measuring
+    grid = combinations(
+        config.engines,
+        config.quantizations,
+        config.batchings,
+        config.batching.batch_size,
+        config.batching.max_batch_tokens,
+    )
+    candidates, failed = _candidates(config, grid, report)
+    fastest = min(candidates, key=_seconds_a_token)
+    policy = CONTINUOUS if fastest.calibration.capabilities.max_num_seqs else PLANNED
+    batching = replace(config.batching, policy=policy)
+    with load_prepared(fastest.prepared, fastest.engine, batching) as model:
+        report(f"looking {config.input} over")
+        model.date = date_of(config.reading.date)
+        tokenizer = Tokenizer(
+            model.codec, config.reading.system, config.reading.on_too_long, model.date
+        )
+        if detect_format(Path(config.input)) != "openai-batch":
+            tokenizer.check()
+        context = model.capabilities.max_context
+        check_decoding(config.decoding, context)
+        reading = for_model(config.reading, config.model)
+        found = survey(Path(config.input), reading, tokenizer, config.decoding, context, report)
+        report(f"running a few of {found.rows:,} rows to learn how long answers are")
+        pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
+    running = distinct(found.prompts) if config.batching.deduplicate else found.prompts
+    predictions = sorted(
+        (
+            _predict(config, candidate, technique, running, found.scale, pilot)
+            for candidate in candidates
+            for technique in candidate.techniques
+        ),
+        key=lambda prediction: prediction.load_seconds + prediction.seconds,
+    )
+    limit = config.decoding.max_new_tokens
+    return Forecast(
+        model=config.model,
+        input=config.input,
+        rows=found.rows,
+        unusable_rows=found.unusable,
+        equal_rows=round(found.scale * (len(found.prompts) - len(running))),
+        prompt_tokens=found.prompt_tokens,
+        new_tokens=round(found.scale * len(running) * float(pilot.outputs.survival(limit).sum())),
+        pilot_rows=pilot.rows,
+        pace=pilot.pace,
+        predictions=tuple(predictions),
+        failed=failed,
+        recommended=recommended(predictions, config.max_hours),
+    )
+
+
+def recommended(predictions: Sequence[Prediction], max_hours: float | None) -> Prediction | None:
+    """See `Forecast`; predictions are fastest first."""
+    allowed = float("inf") if max_hours is None else max_hours * 3600
+    serving = [each for each in predictions if each.load_seconds + each.highest_seconds <= allowed]
+    lossless = [each for each in serving if each.quantization in LOSSLESS]
+    return next(iter(lossless or serving), None)
+
+
+def _check(config: ForecastConfig) -> None:
+    check_decoding(config.decoding)
+    if config.max_hours is not None and config.max_hours <= 0:
+        raise ConfigError(f"max_hours is {config.max_hours}", "give hours above 0")
+    if config.input == "-":
+        raise InputError("a plan cannot read standard input", "save it to a file first")
+    check_input(config.input)
+    read_rows(Path(config.input), config.reading)
+
+
+def _candidates(
+    config: ForecastConfig, grid: Sequence[Combination], report: Callable[[str], None]
+) -> tuple[list[_Candidate], dict[str, str]]:
+    candidates: list[_Candidate] = []
+    failed: dict[str, str] = {}
+    kinds = dict.fromkeys((each.engine, each.quantization) for each in grid)
+    first: PackhorseError | None = None
+    for engine, quantization in kinds:
+        chosen = engine_config(engine, quantization)
+        try:
+            prepared = prepare_for(
+                config.model, chosen, allow_pickle=config.allow_pickle, report=report
+            )
+            found = stored_calibration(prepared, chosen)
+            found = found or calibrated_in_child_process(
+                config.model, prepared, chosen, report, config.allow_pickle
+            )
+        except PackhorseError as error:
+            first = first or error
+            failed[f"{engine} {quantization}"] = str(error)
+            continue
+        if found.is_disturbed:
+            report(disturbance(found, config.model, chosen))
+        techniques = [
+            each for each in grid if (each.engine, each.quantization) == (engine, quantization)
+        ]
+        candidates.append(_Candidate(chosen, prepared, found, tuple(techniques)))
+    if not candidates and first is not None:
+        raise first
+    return candidates, failed
+
+
+def _seconds_a_token(candidate: _Candidate) -> float:
+    """Rough cost of a generated token, to choose who runs the pilot."""
+    cost = candidate.calibration.coefficients
+    return (cost.steps / 8 + cost.row_steps) / candidate.calibration.capabilities.workers
+
+
+def _predict(
+    config: ForecastConfig,
+    candidate: _Candidate,
+    technique: Combination,
+    running: Sequence[Prompt],
+    scale: float,
+    pilot: Pilot,
+) -> Prediction:
+    """running: rows that have to run, among those looked at; scale: see `Survey`."""
+    calibration = candidate.calibration
+    batching = replace(config.batching, policy=technique.batching)
+    limit = config.decoding.max_new_tokens
+    budget = token_budget(
+        calibration.capabilities,
+        available_bytes(calibration.capabilities.device) - calibration.loaded_bytes,
+        limit,
+        config.batching.max_batch_tokens,
+        has_costs=technique.batching == PLANNED,
+    )
+    expected = Setting(calibration, batching, budget).expect(running, pilot.outputs)
+    seconds = expected.seconds * scale * pilot.pace
+    lowest, highest = interval(seconds, relative_error(calibration, pilot.outputs, limit))
+    return Prediction(
+        engine=technique.engine,
+        quantization=technique.quantization,
+        batching=technique.batching,
+        seconds=seconds,
+        lowest_seconds=lowest,
+        highest_seconds=highest,
+        load_seconds=calibration.load_seconds,
+        peak_memory_bytes=calibration.loaded_bytes + expected.peak_bytes,
+        command=technique.command(
+            config.model,
+            config.input,
+            config.decoding,
+            config.reading,
+            allow_pickle=config.allow_pickle,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""One pass of requests through a loaded model: tokenize, plan, run, detokenize."""

@@ -1,0 +1,286 @@
+"""The inner half of the way of a row: tokenize -> plan -> run -> decode.
+
+Rows stream through in windows. The engine pulls batches, so the next window is read only when the
+engine has room for more, and only rows under way are in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from packhorse.batching.expected import expect
+from packhorse.batching.planning import plan
+from packhorse.batching.sizes import Limits
+from packhorse.data import (
+    Batch,
+    Completion,
+    EngineOutput,
+    Failure,
+    Prompt,
+    Request,
+    SamplingParams,
+    Scores,
+)
+from packhorse.engine_protocol import Engine, Scorer
+from packhorse.errors import EngineError
+from packhorse.inference.deduplication import Duplicates
+from packhorse.profiling.run_metrics import Meter
+from packhorse.tokenization import Codec, Refusal, Tokenizer
+
+WINDOW_CHARACTERS = 64 << 20
+WINDOWS_WAITING = 4
+"""Windows of duplicates that may wait for a row that runs."""
+_BYTES_A_CHARACTER = 4
+
+
+@dataclass(slots=True)
+class GenerationRun:
+    """One pass of requests through an engine; made anew for every call.
+
+    decoding: the job's settings; a row's own options go before them. share_prefixes, deduplicate:
+        see `packhorse.config.BatchingConfig`.
+    stopping: asked before every batch; once it says True no further batch is planned, what the
+        engine has is finished, and rows not begun get no outcome.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    policy: str
+    limits: Limits
+    window_rows: int
+    decoding: SamplingParams
+    meter: Meter
+    share_prefixes: bool = False
+    deduplicate: bool = False
+    stopping: Callable[[], bool] = lambda: False
+    _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
+    _refused: deque[Failure] = field(default_factory=deque)
+    _duplicates: Duplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._duplicates = Duplicates(most_waiting=WINDOWS_WAITING * self.window_rows)
+
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
+        """One outcome for every request, in the order they finish."""
+        on_token = StopStrings(
+            self.tokenizer.codec, lambda row: self._underway[row][1].decoding.stop
+        )
+        for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
+            on_token.forget(result.index)
+            yield from self._without_running()
+            outcome = self._outcome(result)
+            self._learn(outcome)
+            self.meter.count_outcome(outcome)
+            yield outcome
+            for equal in self._duplicates.resolve_duplicates(outcome):
+                self.meter.count_duplicate(equal)
+                yield equal
+        yield from self._without_running()
+
+    def scores(
+        self, requests: Iterable[Request], continuations: Sequence[Sequence[int]]
+    ) -> Iterator[Scores | Failure]:
+        """Scores of the continuations (token ids) after every request, in the order they finish.
+
+        `decoding` allows as many new tokens as the longest has. Equal rows are scored each for
+        itself. Raises EngineError for an engine that does not score.
+        """
+        engine = self.engine
+        if not isinstance(engine, Scorer):
+            raise EngineError(
+                f"the engine {engine.capabilities.name} does not score given texts",
+                "use --engine transformers, ctranslate2 or packed",
+            )
+        for result in engine.score(self._batches(requests, deduplicate=False), continuations):
+            yield from self._refusals()
+            request, prompt = self._underway.pop(result.index)
+            if isinstance(result, Failure):
+                result = _failure(request, result.code, result.message)
+                self.meter.count_outcome(result)
+            else:
+                self.meter.count_scores(result, len(prompt.token_ids))
+            yield result
+        yield from self._refusals()
+
+    def _batches(self, requests: Iterable[Request], deduplicate: bool) -> Iterator[Batch]:
+        capabilities = self.engine.capabilities
+        free: tuple[float, ...] = ()
+        for window, more in windows(requests, self.window_rows):
+            batches = plan(
+                self._prompts(window, deduplicate),
+                self.policy,
+                self.limits,
+                mixed_decoding=capabilities.mixed_decoding,
+                share_prefixes=self.share_prefixes and capabilities.shares_prefixes,
+                free=free,
+                more=more,
+                length_group=capabilities.length_group,
+            )
+            if self.limits.costs is not None:
+                expected = expect(batches, self.limits.costs, capabilities, free)
+                free = expected.free
+                self.meter.expect(expected)
+            for batch in batches:
+                if self.stopping():
+                    return
+                self.meter.count_batch(batch)
+                yield batch
+
+    def _prompts(self, window: list[Request], deduplicate: bool) -> list[Prompt]:
+        """Tokenizes a window; rows that cannot become prompts are put among the refused."""
+        context = self.engine.capabilities.max_context
+        decodings = [row_decoding(self.decoding, request) for request in window]
+        rooms = [context - decoding.max_new_tokens for decoding in decodings]
+        prompts = []
+        encoded = self.tokenizer.encode(window, rooms)
+        for request, ids, decoding, room in zip(window, encoded, decodings, rooms, strict=True):
+            if room < 1:
+                ids = Refusal(
+                    "bad_option",
+                    f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
+                    f"the model's context is {context} tokens",
+                )
+            if decoding.top_log_probs is not None and not self.engine.capabilities.gives_log_probs:
+                ids = Refusal("unsupported_option", no_log_probs(self.engine.capabilities.name))
+            if isinstance(ids, Refusal):
+                self._refused.append(_failure(request, ids.code, ids.message))
+            else:
+                prompt = Prompt(request.index, ids, decoding)
+                if deduplicate and self._duplicates.join(request, prompt):
+                    continue
+                self._underway[request.index] = (request, prompt)
+                prompts.append(prompt)
+        return prompts
+
+    def _outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
+        request, prompt = self._underway.pop(result.index)
+        if isinstance(result, Failure):
+            return _failure(request, result.code, result.message)
+        text, was_cut = cut_at_stop(
+            self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
+        )
+        return Completion(
+            index=request.index,
+            id=request.id,
+            key=request.key,
+            text=text,
+            token_ids=result.token_ids,
+            finish_reason="stop" if was_cut else result.finish_reason,
+            prompt_tokens=len(prompt.token_ids),
+            timing=result.timing,
+            log_probs=result.log_probs,
+        )
+
+    def _learn(self, outcome: Completion | Failure) -> None:
+        """Lets the next windows be planned by what rows of this job really generate."""
+        if self.limits.costs is not None and isinstance(outcome, Completion):
+            self.limits.costs.outputs.observe(
+                outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
+            )
+
+    def _without_running(self) -> Iterator[Completion | Failure]:
+        """Outcomes of rows that need not run or cannot."""
+        yield from self._refusals()
+        while self._duplicates.ready:
+            equal = self._duplicates.ready.popleft()
+            self.meter.count_duplicate(equal)
+            yield equal
+
+    def _refusals(self) -> Iterator[Failure]:
+        while self._refused:
+            refusal = self._refused.popleft()
+            self.meter.count_outcome(refusal)
+            yield refusal
+
+
+@dataclass(slots=True)
+class StopStrings:
+    """The engine's watch: ends a row when the text it generated contains one of its stop strings.
+
+    stops_of: the stop strings of a row under way. Only the tail that one could reach into is
+    decoded at each token.
+    """
+
+    codec: Codec
+    stops_of: Callable[[int], tuple[str, ...]]
+    _tails: dict[int, deque[int]] = field(default_factory=dict)
+
+    def __call__(self, row: int, token_id: int) -> bool:
+        stop = self.stops_of(row)
+        if not stop:
+            return False
+        tail = self._tails.get(row)
+        if tail is None:
+            reach = _BYTES_A_CHARACTER * (max(map(len, stop)) + 2)
+            tail = self._tails[row] = deque(maxlen=reach)
+        tail.append(token_id)
+        text = self.codec.decode(tuple(tail))
+        if any(string in text for string in stop):
+            self.forget(row)
+            return True
+        return False
+
+    def forget(self, row: int) -> None:
+        """The row has ended, whatever ended it."""
+        self._tails.pop(row, None)
+
+
+def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Request], bool]]:
+    """Lists of 1 to `rows` requests and about WINDOW_CHARACTERS characters at most, and whether
+    each was full, so that another one is likely to follow."""
+    window: list[Request] = []
+    characters = 0
+    for request in requests:
+        window.append(request)
+        characters += _characters(request)
+        if len(window) >= rows or characters >= WINDOW_CHARACTERS:
+            yield window, True
+            window, characters = [], 0
+    if window:
+        yield window, False
+
+
+def row_decoding(decoding: SamplingParams, request: Request) -> SamplingParams:
+    """The job's decoding with the row's own options before it.
+
+    A seed of the job becomes one seed a row, derived from the row's identity: a row draws the same
+    numbers whatever its batch, its place in the file, and whether the run was interrupted.
+    """
+    chosen = replace(decoding, **request.options) if request.options else decoding
+    if chosen.greedy or chosen.seed is None or "seed" in request.options:
+        return chosen
+    return replace(chosen, seed=derived_seed(chosen.seed, request.key))
+
+
+def derived_seed(seed: int, name: str) -> int:
+    """One of many seeds that follow from `seed`, of 63 bits: the same for the same name."""
+    digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """`text` before the first stop string in it, and whether there was one."""
+    places = [place for string in stop if (place := text.find(string)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def no_log_probs(engine: str) -> str:
+    """Why a row cannot have log-probabilities."""
+    return (
+        f"the engine {engine} does not tell probabilities of tokens: leave logprobs out, or use "
+        "transformers, ctranslate2 or packed"
+    )
+
+
+def _characters(request: Request) -> int:
+    content = request.content
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(str(message.get("content", ""))) for message in content)
+
+
+def _failure(request: Request, code: str, message: str) -> Failure:
+    return Failure(request.index, code, message, request.id, request.line, request.key)

@@ -1,0 +1,347 @@
+"""A loaded model: prompts in, answers out as they finish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
+from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, policy_named
+from packhorse.batching.sizes import Limits
+from packhorse.calibration import Calibration, calibrate, disturbance, stored_calibration
+from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
+from packhorse.data import (
+    MOST_LOG_PROBS,
+    Completion,
+    Failure,
+    Message,
+    Request,
+    SamplingParams,
+    Scores,
+)
+from packhorse.engine_protocol import Engine, EngineCapabilities
+from packhorse.engines import load_engine
+from packhorse.errors import ConfigError, EngineError
+from packhorse.inference.generation import GenerationRun
+from packhorse.models import PreparedModel, model_facts, prepare
+from packhorse.profiling.run_metrics import Meter
+from packhorse.tokenization import Codec, Tokenizer
+
+T = TypeVar("T")
+_LEFT_OPEN: list[Any] = []
+"""Runs that a forked process was given and never ends."""
+
+
+def deciding(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
+    """What decides answers beside a model, its engine and what is read: what a journal is tied to,
+    flat. quantization: with "auto" decided."""
+    fields = {**asdict(decoding), "stop": list(decoding.stop)}
+    return {"quantization": quantization, **fields}
+
+
+@dataclass(slots=True)
+class Model:
+    """A model that is loaded and ready. Made by `packhorse.load`; closes as a context manager.
+
+    prepared: what was loaded. engine: what runs it. codec: its tokenizer. batching: its policy is
+    the one "auto" became. calibration: what the engine's work costs here, where it was measured.
+    date: the local time that chat templates write; None is the moment of a call.
+
+    A process that was forked after the model was loaded cannot use it: threads of the engine do not
+    exist there, and waiting for them would not end. It gets an EngineError; `close` does nothing.
+    """
+
+    prepared: PreparedModel
+    engine: Engine
+    codec: Codec
+    batching: BatchingConfig
+    calibration: Calibration | None = None
+    date: datetime | None = None
+    _process: int = field(default_factory=os.getpid)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """What really runs: device, compute type, workers, threads, context."""
+        return self.engine.capabilities
+
+    def close(self) -> None:
+        """Releases the model's memory; may be repeated."""
+        if self._process == os.getpid():
+            self.engine.close()
+
+    def generate(
+        self,
+        prompts: Iterable[str | Sequence[Message]],
+        *,
+        system: str | None = None,
+        on_too_long: OnTooLong = "error",
+        **decoding: Any,
+    ) -> Iterator[Completion | Failure]:
+        """Answers of `prompts`, texts or lists of chat messages, as they finish.
+
+        An outcome's `index` is the position of its prompt. A prompt that cannot be answered (too
+        long, empty) yields a Failure and costs no other. decoding: fields of `SamplingParams`, e.g.
+        `max_new_tokens=64, temperature=0.7, seed=1`. Raises ConfigError for values out of range.
+        """
+        chosen = replace(SamplingParams(), **decoding)
+        check_decoding(chosen, self.capabilities.max_context)
+        tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
+        generation_run = self.generation_run(tokenizer, chosen, self.budget(chosen), Meter())
+        return self._guarded(generation_run.outcomes(requests_of(prompts)))
+
+    def score(
+        self,
+        prompts: Iterable[str | Sequence[Message]],
+        continuations: Sequence[str],
+        *,
+        system: str | None = None,
+        on_too_long: OnTooLong = "error",
+    ) -> Iterator[Scores | Failure]:
+        """How probable each of `continuations` is after each of `prompts`, as they finish.
+
+        Prompts and outcomes are as for `generate`; log-probabilities are natural and in the order
+        of `continuations`. A prompt and what prompts begin with in common are computed once.
+        Raises ConfigError for a continuation that is empty, EngineError for an engine that does
+        not score.
+        """
+        ids = [self.codec.encode_fragment(text) for text in continuations]
+        if not ids or not all(ids):
+            raise ConfigError("a continuation is empty", "give texts of at least one token")
+        decoding = SamplingParams(max_new_tokens=max(map(len, ids)))
+        check_decoding(decoding, self.capabilities.max_context)
+        tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
+        generation_run = self.generation_run(tokenizer, decoding, self.budget(decoding), Meter())
+        return self._guarded(generation_run.scores(requests_of(prompts), ids))
+
+    def _guarded(self, results: Iterator[T]) -> Iterator[T]:
+        """`results`; EngineError as soon as a forked process asks for one of them."""
+        try:
+            while True:
+                self._require_own_process()
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                yield result
+        finally:
+            if self._process != os.getpid():
+                _LEFT_OPEN.append(results)  # closing it would wait for threads that are not here
+
+    def _require_own_process(self) -> None:
+        if self._process != os.getpid():
+            raise EngineError(
+                f"this model was loaded in process {self._process}, before this process "
+                f"({os.getpid()}) was forked from it, and cannot run here",
+                'load it in this process, or start processes with multiprocessing\'s "spawn"',
+            )
+
+    def now(self) -> datetime:
+        """The local time that chat templates write in one pass of requests."""
+        return self.date or datetime.now()  # noqa: DTZ005
+
+    def budget(self, decoding: SamplingParams) -> TokenBudget:
+        """Tokens a batch may hold, from the memory that is free now."""
+        return token_budget(
+            self.capabilities,
+            available_bytes(self.capabilities.device),
+            decoding.max_new_tokens,
+            self.batching.max_batch_tokens,
+            has_costs=self.batching.policy == PLANNED,
+        )
+
+    def limits(self, budget: TokenBudget) -> Limits:
+        """The bounds of a batch, with the measured costs where there are some."""
+        return budget.limits(self.batching, self.calibration.costs() if self.calibration else None)
+
+    def generation_run(
+        self,
+        tokenizer: Tokenizer,
+        decoding: SamplingParams,
+        budget: TokenBudget,
+        meter: Meter,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> GenerationRun:
+        """One pass of requests through this model by the given rules. Raises EngineError in a
+        process that was forked after the model was loaded."""
+        self._require_own_process()
+        meter.cost_rule = self.capabilities.cost_rule
+        return GenerationRun(
+            engine=self.engine,
+            tokenizer=tokenizer,
+            policy=self.batching.policy,
+            limits=self.limits(budget),
+            window_rows=self.batching.window_rows,
+            share_prefixes=self.batching.share_prefixes,
+            deduplicate=self.batching.deduplicate,
+            decoding=decoding,
+            meter=meter,
+            stopping=stopping,
+        )
+
+
+def requests_of(prompts: Iterable[str | Sequence[Message]]) -> Iterator[Request]:
+    """Prompts as rows whose index, id and key are their position."""
+    for index, prompt in enumerate(prompts):
+        yield Request(
+            index=index,
+            id=index,
+            line=index + 1,
+            content=prompt if isinstance(prompt, str) else tuple(prompt),
+            key=str(index),
+        )
+
+
+def load(
+    model: str,
+    *,
+    engine: EngineConfig | None = None,
+    batching: BatchingConfig | None = None,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> Model:
+    """Finds, prepares and loads a model.
+
+    model: a catalog name, a hub id, or a Hugging Face folder, CTranslate2 folder or GGUF file.
+    report: called with a line of text before each step that takes long.
+
+    Raises ModelError when the model cannot be had, EngineError when the engine cannot run it as
+    asked, ConfigError for options that make no sense.
+
+        >>> with packhorse.load("smollm2-135m-instruct") as model:
+        ...     for answer in model.generate(["What is the capital of France?"]):
+        ...         print(answer.text)
+    """
+    chosen = engine or EngineConfig()
+    prepared = prepare_for(model, chosen, allow_pickle=allow_pickle, report=report)
+    return load_prepared(prepared, chosen, batching or BatchingConfig(), report)
+
+
+def prepare_for(
+    model: str,
+    engine: EngineConfig,
+    *,
+    allow_pickle: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> PreparedModel:
+    """The verified folder of `model` in the form that `engine` loads. Raises as `load`."""
+    check_engine(engine)
+    return prepare(
+        model,
+        engine=engine.engine,
+        quantization=engine.quantization,
+        device=engine.device,
+        quantization_method=engine.quantization_method,
+        allow_pickle=allow_pickle,
+        report=report,
+    )
+
+
+def load_prepared(
+    prepared: PreparedModel,
+    engine: EngineConfig,
+    batching: BatchingConfig,
+    report: Callable[[str], None] = lambda message: None,
+    *,
+    codec: Codec | None = None,
+) -> Model:
+    """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first.
+
+    codec: the model's tokenizer, if it is loaded already.
+    """
+    check_batching(batching)
+    facts = model_facts(prepared)
+    known = stored_calibration(prepared, engine)
+    loaded = load_engine(prepared, facts, _divided(engine, known))
+    policy = _decided(batching.policy, loaded.capabilities)
+    if policy == CONTINUOUS and not loaded.capabilities.max_num_seqs:
+        loaded.close()
+        raise ConfigError(
+            f"the engine {loaded.capabilities.name} computes batches as they are, none can "
+            "be continuous",
+            "add --engine packed, or use another --batching",
+        )
+    if policy == PLANNED and known is None:
+        loaded.close()
+        known = calibrate(prepared, engine, report)
+        loaded = load_engine(prepared, facts, _divided(engine, known))
+    if known is not None and known.is_disturbed:
+        report(disturbance(known, prepared.name, engine))
+    codec = codec or prepared.codec()
+    return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
+
+
+def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
+    """The engine with the division of the cores that was measured to be the fastest."""
+    if known is None:
+        return engine
+    return replace(engine, workers=known.capabilities.workers, threads=known.capabilities.threads)
+
+
+def _decided(policy: str, capabilities: EngineCapabilities) -> str:
+    """ "auto" as what suits the engine's cost rule; a row is a batch if it is computed alone."""
+    if capabilities.rows_alone:
+        return SINGLE
+    if policy != AUTO:
+        return policy
+    if capabilities.max_num_seqs:
+        return CONTINUOUS
+    return PLANNED if capabilities.cost_rule == "min-prefix-prefill" else "sorted-dynamic"
+
+
+def check_engine(engine: EngineConfig) -> None:
+    """ConfigError for workers or threads below 1; None leaves them to the engine."""
+    check_least({"workers": engine.workers, "threads": engine.threads}, 1)
+
+
+def check_batching(batching: BatchingConfig) -> None:
+    """ConfigError for an unknown policy or a limit below 1."""
+    if batching.policy != AUTO:
+        policy_named(batching.policy)
+    limits = {
+        "batch_size": batching.batch_size,
+        "max_batch_tokens": batching.max_batch_tokens,
+        "window_rows": batching.window_rows,
+    }
+    check_least(limits, 1)
+
+
+def check_least(numbers: Mapping[str, int | None], least: int) -> None:
+    """ConfigError for a number, by its name, that is below `least`."""
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
+
+
+def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> None:
+    """ConfigError for a value out of its range; max_context in tokens, when it is known."""
+    ranges = [
+        ("max_new_tokens", decoding.max_new_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= decoding.temperature <= 100, "from 0 (greedy) to 100"),
+        ("top_p", 0 < decoding.top_p <= 1, "above 0 and at most 1"),
+        ("top_k", decoding.top_k >= 0, "0 (no limit) or more"),
+        ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "from 0 to 2^63 - 1"),
+        ("stop", all(decoding.stop), "texts of at least one character"),
+        (
+            "top_log_probs",
+            decoding.top_log_probs is None or 0 <= decoding.top_log_probs <= MOST_LOG_PROBS,
+            f"None or from 0 to {MOST_LOG_PROBS}",
+        ),
+    ]
+    for name, is_right, wanted in ranges:
+        if not is_right:
+            raise ConfigError(f"{name} is {getattr(decoding, name)!r}", f"it must be {wanted}")
+    if max_context is not None and decoding.max_new_tokens >= max_context:
+        raise ConfigError(
+            f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
+            f"the model's context is {max_context} tokens",
+            f"give a number below {max_context}",
+        )

@@ -1,0 +1,141 @@
+r"""Files of one row a line: JSONL and text.
+
+Bytes are split at b"\n" and nowhere else, so that U+2028, U+0085, form feeds or a lone "\r" inside
+a row never split it; one "\r" before the end is dropped, and so is a byte order mark at the start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from packhorse.data import NumberId, id_decoder
+from packhorse.inputs.rows import Record
+from packhorse.openai_format.row_errors import RowError, shown
+
+MAX_LINE_BYTES = 64 * 2**20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+TEXT_FIELDS = ("prompt", "text")
+
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line that is not blank.
+
+    number: 1-based, blank lines counted.
+    raw: its bytes without the line end; if it is too long, a digest of them.
+    too_long: it has more than MAX_LINE_BYTES.
+    """
+
+    number: int
+    raw: bytes
+    too_long: bool = False
+
+
+def physical_lines(file: BinaryIO) -> Iterator[Line]:
+    """The lines of `file` that are not blank, never more than MAX_LINE_BYTES of one in memory."""
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            yield Line(number, _digest_of_rest(file, raw), too_long=True)
+            continue
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        if number == 1:
+            raw = raw.removeprefix(BYTE_ORDER_MARK)
+        if raw.strip():
+            yield Line(number, raw)
+
+
+def read_objects(path: Path, id_field: str = "id") -> Iterator[Record]:
+    """JSONL: a JSON object per line. The number in `id_field` keeps its exact digits."""
+    return _read(path, partial(_parse_object, id_field))
+
+
+def read_text(path: Path) -> Iterator[Record]:
+    """A prompt a line, under the names of TEXT_FIELDS."""
+    return _read(path, _parse_text)
+
+
+def _read(path: Path, parse: Callable[[bytes], Mapping[str, Any]]) -> Iterator[Record]:
+    with path.open("rb", buffering=_CHUNK_BYTES) as file:
+        for line in physical_lines(file):
+            read = _refuse_too_long if line.too_long else partial(parse, line.raw)
+            yield Record(line.number, f"line-{line.number}", read, line.raw)
+
+
+def _parse_text(raw: bytes) -> Mapping[str, Any]:
+    return dict.fromkeys(TEXT_FIELDS, _decode(raw))
+
+
+def _parse_object(id_field: str, raw: bytes) -> Mapping[str, Any]:
+    text = _decode(raw)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(
+            "malformed_json",
+            f"malformed JSON at column {error.pos + 1}: {error.msg}; correct or remove the line",
+        ) from None
+    except RecursionError:
+        raise RowError(
+            "malformed_json", "malformed JSON: it is nested too deeply; flatten it"
+        ) from None
+    except ValueError:  # Python's limit for the digits of a whole number
+        raise RowError(
+            "malformed_json", "malformed JSON: a number has thousands of digits; shorten it"
+        ) from None
+    if not isinstance(value, dict):
+        raise RowError(
+            "not_an_object",
+            f'the line must be an object such as {{"prompt": "..."}}, got {shown(value)}',
+        )
+    row_id = value.get(id_field)
+    # Most ids are text or integers, which need no second look.
+    if isinstance(row_id, float) or (row_id == 0 and not isinstance(row_id, (str, bool))):
+        value[id_field] = _exact(text, id_field, row_id)
+    return value
+
+
+def _exact(text: str, name: str, number: float) -> Any:
+    """A number of an object as an id keeps it; NaN and infinity, which JSON has not, stay."""
+    exact = id_decoder.decode(text)[name]
+    return exact if isinstance(exact, (NumberId, int)) else number
+
+
+def _decode(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError(
+            "invalid_utf8",
+            f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
+            "convert the file to UTF-8",
+        ) from None
+
+
+def _refuse_too_long() -> Mapping[str, Any]:
+    raise too_long_fault()
+
+
+def too_long_fault() -> RowError:
+    return RowError(
+        "line_too_long",
+        f"the line has more than {MAX_LINE_BYTES:,} bytes; split or shorten it",
+    )
+
+
+def _digest_of_rest(file: BinaryIO, start: bytes) -> bytes:
+    digest = blake2b(start, digest_size=16)
+    while chunk := file.readline(_CHUNK_BYTES):
+        digest.update(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return digest.digest()

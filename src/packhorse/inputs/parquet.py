@@ -1,0 +1,235 @@
+"""Parquet through pyarrow, a small batch of rows in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packhorse.config import InputConfig
+from packhorse.errors import InputError
+from packhorse.inputs.columns import find_prompt
+from packhorse.inputs.rows import Layout, Record, canonical_json
+from packhorse.inputs.template import Template
+from packhorse.openai_format.row_errors import RowError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH_ROWS = 1000
+_BUFFER_BYTES = 2**20
+
+
+def open_parquet(
+    path: Path, template: Template | None, config: InputConfig
+) -> tuple[Layout, Iterator[Record]]:
+    """The layout, found from the schema, and the records.
+
+    A column `messages` (a list of structs) is used when there is none named `prompt` and none was
+    asked for. The prompt's column may be of any text type, dictionary-encoded or not.
+    """
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+    asked_for = template is not None or config.prompt_column is not None
+    if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
+        layout = Layout(columns=tuple(schema.names))
+    else:
+        layout = find_prompt(path, schema.names, template, config.prompt_column, has_header=False)
+    if layout.prompt_field is not None:
+        _check_is_text(path, schema.field(layout.prompt_field))
+    columns = [name for name in layout.names if name in schema.names]
+    return layout, _read(path, columns)
+
+
+def _check_is_text(path: Path, field: pa.Field) -> None:
+    import pyarrow.types as types
+
+    kind = _plain_type(field.type)
+    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    if not _is_binary(kind) and not any(test(kind) for test in tests):
+        raise InputError(
+            f"column {field.name!r} of {path} must hold text, got {kind}",
+            f"choose a text column with --prompt-column, or use --template '{{{field.name}}}'",
+        )
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """What a column of `kind` holds, dictionaries and extensions aside."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
+        return _plain_type(kind.storage_type)
+    return kind
+
+
+def _is_uuid(kind: pa.DataType) -> bool:
+    return getattr(kind, "extension_name", "") == "arrow.uuid"
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    """Whether values of `kind` are bytes, which many writers use for text."""
+    import pyarrow.types as types
+
+    tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    is_view = getattr(types, "is_binary_view", lambda kind: False)
+    return any(test(kind) for test in (*tests, is_view))
+
+
+def _holds_binary(kind: pa.DataType) -> bool:
+    """Whether bytes stand anywhere in values of `kind`."""
+    kind = _plain_type(kind)
+    return _is_binary(kind) or any(
+        _holds_binary(kind.field(place).type) for place in range(kind.num_fields)
+    )
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    number = 0
+    with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+        # Without threads: none is left behind for engines that fork, and memory stays small.
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            values = [_values(batch.column(name)) for name in columns]
+            for row in zip(*values, strict=True):
+                number += 1
+                yield _record(number, columns, row)
+
+
+def _record(number: int, columns: Sequence[str], row: Sequence[Any]) -> Record:
+    raw = None
+    if any(isinstance(value, Exception) for value in row):
+        values = [_stands_for(value) if isinstance(value, Exception) else value for value in row]
+        raw = canonical_json(values).encode("utf-8")
+    return Record(number, f"row-{number}", partial(_read_row, columns, row), raw)
+
+
+def _stands_for(error: Exception) -> Any:
+    """What tells a value that cannot be read from others."""
+    return error.object if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _read_row(columns: Sequence[str], row: Sequence[Any]) -> Mapping[str, Any]:
+    return {
+        name: _fault(name, value) if isinstance(value, Exception) else value
+        for name, value in zip(columns, row, strict=True)
+    }
+
+
+def _fault(name: str, error: Exception) -> RowError:
+    if isinstance(error, UnicodeDecodeError):
+        return RowError(
+            "invalid_utf8",
+            f"byte {error.start + 1} of column {name!r} (0x{error.object[error.start]:02x}) "
+            "is not UTF-8; write the file again from correct text",
+        )
+    return RowError("bad_field", f"column {name!r} has a value that cannot be read: {error}")
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values, bytes as text; an exception for one that cannot be read.
+
+    Arrow reads text without a check, and Python knows no nanoseconds and no year past 9999.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
+        return _values(column.storage)
+    try:
+        values = list(column.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException):  # UnicodeDecodeError is a ValueError
+        values = [_value(scalar) for scalar in column]
+    if _is_uuid(kind):
+        return [None if value is None else str(value) for value in values]
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        return [_shortest(value, kind.bit_width) for value in values]
+    if _holds_binary(kind):
+        return [_text(value) for value in values]
+    return values
+
+
+def _shortest(value: float | None, bits: int) -> float | None:
+    """The number of fewest digits that is `value` in so many bits: 0.1, not 0.10000000149011612."""
+    import numpy as np
+
+    if value is None:
+        return None
+    return float(str(np.float16(value) if bits == 16 else np.float32(value)))
+
+
+def _text(value: Any) -> Any:
+    """`value` with bytes as text, or the error of bytes that are not UTF-8."""
+    try:
+        return _decoded(value)
+    except UnicodeDecodeError as error:
+        return error.with_traceback(None)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _decoded(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_decoded(each) for each in value)
+    return value
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
+    try:
+        return _nanoseconds(scalar) or scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return error.with_traceback(None)
+
+
+def _nanoseconds(scalar: pa.Scalar) -> str | None:
+    """A time that has nanoseconds as text with all its digits, as Python writes microseconds; None
+    for any other value."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = scalar.type
+    if not (types.is_timestamp(kind) or types.is_time64(kind)) or kind.unit != "ns":
+        return None
+    if scalar.value is None:
+        return None
+    microseconds, rest = divmod(scalar.value, 1000)
+    if not rest:
+        return None
+    coarse = pa.timestamp("us", kind.tz) if types.is_timestamp(kind) else pa.time64("us")
+    moment = pa.scalar(microseconds, coarse).as_py()
+    if types.is_timestamp(kind):
+        text, fraction_end = (
+            moment.isoformat(" ", "microseconds"),
+            len("2024-01-02 03:04:05.000000"),
+        )
+    else:
+        text, fraction_end = moment.isoformat("microseconds"), len("03:04:05.000000")
+    return f"{text[:fraction_end]}{rest:03d}{text[fraction_end:]}"
+
+
+@contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "".join(each if each.isprintable() else "?" for each in reason)
+        raise InputError(
+            f"{path} cannot be read as Parquet: {reason}",
+            "is it Parquet, and was it copied whole? Copy or write it again",
+        ) from error

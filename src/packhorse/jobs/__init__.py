@@ -1,0 +1,1 @@
+"""Resumable jobs: the frame of every job, journal, workspace, manifest, signals, streams."""

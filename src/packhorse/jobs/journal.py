@@ -1,0 +1,348 @@
+"""The journal: which rows the input has, and what is known of each.
+
+Results are committed in groups, twice a second and however long the engine computes on
+(`packhorse.storage.sqlite_store`), so a killed run loses at most the rows of the last half second
+and no file is ever torn. Resume is a set difference: rows of the input whose key has no result.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from packhorse.data import Completion, Failure, Request, free_id, id_from_json, id_to_json
+from packhorse.errors import InputError, JobChangedError, OutputError
+from packhorse.jobs.journal_rows import (
+    FORMAT,
+    SCHEMA,
+    TABLES,
+    Counts,
+    Record,
+    checked,
+    is_sound,
+    record_of,
+)
+from packhorse.storage.atomic_files import is_there
+from packhorse.storage.sqlite_store import SQLiteStore, damaged
+
+__all__ = ["Counts", "Journal", "Record"]
+
+_NAMED_ROWS = 5
+"""Damaged rows that a message names; of more it gives the number."""
+
+
+class Journal:
+    """One output's journal. Use as a context manager; one process at a time.
+
+    Any thread may call it, and a signal handler may. Every method raises OutputError once the disk
+    is full or does not answer.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self._path = path
+        if read_only:
+            _check_readable(path)
+        self._database = SQLiteStore(path, SCHEMA, read_only=read_only)
+        try:
+            self._check_format()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check_format(self) -> None:
+        """OutputError for a journal of another version."""
+        with self._database.held() as connection:
+            found = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        if found is None or not str(found[0]).isdecimal():
+            raise damaged(self._path, "it does not say its format")
+        if found[0] != FORMAT:
+            raise OutputError(
+                f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
+                "continue it with the version that began it, or name another output",
+            )
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Raises OutputError where what was recorded last cannot be written; it is closed still."""
+        self._database.close()
+
+    def register_rows(self, rows: Iterable[Request | Failure]) -> None:
+        """Replaces the list of input rows by `rows`; results stay.
+
+        Raises InputError for two rows that bring the same id, naming both lines. Text and number
+        ids that are written alike count as one: CSV cannot tell them apart. A row without an id of
+        its own never clashes: its id gets a suffix ("line-2-2") if another row brings it.
+        """
+        own_ids = bytearray()
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM rows")
+            for row in rows:
+                own_ids.append(row.has_own_id)
+                self._register_row(connection, row, own_ids)
+            self._put_meta(connection, "rows", len(own_ids))
+
+    def _register_row(
+        self, connection: sqlite3.Connection, row: Request | Failure, own_ids: bytearray
+    ) -> None:
+        """own_ids: by position, whether a row brings its id."""
+        chat, code, message = False, None, None
+        if isinstance(row, Failure):
+            code, message = row.code, row.message
+        else:
+            chat = not isinstance(row.content, str)
+        identity = (row.index, row.key, str(row.id), id_to_json(row.id), row.line)
+        values = (*identity, int(chat), code, message)
+        try:
+            _insert_row(connection, values)
+            return
+        except sqlite3.IntegrityError as error:
+            query = "SELECT * FROM rows WHERE id = ?"
+            other = connection.execute(query, (str(row.id),)).fetchone()
+            if other is None:
+                raise damaged(self._path, str(error)) from error
+        if not row.has_own_id:
+            _insert_row(connection, _with_free_id(connection, values))
+        elif not own_ids[other[0]]:
+            connection.execute("DELETE FROM rows WHERE position = ?", (other[0],))
+            _insert_row(connection, values)
+            _insert_row(connection, _with_free_id(connection, other[: len(values)]))
+        else:
+            raise InputError(
+                f"lines {other[4]} and {row.line} have the same id {row.id!r}",
+                "give every row an id of its own, or none",
+            )
+
+    def store_settings(self, settings: dict[str, Any]) -> None:
+        """Ties the journal to what decides its results; raises as `check`."""
+        self.check(settings)
+        self.set_meta("settings", settings)
+
+    def is_bound(self) -> bool:
+        """Whether a run has tied this journal to settings."""
+        return self.meta("settings") is not None
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """JobChangedError, showing the difference, where the journal is tied to other settings."""
+        known = self.meta("settings")
+        if known is None:
+            return
+        changed = [name for name, value in settings.items() if known.get(name) != value]
+        if changed:
+            difference = "; ".join(
+                f"{name} was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed
+            )
+            raise JobChangedError(
+                f"this output was begun with other settings: {difference}",
+                "use the settings it was begun with, or name another output",
+            )
+
+    def meta(self, name: str) -> Any:
+        query = "SELECT name, value, checksum FROM meta WHERE name = ?"
+        with self._database.held() as connection:
+            found = connection.execute(query, (name,)).fetchone()
+        if found is None:
+            return None
+        if not is_sound(found):
+            raise damaged(self._path, f"its {name} cannot be trusted")
+        return json.loads(found[1])
+
+    def set_meta(self, name: str, value: Any) -> None:
+        with self._database.transaction() as connection:
+            self._put_meta(connection, name, value)
+
+    @staticmethod
+    def _put_meta(connection: sqlite3.Connection, name: str, value: Any) -> None:
+        row = checked((name, json.dumps(value)))
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
+
+    def has_only_chats(self) -> bool:
+        """Whether every row that can be run goes through a chat template, if the model has one:
+        OpenAI's completions do not."""
+        if self.meta("openai") is None:
+            return True
+        with self._database.held() as connection:
+            found = connection.execute(
+                "SELECT 1 FROM rows WHERE error_code IS NULL AND NOT chat LIMIT 1"
+            ).fetchone()
+        return found is None
+
+    def pending_positions(self) -> array[int]:
+        """Positions of the rows without a result, ascending (8 bytes a row in memory)."""
+        found = self._database.select(
+            "SELECT position FROM rows LEFT JOIN results USING (key)"
+            " WHERE rows.error_code IS NULL AND results.key IS NULL ORDER BY position"
+        )
+        return array("Q", (position for (position,) in found))
+
+    def record(self, outcome: Completion | Failure, note: dict[str, Any] | None = None) -> None:
+        """Stores one outcome, and what a job has to say of it besides; it is durable about half a
+        second later."""
+        if isinstance(outcome, Failure):
+            values: tuple[Any, ...] = (
+                outcome.key, None, None, None, None, None, outcome.code, outcome.message,
+                None, None, None,
+            )  # fmt: skip
+        else:
+            timing = outcome.timing
+            values = (
+                outcome.key, outcome.text, array("I", outcome.token_ids).tobytes(),
+                outcome.finish_reason, outcome.prompt_tokens, outcome.completion_tokens, None, None,
+                float(timing.submitted),
+                None if timing.first_token is None else float(timing.first_token),
+                float(timing.finished),
+            )  # fmt: skip
+        self._store_result((*values, None if note is None else json.dumps(note)))
+
+    def _store_result(self, values: tuple[Any, ...]) -> None:
+        statement = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 13)})"  # noqa: S608
+        self._database.write(statement, checked(values))
+
+    def commit(self) -> None:
+        """Makes what was recorded durable."""
+        self._database.commit()
+
+    def delete_failures(self) -> None:
+        """Makes the rows that failed in an engine or in tokenization pending again."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM results WHERE error_code IS NOT NULL")
+
+    def discard_damaged(self) -> int:
+        """Makes rows pending again whose result is not what was recorded; returns their number.
+
+        Keys out of order count as damage, since SQLite no longer finds what lies behind them.
+        """
+        lost = self._rebuild_damaged("results")
+        self._rebuild_damaged("sessions")
+        return lost
+
+    def _rebuild_damaged(self, table: str) -> int:
+        """Keeps the sound rows of a table; the number of the others."""
+        lost, is_ordered, last, places = 0, True, None, ""
+        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
+            lost += not is_sound(values)
+            key, places = values[0], ", ".join("?" * len(values))
+            is_ordered &= last is None or (type(key) is type(last) and key > last)
+            last = key
+        if not lost and is_ordered:
+            return 0
+        with self._database.transaction() as connection:
+            connection.execute(f"CREATE TABLE rebuilt {TABLES[table]}")
+            for values in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608
+                if is_sound(values):
+                    connection.execute(
+                        f"INSERT OR REPLACE INTO rebuilt VALUES ({places})",  # noqa: S608
+                        values,
+                    )
+            connection.execute(f"DROP TABLE {table}")
+            connection.execute(f"ALTER TABLE rebuilt RENAME TO {table}")
+        return lost
+
+    def counts(self) -> Counts:
+        with self._database.held() as connection:
+            rows, completed = connection.execute(
+                "SELECT count(*), count(finish_reason) FROM rows LEFT JOIN results USING (key)"
+                " WHERE rows.error_code IS NULL"
+            ).fetchone()
+            by_code = dict(
+                connection.execute(
+                    "SELECT coalesce(rows.error_code, results.error_code) AS code, count(*)"
+                    " FROM rows LEFT JOIN results USING (key) WHERE code IS NOT NULL"
+                    " GROUP BY code ORDER BY code"
+                ).fetchall()
+            )
+            (unreadable,) = connection.execute(
+                "SELECT count(*) FROM rows WHERE error_code IS NOT NULL"
+            ).fetchone()
+        self._check_number(rows + unreadable)
+        if not all(isinstance(code, str) for code in by_code):
+            raise damaged(self._path, "a row has an error that is no text")
+        return Counts(rows + unreadable, completed, sum(by_code.values()), by_code, unreadable)
+
+    def _check_number(self, rows: int) -> None:
+        """OutputError for other rows than were enlisted."""
+        enlisted = self.meta("rows") or 0
+        if rows != enlisted:
+            raise damaged(self._path, f"{rows} of {enlisted} rows are found")
+
+    def records(self) -> Iterator[Record]:
+        """Every input row once, in input order.
+
+        Raises OutputError at the end where rows are not what was recorded, and leaves them out.
+        """
+        found = self._database.select(
+            "SELECT rows.*, results.*"
+            " FROM rows LEFT JOIN results ON results.key = rows.key AND rows.error_code IS NULL"
+            " ORDER BY position"
+        )
+        number, unsound = 0, []
+        for number, values in enumerate(found, 1):
+            row, result = values[:9], values[9:]
+            is_row_sound = is_sound(row)
+            is_own = result[0] == row[1] and is_sound(result)  # SQLite trusts its tree, we do not
+            if is_row_sound and (result[0] is None or is_own):
+                yield record_of(row, result)
+            else:
+                unsound.append(repr(id_from_json(row[3])) if is_row_sound else f"row {number}")
+        if unsound:
+            more = f" and {len(unsound) - _NAMED_ROWS} more" if len(unsound) > _NAMED_ROWS else ""
+            raise OutputError(
+                f"the journal {self._path} is damaged in {len(unsound)} of {number} rows: "
+                f"{', '.join(unsound[:_NAMED_ROWS])}{more}",
+                "run the job's command again: these rows are computed again, the others kept",
+            )
+        self._check_number(number)
+
+    def add_session(self, figures: dict[str, Any]) -> None:
+        with self._database.transaction() as connection:
+            (last,) = connection.execute("SELECT max(number) FROM sessions").fetchone()
+            row = checked(((last or 0) + 1, json.dumps(figures)))
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", row)
+
+    def sessions(self) -> list[dict[str, Any]]:
+        found = list(self._database.select("SELECT * FROM sessions ORDER BY number"))
+        if not all(map(is_sound, found)):
+            raise damaged(self._path, "figures of earlier sessions cannot be trusted")
+        return [json.loads(figures) for _, figures, _ in found]
+
+
+def _check_readable(path: Path) -> None:
+    """OutputError where there is no journal, or none that this user may see."""
+    try:
+        is_empty = path.stat().st_size == 0 and not is_there(path.with_name(f"{path.name}-wal"))
+    except PermissionError as error:
+        raise OutputError(
+            f"the journal {path} cannot be read: {error.strerror}",
+            "run this as the user who began the job, or ask for the right to read its folder",
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"there is no journal at {path}", "name the output of a run that was begun here"
+        ) from error
+    if is_empty:
+        raise OutputError(
+            f"the journal {path} is empty", "run the job's command again: it begins anew"
+        )
+
+
+def _insert_row(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None:
+    connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", checked(values))
+
+
+def _with_free_id(connection: sqlite3.Connection, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row of `values` under an id that no row has."""
+
+    def is_taken(text: str) -> bool:
+        query = "SELECT 1 FROM rows WHERE id = ?"
+        return connection.execute(query, (text,)).fetchone() is not None
+
+    chosen = free_id(values[2], is_taken)
+    return (*values[:2], chosen, id_to_json(chosen), *values[4:])

@@ -1,0 +1,126 @@
+"""What a run says of itself: what "auto" became, what came of it, and the document beside the
+output."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from packhorse.batching.memory import TokenBudget
+from packhorse.config import JobConfig
+from packhorse.inference.model import Model
+from packhorse.jobs.journal import Counts, Journal
+from packhorse.models import PreparedModel
+from packhorse.models.cache import library_versions
+
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run came to.
+
+    counts: all rows of the input by state. session: figures of this process, see `Meter.to_json`;
+    None when there was nothing left to do. resolved: what "auto" became and what really ran.
+    """
+
+    output: Path
+    manifest: Path
+    counts: Counts
+    model: dict[str, Any]
+    resolved: dict[str, Any] | None
+    session: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["output"], document["manifest"] = str(self.output), str(self.manifest)
+        document["counts"]["pending"] = self.counts.pending
+        return document
+
+
+def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> dict[str, Any]:
+    """What "auto" became and what really runs."""
+    capabilities = model.capabilities
+    return {
+        "engine": capabilities.name,
+        "device": capabilities.device,
+        "compute_type": capabilities.compute_type,
+        "quantization_method": model.prepared.quantization_method,
+        "workers": capabilities.workers,
+        "threads": capabilities.threads,
+        "max_context": capabilities.max_context,
+        "model_bytes": capabilities.model_bytes,
+        "peak_bytes": capabilities.peak_bytes,
+        "batching": model.batching.policy,
+        "batch_size": config.batching.batch_size,
+        "window_rows": config.batching.window_rows,
+        "share_prefixes": model.batching.share_prefixes and capabilities.shares_prefixes,
+        "deduplicate": model.batching.deduplicate,
+        "token_budget": budget.to_json(),
+        "calibration": model.calibration.to_json() if model.calibration else None,
+    }
+
+
+def plan_line(resolved: dict[str, Any]) -> str:
+    """`resolved_settings` as one line for a person."""
+    budget = resolved["token_budget"]
+    if resolved["peak_bytes"] is not None:
+        return (
+            f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
+            f"{resolved['threads']} threads, {resolved['batching']}, a cache of "
+            f"{budget['tokens']:,} tokens; weights, cache and steps take at most "
+            f"{resolved['peak_bytes'] / 1e9:.2f} GB"
+        )
+    return (
+        f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
+        f"{resolved['workers']} x {resolved['threads']} threads, {resolved['batching']}, "
+        f"at most {budget['tokens']:,} tokens a batch (by {budget['decided_by']}; memory allows "
+        f"{budget['memory_tokens']:,} from {budget['available_bytes'] / 1e9:.1f} GB free)"
+    )
+
+
+def compute_format(resolved: dict[str, Any]) -> str:
+    """Compute type, and how the model was made ready for it: "int8_float32 (rotate-smooth)"."""
+    method = resolved.get("quantization_method")
+    return f"{resolved['compute_type']} ({method})" if method else str(resolved["compute_type"])
+
+
+def model_identity(prepared: PreparedModel) -> dict[str, Any]:
+    """Which model it was, to the byte."""
+    return {
+        "name": prepared.name,
+        "kind": prepared.kind,
+        "quantization": prepared.quantization,
+        "quantization_method": prepared.quantization_method,
+        "fingerprint": prepared.fingerprint,
+    }
+
+
+def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> dict[str, Any]:
+    """The document beside the output: counts that reconcile, settings, versions, timings.
+
+    config: of the job, a dataclass with `input`.
+    """
+    return {
+        "format": MANIFEST_FORMAT,
+        **report.to_json(),
+        "input": {"path": config.input, "bytes": source.stat().st_size},
+        "settings": journal.meta("settings"),
+        "config": _jsonable(asdict(config)),
+        "sessions": journal.sessions(),
+        "versions": versions(),
+        "machine": {"platform": platform.platform(), "processor": platform.processor()},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, packhorse and the libraries that decide results."""
+    return {"python": platform.python_version(), **library_versions()}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,163 @@
+"""The way of a row, on one page: read -> tokenize -> plan -> run -> record -> export.
+
+`run` is what the command `packhorse run` calls. The inner steps are `GenerationRun`'s; around them
+lies the frame of every job (`packhorse.jobs.frame`): the journal, which makes a run resumable, and
+the export, which writes each input row once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from packhorse.config import JobConfig
+from packhorse.data import Completion, Failure, Request, SamplingParams
+from packhorse.inference.log_probs import log_probs_note
+from packhorse.inference.model import (
+    check_batching,
+    check_decoding,
+    check_engine,
+    check_least,
+    deciding,
+    load_prepared,
+    prepare_for,
+)
+from packhorse.inputs import detect_format, for_model, quoting_settings
+from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
+from packhorse.jobs.journal import Journal
+from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolved_settings
+from packhorse.models import PreparedModel, resolve_quantization
+from packhorse.outputs import check_openai_output
+from packhorse.profiling.run_metrics import Meter
+from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
+
+
+def run(config: JobConfig, observer: ProgressReporter | None = None) -> RunReport:
+    """Runs a job, or goes on with it, until every input row has an outcome in the output.
+
+    Raises PackhorseError for a job that cannot be done, before any long work where that can be
+    known, and Interrupted after a signal; what was finished is in the journal in either case, and
+    calling `run` again with the same config goes on from there.
+    """
+    check_engine(config.engine)
+    check_batching(config.batching)
+    check_decoding(config.decoding)
+    check_least({"warmup_rows": config.warmup_rows}, 0)
+    config = replace(config, reading=for_model(config.reading, config.model))
+    return run_job(config, Generation(config), observer)
+
+
+class Generation:
+    """The work of `packhorse run`: a model answers every row."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+        self._prepared: PreparedModel | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return settings(self._config)
+
+    def enlisted(self, source: Path, journal: Journal) -> None:
+        is_openai = detect_format(source) == "openai-batch"
+        if is_openai:
+            check_openai_output(self._config.output)
+        journal.set_meta("openai", {"model": self._config.model} if is_openai else None)
+
+    def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:
+        config = self._config
+        self._prepared = prepare_for(
+            config.model, config.engine, allow_pickle=config.allow_pickle, report=report
+        )
+        return {"model": self._prepared.fingerprint, "engine": self._prepared.engine}
+
+    def identity(self) -> dict[str, Any]:
+        assert self._prepared is not None
+        return model_identity(self._prepared)
+
+    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
+        assert self._prepared is not None
+        config, meter, observer = self._config, hands.meter, hands.observer
+        codec = self._prepared.codec()
+        tokenizer = Tokenizer(
+            codec,
+            config.reading.system,
+            config.reading.on_too_long,
+            hands.date,
+            SpecialTextNotice(observer.stage),
+        )
+        if journal.has_only_chats():
+            tokenizer.check()
+        observer.stage(f"loading {config.model}")
+        with meter.stage("load"), hands.loading():
+            model = load_prepared(
+                self._prepared, config.engine, config.batching, observer.stage, codec=codec
+            )
+        with model:
+            check_decoding(config.decoding, model.capabilities.max_context)
+            budget = model.budget(config.decoding)
+            resolved = resolved_settings(config, model, budget)
+            observer.stage(plan_line(resolved))
+            notes = LogProbNotes(model.codec, config.decoding)
+
+            def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
+                return model.generation_run(
+                    tokenizer, config.decoding, budget, meter, hands.stopping
+                ).outcomes(notes.of(rows))
+
+            if config.warmup_rows:
+                with meter.stage("warm up"):
+                    for _ in answers(pending(config.warmup_rows), Meter()):
+                        pass
+            observer.begin(journal.counts(), meter)
+            try:
+                with meter.stage("generate"):
+                    for outcome in answers(pending(), meter):
+                        journal.record(outcome, notes.take(outcome))
+                        observer.advance()
+            finally:
+                observer.end()
+                journal.commit()
+                journal.add_session({"resolved": resolved, **meter.to_json()})
+        return resolved
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbNotes:
+    """Keeps log-probabilities in the journal, where rows ask for them. decoding: of the job."""
+
+    codec: Codec
+    decoding: SamplingParams
+    _asking: dict[str, Request] = field(default_factory=dict)
+
+    def of(self, rows: Iterable[Request]) -> Iterator[Request]:
+        """The rows themselves, of which those that ask are remembered until they are answered."""
+        for row in rows:
+            if row.options.get("top_log_probs") is not None:
+                self._asking[row.key] = row
+            yield row
+
+    def take(self, outcome: Completion | Failure) -> dict[str, Any] | None:
+        """The note of a row that is answered, if it asked for one."""
+        row = self._asking.pop(outcome.key, None)
+        if row is None or not isinstance(outcome, Completion):
+            return None
+        return log_probs_note(self.codec, row, outcome, self.decoding)
+
+
+def settings(config: JobConfig) -> dict[str, Any]:
+    """What decides the results of a job beside its model, flat; a journal is tied to these.
+
+    How rows are batched is not among them: in float32 it changes nothing but speed.
+    """
+    quantization = resolve_quantization(config.engine.quantization, config.engine.device)
+    return {
+        "input": input_identity(config.input),
+        "system": config.reading.system,
+        "template": config.reading.template,
+        "prompt_column": config.reading.prompt_column,
+        "on_too_long": config.reading.on_too_long,
+        **quoting_settings(config.input, config.reading),
+        **deciding(quantization, config.decoding),
+    }

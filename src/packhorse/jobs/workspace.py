@@ -1,0 +1,188 @@
+"""Where a job keeps its state: OUTPUT, OUTPUT.manifest.json and the folder OUTPUT.packhorse/.
+
+results.jsonl                   the finished output, written in one step at the end
+results.jsonl.manifest.json     what was run, with what settings, and counts that reconcile
+results.jsonl.packhorse/        readable by its owner only, since it holds prompts and answers
+    journal.sqlite3             rows and results
+    lock                        held while a run works (an advisory lock: it dies with the run)
+    input.stdin                 standard input, kept so that the job can go on without it
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from packhorse.config import OUTPUT_SUFFIXES
+from packhorse.errors import BusyError, ConfigError, InputError, OutputError
+from packhorse.storage.atomic_files import hint_for, is_there
+
+SQLITE_PATH_BYTES = 504
+"""The longest path of a database that SQLite opens: MAX_PATHNAME of its os_unix.c, 512, less 8 for
+the names of files beside it."""
+_FILE = ("file", Path.is_file)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The paths of one output."""
+
+    output: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.output.with_name(self.output.name + ".packhorse")
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal.sqlite3"
+
+    @property
+    def manifest(self) -> Path:
+        return self.output.with_name(self.output.name + ".manifest.json")
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def spooled_input(self) -> Path:
+        return self.folder / "input.stdin"
+
+    def check(self, source: str) -> None:
+        """Refuses outputs that could not be written or would overwrite what is not ours."""
+        if self.output.suffix.lower() not in OUTPUT_SUFFIXES:
+            raise ConfigError(
+                f"the output {self.output} has no known ending",
+                f"end it with one of {', '.join(OUTPUT_SUFFIXES)}",
+            )
+        if is_there(self.output) and self.output.is_dir():
+            raise OutputError(f"the output {self.output} is a folder", "name a file")
+        parent = self.output.absolute().parent
+        if not is_there(parent) or not parent.is_dir():
+            raise OutputError(f"the folder {parent} does not exist", "create it first")
+        for folder in {parent, Path(os.path.realpath(self.output)).parent}:
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise OutputError(
+                    f"the folder {folder} cannot be written to", "choose another output"
+                )
+        self._check_side_files()
+        if source != "-" and _same_file(Path(source), self.output):
+            raise ConfigError("the output is the input", "name another output file")
+        if is_there(self.output) and not is_there(self.journal):
+            raise OutputError(
+                f"{self.output} exists and was not made by a job that can be continued",
+                "remove it or name another output",
+            )
+
+    def _check_side_files(self) -> None:
+        """OutputError for a name beside which manifest and journal cannot be written."""
+        log = self.journal.with_name(f"{self.journal.name}-wal")
+        for path, what in ((self.manifest, "manifest"), (self.folder, "folder"), (log, "journal")):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise OutputError(
+                    f"the {what} {path} of this output cannot be written: {error.strerror}",
+                    hint_for(error),
+                ) from error
+        length = len(os.fsencode(os.path.realpath(self.journal)))
+        if length > SQLITE_PATH_BYTES:
+            raise OutputError(
+                f"the journal {self.journal} cannot be opened: its path has {length} bytes, and "
+                f"SQLite takes {SQLITE_PATH_BYTES}",
+                "choose an output whose path is shorter",
+            )
+        for path in (self.manifest, self.folder, self.journal, self.lock, self.spooled_input):
+            kind, is_right = ("folder", Path.is_dir) if path == self.folder else _FILE
+            if os.path.lexists(path) and not is_right(path):
+                raise OutputError(
+                    f"{path} is no {kind}, but this output needs one there",
+                    "move it away, or name another output",
+                )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Creates the folder and holds its lock; BusyError when another run holds it."""
+        import filelock
+
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder} cannot be created: {error.strerror}", hint_for(error)
+            ) from error
+        lock = filelock.FileLock(self.lock, mode=0o600)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise BusyError(
+                f"another run is writing {self.output}", "wait for it, or name another output"
+            ) from None
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder} cannot be written to: {error.strerror}", hint_for(error)
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def spool_standard_input(self) -> Path:
+        """Copies standard input into the folder (replacing an older copy) and returns the copy.
+
+        Standard input that is closed, a terminal or empty falls back to the copy of an earlier run.
+        """
+        partial = self.spooled_input.with_suffix(".partial")
+        if _has_standard_input():
+            try:
+                with open(partial, "wb", opener=_private) as copy:
+                    shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+            except OSError as error:
+                with suppress(OSError):
+                    partial.unlink()
+                raise OutputError(
+                    f"standard input cannot be copied to {partial}: {error.strerror or error}",
+                    hint_for(error),
+                ) from error
+            if partial.stat().st_size:
+                partial.replace(self.spooled_input)
+                return self.spooled_input
+            partial.unlink()
+        if not self.spooled_input.exists():
+            raise InputError("standard input is empty", "pipe rows in, or name a file")
+        return self.spooled_input
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner may read."""
+    return os.open(path, flags, 0o600)
+
+
+def _has_standard_input() -> bool:
+    """Whether there is a file or a pipe to read; InputError for a device, which may never end."""
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return False
+    try:
+        found = os.fstat(sys.stdin.fileno())
+    except OSError:  # a stream of the caller's own
+        return True
+    is_device = stat.S_ISCHR(found.st_mode)
+    if is_device and not os.path.samestat(found, Path(os.devnull).stat()):
+        raise InputError("standard input is a device", "pipe rows in, or name a file")
+    return True
+
+
+def _same_file(source: Path, output: Path) -> bool:
+    try:
+        return source.samefile(output)
+    except OSError:
+        return source.absolute() == output.absolute()

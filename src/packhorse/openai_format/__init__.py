@@ -1,0 +1,1 @@
+"""OpenAI's request format: fields and their ranges, messages, lines of batch files."""

@@ -1,0 +1,70 @@
+"""An int8 model against float32: what it says at each token, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from packhorse.config import EngineConfig
+from packhorse.engines import load_engine
+from packhorse.evaluation.quality import Output, Pair, QualityReport, compare_outputs
+from packhorse.evaluation.teacher_forcing import (
+    CTranslate2LogProbs,
+    TeacherForcedScores,
+    TransformersLogProbs,
+    teacher_forced,
+)
+from packhorse.models import PreparedModel, model_facts
+from packhorse.quantization.recipe import CalibrationRow
+from packhorse.quantize.answers import greedy_answers
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """One int8 model against float32 on the held-out rows, both run by their engines."""
+
+    method: str
+    forced: TeacherForcedScores
+    quality: QualityReport
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, rows left out."""
+        forced, quality = self.forced.to_json(), self.quality.to_json()
+        return {
+            "method": self.method,
+            **{name: forced[name] for name in ("kl_divergence", "top1_agreement", "tokens")},
+            **{
+                name: quality[name]
+                for name in ("judged", "identical_count", "first_token_equal", "matched_prefix")
+            },
+        }
+
+
+def accuracy(
+    prepared: PreparedModel,
+    quantization: str,
+    reference: TransformersLogProbs,
+    rows: Sequence[CalibrationRow],
+    max_new_tokens: int,
+) -> Accuracy:
+    """Of a prepared CTranslate2 model; the answers of `rows` are the reference's."""
+    scored = CTranslate2LogProbs(prepared.folder, quantization)
+    forced = teacher_forced(reference, scored, [(row.prompt, row.answer) for row in rows])
+    assert forced is not None
+    facts = model_facts(prepared)
+    engine = load_engine(prepared, facts, EngineConfig("ctranslate2", "cpu", quantization))
+    try:
+        prompts = [row.prompt for row in rows]
+        answers = greedy_answers(engine, prompts, max_new_tokens)
+    finally:
+        engine.close()
+    ends = set(facts.eos_token_ids)
+    codec = prepared.codec()
+    pairs = []
+    for index, (row, ours) in enumerate(zip(rows, answers, strict=True)):
+        theirs = tuple(token for token in row.answer if token not in ends)
+        pairs.append(
+            Pair(index, Output(theirs, codec.decode(theirs)), Output(ours, codec.decode(ours)))
+        )
+    return Accuracy(prepared.quantization_method, forced, compare_outputs(pairs))

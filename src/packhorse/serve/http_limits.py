@@ -1,0 +1,147 @@
+"""HTTP/1.1 as uvicorn speaks it, with bounds on peers that are slow or many.
+
+uvicorn gives a peer any time to send its headers and to take its answer, and refuses what is no
+HTTP in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import sys
+import termios
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from packhorse.serve.config import Bounds
+from packhorse.serve.errors import APIError
+
+LOOKS = 8
+"""At a peer that something is left for, in the time it may take nothing."""
+
+
+class BoundedHTTPProtocol(H11Protocol):
+    """See `bounded_protocol`."""
+
+    bounds: ClassVar[Bounds]
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        watched: Any = WatchedTransport(transport, self.loop, self.bounds.write_seconds)
+        super().connection_made(watched)
+        if len(self.connections) > self.bounds.connections:
+            self._refuse(
+                APIError(503, "too_many_connections", "too many connections", retry_after=1)
+            )
+            return
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_headers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_headers()
+        else:
+            self._forget_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(APIError(400, "invalid_http", "this is not HTTP/1.1 as it should be"))
+
+    def _await_headers(self) -> None:
+        """A timer that further bytes do not start anew."""
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(
+                self.bounds.header_seconds, self._give_up_on_headers
+            )
+
+    def _forget_headers(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _give_up_on_headers(self) -> None:
+        self._header_timer = None
+        if not self.transport.is_closing():
+            self._refuse(APIError(408, "request_timeout", "the headers took too long"))
+
+    def _refuse(self, problem: APIError) -> None:
+        """Answers on a connection that has no request, and closes it."""
+        body = json.dumps(problem.to_json()).encode()
+        headers = {
+            **problem.headers(),
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(f"HTTP/1.1 {problem.status} Refused\r\n{lines}\r\n".encode() + body)
+        self.transport.close()
+
+
+class WatchedTransport:
+    """A transport whose connection is aborted once its peer has taken nothing for `seconds` of what
+    is left for it, be the connection in use, idle or closing (a transport that is closed waits for
+    what is left, however long).
+
+    What a peer took is what was written, less what waits here and, where the system tells, in its
+    buffer for the socket: megabytes, of which it asks for more only when half of them are gone, so
+    that a slow reader who never pauses would seem to take nothing for minutes.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport, self._loop, self._seconds = transport, loop, seconds
+        self._written = self._taken = 0
+        self._taken_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._written += len(data)
+        if self._timer is None and self._transport.get_write_buffer_size():
+            self._taken, self._taken_at = self._count_taken(), self._loop.time()
+            self._look_later()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(self._seconds / LOOKS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._transport.get_write_buffer_size():
+            return
+        taken = self._count_taken()
+        if taken > self._taken:
+            self._taken, self._taken_at = taken, self._loop.time()
+        elif self._loop.time() - self._taken_at >= self._seconds:
+            self._transport.abort()
+            return
+        self._look_later()
+
+    def _count_taken(self) -> int:
+        left: int = self._transport.get_write_buffer_size()
+        return self._written - left - unsent_bytes(self._transport.get_extra_info("socket"))
+
+
+def unsent_bytes(connection: Any) -> int:
+    """Bytes that the system holds for the peer of a socket and knows no receipt of; 0 where it does
+    not tell."""
+    held = bytearray(4)
+    try:
+        fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, held)
+    except OSError:
+        return 0
+    return int.from_bytes(held, sys.byteorder)
+
+
+def bounded_protocol(bounds: Bounds) -> type[BoundedHTTPProtocol]:
+    """The protocol class for `uvicorn.Config(http=...)`."""
+    return type("BoundedHTTPProtocol", (BoundedHTTPProtocol,), {"bounds": bounds})

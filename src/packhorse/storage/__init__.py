@@ -1,0 +1,1 @@
+"""Files that are written atomically, SQLite databases, JSON from other programs."""
