@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+# Processes that run tests: pytest-xdist counts the cores.
+WORKERS ?= auto
 
 LOWEST := build/lowest
 # Fast tests that import every dependency; they need no model that has to be fetched.
@@ -9,7 +11,7 @@ LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/t
 	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
 	tests/serve
 
-.PHONY: install test test-lowest lint demo clean
+.PHONY: install check test dist test-lowest lint demo clean
 
 install: $(VENV)/.installed
 
@@ -24,8 +26,17 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What to run before every commit: nothing here loads the demonstration model or takes long.
+check: install lint
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope -m "not slow and not real_model and not browser"
+
 test: install lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope
+
+dist: install
+	$(BIN)/pip install --quiet --disable-pip-version-check build
+	rm -rf dist
+	$(BIN)/python -m build
 
 # The lowest version that pyproject.toml accepts of everything it names, except torch, whose old builds
 # are not on every index.

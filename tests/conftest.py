@@ -17,6 +17,10 @@ from servers import FAKE, Served, served
 if TYPE_CHECKING:
     from packhorse.assess.document import Assessment
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; libraries that are loaded later would each take all of them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine is no failure: laws are about results, not about milliseconds. In CI every run has
 # the same examples, so that what failed fails again; everywhere else they are new each time.
 hypothesis.settings.register_profile(
@@ -26,6 +30,13 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that load the demonstration model by the fixture they ask for."""
+    for item in items:
+        if "demo_model_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real_model)
 
 
 @pytest.fixture(scope="session")

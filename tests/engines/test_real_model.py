@@ -22,6 +22,8 @@ from subjects import (
 from packhorse.data import Prompt, SamplingParams, Scores
 from packhorse.engine_protocol import Engine, Scorer
 
+pytestmark = pytest.mark.real_model
+
 REAL_LIMIT = 12
 REAL_PROMPTS = (
     "Hi",

@@ -179,6 +179,7 @@ def test_a_changed_model_is_found(llama: Path, tmp_path: Path) -> None:
     assert other.top1_agreement.value < 0.5 < rounded.top1_agreement.value
 
 
+@pytest.mark.real_model
 def test_int8_of_the_demonstration_model(demo_model_folder: Path) -> None:
     """Close to float32, not equal to it, and closer for having been made ready."""
     from transformers import AutoTokenizer

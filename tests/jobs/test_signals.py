@@ -205,6 +205,7 @@ def silent_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
 
 
+@pytest.mark.real_model
 def test_ctrl_c_while_pip_fetches(
     source: Path, silent_index: str, home: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from packhorse.serve.page import content_security_policy
 from servers import Served
 
+pytestmark = pytest.mark.browser
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

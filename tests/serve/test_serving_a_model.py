@@ -13,6 +13,8 @@ import packhorse
 from packhorse import EngineConfig
 from servers import Served, served
 
+pytestmark = pytest.mark.real_model
+
 MODEL = "smollm2-135m-instruct"
 PROMPTS = [
     "What is the capital of France?",
