@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from packhorse.batching.cost import CostModel, Costs, PrefillMemory, WorkCounts
 from packhorse.batching.expected import expect, sizes_of
 from packhorse.batching.planned import LARGEST_BATCH
-from packhorse.batching.planning import plan
+from packhorse.batching.planning import plan_batches
 from packhorse.batching.sizes import Limits, RowSize, batch_tokens
 from packhorse.data import Batch, Prompt, SamplingParams
 from packhorse.engines.fake import FakeEngine
@@ -23,7 +23,7 @@ def prompts(*decodings: SamplingParams) -> list[Prompt]:
 
 
 def indices(rows: list[Prompt], *, mixed: bool) -> list[list[int]]:
-    batches = plan(rows, "fixed", Limits(8, 10_000), mixed_decoding=mixed)
+    batches = plan_batches(rows, "fixed", Limits(8, 10_000), mixed_decoding=mixed)
     return [[prompt.index for prompt in batch.prompts] for batch in batches]
 
 
@@ -47,17 +47,21 @@ HEAD = tuple(range(100, 140))
 
 def test_rows_with_a_common_head_are_planned_by_what_is_their_own() -> None:
     rows = [Prompt(i, (*HEAD, *range(i, 2 * i + 3)), GREEDY) for i in range(4)]
-    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True, share_prefixes=True)
+    (batch,) = plan_batches(
+        rows, "sorted", Limits(8, 10_000), mixed_decoding=True, share_prefixes=True
+    )
     assert batch.shared_prefix == len(HEAD)
     assert [prompt.index for prompt in batch.prompts] == [3, 2, 1, 0]
-    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True)
+    (batch,) = plan_batches(rows, "sorted", Limits(8, 10_000), mixed_decoding=True)
     assert batch.shared_prefix == 0
 
 
 def test_different_heads_share_no_batch() -> None:
     other = tuple(range(500, 900))
     rows = [Prompt(i, (*((HEAD, other)[i % 2] * 2)[:400], i, i), GREEDY) for i in range(20)]
-    batches = plan(rows, "fixed", Limits(99, 10**6), mixed_decoding=True, share_prefixes=True)
+    batches = plan_batches(
+        rows, "fixed", Limits(99, 10**6), mixed_decoding=True, share_prefixes=True
+    )
     for batch in batches:
         prefixes = {prompt.token_ids[: batch.shared_prefix] for prompt in batch.prompts}
         assert len(prefixes) == 1
@@ -70,7 +74,9 @@ def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
         Prompt(i, (*HEAD, *range(1000 * i, 1000 * i + n)), GREEDY) for i, n in enumerate(lengths)
     ]
     rows.append(Prompt(4, (7,) * 120, GREEDY))
-    batches = plan(rows, "continuous", Limits(2, 1), mixed_decoding=True, share_prefixes=True)
+    batches = plan_batches(
+        rows, "continuous", Limits(2, 1), mixed_decoding=True, share_prefixes=True
+    )
     indices = [[prompt.index for prompt in batch.prompts] for batch in batches]
     assert indices == [[3, 1], [4], [2, 0]]
     assert [batch.shared_prefix for batch in batches] == [len(HEAD), 0, len(HEAD)]
@@ -113,7 +119,7 @@ def job(
     batches: list[Batch] = []
     free: tuple[float, ...] = ()
     for start in range(0, len(prompts), window):
-        planned = plan(
+        planned = plan_batches(
             prompts[start : start + window],
             policy,
             limits,
@@ -196,7 +202,7 @@ def test_groups_share_the_workers(workers: int) -> None:
         for index in range(8 * workers)
     ]
     limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", workers, SMOLLM_INT8)))
-    batches = plan(rows, "planned", limits, mixed_decoding=False)
+    batches = plan_batches(rows, "planned", limits, mixed_decoding=False)
     assert sorted(len(batch.prompts) for batch in batches) == [8] * workers
 
 
@@ -204,8 +210,8 @@ def test_a_window_before_others_is_cut_for_least_work() -> None:
     """One batch leaves a worker idle only if nothing follows."""
     rows = [Prompt(index, (index,) * 64, SamplingParams(max_new_tokens=64)) for index in range(8)]
     limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", 2, SMOLLM_INT8)))
-    assert len(plan(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
-    assert len(plan(rows, "planned", limits, mixed_decoding=True)) == 2
+    assert len(plan_batches(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
+    assert len(plan_batches(rows, "planned", limits, mixed_decoding=True)) == 2
 
 
 @pytest.mark.parametrize("policy", ["dynamic", "sorted-dynamic", "planned"])
@@ -216,7 +222,7 @@ def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
     costs = Costs(model, memory=PrefillMemory(150_000, 50))
     for available, batches in ((0.9e9, 2), (1.1e9, 1)):
         limits = Limits(8, 10**6, costs, available)
-        assert len(plan(rows, policy, limits, mixed_decoding=True)) == batches
+        assert len(plan_batches(rows, policy, limits, mixed_decoding=True)) == batches
 
 
 @pytest.mark.parametrize("policy", ["single", "fixed", "sorted-dynamic", "planned"])
@@ -234,7 +240,7 @@ def test_rows_whose_lengths_do_not_mix_share_no_batch(
     head = tuple(range(100, 110))
     rows = [Prompt(i, (*head, *range(i % 7)), GREEDY) for i in range(40)]
     costs = Costs(CostModel("padded", 1, WorkCounts(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
-    batches = plan(
+    batches = plan_batches(
         rows,
         policy,
         Limits(8, 10**6, costs),

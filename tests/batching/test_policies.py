@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.batching.cost import CostModel, Costs, WorkCounts
-from packhorse.batching.policies import POLICIES, policy_named
+from packhorse.batching.policies import POLICIES, get_policy
 from packhorse.batching.sizes import Limits, RowSize, batch_tokens, longest_first
 from packhorse.errors import ConfigError
 
@@ -57,7 +57,7 @@ def test_no_rows() -> None:
 
 def test_an_unknown_policy_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        policy_named("sortd")
+        get_policy("sortd")
     assert "sorted-dynamic" in caught.value.hint
 
 

@@ -13,7 +13,7 @@ from packhorse.batching.sizes import Limits
 from packhorse.data import Batch, Completion, EngineOutput, Failure, Prompt, Request, SamplingParams
 from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.fake import FakeEngine, Faults
-from packhorse.inference.deduplication import Duplicates, distinct, repeats_itself
+from packhorse.inference.deduplication import Duplicates, distinct, is_deterministic
 from packhorse.inference.generation import GenerationRun
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import ByteCodec, Tokenizer
@@ -128,8 +128,8 @@ def test_a_failure_is_shared_in_its_own_words() -> None:
         (SamplingParams(temperature=0.7, seed=3), True),
     ],
 )
-def test_what_repeats_itself(decoding: SamplingParams, expected: bool) -> None:
-    assert repeats_itself(decoding) is expected
+def test_what_is_deterministic(decoding: SamplingParams, expected: bool) -> None:
+    assert is_deterministic(decoding) is expected
 
 
 def test_rows_that_draw_run_each_for_itself() -> None:

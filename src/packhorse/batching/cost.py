@@ -53,7 +53,7 @@ class WorkCounts(NamedTuple):
     row_contexts: float
 
 
-def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> WorkCounts:
+def count_work(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> WorkCounts:
     """Work of a batch whose rows generate `generated` tokens each, the end token counted."""
     shared = sizes[0].shared
     lengths = [row.prompt for row in sizes]

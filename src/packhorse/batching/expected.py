@@ -10,7 +10,7 @@ from packhorse.batching.sizes import RowSize
 from packhorse.data import Batch
 from packhorse.engine_protocol import EngineCapabilities
 
-MEMORY_WANDERS = 1.15
+MEMORY_MARGIN = 1.15
 """What a batch may take beyond what the same batch took before: probes of one batch differ by as
 much, because allocators keep and reuse in another order each time."""
 
@@ -97,7 +97,7 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapa
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
     positions = shared + max(lengths) + 1 + np.arange(len(alive))
     decoding = float((alive * positions).max()) * capabilities.cache_bytes_per_token
-    return round(rows * capabilities.step_bytes_per_row + MEMORY_WANDERS * max(prefill, decoding))
+    return round(rows * capabilities.step_bytes_per_row + MEMORY_MARGIN * max(prefill, decoding))
 
 
 def sizes_of(batch: Batch) -> list[RowSize]:

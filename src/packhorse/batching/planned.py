@@ -61,7 +61,7 @@ def best_plan(
     """
     orders = [longest_first(sizes) for sizes in groups]
     tables = [
-        _SegmentTable.of([sizes[index] for index in order], limits, costs)
+        _SegmentCosts.build([sizes[index] for index in order], limits, costs)
         for sizes, order in zip(groups, orders, strict=True)
     ]
     free = tuple(free) or (0.0,) * costs.model.workers
@@ -76,22 +76,24 @@ def best_plan(
     cuts = [cut(float("inf"))]
     if costs.model.workers > 1:
         part = sum(seconds for seconds, _, _ in cuts[0]) / costs.model.workers
-        cuts += [cut(part * share) for share in _ceilings(costs.model.workers)]
+        cuts += [cut(part * share) for share in _list_ceilings(costs.model.workers)]
     simple = [
         (costs.batch_seconds([sizes[index] for index in batch]), group, tuple(batch))
         for group, sizes in enumerate(groups)
         for batch in cut_by_tokens(sizes, longest_first(sizes), limits)
     ]
-    plans = [_plan(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts]
-    plans.append(_plan(sorted(simple, key=lambda batch: -batch[0]), costs, free))
-    plain = _plan(simple, costs, free)
+    plans = [
+        _schedule_batches(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts
+    ]
+    plans.append(_schedule_batches(sorted(simple, key=lambda batch: -batch[0]), costs, free))
+    plain = _schedule_batches(simple, costs, free)
     if not more:
         return min([*plans, plain], key=lambda plan: plan.seconds)
     ahead = [plan for plan in plans if all(map(operator.le, plan.free, plain.free))]
     return min([*ahead, plain], key=lambda plan: (sum(plan.batch_seconds), plan.seconds))
 
 
-def _ceilings(workers: int) -> Iterator[float]:
+def _list_ceilings(workers: int) -> Iterator[float]:
     """Largest batch seconds that are tried, as shares of a worker's part of the whole: from just
     below the whole, so that even a single batch may be split where that ends sooner."""
     highest = math.floor(math.log(workers / 1.5) / math.log(1.25))
@@ -103,20 +105,20 @@ _Timed = tuple[float, int, tuple[int, ...]]
 """Seconds, group and rows of a batch."""
 
 
-def _plan(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Plan:
+def _schedule_batches(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Plan:
     seconds = tuple(batch[0] for batch in batches)
     return Plan(tuple(batch[1:] for batch in batches), seconds, costs.free_after(seconds, free))
 
 
 @dataclass(frozen=True, slots=True)
-class _SegmentTable:
+class _SegmentCosts:
     """costs[stop - 1][rows - 1]: seconds of the batch of `rows` sorted rows that ends at `stop`;
     infinite where it would exceed the limits. A row alone always fits."""
 
     costs: tuple[Floats, ...]
 
     @classmethod
-    def of(cls, sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> _SegmentTable:
+    def build(cls, sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> _SegmentCosts:
         if not sizes:
             return cls(())
         segments = Segments(costs, sizes, LARGEST_BATCH)

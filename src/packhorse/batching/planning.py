@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.policies import CONTINUOUS, PLANNED, measured, policy_named
+from packhorse.batching.policies import CONTINUOUS, PLANNED, get_policy, require_costs
 from packhorse.batching.prefixes import shared_prefixes
 from packhorse.batching.sizes import Limits
 from packhorse.data import Batch, Prompt, SamplingParams
 
-TOKENS_A_STEP = 32
+TOKENS_PER_STEP = 32
 """Prompt tokens that cost as much as a decoder step of a small batch, where costs were not
 measured: 20 to 34 on the engines there are."""
 _ASSUMED_NEW_TOKENS = 128
 
 
-def plan(
+def plan_batches(
     prompts: Sequence[Prompt],
     policy: str,
     limits: Limits,
@@ -44,9 +44,9 @@ def plan(
     numbers = [length_group(len(prompt.token_ids)) for prompt in prompts]
     prefixes = [0] * len(prompts)
     if share_prefixes:
-        prefixes = _prefixes(prompts, numbers, limits, has_batches=policy != CONTINUOUS)
+        prefixes = _find_prefixes(prompts, numbers, limits, has_batches=policy != CONTINUOUS)
     for prompt, number, length in zip(prompts, numbers, prefixes, strict=True):
-        decoding = None if mixed_decoding else _shared(prompt.decoding)
+        decoding = None if mixed_decoding else _shareable_params(prompt.decoding)
         grouped.setdefault((decoding, number, prompt.token_ids[:length]), []).append(prompt)
     groups = [
         Batch(tuple(group), len(prefix) if len(group) > 1 else 0)
@@ -56,11 +56,11 @@ def plan(
     if policy == PLANNED:
         from packhorse.batching.planned import best_plan
 
-        costs = measured(limits)
+        costs = require_costs(limits)
         cuts: Iterable[tuple[int, Sequence[int]]]
         cuts = best_plan(sizes, limits, costs, free, more=more).batches
     else:
-        cut = policy_named(policy)
+        cut = get_policy(policy)
         cuts = [(group, rows) for group, own in enumerate(sizes) for rows in cut(own, limits)]
     batches = [
         Batch(tuple(groups[group].prompts[row] for row in rows), groups[group].shared_prefix)
@@ -71,11 +71,11 @@ def plan(
     return batches
 
 
-def _prefixes(
+def _find_prefixes(
     prompts: Sequence[Prompt], numbers: Sequence[int], limits: Limits, *, has_batches: bool
 ) -> list[int]:
     """The prefix that each prompt shares with others of its number (tokens)."""
-    cost = _group_cost(prompts, limits) if has_batches else 0.0
+    cost = _count_group_cost(prompts, limits) if has_batches else 0.0
     lengths = [0] * len(prompts)
     for number in set(numbers):
         places = [place for place, each in enumerate(numbers) if each == number]
@@ -85,10 +85,10 @@ def _prefixes(
     return lengths
 
 
-def _group_cost(prompts: Sequence[Prompt], limits: Limits) -> float:
+def _count_group_cost(prompts: Sequence[Prompt], limits: Limits) -> float:
     """Prompt tokens that cost as much as one more group of rows, which is about one more batch."""
     most_new = max((prompt.decoding.max_new_tokens for prompt in prompts), default=1)
-    cost = float(TOKENS_A_STEP * min(most_new, _ASSUMED_NEW_TOKENS))
+    cost = float(TOKENS_PER_STEP * min(most_new, _ASSUMED_NEW_TOKENS))
     if limits.costs is not None:
         coefficients = limits.costs.model.coefficients
         if coefficients.prefill_tokens > 0:
@@ -97,7 +97,7 @@ def _group_cost(prompts: Sequence[Prompt], limits: Limits) -> float:
     return cost
 
 
-def _shared(decoding: SamplingParams) -> SamplingParams:
+def _shareable_params(decoding: SamplingParams) -> SamplingParams:
     """What rows of one batch must have in common: how they sample, and whether log-probabilities
     are asked for."""
     seed = None if decoding.greedy else decoding.seed

@@ -57,11 +57,11 @@ def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
     the batches that take longest go first. ConfigError where no costs were measured."""
     from packhorse.batching.planned import best_plan
 
-    costs = measured(limits)
+    costs = require_costs(limits)
     return [list(rows) for _, rows in best_plan([sizes], limits, costs).batches]
 
 
-def measured(limits: Limits) -> Costs:
+def require_costs(limits: Limits) -> Costs:
     """The engine's measured costs. ConfigError where there are none."""
     if limits.costs is None:
         raise ConfigError(
@@ -88,7 +88,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy_named(name: str) -> Policy:
+def get_policy(name: str) -> Policy:
     """Raises ConfigError, listing the known names."""
     try:
         return POLICIES[name]

@@ -6,13 +6,18 @@ disturbance          what to say of one that other work disturbed
 """
 
 from packhorse.calibration.calibrate import calibrate, stored_calibration
-from packhorse.calibration.store import Calibration, ThreadTrial, calibrate_words, disturbance
+from packhorse.calibration.store import (
+    Calibration,
+    ThreadTrial,
+    calibrate_arguments,
+    describe_disturbance,
+)
 
 __all__ = [
     "Calibration",
     "ThreadTrial",
     "calibrate",
-    "calibrate_words",
-    "disturbance",
+    "calibrate_arguments",
+    "describe_disturbance",
     "stored_calibration",
 ]

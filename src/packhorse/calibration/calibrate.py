@@ -13,7 +13,7 @@ from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import (
     MEMORY_PROBES,
     Probe,
-    fitting,
+    fit_to_context,
     observe,
     run_probe,
     throughput,
@@ -29,8 +29,8 @@ from packhorse.profiling.cores import usable_cores
 from packhorse.profiling.run_metrics import (
     OtherWork,
     current_memory_bytes,
-    forget_peak_memory,
     peak_memory_bytes,
+    reset_peak_memory,
 )
 
 PROBE_SECONDS = 20.0
@@ -44,7 +44,7 @@ NOISE = 0.05
 
 def stored_calibration(prepared: PreparedModel, config: EngineConfig) -> Calibration | None:
     """What `calibrate` found before on this machine, with these versions; None if nothing."""
-    return store.read(store.place(prepared, config))
+    return store.read(store.calibration_path(prepared, config))
 
 
 def calibrate(
@@ -68,8 +68,8 @@ def calibrate(
     prepared.codec()
     loaded_bytes = current_memory_bytes()
     try:
-        memory = _prefill_memory(engine, facts)
-        engine, trials = _fastest(engine, prepared, facts, config)
+        memory = _measure_prefill_memory(engine, facts)
+        engine, trials = _load_fastest(engine, prepared, facts, config)
         observations = observe(engine, facts.vocab_size, seconds)
         coefficients, error = fit(observations)
         capabilities = engine.capabilities
@@ -89,12 +89,12 @@ def calibrate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         other_work_share=other_work.share(),
     )
-    if not store.write(store.place(prepared, config), calibration):
+    if not store.write(store.calibration_path(prepared, config), calibration):
         report("the calibration could not be kept: it is measured again next time")
     return calibration
 
 
-def fastest_of(trials: Sequence[ThreadTrial]) -> ThreadTrial:
+def choose_fastest(trials: Sequence[ThreadTrial]) -> ThreadTrial:
     """The fastest division; of those inside NOISE of it the one of fewest workers, because each
     worker takes memory for a batch of its own."""
     enough = (1 - NOISE) * max(trial.tokens_per_second for trial in trials)
@@ -102,13 +102,13 @@ def fastest_of(trials: Sequence[ThreadTrial]) -> ThreadTrial:
     return min(fast, key=lambda trial: trial.workers)
 
 
-def divisions(cores: int) -> list[tuple[int, int]]:
+def list_core_divisions(cores: int) -> list[tuple[int, int]]:
     """Ways to divide cores among workers that are worth a trial: (workers, threads of each)."""
     workers = {1, cores, *(1 << power for power in range(cores.bit_length()))}
     return [(number, cores // number) for number in sorted(workers, reverse=True)]
 
 
-def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
+def _measure_prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
     """From the growth of this process over a batch of many short prompts and one long prompt.
 
     What was freed is given back before each: the allocator keeps it, and a batch that finds enough
@@ -117,22 +117,22 @@ def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
     """
     warm_up(engine, facts.vocab_size)
     capabilities = engine.capabilities
-    short, long = fitting(MEMORY_PROBES, capabilities)
+    short, long = fit_to_context(MEMORY_PROBES, capabilities)
     grown = []
     for probe in (short, long):
         largest, started = 0, time.monotonic()
         for _ in range(MEMORY_REPEATS):
             return_freed_memory()
-            before = forget_peak_memory()
+            before = reset_peak_memory()
             run_probe(engine, probe, facts.vocab_size)
             largest = max(largest, peak_memory_bytes() - before)
             if time.monotonic() - started > MEMORY_SECONDS:
                 break
         grown.append(largest / capabilities.workers - probe.rows * capabilities.step_bytes_per_row)
-    return prefill_memory(short, long, grown, capabilities.cache_bytes_per_token)
+    return fit_prefill_memory(short, long, grown, capabilities.cache_bytes_per_token)
 
 
-def prefill_memory(
+def fit_prefill_memory(
     short: Probe, long: Probe, grown: Sequence[float], cache_bytes: int
 ) -> PrefillMemory:
     """Both figures from what two batches took (bytes). A prompt's tokens take their cache at
@@ -151,7 +151,7 @@ def prefill_memory(
     return PrefillMemory(token_bytes, pair_bytes)
 
 
-def _fastest(
+def _load_fastest(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> tuple[Engine, tuple[ThreadTrial, ...]]:
     """The engine with the fastest division of the cores, loaded, and what each one reached."""
@@ -161,15 +161,15 @@ def _fastest(
     if not (is_open and engine.capabilities.runs_side_by_side):
         return engine, ()
     trials = []
-    for workers, threads in divisions(usable_cores()):
-        engine = _with(engine, prepared, facts, replace(config, workers=workers, threads=threads))
+    for workers, threads in list_core_divisions(usable_cores()):
+        engine = _reload(engine, prepared, facts, replace(config, workers=workers, threads=threads))
         trials.append(ThreadTrial(workers, threads, throughput(engine, facts.vocab_size)))
-    best = fastest_of(trials)
+    best = choose_fastest(trials)
     chosen = replace(config, workers=best.workers, threads=best.threads)
-    return _with(engine, prepared, facts, chosen), tuple(trials)
+    return _reload(engine, prepared, facts, chosen), tuple(trials)
 
 
-def _with(
+def _reload(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> Engine:
     """The engine as asked for: the one given where it is that already, else loaded anew."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from packhorse.batching.cost import WorkCounts, work_of
+from packhorse.batching.cost import WorkCounts, count_work
 from packhorse.batching.sizes import RowSize
 from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams
 from packhorse.engine_protocol import Engine, EngineCapabilities
@@ -77,15 +77,15 @@ def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation
     warm_up(engine, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    for probe in fitting(probes_for(engine.capabilities), engine.capabilities):
+    for probe in fit_to_context(select_probes(engine.capabilities), engine.capabilities):
         if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
-            observations += _observations(engine.capabilities, probe, rows)
+            observations += _split_observations(engine.capabilities, probe, rows)
     return observations
 
 
-def probes_for(capabilities: EngineCapabilities) -> Sequence[Probe]:
+def select_probes(capabilities: EngineCapabilities) -> Sequence[Probe]:
     """Probes that an engine is measured by."""
     if not capabilities.max_num_seqs:
         return PROBES
@@ -98,14 +98,14 @@ def probes_for(capabilities: EngineCapabilities) -> Sequence[Probe]:
 
 def warm_up(engine: Engine, vocab_size: int) -> None:
     """Runs rows that are not measured, before those that are."""
-    (probe,) = fitting([WARM_UP], engine.capabilities)
+    (probe,) = fit_to_context([WARM_UP], engine.capabilities)
     run_probe(engine, probe, vocab_size)
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
     """Prompt and generated tokens a second of all workers together."""
     warm_up(engine, vocab_size)
-    (probe,) = fitting([THROUGHPUT_PROBE], engine.capabilities)
+    (probe,) = fit_to_context([THROUGHPUT_PROBE], engine.capabilities)
     started = time.monotonic()
     batches = run_probe(engine, probe, vocab_size)
     elapsed = time.monotonic() - started
@@ -113,7 +113,7 @@ def throughput(engine: Engine, vocab_size: int) -> float:
     return tokens / max(elapsed, 1e-9)
 
 
-def fitting(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
+def fit_to_context(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
     """Probes cut to the model's context."""
     for probe in probes:
         new = min(probe.new, max(1, capabilities.max_context // 4))
@@ -154,19 +154,19 @@ def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Engine
     return found
 
 
-def _observations(
+def _split_observations(
     capabilities: EngineCapabilities, probe: Probe, rows: Sequence[EngineOutput]
 ) -> Iterator[Observation]:
     sizes = [RowSize(probe.prompt, probe.new)] * len(rows)
     generated = [len(row.token_ids) + (row.finish_reason == "stop") for row in rows]
-    whole = work_of(capabilities.cost_rule, sizes, generated)
+    whole = count_work(capabilities.cost_rule, sizes, generated)
     begun = min(row.timing.submitted for row in rows)
     ended = max(row.timing.finished for row in rows)
     firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
     if len(firsts) < len(rows) or capabilities.max_num_seqs:
         yield Observation(whole, ended - begun)
         return
-    first = work_of(capabilities.cost_rule, sizes, [1] * len(rows))
+    first = count_work(capabilities.cost_rule, sizes, [1] * len(rows))
     yield Observation(first, max(firsts) - begun)
     rest = WorkCounts(*(all_of_it - part for all_of_it, part in zip(whole, first, strict=True)))
     if rest.steps > 0:

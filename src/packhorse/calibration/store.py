@@ -82,7 +82,9 @@ class Calibration:
         return calibration
 
 
-def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = False) -> list[str]:
+def calibrate_arguments(
+    model: str, engine: EngineConfig, *, allow_pickle: bool = False
+) -> list[str]:
     """The words of `packhorse` that calibrate an engine as it is asked for."""
     words = [
         "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
@@ -94,12 +96,12 @@ def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = Fa
     return [*words, "--allow-pickle"] if allow_pickle else words
 
 
-def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
+def describe_disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
     """What to know of a calibration that is disturbed, and how to make it anew."""
     return (
         f"{found.capabilities.name} {found.capabilities.compute_type} was measured while "
         f"other work took {found.other_work_share:.0%} of the cores; once it is quiet: "
-        f"{shlex.join(['packhorse', *calibrate_words(model, engine)])}"
+        f"{shlex.join(['packhorse', *calibrate_arguments(model, engine)])}"
     )
 
 
@@ -124,7 +126,7 @@ def write(path: Path, calibration: Calibration) -> bool:
     return True
 
 
-def place(prepared: PreparedModel, config: EngineConfig) -> Path:
+def calibration_path(prepared: PreparedModel, config: EngineConfig) -> Path:
     """Where the calibration of a model and an engine setting on this machine is kept.
 
     What "auto" becomes and what is named are the same place.

@@ -3,7 +3,7 @@
 forecast   rows, tokens, seconds and memory of every technique that could serve, and which to use
 """
 
-from packhorse.estimate.plan import Forecast, ForecastConfig, forecast
+from packhorse.estimate.job import EstimateConfig, JobEstimate, estimate
 from packhorse.estimate.predict import Prediction
 
-__all__ = ["Forecast", "ForecastConfig", "Prediction", "forecast"]
+__all__ = ["EstimateConfig", "JobEstimate", "Prediction", "estimate"]

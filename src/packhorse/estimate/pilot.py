@@ -17,7 +17,7 @@ from packhorse.tokenization import Tokenizer
 
 PILOT_SECONDS = 20.0
 ROWS_AT_ONCE = 8
-ROWS_UNDER_WAY = 32
+CONTINUOUS_ROWS_AT_ONCE = 32
 """Of an engine that rows join and leave at every step: few are another kind of job to it."""
 MOST_ROWS = 96
 _SEED = 20_250_101
@@ -47,7 +47,7 @@ def run_pilot(
     """
     tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long, model.now())
     at_once = (
-        ROWS_UNDER_WAY
+        CONTINUOUS_ROWS_AT_ONCE
         if model.capabilities.max_num_seqs
         else ROWS_AT_ONCE * model.capabilities.workers
     )
@@ -61,7 +61,7 @@ def run_pilot(
     started = time.monotonic()
     for done, chunk in enumerate(chunks, start=1):
         generation_run = replace(
-            model.generation_run(tokenizer, decoding, budget, Meter()), deduplicate=False
+            model.start_generation(tokenizer, decoding, budget, Meter()), deduplicate=False
         )
         for outcome in generation_run.outcomes(survey.requests[place] for place in chunk):
             if isinstance(outcome, Completion):

@@ -10,13 +10,13 @@ from typing import Any
 from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
 from packhorse.batching.memory import TokenBudget
-from packhorse.batching.planning import plan
+from packhorse.batching.planning import plan_batches
 from packhorse.batching.policies import PLANNED
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
 from packhorse.data import Batch, Prompt
 
-PACE_WANDERS = 0.10
+PACE_STANDARD_DEVIATION = 0.10
 """Standard deviation of a machine's pace from one minute to another (share), as seen on shared
 machines; part of every interval."""
 _NORMAL_90 = 1.645
@@ -39,7 +39,7 @@ class Setting:
         free: tuple[float, ...] = ()
         rows = self.batching.window_rows
         for start in range(0, len(prompts), rows):
-            window = plan(
+            window = plan_batches(
                 prompts[start : start + rows],
                 self.batching.policy,
                 limits,
@@ -81,7 +81,7 @@ def relative_error(calibration: Calibration, outputs: OutputLengths, limit: int)
     """Standard deviation of a prediction as a share of it: the fit's own error, what a few rows can
     tell of the mean length of answers, and the machine's pace, taken as independent."""
     from_outputs = _mean_error(outputs, limit)
-    return math.sqrt(calibration.error**2 + from_outputs**2 + PACE_WANDERS**2)
+    return math.sqrt(calibration.error**2 + from_outputs**2 + PACE_STANDARD_DEVIATION**2)
 
 
 def _mean_error(outputs: OutputLengths, limit: int) -> float:

@@ -38,7 +38,7 @@ class Duplicates:
     def join(self, request: Request, prompt: Prompt) -> bool:
         """Whether the row need not run: its outcome is `ready`, or comes with that of an equal row
         under way. Otherwise it leads the rows that are equal to it from now on."""
-        if not repeats_itself(prompt.decoding):
+        if not is_deterministic(prompt.decoding):
             return False
         if self._following + len(self.ready) >= self.most_waiting:
             return False
@@ -46,7 +46,7 @@ class Duplicates:
         answer = self._answered.get(digest)
         if answer is not None:
             self._answered.move_to_end(digest)
-            self.ready.append(_as(answer, request))
+            self.ready.append(_copy_outcome(answer, request))
             return True
         leader = self._leaders.setdefault(digest, request.index)
         if leader == request.index:
@@ -70,7 +70,7 @@ class Duplicates:
             if len(self._answered) > KEPT_ANSWERS:
                 self._answered.popitem(last=False)
         for request in requests:
-            yield _as(outcome, request)
+            yield _copy_outcome(outcome, request)
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
@@ -78,7 +78,7 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     seen: set[bytes] = set()
     running = []
     for prompt in prompts:
-        digest = _digest(prompt) if repeats_itself(prompt.decoding) else None
+        digest = _digest(prompt) if is_deterministic(prompt.decoding) else None
         if digest not in seen:
             running.append(prompt)
         if digest is not None:
@@ -86,7 +86,7 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     return running
 
 
-def repeats_itself(decoding: SamplingParams) -> bool:
+def is_deterministic(decoding: SamplingParams) -> bool:
     """Whether equal rows give equal answers."""
     return decoding.greedy or decoding.seed is not None
 
@@ -97,7 +97,7 @@ def _digest(prompt: Prompt) -> bytes:
     return digest.digest()
 
 
-def _as(outcome: Completion | Failure, request: Request) -> Completion | Failure:
+def _copy_outcome(outcome: Completion | Failure, request: Request) -> Completion | Failure:
     """The same outcome for another row."""
     if isinstance(outcome, Failure):
         return replace(

@@ -54,7 +54,7 @@ class IncrementalDetokenizer:
         self.undecided, self.decided = "", after[len(before) :]
         self._held += self.decided
         self._held, self._is_cut = cut_at_stop(self._held, self._stop)
-        certain = len(self._held) - (0 if self._is_cut else self._possible_stop())
+        certain = len(self._held) - (0 if self._is_cut else self._count_possible_stop_characters())
         piece, self._held = self._held[:certain], self._held[certain:]
         self._given += piece
         return piece
@@ -66,7 +66,7 @@ class IncrementalDetokenizer:
         self._given += rest
         return rest, was_cut
 
-    def _possible_stop(self) -> int:
+    def _count_possible_stop_characters(self) -> int:
         """Characters at the end that a stop string could begin with."""
         return max(
             (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from packhorse.batching.expected import expect
-from packhorse.batching.planning import plan
+from packhorse.batching.planning import plan_batches
 from packhorse.batching.sizes import Limits
 from packhorse.data import (
     Batch,
@@ -33,7 +33,7 @@ from packhorse.tokenization import Codec, Refusal, Tokenizer
 WINDOW_CHARACTERS = 64 << 20
 WINDOWS_WAITING = 4
 """Windows of duplicates that may wait for a row that runs."""
-_BYTES_A_CHARACTER = 4
+_MAX_BYTES_PER_CHARACTER = 4
 
 
 @dataclass(slots=True)
@@ -70,15 +70,15 @@ class GenerationRun:
         )
         for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
             on_token.forget(result.index)
-            yield from self._without_running()
-            outcome = self._outcome(result)
-            self._learn(outcome)
+            yield from self._yield_unrun_outcomes()
+            outcome = self._make_outcome(result)
+            self._observe_output_length(outcome)
             self.meter.count_outcome(outcome)
             yield outcome
             for equal in self._duplicates.resolve_duplicates(outcome):
                 self.meter.count_duplicate(equal)
                 yield equal
-        yield from self._without_running()
+        yield from self._yield_unrun_outcomes()
 
     def scores(
         self, requests: Iterable[Request], continuations: Sequence[Sequence[int]]
@@ -95,21 +95,21 @@ class GenerationRun:
                 "use --engine transformers, ctranslate2 or packed",
             )
         for result in engine.score(self._batches(requests, deduplicate=False), continuations):
-            yield from self._refusals()
+            yield from self._yield_refusals()
             request, prompt = self._underway.pop(result.index)
             if isinstance(result, Failure):
-                result = _failure(request, result.code, result.message)
+                result = _make_failure(request, result.code, result.message)
                 self.meter.count_outcome(result)
             else:
                 self.meter.count_scores(result, len(prompt.token_ids))
             yield result
-        yield from self._refusals()
+        yield from self._yield_refusals()
 
     def _batches(self, requests: Iterable[Request], deduplicate: bool) -> Iterator[Batch]:
         capabilities = self.engine.capabilities
         free: tuple[float, ...] = ()
         for window, more in windows(requests, self.window_rows):
-            batches = plan(
+            batches = plan_batches(
                 self._prompts(window, deduplicate),
                 self.policy,
                 self.limits,
@@ -146,7 +146,7 @@ class GenerationRun:
             if decoding.top_log_probs is not None and not self.engine.capabilities.gives_log_probs:
                 ids = Refusal("unsupported_option", no_log_probs(self.engine.capabilities.name))
             if isinstance(ids, Refusal):
-                self._refused.append(_failure(request, ids.code, ids.message))
+                self._refused.append(_make_failure(request, ids.code, ids.message))
             else:
                 prompt = Prompt(request.index, ids, decoding)
                 if deduplicate and self._duplicates.join(request, prompt):
@@ -155,10 +155,10 @@ class GenerationRun:
                 prompts.append(prompt)
         return prompts
 
-    def _outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
+    def _make_outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
         request, prompt = self._underway.pop(result.index)
         if isinstance(result, Failure):
-            return _failure(request, result.code, result.message)
+            return _make_failure(request, result.code, result.message)
         text, was_cut = cut_at_stop(
             self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
         )
@@ -174,22 +174,22 @@ class GenerationRun:
             log_probs=result.log_probs,
         )
 
-    def _learn(self, outcome: Completion | Failure) -> None:
+    def _observe_output_length(self, outcome: Completion | Failure) -> None:
         """Lets the next windows be planned by what rows of this job really generate."""
         if self.limits.costs is not None and isinstance(outcome, Completion):
             self.limits.costs.outputs.observe(
                 outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
             )
 
-    def _without_running(self) -> Iterator[Completion | Failure]:
+    def _yield_unrun_outcomes(self) -> Iterator[Completion | Failure]:
         """Outcomes of rows that need not run or cannot."""
-        yield from self._refusals()
+        yield from self._yield_refusals()
         while self._duplicates.ready:
             equal = self._duplicates.ready.popleft()
             self.meter.count_duplicate(equal)
             yield equal
 
-    def _refusals(self) -> Iterator[Failure]:
+    def _yield_refusals(self) -> Iterator[Failure]:
         while self._refused:
             refusal = self._refused.popleft()
             self.meter.count_outcome(refusal)
@@ -214,7 +214,7 @@ class StopStrings:
             return False
         tail = self._tails.get(row)
         if tail is None:
-            reach = _BYTES_A_CHARACTER * (max(map(len, stop)) + 2)
+            reach = _MAX_BYTES_PER_CHARACTER * (max(map(len, stop)) + 2)
             tail = self._tails[row] = deque(maxlen=reach)
         tail.append(token_id)
         text = self.codec.decode(tuple(tail))
@@ -235,7 +235,7 @@ def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Reque
     characters = 0
     for request in requests:
         window.append(request)
-        characters += _characters(request)
+        characters += _count_characters(request)
         if len(window) >= rows or characters >= WINDOW_CHARACTERS:
             yield window, True
             window, characters = [], 0
@@ -275,12 +275,12 @@ def no_log_probs(engine: str) -> str:
     )
 
 
-def _characters(request: Request) -> int:
+def _count_characters(request: Request) -> int:
     content = request.content
     if isinstance(content, str):
         return len(content)
     return sum(len(str(message.get("content", ""))) for message in content)
 
 
-def _failure(request: Request, code: str, message: str) -> Failure:
+def _make_failure(request: Request, code: str, message: str) -> Failure:
     return Failure(request.index, code, message, request.id, request.line, request.key)

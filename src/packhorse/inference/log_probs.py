@@ -50,7 +50,7 @@ class IncrementalLogProbs:
         """Places tokens that were decoded together to `text`, `before` characters into the answer:
         one that completes a character where that begins, one after a broken character after it."""
         for so_far, token in self._undecided:
-            self._held.append((before + _alike(so_far, text), token))
+            self._held.append((before + _common_prefix_length(so_far, text), token))
         self._undecided.clear()
 
     def _released(self) -> list[Placed]:
@@ -60,7 +60,7 @@ class IncrementalLogProbs:
         return found
 
 
-def _alike(one: str, other: str) -> int:
+def _common_prefix_length(one: str, other: str) -> int:
     """Leading characters that two texts have in common."""
     pairs = zip(one, other, strict=False)
     different = (place for place, (left, right) in enumerate(pairs) if left != right)
@@ -87,7 +87,7 @@ def log_probs_note(
 
 def document(codec: Codec, tokens: Sequence[Placed], *, is_chat: bool) -> dict[str, Any]:
     """`logprobs` of a choice, or of a part of one in a stream."""
-    return _of_chat(codec, tokens) if is_chat else _of_text(codec, tokens)
+    return _build_chat_document(codec, tokens) if is_chat else _build_text_document(codec, tokens)
 
 
 def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -98,32 +98,32 @@ def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _of_chat(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
+def _build_chat_document(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     content = [
         {
-            **_chat_token(codec, token.token_id, token.log_prob),
-            "top_logprobs": [_chat_token(codec, *each) for each in token.alternatives],
+            **_build_chat_token(codec, token.token_id, token.log_prob),
+            "top_logprobs": [_build_chat_token(codec, *each) for each in token.alternatives],
         }
         for _, token in tokens
     ]
     return {"content": content, "refusal": None}
 
 
-def _chat_token(codec: Codec, token_id: int, log_prob: float) -> dict[str, Any]:
+def _build_chat_token(codec: Codec, token_id: int, log_prob: float) -> dict[str, Any]:
     written = codec.token_bytes(token_id)
     return {
-        "token": codec.token_name(token_id) if written is None else _shown(written),
+        "token": codec.token_name(token_id) if written is None else _show_bytes(written),
         "logprob": max(log_prob, LEAST),
         "bytes": None if written is None else list(written),
     }
 
 
-def _of_text(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
+def _build_text_document(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     """The token itself is among the most probable ones, even if it is not one of them."""
 
     def shown(token_id: int) -> str:
         written = codec.token_bytes(token_id)
-        return codec.token_name(token_id) if written is None else _shown(written, "bytes:")
+        return codec.token_name(token_id) if written is None else _show_bytes(written, "bytes:")
 
     top = []
     for _, token in tokens:
@@ -139,7 +139,7 @@ def _of_text(codec: Codec, tokens: Sequence[Placed]) -> dict[str, Any]:
     }
 
 
-def _shown(written: bytes, prefix: str = "") -> str:
+def _show_bytes(written: bytes, prefix: str = "") -> str:
     """A token as text; where it is a part of a character, its bytes as escapes."""
     try:
         return written.decode("utf-8")

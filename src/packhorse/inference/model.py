@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
-from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, policy_named
+from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, get_policy
 from packhorse.batching.sizes import Limits
-from packhorse.calibration import Calibration, calibrate, disturbance, stored_calibration
+from packhorse.calibration import Calibration, calibrate, describe_disturbance, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.data import (
     MOST_LOG_PROBS,
@@ -31,11 +31,11 @@ from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")
-_LEFT_OPEN: list[Any] = []
+_ABANDONED_RUNS: list[Any] = []
 """Runs that a forked process was given and never ends."""
 
 
-def deciding(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
+def result_settings(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
     """What decides answers beside a model, its engine and what is read: what a journal is tied to,
     flat. quantization: with "auto" decided."""
     fields = {**asdict(decoding), "stop": list(decoding.stop)}
@@ -95,7 +95,7 @@ class Model:
         chosen = replace(SamplingParams(), **decoding)
         check_decoding(chosen, self.capabilities.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
-        generation_run = self.generation_run(tokenizer, chosen, self.budget(chosen), Meter())
+        generation_run = self.start_generation(tokenizer, chosen, self.budget(chosen), Meter())
         return self._guarded(generation_run.outcomes(requests_of(prompts)))
 
     def score(
@@ -119,7 +119,7 @@ class Model:
         decoding = SamplingParams(max_new_tokens=max(map(len, ids)))
         check_decoding(decoding, self.capabilities.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
-        generation_run = self.generation_run(tokenizer, decoding, self.budget(decoding), Meter())
+        generation_run = self.start_generation(tokenizer, decoding, self.budget(decoding), Meter())
         return self._guarded(generation_run.scores(requests_of(prompts), ids))
 
     def _guarded(self, results: Iterator[T]) -> Iterator[T]:
@@ -134,7 +134,9 @@ class Model:
                 yield result
         finally:
             if self._process != os.getpid():
-                _LEFT_OPEN.append(results)  # closing it would wait for threads that are not here
+                _ABANDONED_RUNS.append(
+                    results
+                )  # closing it would wait for threads that are not here
 
     def _require_own_process(self) -> None:
         if self._process != os.getpid():
@@ -162,7 +164,7 @@ class Model:
         """The bounds of a batch, with the measured costs where there are some."""
         return budget.limits(self.batching, self.calibration.costs() if self.calibration else None)
 
-    def generation_run(
+    def start_generation(
         self,
         tokenizer: Tokenizer,
         decoding: SamplingParams,
@@ -260,8 +262,8 @@ def load_prepared(
     check_batching(batching)
     facts = model_facts(prepared)
     known = stored_calibration(prepared, engine)
-    loaded = load_engine(prepared, facts, _divided(engine, known))
-    policy = _decided(batching.policy, loaded.capabilities)
+    loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
+    policy = _resolve_policy(batching.policy, loaded.capabilities)
     if policy == CONTINUOUS and not loaded.capabilities.max_num_seqs:
         loaded.close()
         raise ConfigError(
@@ -272,21 +274,21 @@ def load_prepared(
     if policy == PLANNED and known is None:
         loaded.close()
         known = calibrate(prepared, engine, report)
-        loaded = load_engine(prepared, facts, _divided(engine, known))
+        loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
     if known is not None and known.is_disturbed:
-        report(disturbance(known, prepared.name, engine))
+        report(describe_disturbance(known, prepared.name, engine))
     codec = codec or prepared.codec()
     return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
 
 
-def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
+def _with_measured_threads(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
     """The engine with the division of the cores that was measured to be the fastest."""
     if known is None:
         return engine
     return replace(engine, workers=known.capabilities.workers, threads=known.capabilities.threads)
 
 
-def _decided(policy: str, capabilities: EngineCapabilities) -> str:
+def _resolve_policy(policy: str, capabilities: EngineCapabilities) -> str:
     """ "auto" as what suits the engine's cost rule; a row is a batch if it is computed alone."""
     if capabilities.rows_alone:
         return SINGLE
@@ -305,7 +307,7 @@ def check_engine(engine: EngineConfig) -> None:
 def check_batching(batching: BatchingConfig) -> None:
     """ConfigError for an unknown policy or a limit below 1."""
     if batching.policy != AUTO:
-        policy_named(batching.policy)
+        get_policy(batching.policy)
     limits = {
         "batch_size": batching.batch_size,
         "max_batch_tokens": batching.max_batch_tokens,

@@ -53,7 +53,7 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak_memory() -> int:
+def reset_peak_memory() -> int:
     """Lets `peak_memory_bytes` count from what is resident now, where the system can (Linux);
     returns what it counts from (bytes)."""
     with suppress(OSError):
@@ -138,7 +138,7 @@ class Meter:
     batched_rows: int = 0
     batched_prompt_tokens: int = 0
     padding_tokens: int = 0
-    forced_tokens: int = 0
+    token_by_token_prefill_tokens: int = 0
     prefix_tokens_saved: int = 0
     rows_deduplicated: int = 0
     _prefixes: set[int] = field(default_factory=set)
@@ -184,7 +184,7 @@ class Meter:
         if self.cost_rule == "padded":
             self.padding_tokens += len(lengths) * max(lengths) - sum(lengths)
         elif self.cost_rule == "min-prefix-prefill":
-            self.forced_tokens += sum(lengths) - len(lengths) * min(lengths)
+            self.token_by_token_prefill_tokens += sum(lengths) - len(lengths) * min(lengths)
 
     def count_duplicate(self, outcome: Completion | Failure) -> None:
         """A row that got the outcome of an equal one; it took no time and generated nothing."""
@@ -231,7 +231,7 @@ class Meter:
         if self.cost_rule != "min-prefix-prefill":
             return None
         total = self.batched_prompt_tokens
-        return self.forced_tokens / total if total else 0.0
+        return self.token_by_token_prefill_tokens / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Figures of the session; rates are per second of the stage "generate"."""

@@ -22,7 +22,7 @@ IDS = tuple(np.random.default_rng(0).integers(0, 200, 90).tolist())
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     engine = PackedEngine(
-        tmp_path, end_ids=(), max_context=128, threads=1, rows=8, max_num_batched_tokens=32
+        tmp_path, end_ids=(), max_context=128, threads=1, max_num_seqs=8, max_num_batched_tokens=32
     )
     found = engine.logits_after(IDS, 40)
     engine.close()

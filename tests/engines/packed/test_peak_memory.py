@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from packhorse.engines.packed import int8_products
+from packhorse.engines.packed import int8_matmul
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.memory import LOGIT_BYTES, weight_bytes
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE
@@ -28,20 +28,20 @@ from pathlib import Path
 from packhorse.data import Batch, Completion, SamplingParams, Prompt
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine
-from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
+from packhorse.profiling.run_metrics import reset_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 folder, quantization, cache_bytes = sys.argv[1:]
 engine = PackedEngine(
     Path(folder), end_ids=(), max_context=256, quantization=quantization, threads=2,
-    cache_bytes=int(cache_bytes), rows=600,
+    cache_bytes=int(cache_bytes), max_num_seqs=600,
 )
-traits, before = engine.traits, forget_peak_memory()
-rows = 3 * traits.preferred_batch_tokens // 500
+capabilities, before = engine.capabilities, reset_peak_memory()
+rows = 3 * capabilities.preferred_batch_tokens // 500
 prompts = [Prompt(row, (row % 290 + 3,) * 50, SamplingParams(200)) for row in range(rows)]
 results = list(engine.run(iter([Batch(tuple(prompts))])))
 assert all(isinstance(result, Completion) for result in results)
-print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - before]))
+print(json.dumps([capabilities.peak_bytes - capabilities.model_bytes, peak_memory_bytes() - before]))
 """
 
 
@@ -53,7 +53,7 @@ from packhorse.data import SamplingParams
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.sampling import choose_tokens, row_generator
-from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
+from packhorse.profiling.run_metrics import reset_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def step(vocabulary):
     wanted_log_probs(chosen, decodings, logits_of)
 
 step(2000)
-before = forget_peak_memory()
+before = reset_peak_memory()
 for _ in range(3):
     step(vocabulary)
 print(peak_memory_bytes() - before)
@@ -94,10 +94,10 @@ def arrays(value: Any) -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def without_vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Weights as they are held on a CPU whose int8 products are not exact."""
-    monkeypatch.setattr(int8_products, "_is_exact", lambda *_: False)
-    int8_products.products_are_exact.cache_clear()
+    monkeypatch.setattr(int8_matmul, "_is_exact", lambda *_: False)
+    int8_matmul.int8_matmul_is_exact.cache_clear()
     yield
-    int8_products.products_are_exact.cache_clear()
+    int8_matmul.int8_matmul_is_exact.cache_clear()
 
 
 @pytest.mark.usefixtures("without_vnni")

@@ -50,7 +50,7 @@ class Simulation:
     def add(self, prompts: list[Prompt], prefixes: list[tuple[int, ...]]) -> None:
         pairs = zip(prompts, prefixes, strict=True)
         self.scheduler.add(
-            Sequence(Row(each), prefix, random.Random(0), ahead=list(self.paths))
+            Sequence(Row(each), prefix, random.Random(0), pending_paths=list(self.paths))
             for each, prefix in pairs
         )
 
@@ -66,13 +66,13 @@ class Simulation:
         ending = pack(chosen, step)
         written: Any = self.cache.values[0, :, 0, :, 0]
         for token, position, table in zip(
-            step.tokens[: step.count], step.positions, step.table_of, strict=False
+            step.tokens[: step.num_tokens], step.positions, step.table_rows, strict=False
         ):
-            block = self.scheduler.tables[table, position // BLOCK]
+            block = self.scheduler.block_tables[table, position // BLOCK]
             written[block, position % BLOCK] = token
         for sequence, count in chosen:
-            held = self.scheduler.tables[sequence.table]
-            reached = sequence.computed + count
+            held = self.scheduler.block_tables[sequence.table_row]
+            reached = sequence.num_computed_tokens + count
             found = written[held[: -(-reached // BLOCK)]].ravel()[:reached]
             assert tuple(found) == (*sequence.row.sequence, *sequence.path)[:reached]
         if self.paths:
@@ -91,20 +91,20 @@ class Simulation:
         chosen = self.under_way.pop(number)
         assert len(chosen) > 1
         for sequence, _ in reversed(chosen):
-            self.scheduler.put_back(sequence, has_failed=True)
+            self.scheduler.preempt(sequence, has_failed=True)
 
     def look_ahead(self, chosen: Chosen, ending: list[Sequence], step: Step) -> None:
-        assert step.end_count <= ROWS
-        ends = step.positions[step.ends[: step.end_count]].tolist()
+        assert step.num_logits <= ROWS
+        ends = step.positions[step.logit_tokens[: step.num_logits]].tolist()
         for sequence, position in zip(ending, ends, strict=True):
             prompt = sequence.row.prompt
             node = sequence.path[: position + 1 - len(prompt.token_ids)]
             self.seen[prompt.index].append(node)
         for sequence, count in chosen:
             self.scheduler.advance(sequence, count)
-            if sequence.left == 0:
+            if sequence.num_remaining_tokens == 0:
                 self.scheduler.remove(sequence)
-            elif sequence.ahead:
+            elif sequence.pending_paths:
                 self.scheduler.fork(sequence)
 
     def run(self, chance: random.Random, failing: float = 0.0) -> None:
@@ -146,7 +146,7 @@ def test_a_row_is_put_back_when_blocks_run_out_and_goes_on() -> None:
     prompts = [Prompt(i, (1 + i,) * 20, SamplingParams(max_new_tokens=40)) for i in range(2)]
     simulation.add(prompts, [(), ()])
     simulation.run(random.Random(3))
-    assert simulation.scheduler.times_put_back > 0
+    assert simulation.scheduler.num_preemptions > 0
     assert sorted(len(result.token_ids) for result in simulation.done) == [40, 40]
 
 
@@ -206,7 +206,7 @@ def test_rows_get_on_however_many_steps_fail(
         )
     else:
         assert sorted(result.index for result in simulation.done) == list(range(9))
-    assert simulation.scheduler.free_blocks == blocks
+    assert simulation.scheduler.num_free_blocks == blocks
 
 
 def steps_and_failures(failing: Callable[[int], bool]) -> tuple[int, int]:
@@ -274,7 +274,7 @@ def test_rows_that_are_scored_see_each_beginning_of_a_path(seed: int, blocks: in
     assert {row: set(nodes) for row, nodes in simulation.seen.items()} == dict.fromkeys(
         range(9), NODES
     )
-    assert simulation.scheduler.free_blocks == blocks
+    assert simulation.scheduler.num_free_blocks == blocks
 
 
 def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:

@@ -27,7 +27,7 @@ def engine_of(folder: Path, **options: Any) -> PackedEngine:
         "end_ids": (),
         "max_context": 128,
         "threads": 1,
-        "rows": 8,
+        "max_num_seqs": 8,
         "max_num_batched_tokens": 32,
     }
     return PackedEngine(folder, **{**defaults, **options})
@@ -128,8 +128,10 @@ def test_a_prompt_and_its_tokens_one_by_one_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(FAMILIES["mistral"], tmp_path)
-    stepped = PackedEngine._stepped
-    monkeypatch.setattr(PackedEngine, "_stepped", lambda *asked: stepped(*asked) + 0.1)
+    stepped = PackedEngine._compute_logits_token_by_token
+    monkeypatch.setattr(
+        PackedEngine, "_compute_logits_token_by_token", lambda *asked: stepped(*asked) + 0.1
+    )
     with pytest.raises(ModelError, match="other logits for the prompt"):
         engine_of(tmp_path)
 

@@ -92,7 +92,7 @@ class Architecture:
         return self.inner * (2 if self.is_gated else 1)
 
     @property
-    def hadamard(self) -> int:
+    def hadamard_order(self) -> int:
         """Vectors that are turned together before the MLP's second product in int8."""
         return turned_together(self.inner)
 

@@ -20,12 +20,12 @@ class KeyValueCache:
     first used: memory grows to the size stated and no further.
     """
 
-    def __init__(self, built: Architecture, blocks: int, *, quantized: bool) -> None:
-        kind: Any = np.int8 if quantized else np.float32
-        planes = (built.layers, blocks, built.kv_heads)
+    def __init__(self, arch: Architecture, blocks: int, *, quantized: bool) -> None:
+        dtype: Any = np.int8 if quantized else np.float32
+        planes = (arch.layers, blocks, arch.kv_heads)
         self.blocks = blocks
-        self.keys: NDArray[Any] = np.zeros((*planes, built.padded_head, BLOCK), kind)
-        self.values: NDArray[Any] = np.zeros((*planes, BLOCK, built.padded_head), kind)
+        self.keys: NDArray[Any] = np.zeros((*planes, arch.padded_head, BLOCK), dtype)
+        self.values: NDArray[Any] = np.zeros((*planes, BLOCK, arch.padded_head), dtype)
         scaled = (*planes, BLOCK) if quantized else (0, 0, 0, 0)
         self.key_scales = np.zeros(scaled, np.float32)
         self.value_scales = np.zeros(scaled, np.float32)
@@ -45,7 +45,7 @@ class KeyValueCache:
         return (self.keys, self.values, *scales)
 
 
-def bytes_per_token(built: Architecture, *, quantized: bool) -> int:
+def bytes_per_token(arch: Architecture, *, quantized: bool) -> int:
     """Memory of one token in all layers."""
     number, scale = (1, 4) if quantized else (4, 0)
-    return built.layers * built.kv_heads * 2 * (built.padded_head * number + scale)
+    return arch.layers * arch.kv_heads * 2 * (arch.padded_head * number + scale)

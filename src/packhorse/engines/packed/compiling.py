@@ -37,7 +37,7 @@ def inlined(function: F) -> F:
     return njit(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
-def compiled_now() -> int:
+def count_compiled_kernels() -> int:
     """Kernels that this process had to compile because none was kept."""
     return sum(sum(each.stats.cache_misses.values()) for each in _kernels)
 

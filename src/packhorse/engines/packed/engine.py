@@ -21,12 +21,12 @@ from packhorse.engines.common.allocator import return_freed_memory
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
-from packhorse.engines.packed.compiling import compiled_now, kernel_folder
-from packhorse.engines.packed.int8_products import products_are_exact
+from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
+from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
-from packhorse.engines.packed.running import Result as Outcome
-from packhorse.engines.packed.running import Run
+from packhorse.engines.packed.run import Result as Outcome
+from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
 
 QUANTIZATIONS = ("float32", "int8")
-ROWS = 256
-STEP_TOKENS = 512
-CACHE_TOKENS = 1 << 16
+MAX_NUM_SEQS = 256
+MAX_NUM_BATCHED_TOKENS = 512
+DEFAULT_CACHE_TOKENS = 1 << 16
 LONGEST_ROW = 1 << 20
 """Tokens of a row that memory is set aside for unasked, whatever a config claims."""
-STEPPED_TOKENS = 24
+CHECKED_TOKENS = 24
 """Tokens at the end of a text whose logits, computed one by one, are those of the whole text."""
-ROUNDED = Tolerance(largest=np.inf, typical=0.9)
+INT8_TOLERANCE = Tolerance(largest=np.inf, typical=0.9)
 """Of int8 weights and activations: outliers of a model cost much, and its text is still its own."""
 T = TypeVar("T")
 _DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
@@ -85,40 +85,43 @@ class PackedEngine:
         device: str = "auto",
         threads: int | None = None,
         cache_bytes: int | None = None,
-        rows: int = ROWS,
-        max_num_batched_tokens: int = STEP_TOKENS,
+        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
     ) -> None:
-        _require(quantization, device)
+        _check_options(quantization, device)
         quantized = quantization == "int8"
-        built = read_architecture(folder, quantization)
-        if quantized and not products_are_exact():
+        arch = read_architecture(folder, quantization)
+        if quantized and not int8_matmul_is_exact():
             _log.warning(_IN_PARTS)
-        described = built
-        weights = _allocated(folder, lambda: load_weights(folder, described, quantized=quantized))
-        built = replace(built, ties_head=weights.ties_head)
+        described = arch
+        weights = _allocate(folder, lambda: load_weights(folder, described, quantized=quantized))
+        arch = replace(arch, ties_head=weights.ties_head)
         return_freed_memory()
-        token_bytes = bytes_per_token(built, quantized=quantized)
+        token_bytes = bytes_per_token(arch, quantized=quantized)
         self._end_ids = frozenset(end_ids)
-        self._rows, self._max_num_batched_tokens = rows, max(max_num_batched_tokens, rows)
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         self._threads = threads or usable_cores()
-        position_bytes = bytes_per_position(built, self._threads)
-        blocks = _blocks(token_bytes, position_bytes, max_context, cache_bytes)
+        position_bytes = bytes_per_position(arch, self._threads)
+        blocks = _count_cache_blocks(token_bytes, position_bytes, max_context, cache_bytes)
         context = min(max_context, blocks * BLOCK)
 
         def allocate() -> tuple[Network, list[Scratch]]:
-            cache = KeyValueCache(built, blocks, quantized=quantized)
-            network = Network(built, weights, cache, context)
+            cache = KeyValueCache(arch, blocks, quantized=quantized)
+            network = Network(arch, weights, cache, context)
             return network, [
-                Scratch(built, self._max_num_batched_tokens, rows, context, quantized=quantized)
+                Scratch(
+                    arch, self._max_num_batched_tokens, max_num_seqs, context, quantized=quantized
+                )
                 for _ in range(self._threads)
             ]
 
         self._network: Network | None
         cache_gb = blocks * BLOCK * token_bytes / 1e9
-        self._network, self._scratches = _allocated(folder, allocate, cache_gb)
+        self._network, self._scratches = _allocate(folder, allocate, cache_gb)
         self._run: Run | None = None
         self._lock = threading.Lock()
-        self._traits = EngineCapabilities(
+        self._capabilities = EngineCapabilities(
             name="packed",
             cost_rule="packed",
             device="cpu",
@@ -126,20 +129,20 @@ class PackedEngine:
             workers=1,
             threads=self._threads,
             max_context=context,
-            model_bytes=weight_bytes(built, quantized=quantized),
+            model_bytes=weight_bytes(arch, quantized=quantized),
             cache_bytes_per_token=token_bytes,
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
-            max_num_seqs=rows,
+            max_num_seqs=max_num_seqs,
             gives_log_probs=True,
-            working_bytes=working_bytes(built, self._scratches, context),
+            working_bytes=working_bytes(arch, self._scratches, context),
         )
-        self._try_out(folder)
-        self._check(folder, built)
+        self._warm_up(folder)
+        self._check_logits(folder, arch)
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        return self._traits
+        return self._capabilities
 
     @property
     def spent(self) -> dict[str, float]:
@@ -174,10 +177,10 @@ class PackedEngine:
             if self._run is not None:
                 raise EngineError("the engine is running already", "finish or close that run first")
             if scoring is not None:
-                scoring.require(self._network.built.vocabulary)
-            cache, context = self._network.cache, self._traits.max_context
+                scoring.require(self._network.arch.vocabulary)
+            cache, context = self._network.cache, self._capabilities.max_context
             scheduler = Scheduler(
-                cache, self._rows, self._max_num_batched_tokens, self._threads, context
+                cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads, context
             )
             run = self._run = Run(
                 self._network, scheduler, self._scratches, self._end_ids, context, on_token, scoring
@@ -202,39 +205,39 @@ class PackedEngine:
         if run is not None:
             run.cancel(closes=True)
 
-    def _try_out(self, folder: Path) -> None:
+    def _warm_up(self, folder: Path) -> None:
         """Computes one token, for which kernels are compiled where none are kept."""
-        started, known = time.monotonic(), compiled_now()
+        started, known = time.monotonic(), count_compiled_kernels()
         batch = Batch((Prompt(0, (0,), SamplingParams(max_new_tokens=1)),))
         (result,) = self.run(iter([batch]))
         if isinstance(result, Failure):
             raise ModelError(f"{folder} cannot be run: {result.message}", _DAMAGED)
-        if count := compiled_now() - known:
+        if count := count_compiled_kernels() - known:
             _log.warning(
                 "compiled %d kernels of the packed engine in %.0f s, kept in %s",
                 count, time.monotonic() - started, kernel_folder(),
             )  # fmt: skip
 
-    def _check(self, folder: Path, built: Architecture) -> None:
+    def _check_logits(self, folder: Path, arch: Architecture) -> None:
         """ModelError where a text gives other logits at once than token by token, or others than
         those that are kept beside the weights."""
-        reference, context = read_reference(folder), self._traits.max_context
-        if reference is None or max(reference.token_ids) >= built.vocabulary:
-            reference, text = None, check_text(built.vocabulary, context, min(built.windows))
+        reference, context = read_reference(folder), self._capabilities.max_context
+        if reference is None or max(reference.token_ids) >= arch.vocabulary:
+            reference, text = None, check_text(arch.vocabulary, context, min(arch.windows))
         else:
             text = reference.token_ids[:context]
         assert self._network is not None
-        scratch, count = self._scratches[0], min(len(text), STEPPED_TOKENS)
+        scratch, count = self._scratches[0], min(len(text), CHECKED_TOKENS)
         whole = logits_after(self._network, scratch, text, len(text))
         if not np.isfinite(whole).all():
             raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
-        if not are_near(self._stepped(text, count), whole[-count:], EXACT):
+        if not are_near(self._compute_logits_token_by_token(text, count), whole[-count:], EXACT):
             raise ModelError(
                 f"the packed engine computes other logits for the prompt in {folder} than for the "
                 "same tokens one after the other",
                 "use --engine transformers",
             )
-        tolerance = EXACT if self._traits.compute_type == "float32" else ROUNDED
+        tolerance = EXACT if self._capabilities.compute_type == "float32" else INT8_TOLERANCE
         if reference is not None and not reference.is_near(whole, 0, tolerance):
             raise ModelError(
                 f"the packed engine computes other logits from {folder} than the model it was made "
@@ -242,7 +245,9 @@ class PackedEngine:
                 "use --engine transformers with the model it was made from",
             )
 
-    def _stepped(self, text: Sequence[int], count: int) -> NDArray[np.float32]:
+    def _compute_logits_token_by_token(
+        self, text: Sequence[int], count: int
+    ) -> NDArray[np.float32]:
         """Logits of the last `count` tokens of a text, computed one by one."""
         assert self._network is not None
         return logits_after(self._network, self._scratches[0], text, count, at_once=1)
@@ -266,7 +271,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Pa
     )
 
 
-def _require(quantization: str, device: str) -> None:
+def _check_options(quantization: str, device: str) -> None:
     if quantization not in ("auto", *QUANTIZATIONS):
         raise EngineError(
             f"the packed engine does not run {quantization}, only {', '.join(QUANTIZATIONS)}",
@@ -279,17 +284,17 @@ def _require(quantization: str, device: str) -> None:
         )
 
 
-def _blocks(
+def _count_cache_blocks(
     token_bytes: int, position_bytes: int, max_context: int, cache_bytes: int | None
 ) -> int:
     """Blocks of the cache; EngineError for memory that holds none. position_bytes: of what grows
     with the longest row besides."""
     block_bytes = token_bytes * BLOCK
     if cache_bytes is None:
-        wanted = -(-max(CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
+        wanted = -(-max(DEFAULT_CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
         cache_bytes = int(available_bytes() * SHARE_OF_FREE_MEMORY)
         by_memory = cache_bytes // block_bytes
-        if max_context > CACHE_TOKENS:
+        if max_context > DEFAULT_CACHE_TOKENS:
             by_memory = cache_bytes // (block_bytes + BLOCK * position_bytes)
         blocks = min(wanted, by_memory)
     else:
@@ -303,7 +308,7 @@ def _blocks(
     return blocks
 
 
-def _allocated(folder: Path, make: Callable[[], T], cache_gb: float | None = None) -> T:
+def _allocate(folder: Path, make: Callable[[], T], cache_gb: float | None = None) -> T:
     """What `make` returns; EngineError where there is no memory for it.
 
     cache_gb: size of the keys and values that it allocates (GB); None for the weights.

@@ -64,9 +64,9 @@ class Scoring:
         for first in range(0, len(ending), SAMPLED_AT_ONCE):
             some = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = torch.from_numpy(network.logits(some, scratch))
-            positions = step.positions[step.ends[some]].tolist()
+            positions = step.positions[step.logit_tokens[some]].tolist()
             for sequence, position, values in zip(ending[some], positions, logits, strict=True):
-                node = sequence.path[: position + 1 - len(sequence.known)]
+                node = sequence.path[: position + 1 - len(sequence.token_ids)]
                 tokens, exact = self._following[node], values.double()
                 chances = zip(tokens, (exact - exact.logsumexp(0))[tokens].tolist(), strict=True)
                 found.append((sequence.row, node, dict(chances)))
@@ -104,23 +104,23 @@ def logits_after(
     at_once: tokens of a step at most; None is as many as there is room for. Uses the cache from
     its beginning, which must hold `token_ids` and nothing else.
     """
-    found = np.empty((count, network.built.vocabulary), np.float32)
-    tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
-    room = min(len(scratch.stream), len(scratch.last_stream))
+    found = np.empty((count, network.arch.vocabulary), np.float32)
+    block_tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
+    room = min(len(scratch.residual), len(scratch.last_residual))
     most = min(room, at_once or room)
     step = empty_step(most, most)
     wanted = len(token_ids) - count
     for first in range(0, len(token_ids), most):
         chunk = token_ids[first : first + most]
-        step.count, step.span_count = len(chunk), 1
+        step.num_tokens, step.num_spans = len(chunk), 1
         step.tokens[: len(chunk)] = chunk
         step.positions[: len(chunk)] = np.arange(first, first + len(chunk))
-        step.table_of[: len(chunk)] = 0
+        step.table_rows[: len(chunk)] = 0
         step.spans[0] = (0, len(chunk), first, 0, 0)
         ends = np.arange(max(0, wanted - first), len(chunk))
-        step.end_count = len(ends)
-        step.ends[: len(ends)] = ends
-        network.run(step, tables, scratch)
+        step.num_logits = len(ends)
+        step.logit_tokens[: len(ends)] = ends
+        network.run(step, block_tables, scratch)
         for start in range(0, len(ends), SAMPLED_AT_ONCE):
             rows = slice(start, min(len(ends), start + SAMPLED_AT_ONCE))
             to = first + int(ends[0]) + start - wanted

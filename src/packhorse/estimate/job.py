@@ -10,7 +10,7 @@ from typing import Any
 from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.calibration import Calibration, disturbance, stored_calibration
+from packhorse.calibration import Calibration, describe_disturbance, stored_calibration
 from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Prompt, SamplingParams
 from packhorse.errors import ConfigError, InputError, PackhorseError
@@ -30,7 +30,7 @@ LOSSLESS = ("float32",)
 
 
 @dataclass(frozen=True, slots=True)
-class ForecastConfig:
+class EstimateConfig:
     """Which job, and the techniques that could serve: engines x quantizations x batchings.
 
     max_hours: no technique that would take longer is recommended. pilot_seconds: how long a few
@@ -51,7 +51,7 @@ class ForecastConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class JobEstimate:
     """equal_rows: that another row answers, which therefore need not run. predictions: fastest
     first. recommended: the fastest that costs no accuracy, or, where none of those ends within
     `max_hours`, the fastest of all that does; None where nothing does. failed: techniques that
@@ -85,7 +85,7 @@ class _Candidate:
     techniques: tuple[Combination, ...]
 
 
-def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
+def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstimate:
     """Predicts the job for every technique.
 
     Formats that are not prepared and engines that are not calibrated are prepared and calibrated
@@ -101,7 +101,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         config.batching.max_batch_tokens,
     )
     candidates, failed = _candidates(config, grid, report)
-    fastest = min(candidates, key=_seconds_a_token)
+    fastest = min(candidates, key=_seconds_per_token)
     policy = CONTINUOUS if fastest.calibration.capabilities.max_num_seqs else PLANNED
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
@@ -128,7 +128,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         key=lambda prediction: prediction.load_seconds + prediction.seconds,
     )
     limit = config.decoding.max_new_tokens
-    return Forecast(
+    return JobEstimate(
         model=config.model,
         input=config.input,
         rows=found.rows,
@@ -140,11 +140,13 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         pace=pilot.pace,
         predictions=tuple(predictions),
         failed=failed,
-        recommended=recommended(predictions, config.max_hours),
+        recommended=choose_recommended(predictions, config.max_hours),
     )
 
 
-def recommended(predictions: Sequence[Prediction], max_hours: float | None) -> Prediction | None:
+def choose_recommended(
+    predictions: Sequence[Prediction], max_hours: float | None
+) -> Prediction | None:
     """See `Forecast`; predictions are fastest first."""
     allowed = float("inf") if max_hours is None else max_hours * 3600
     serving = [each for each in predictions if each.load_seconds + each.highest_seconds <= allowed]
@@ -152,7 +154,7 @@ def recommended(predictions: Sequence[Prediction], max_hours: float | None) -> P
     return next(iter(lossless or serving), None)
 
 
-def _check(config: ForecastConfig) -> None:
+def _check(config: EstimateConfig) -> None:
     check_decoding(config.decoding)
     if config.max_hours is not None and config.max_hours <= 0:
         raise ConfigError(f"max_hours is {config.max_hours}", "give hours above 0")
@@ -163,7 +165,7 @@ def _check(config: ForecastConfig) -> None:
 
 
 def _candidates(
-    config: ForecastConfig, grid: Sequence[Combination], report: Callable[[str], None]
+    config: EstimateConfig, grid: Sequence[Combination], report: Callable[[str], None]
 ) -> tuple[list[_Candidate], dict[str, str]]:
     candidates: list[_Candidate] = []
     failed: dict[str, str] = {}
@@ -184,7 +186,7 @@ def _candidates(
             failed[f"{engine} {quantization}"] = str(error)
             continue
         if found.is_disturbed:
-            report(disturbance(found, config.model, chosen))
+            report(describe_disturbance(found, config.model, chosen))
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
         ]
@@ -194,14 +196,14 @@ def _candidates(
     return candidates, failed
 
 
-def _seconds_a_token(candidate: _Candidate) -> float:
+def _seconds_per_token(candidate: _Candidate) -> float:
     """Rough cost of a generated token, to choose who runs the pilot."""
     cost = candidate.calibration.coefficients
     return (cost.steps / 8 + cost.row_steps) / candidate.calibration.capabilities.workers
 
 
 def _predict(
-    config: ForecastConfig,
+    config: EstimateConfig,
     candidate: _Candidate,
     technique: Combination,
     running: Sequence[Prompt],

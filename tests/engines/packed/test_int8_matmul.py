@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.engines.packed import PackedEngine
-from packhorse.engines.packed.int8_products import in_parts, int8_product
+from packhorse.engines.packed.int8_matmul import int8_matmul, split_in_two
 from random_models import FAMILIES, saved
 
 ISAS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
@@ -24,7 +24,7 @@ ISAS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 PRODUCTS = """
 import json, sys
 import torch
-from packhorse.engines.packed.int8_products import in_parts, int8_product, products_are_exact
+from packhorse.engines.packed.int8_matmul import split_in_two, int8_matmul, int8_matmul_is_exact
 
 chance = torch.Generator().manual_seed(0)
 wrong = [0, 0]
@@ -36,30 +36,30 @@ for rows, inputs, outputs in ((1, 576, 960), (3, 64, 17), (64, 1536, 576), (70, 
         left, right = drawn(rows, inputs), drawn(inputs, outputs)
         exact = (left.double() @ right.double()).int()
         product, rest = torch.empty_like(exact), torch.empty_like(exact)
-        int8_product(left, right, product)
+        int8_matmul(left, right, product)
         wrong[0] += int((product != exact).sum())
-        first, second = in_parts(right.t().contiguous().t())
-        int8_product(left, first, product)
-        int8_product(left, second, rest)
+        first, second = split_in_two(right.t().contiguous().t())
+        int8_matmul(left, first, product)
+        int8_matmul(left, second, rest)
         wrong[1] += int((product + rest != exact).sum())
-print(json.dumps([products_are_exact(), *wrong]))
+print(json.dumps([int8_matmul_is_exact(), *wrong]))
 """
 LOGITS = """
 import json, logging, sys
 from hashlib import sha256
 from pathlib import Path
 from packhorse.engines.packed import PackedEngine
-from packhorse.engines.packed.int8_products import products_are_exact
+from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 
 said = []
 logging.getLogger("packhorse.engines").addHandler(logging.NullHandler())
 logging.getLogger("packhorse.engines").addFilter(lambda record: said.append(record.getMessage()))
 engine = PackedEngine(
-    Path(sys.argv[1]), end_ids=(), max_context=128, quantization="int8", threads=1, rows=8,
+    Path(sys.argv[1]), end_ids=(), max_context=128, quantization="int8", threads=1, max_num_seqs=8,
     max_num_batched_tokens=32,
 )
 logits = engine.logits_after(tuple(range(1, 91)), 40)
-print(json.dumps([products_are_exact(), said, sha256(logits.tobytes()).hexdigest()]))
+print(json.dumps([int8_matmul_is_exact(), said, sha256(logits.tobytes()).hexdigest()]))
 """
 
 
@@ -87,7 +87,7 @@ def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> No
     """In int8 that is rounded while loading, whose second digits need room as well."""
     saved(FAMILIES[name], tmp_path)
     engine = PackedEngine(
-        tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1, rows=8,
+        tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1, max_num_seqs=8,
         max_num_batched_tokens=32,
     )  # fmt: skip
     expected = sha256(engine.logits_after(tuple(range(1, 91)), 40).tobytes()).hexdigest()
@@ -99,7 +99,7 @@ def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> No
 
 def test_all_numbers_have_two_parts_that_cannot_overflow() -> None:
     weight = torch.arange(-128, 128).to(torch.int8)
-    first, rest = in_parts(weight)
+    first, rest = split_in_two(weight)
     assert torch.equal(first.int() + rest.int(), weight.int())
     for part in (first.int(), rest.int()):
         assert 255 * 2 * int(part.max()) < 1 << 15
@@ -113,6 +113,6 @@ def test_the_product_of_both_parts_is_the_product(seed: int, rows: int, inputs: 
     right = torch.randint(-128, 128, (inputs, 40), generator=chance).to(torch.int8)
     exact = (left.double() @ right.double()).int()
     products = [torch.empty_like(exact) for _ in range(2)]
-    for part, product in zip(in_parts(right), products, strict=True):
-        int8_product(left, part, product)
+    for part, product in zip(split_in_two(right), products, strict=True):
+        int8_matmul(left, part, product)
     assert torch.equal(products[0] + products[1], exact)

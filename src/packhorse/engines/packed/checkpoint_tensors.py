@@ -28,7 +28,7 @@ _AGAIN = "copy or fetch the model again, best as safetensors"
 _DAMAGED = "the files do not belong to their config; copy or fetch the model again"
 
 
-class Stored:
+class CheckpointTensors:
     """The tensors of a Hugging Face folder as float32, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,67 +77,67 @@ class Stored:
         """A tensor as the model is to compute with it."""
         return self.read(name, *shape)
 
-    def bias(self, name: str, outputs: int, *, held: bool) -> Tensor:
+    def bias(self, name: str, outputs: int, *, has_bias: bool) -> Tensor:
         """The bias of a module where the model has one (`held`), else zeros, whatever is stored."""
-        return self.get(f"{name}.bias", outputs) if held else torch.zeros(outputs)
+        return self.get(f"{name}.bias", outputs) if has_bias else torch.zeros(outputs)
 
-    def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
+    def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
         """What the logits are computed with, [vocabulary, hidden]; `embeddings` as `get` gave."""
-        if self._ties_head(built):
+        if self._ties_head(arch):
             return embeddings
-        return self.get(_HEAD, built.vocabulary, built.hidden)
+        return self.get(_HEAD, arch.vocabulary, arch.hidden)
 
-    def _ties_head(self, built: Architecture) -> bool:
+    def _ties_head(self, arch: Architecture) -> bool:
         """As transformers has it: a head that is stored though the config ties it is tied only
         where it equals the embeddings."""
-        if not built.ties_head or _HEAD not in self:
-            return built.ties_head
-        name = "wte.weight" if built.family == "gpt2" else "embed_tokens.weight"
-        shape = built.vocabulary, built.hidden
+        if not arch.ties_head or _HEAD not in self:
+            return arch.ties_head
+        name = "wte.weight" if arch.family == "gpt2" else "embed_tokens.weight"
+        shape = arch.vocabulary, arch.hidden
         return torch.equal(self.read(name, *shape), self.read(_HEAD, *shape))
 
 
-class Rotated(Stored):
+class RotatedTensors(CheckpointTensors):
     """A model of the Llama kind whose residual stream and values are turned; see the module."""
 
-    def __init__(self, folder: Path, built: Architecture) -> None:
+    def __init__(self, folder: Path, arch: Architecture) -> None:
         super().__init__(folder)
-        self._stream = rotation_matrix(built.hidden, seed=0).float()
-        self._values = rotation_matrix(built.head_size, None).float()
+        self._residual_rotation = rotation_matrix(arch.hidden, seed=0).float()
+        self._head_rotation = rotation_matrix(arch.head_size, None).float()
 
     def get(self, name: str, *shape: int) -> Tensor:
         tensor, owner = self.read(name, *shape), name.split(".")[-2]
         if name == "norm.weight" or owner in ("input_layernorm", "post_attention_layernorm"):
             return torch.ones_like(tensor)
         if owner in ("v_proj", "o_proj"):
-            tensor = self._turn_heads(tensor, owner)
+            tensor = self._rotate_heads(tensor, owner)
         if owner == "embed_tokens":
-            return tensor @ self._stream
+            return tensor @ self._residual_rotation
         if owner in ("o_proj", "down_proj"):
-            return (tensor.t() @ self._stream).t().contiguous()
+            return (tensor.t() @ self._residual_rotation).t().contiguous()
         if name.endswith(".bias") or owner in ("q_norm", "k_norm"):
             return tensor
         norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
-        return self._read_stream(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
+        return self._fold_norm_and_rotate(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
 
-    def head(self, built: Architecture, embeddings: Tensor) -> Tensor:
+    def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
         """A head that shares its numbers with the embeddings gets its own."""
-        name = "embed_tokens.weight" if self._ties_head(built) else _HEAD
-        return self._read_stream(self.read(name, *embeddings.shape), "norm.weight")
+        name = "embed_tokens.weight" if self._ties_head(arch) else _HEAD
+        return self._fold_norm_and_rotate(self.read(name, *embeddings.shape), "norm.weight")
 
-    def _read_stream(self, weight: Tensor, norm: str) -> Tensor:
+    def _fold_norm_and_rotate(self, weight: Tensor, norm: str) -> Tensor:
         """Weights [outputs, hidden] of a product of what `norm` gives."""
-        return (weight * self.read(norm, weight.shape[1])) @ self._stream
+        return (weight * self.read(norm, weight.shape[1])) @ self._residual_rotation
 
-    def _turn_heads(self, tensor: Tensor, owner: str) -> Tensor:
+    def _rotate_heads(self, tensor: Tensor, owner: str) -> Tensor:
         """The numbers of each head: outputs of v_proj, inputs of o_proj."""
-        size = len(self._values)
+        size = len(self._head_rotation)
         if owner == "v_proj":
             heads = tensor.reshape(-1, size, tensor.numel() // len(tensor))
-            return torch.einsum("hdi,de->hei", heads, self._values).reshape(tensor.shape)
+            return torch.einsum("hdi,de->hei", heads, self._head_rotation).reshape(tensor.shape)
         if tensor.dim() == 1:
             return tensor
-        return (tensor.reshape(-1, size) @ self._values).reshape(tensor.shape)
+        return (tensor.reshape(-1, size) @ self._head_rotation).reshape(tensor.shape)
 
 
 def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:

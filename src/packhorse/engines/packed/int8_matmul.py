@@ -18,7 +18,7 @@ _SHAPES = ((1, 64, 32), (16, 576, 48), (64, 512, 96))
 
 
 @cache
-def products_are_exact() -> bool:
+def int8_matmul_is_exact() -> bool:
     """Whether `torch._int_mm` is exact for all int8 numbers here; tries the largest."""
     return all(
         _is_exact(torch.full((rows, inputs), row), torch.full((inputs, outputs), weight))
@@ -28,18 +28,18 @@ def products_are_exact() -> bool:
     )
 
 
-def int8_product(rows: Tensor, weight: Tensor, out: Tensor) -> None:
+def int8_matmul(rows: Tensor, weight: Tensor, out: Tensor) -> None:
     """out [rows, outputs] int32 = rows [rows, inputs] x weight [inputs, outputs], both int8."""
     torch._int_mm(rows, weight, out=out)  # noqa: SLF001 - no public one
 
 
-def for_product(weight: Tensor) -> Tensor:
+def arrange_for_matmul(weight: Tensor) -> Tensor:
     """Weights [outputs, inputs] as [inputs, outputs], as they are multiplied fastest. Without VNNI,
     oneDNN takes up to twelve times as long for few rows unless an output's inputs lie together."""
-    return weight.t().contiguous() if products_are_exact() else weight.t()
+    return weight.t().contiguous() if int8_matmul_is_exact() else weight.t()
 
 
-def in_parts(weight: Tensor) -> tuple[Tensor, Tensor]:
+def split_in_two(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Two int8 tensors of numbers from -64 to 64 whose sum is `weight`."""
     first = weight >> 1
     return first, weight - first
@@ -47,5 +47,5 @@ def in_parts(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_exact(rows: Tensor, weight: Tensor) -> bool:
     product = torch.empty(len(rows), weight.shape[1], dtype=torch.int32)
-    int8_product(rows.to(torch.int8), weight.to(torch.int8), product)
+    int8_matmul(rows.to(torch.int8), weight.to(torch.int8), product)
     return torch.equal(product, (rows.double() @ weight.double()).int())

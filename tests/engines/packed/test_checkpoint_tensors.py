@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
+from packhorse.engines.packed.checkpoint_tensors import CheckpointTensors, RotatedTensors
 from packhorse.engines.packed.memory import weight_bytes
-from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import ModelError
 from random_models import FAMILIES, saved
@@ -25,7 +25,10 @@ IDS = torch.arange(1, 60)[None]
 def test_a_turned_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     expected = model(IDS).logits
-    turned, built = Rotated(tmp_path, read_architecture(tmp_path)), read_architecture(tmp_path)
+    turned, built = (
+        RotatedTensors(tmp_path, read_architecture(tmp_path)),
+        read_architecture(tmp_path),
+    )
     head = turned.head(built, turned.read("embed_tokens.weight", built.vocabulary, built.hidden))
     for full, parameter in model.named_parameters():
         bare = full.removeprefix("model.")
@@ -42,15 +45,15 @@ def test_a_channel_that_stands_out_is_spread(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     built = read_architecture(tmp_path)
     shape = built.vocabulary, built.hidden
-    before = Stored(tmp_path).get("embed_tokens.weight", *shape).abs().amax(0)
-    after = Rotated(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
+    before = CheckpointTensors(tmp_path).get("embed_tokens.weight", *shape).abs().amax(0)
+    after = RotatedTensors(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
     assert before.max() / before.median() > 50
     assert after.max() / after.median() < 2
 
 
 def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
     engine = PackedEngine(
-        folder, end_ids=(), max_context=128, quantization=quantization, threads=1, rows=8,
+        folder, end_ids=(), max_context=128, quantization=quantization, threads=1, max_num_seqs=8,
         max_num_batched_tokens=32,
     )  # fmt: skip
     found = engine.logits_after(tuple(IDS[0].tolist()), 40)
@@ -83,7 +86,7 @@ def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> 
     found = []
     for equal in (True, False):
         with_head(tmp_path, equal=equal)
-        engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, rows=8)
+        engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, max_num_seqs=8)
         found.append(engine.capabilities.model_bytes)
         engine.close()
     built = read_architecture(tmp_path)
