@@ -236,7 +236,7 @@ def test_packed_int8_scores_are_the_same_in_any_company(subjects: dict[str, Subj
 def test_packed_refuses_continuations_of_another_vocabulary(subjects: dict[str, Subject]) -> None:
     subject = subjects["packed llama"]
     engine = subject.make()
-    with pytest.raises(EngineError, match="token id 300 of a continuation is not of this model"):
+    with pytest.raises(EngineError, match="token id 300 of a continuation is outside"):
         scored(engine, in_batches(subject.prompts(1), 1), [(5, 300)])
     engine.close()
 

@@ -105,7 +105,7 @@ def test_layers_of_a_kind_that_is_not_known(tmp_path: Path) -> None:
 
 def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
-    with pytest.raises(EngineError, match=r"no memory for .* GB of keys and values") as refused:
+    with pytest.raises(EngineError, match=r"cannot allocate a key/value cache of .* GB") as refused:
         engine_of(tmp_path, cache_bytes=1 << 50)
     assert "--cache-gb" in refused.value.hint
 
@@ -132,7 +132,7 @@ def test_a_prompt_and_its_tokens_one_by_one_are_compared(
     monkeypatch.setattr(
         PackedEngine, "_compute_logits_token_by_token", lambda *asked: stepped(*asked) + 0.1
     )
-    with pytest.raises(ModelError, match="other logits for the prompt"):
+    with pytest.raises(ModelError, match="other logits for a prompt"):
         engine_of(tmp_path)
 
 

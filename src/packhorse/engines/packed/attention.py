@@ -1,4 +1,4 @@
-"""Attention of packed rows over the paged cache."""
+"""Attention kernel for packed rows over the paged key/value cache."""
 
 from __future__ import annotations
 
@@ -30,18 +30,28 @@ def attend(
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     scores: Any, value_sums: Any, inverse_sums: Any, output: Any,
 ) -> None:  # fmt: skip
-    """Attention of `count` spans of consecutive tokens, each of one row of text.
-
-    spans: [n, 5] first packed token, tokens, position of the first, table, first row of `output`.
-    tables: [tables, blocks] blocks of a row's cache in order. window: positions that are seen, the
-    own one included, 0 for all. queries: [kv heads, tokens, group, width], scaled by
-    1/sqrt(head size). keys: [layers, blocks, kv heads, width, BLOCK], values: [layers, blocks,
-    kv heads, BLOCK, width], their scales [layers, blocks, kv heads, BLOCK], empty for float32.
-    scores: [TILE_ROWS, positions], sums: [TILE_ROWS, width], shares: [TILE_ROWS]: scratch.
-    output: [rows, kv heads x group x width].
+    """Compute attention for `count` spans of consecutive tokens, each from one row.
 
     A tile is TILE_ROWS pairs of token and query head that share a key/value head. All scores of a
-    tile are computed before their softmax, so a row's sums have the same order in any tile.
+    tile are computed before their softmax, so the sums of a row have the same order in any tile.
+
+    Args:
+        spans: [n, 5] first packed token, number of tokens, position of the first, row of
+            `block_tables`, first row of `output`.
+        count: Number of spans.
+        group: Query heads per key/value head.
+        block_tables: [rows, blocks] cache blocks of each row, in order.
+        layer: Index of the layer.
+        window: Number of positions that a token attends to, itself included; 0 for all.
+        queries: [kv heads, tokens, group, width], scaled by 1/sqrt(head size).
+        keys: [layers, blocks, kv heads, width, BLOCK].
+        values: [layers, blocks, kv heads, BLOCK, width].
+        key_scales: [layers, blocks, kv heads, BLOCK]; empty for float32.
+        value_scales: Like `key_scales`.
+        scores: [TILE_ROWS, positions] scratch.
+        value_sums: [TILE_ROWS, width] scratch.
+        inverse_sums: [TILE_ROWS] scratch.
+        output: [rows, kv heads x group x width].
     """
     kv_heads, width = queries.shape[0], queries.shape[3]
     for number in range(count):
@@ -89,7 +99,7 @@ def _write_output(
     rows: int, pair: int, group: int, head: int, width: int, row_out: int,
     value_sums: Any, inverse_sums: Any, output: Any,
 ) -> None:  # fmt: skip
-    """A tile's sums x shares to their places in `output`."""
+    """Write a tile's value sums, normalized by its softmax sums, to `output`."""
     for row in range(rows):
         token, member = divmod(pair + row, group)
         to = (row_out + token) * output.shape[1] + (head * group + member) * width
@@ -100,7 +110,7 @@ def _write_output(
 
 @inlined
 def _prefetch_block(blocks: Any, scales: Any, start: int, width: int) -> None:
-    """Asks for a block that is read next, and its scales."""
+    """Prefetch a cache block and its scales."""
     line = _LINE_BYTES // blocks.itemsize
     for offset in range(0, width * BLOCK, line):
         prefetch(blocks, start * width + offset)
@@ -118,8 +128,13 @@ def _softmax(
     scores: Any, row: int, lowest: int, highest: int, begin: int, end: int,
     value_scales: Any, block_table: Any, plane: int, kv_heads: int,
 ) -> Any:  # fmt: skip
-    """Scores of a row become e^(score - largest), times the values' scales where there are some;
-    returns 1 / the sum of the exponentials. Only positions from `lowest` to `highest` count."""
+    """Replace the scores of a row by e^(score - maximum), times the value scales if there are any.
+
+    Only positions from `lowest` to `highest` count; the others are masked.
+
+    Returns:
+        1 / the sum of the exponentials.
+    """
     start, length = row * scores.shape[1], (end - begin) * BLOCK
     for offset in range(lowest - begin * BLOCK):
         scores[row, offset] = _MASKED

@@ -1,4 +1,4 @@
-"""Which blocks of the cache belong to whom, and which hold a prefix that rows have in common."""
+"""Allocation of cache blocks, and the prefix cache that lets rows share them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ Tokens = tuple[int, ...]
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """Tokens of one block that follow those of `parent`; `block` holds their keys and values.
+    """Node of the prefix tree: the tokens of one block that follow those of `parent`.
 
-    order: the children's tokens, sorted, so that the one most like a given row is a neighbour.
+    Attributes:
+        tokens: Token ids of the block.
+        block: Block that holds their keys and values.
+        parent: Preceding block; None for the root.
+        children: Following blocks by their tokens.
+        sorted_children: Tokens of the children in order, so that the longest match is a neighbour.
     """
 
     tokens: Tokens = ()
@@ -29,8 +34,13 @@ class _Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What is known of a row's first tokens: whole blocks to share, and `copied` tokens that lie at
-    the beginning of block `source`."""
+    """Cached part of a prompt.
+
+    Attributes:
+        blocks: Whole blocks to share.
+        source: Block whose first tokens can be copied; -1 for none.
+        copied: Number of tokens to copy from `source`.
+    """
 
     blocks: tuple[int, ...]
     source: int = -1
@@ -42,10 +52,10 @@ class Match:
 
 
 class BlockPool:
-    """Blocks with a count of their holders.
+    """Cache blocks with reference counts.
 
-    A prefix is kept after its last holder left, until its block is needed: the least recently used
-    goes first, and of one row the end before the beginning.
+    A cached prefix outlives its last reference until its block is needed. Blocks are evicted in
+    least-recently-used order; within one row the last block goes first.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -57,11 +67,11 @@ class BlockPool:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be taken."""
+        """Number of blocks that can be allocated, evictable ones included."""
         return len(self._free_blocks) + len(self._evictable)
 
     def allocate(self) -> int:
-        """A block for one holder; `available` must not be 0."""
+        """Allocate a block with one reference; `num_free_blocks` must not be 0."""
         if not self._free_blocks:
             block, _ = self._evictable.popitem(last=False)
             self._evict(block)
@@ -71,13 +81,13 @@ class BlockPool:
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more holder of each."""
+        """Add a reference to each block."""
         for block in blocks:
             self._ref_counts[block] += 1
             self._evictable.pop(block, None)
 
     def free(self, blocks: Sequence[int]) -> None:
-        """One holder of each leaves."""
+        """Remove a reference from each block."""
         for block in reversed(blocks):
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
@@ -87,7 +97,7 @@ class BlockPool:
                     self._free_blocks.append(block)
 
     def match_prefix(self, tokens: Tokens) -> Match:
-        """The longest beginning of `tokens` that is in the cache."""
+        """Return the longest cached prefix of `tokens`."""
         node, blocks, start = self._root, [], 0
         while child := node.children.get(tokens[start : start + BLOCK]):
             node, start = child, start + BLOCK
@@ -102,8 +112,11 @@ class BlockPool:
         return found
 
     def cache_prefix(self, tokens: Tokens, blocks: Sequence[int]) -> None:
-        """`blocks` hold the keys and values of `tokens`, BLOCK in each; equal ones that are known
-        already stay the ones that are shared."""
+        """Add `blocks`, which hold the keys and values of `tokens`, to the prefix cache.
+
+        Each block holds BLOCK tokens. Blocks that are already cached for the same tokens stay the
+        shared ones.
+        """
         node = self._root
         for number, block in enumerate(blocks):
             part = tokens[number * BLOCK : (number + 1) * BLOCK]
@@ -115,13 +128,13 @@ class BlockPool:
             node = child
 
     def evict(self, blocks: Sequence[int]) -> None:
-        """Nobody shall share these any more: what they hold is no number."""
+        """Remove blocks from the prefix cache because they hold values that are not finite."""
         for block in blocks:
             if block in self._prefixes:
                 self._evict(block)
 
     def unshared(self, blocks: Sequence[int]) -> list[int]:
-        """Those that have one holder."""
+        """Return the blocks that have exactly one reference."""
         return [block for block in blocks if self._ref_counts[block] == 1]
 
     def _evict(self, block: int) -> None:

@@ -1,12 +1,12 @@
-"""The tensors of a checkpoint by name: as they are, or turned so that int8 loses little.
+"""Tensors of a checkpoint by name, unchanged or rotated to reduce the int8 error.
 
-A few channels of the residual stream are a hundred times larger than the rest, which costs int8
-with one scale a row most of its accuracy. RMSNorm commutes with an orthogonal matrix Q, so a model
-whose gains were multiplied into the weights that read them computes the same when all that writes
-to the stream is multiplied by Q and all that reads it by Q^T; a signed Hadamard matrix spreads
-those channels over all. Values and what reads them are turned in the same way within each head
-(QuaRot, Ashkboos et al. 2024, arXiv 2404.00456, section 4). Both need no calibration and cost
-nothing later.
+A few channels of the residual stream are a hundred times larger than the others, which costs int8
+with one scale per row most of its accuracy. RMSNorm commutes with an orthogonal matrix Q. So a
+model whose norm weights were folded into the projections that read them computes the same if
+everything that writes to the residual stream is multiplied by Q and everything that reads it by
+Q^T; a signed Hadamard matrix spreads those channels over all others. Values and the output
+projection are rotated in the same way within each head (QuaRot, Ashkboos et al. 2024, arXiv
+2404.00456, section 4). Both need no calibration data and cost nothing at run time.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from packhorse.models.checkpoint import open_checkpoint
 from packhorse.quantization.hadamard import rotation_matrix
 
 _HEAD = "lm_head.weight"
-_AGAIN = "copy or fetch the model again, best as safetensors"
-_DAMAGED = "the files do not belong to their config; copy or fetch the model again"
+_AGAIN = "copy or fetch the model again, preferably as safetensors"
+_DAMAGED = "the files do not match their config: copy or fetch the model again"
 
 
 class CheckpointTensors:
-    """The tensors of a Hugging Face folder as float32, read when they are asked for."""
+    """Tensors of a Hugging Face folder as float32, read on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,22 +44,26 @@ class CheckpointTensors:
         return name in self._tensors
 
     def read(self, name: str, *shape: int) -> Tensor:
-        """A tensor as it is stored, int8 times its scales; ModelError where it is missing or has
-        another shape."""
+        """Return a stored tensor; int8 is multiplied by its scales.
+
+        Raises:
+            ModelError: The tensor is missing or has another shape.
+        """
         if name not in self:
             raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
         opened, full = self._tensors[name]
         tensor = self._tensor(opened, full)
         if tuple(tensor.shape) != shape:
             raise ModelError(
-                f"the weights {name} in {self._folder} are {list(tensor.shape)}, not {list(shape)}",
+                f"the weights {name} in {self._folder} have shape {list(tensor.shape)}, "
+                f"expected {list(shape)}",
                 _DAMAGED,
             )
         if f"{name}_scale" in self:
             opened, full = self._tensors[f"{name}_scale"]
             return (tensor * self._tensor(opened, full)).contiguous()
         floats = tensor.float().contiguous()
-        # A tensor of the file's memory would keep all of the file in memory, and change with it.
+        # A view of the mapped file would keep the whole file in memory and change with it.
         return floats.clone() if floats.data_ptr() == tensor.data_ptr() else floats
 
     def _tensor(self, opened: Any, full: str) -> Tensor:
@@ -74,22 +78,29 @@ class CheckpointTensors:
         return found
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """A tensor as the model is to compute with it."""
+        """Return a tensor as the model computes with it."""
         return self.read(name, *shape)
 
     def bias(self, name: str, outputs: int, *, has_bias: bool) -> Tensor:
-        """The bias of a module where the model has one (`held`), else zeros, whatever is stored."""
+        """Return the bias of a module, or zeros if the model has none, whatever is stored."""
         return self.get(f"{name}.bias", outputs) if has_bias else torch.zeros(outputs)
 
     def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
-        """What the logits are computed with, [vocabulary, hidden]; `embeddings` as `get` gave."""
+        """Return the weights [vocabulary, hidden] of the output head.
+
+        Args:
+            arch: Sizes of the model.
+            embeddings: The embeddings that `get` returned.
+        """
         if self._ties_head(arch):
             return embeddings
         return self.get(_HEAD, arch.vocabulary, arch.hidden)
 
     def _ties_head(self, arch: Architecture) -> bool:
-        """As transformers has it: a head that is stored though the config ties it is tied only
-        where it equals the embeddings."""
+        """Return whether the head is tied, following transformers.
+
+        A head that is stored although the config ties it is tied only if it equals the embeddings.
+        """
         if not arch.ties_head or _HEAD not in self:
             return arch.ties_head
         name = "wte.weight" if arch.family == "gpt2" else "embed_tokens.weight"
@@ -98,7 +109,7 @@ class CheckpointTensors:
 
 
 class RotatedTensors(CheckpointTensors):
-    """A model of the Llama kind whose residual stream and values are turned; see the module."""
+    """Tensors of a Llama-like model with rotated residual stream and values; see the module."""
 
     def __init__(self, folder: Path, arch: Architecture) -> None:
         super().__init__(folder)
@@ -121,16 +132,16 @@ class RotatedTensors(CheckpointTensors):
         return self._fold_norm_and_rotate(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
 
     def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
-        """A head that shares its numbers with the embeddings gets its own."""
+        """Return the rotated head; a tied head gets weights of its own."""
         name = "embed_tokens.weight" if self._ties_head(arch) else _HEAD
         return self._fold_norm_and_rotate(self.read(name, *embeddings.shape), "norm.weight")
 
     def _fold_norm_and_rotate(self, weight: Tensor, norm: str) -> Tensor:
-        """Weights [outputs, hidden] of a product of what `norm` gives."""
+        """Fold the norm before a projection into its weights [outputs, hidden], and rotate."""
         return (weight * self.read(norm, weight.shape[1])) @ self._residual_rotation
 
     def _rotate_heads(self, tensor: Tensor, owner: str) -> Tensor:
-        """The numbers of each head: outputs of v_proj, inputs of o_proj."""
+        """Rotate each head: outputs of v_proj, inputs of o_proj."""
         size = len(self._head_rotation)
         if owner == "v_proj":
             heads = tensor.reshape(-1, size, tensor.numel() // len(tensor))
@@ -151,18 +162,21 @@ def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
             opened: Any = safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
-        yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - no dict
+        yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - not a dict
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, mapped into memory where its format allows; no code of it is run.
-    ModelError for what holds none or is damaged."""
+    """Return the tensors of a .bin file, memory-mapped if its format allows. No code of it is run.
+
+    Raises:
+        ModelError: The file is damaged or holds no tensors.
+    """
     try:
         try:
             loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files in the format before torch 1.6 cannot be mapped
+        except RuntimeError:  # the format before torch 1.6 cannot be mapped
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises what it meets
+    except Exception as error:  # unpickling can raise anything
         raise ModelError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
     if not isinstance(loaded, dict):
         raise ModelError(f"{file} holds no weights by name", _AGAIN)

@@ -1,9 +1,9 @@
-"""Exact products of int8 numbers on any CPU.
+"""Exact int8 matrix multiplication on any CPU.
 
-Without VNNI (and its like on ARM) oneDNN makes rows unsigned, 0 to 255, and multiplies them two
-at a time into 16 bits, where 255 x 127 x 2 does not fit: the sum is cut off without a word
-(vpmaddubsw). 255 x 64 x 2 fits, so there weights are held as two parts of at most 64, and every
-product is two.
+Without VNNI (or its ARM equivalent) oneDNN makes the left operand unsigned, 0 to 255, and adds two
+products at a time in 16 bits (vpmaddubsw). 255 x 127 x 2 does not fit and saturates silently. 255 x
+64 x 2 fits, so on such CPUs the weights are split into two parts of at most 64, and every
+multiplication runs twice.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 _SHAPES = ((1, 64, 32), (16, 576, 48), (64, 512, 96))
-"""Of products that are tried: one row and several, since kernels may differ."""
+"""Shapes that are tested: one row and several, because oneDNN may pick different kernels."""
 
 
 @cache
 def int8_matmul_is_exact() -> bool:
-    """Whether `torch._int_mm` is exact for all int8 numbers here; tries the largest."""
+    """Return whether `torch._int_mm` is exact on this CPU, tested with the extreme values."""
     return all(
         _is_exact(torch.full((rows, inputs), row), torch.full((inputs, outputs), weight))
         for rows, inputs, outputs in _SHAPES
@@ -29,18 +29,21 @@ def int8_matmul_is_exact() -> bool:
 
 
 def int8_matmul(rows: Tensor, weight: Tensor, out: Tensor) -> None:
-    """out [rows, outputs] int32 = rows [rows, inputs] x weight [inputs, outputs], both int8."""
-    torch._int_mm(rows, weight, out=out)  # noqa: SLF001 - no public one
+    """Compute out [rows, outputs] int32 = rows [rows, inputs] x weight [inputs, outputs]."""
+    torch._int_mm(rows, weight, out=out)  # noqa: SLF001 - there is no public one
 
 
 def arrange_for_matmul(weight: Tensor) -> Tensor:
-    """Weights [outputs, inputs] as [inputs, outputs], as they are multiplied fastest. Without VNNI,
-    oneDNN takes up to twelve times as long for few rows unless an output's inputs lie together."""
+    """Return weights [outputs, inputs] as [inputs, outputs] in the fastest memory layout.
+
+    Without VNNI, oneDNN is up to twelve times slower for few rows unless the inputs of an output
+    are contiguous.
+    """
     return weight.t().contiguous() if int8_matmul_is_exact() else weight.t()
 
 
 def split_in_two(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Two int8 tensors of numbers from -64 to 64 whose sum is `weight`."""
+    """Return two int8 tensors with values from -64 to 64 whose sum is `weight`."""
     first = weight >> 1
     return first, weight - first
 

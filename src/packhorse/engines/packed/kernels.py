@@ -1,9 +1,15 @@
-"""What stands between the products of a layer, one pass over each row of tokens.
+"""Fused element-wise kernels that run between a layer's matrix multiplications.
 
-Common to all: `product` is what a matrix product gave, [rows x columns], int32 or float32; a number
-is product x row_scales[row] x column_scales[column] + bias[column] (float32 products have scales of
-1). `output` is what the next product takes, [rows x columns]: float32, or int8, each row divided by
-its own scale. `held` is scratch of one row. Sizes are multiples of 16.
+Each kernel makes one pass per token. Arguments that all of them share:
+
+    accumulators  [rows x columns] output of a matrix multiplication, int32 or float32. Its value is
+                  accumulators x row_scales[row] x column_scales[column] + bias[column]; the scales
+                  of float32 are 1.
+    output        [rows x columns] activations for the next matrix multiplication, float32 or int8;
+                  each int8 row is divided by its own scale.
+    row_buffer    scratch for one row.
+
+Sizes are multiples of 16.
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ def embed(
     position_embeddings: Any,
     residual: Any,
 ) -> None:
-    """stream[token] = table[its id] + learned[its position], where positions are learned."""
+    """Set residual[token] to its embedding, plus its position embedding if there are any."""
     width = residual.shape[1]
     for token in range(count):
         row, offset = np.int64(tokens[token]) * width, token * width
@@ -59,7 +65,7 @@ def normalize(
     residual: Any, count: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
     row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
-    """output = norm(stream): RMSNorm (Zhang and Sennrich 2019), or LayerNorm if it `centers`."""
+    """Compute output = norm(residual): LayerNorm, or RMSNorm (Zhang and Sennrich 2019)."""
     for row in range(count):
         _norm_row(residual, row, weight, bias, is_layer_norm, epsilon, row_buffer)
         _write_row(row_buffer, row, residual.shape[1], output, scales)
@@ -67,10 +73,11 @@ def normalize(
 
 @kernel
 def add_and_normalize(
-    accumulators: Any, row_scales: Any, column_scales: Any, product_bias: Any, residual: Any, count: int,
-    weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any, row_buffer: Any, output: Any, scales: Any,
+    accumulators: Any, row_scales: Any, column_scales: Any, product_bias: Any, residual: Any,
+    count: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
+    row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
-    """stream += product + added (its bias); output = norm(stream)."""
+    """Compute residual += accumulators + product_bias, then output = norm(residual)."""
     width = residual.shape[1]
     for row in range(count):
         scale, offset = splat(row_scales[row]), row * width
@@ -90,15 +97,20 @@ def split_heads(
     query_norm: Any, key_norm: Any, head_size: int, epsilon: Any, row_buffer: Any,
     queries: Any, keys: Any, values: Any, key_scales: Any, value_scales: Any,
 ) -> None:  # fmt: skip
-    """Queries, rotated and scaled by 1/sqrt(head_size), into `queries`; keys, rotated, and values
-    into the cache, int8 with a scale for each token and head, or float32.
+    """Split a QKV product into queries, and keys and values in the cache.
 
-    Columns of `product`: query heads, key heads, value heads. table_of: [tokens] row of `tables`.
-    cosines, sines: [positions, width / 2], empty where positions are learned. query_norm, key_norm:
-    [width], empty without norms of heads. For the other arrays see `attention.attend`.
+    Queries and keys get RoPE; queries are also scaled by 1/sqrt(head_size). Keys and values are
+    written in float32, or in int8 with a scale per token and head.
 
-    Beside int8 keys, queries and keys are turned by a Hadamard matrix, which leaves their products
-    as they are and spreads what stands out (QuaRot, arXiv 2404.00456, section 4).
+    With int8 keys, queries and keys are multiplied by a Hadamard matrix, which keeps their dot
+    products and spreads outliers (QuaRot, arXiv 2404.00456, section 4).
+
+    Args:
+        accumulators: Columns are query heads, key heads, value heads.
+        table_rows: [tokens] row of `block_tables` of each token.
+        cosines: [positions, width / 2]; empty for learned positions. `sines` likewise.
+        query_norm: [width]; empty without head norms. `key_norm` likewise.
+        queries: See `attention.attend`, also for the cache arrays.
     """
     kv_heads, capacity, group, width = queries.shape
     heads, columns = kv_heads * group, (kv_heads * group + 2 * kv_heads) * width
@@ -151,9 +163,12 @@ def activate(
     accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, count: int, width: int,
     gated: bool, hadamard_order: int, row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
-    """The MLP's activation: SiLU(first half) x second half of the columns if `gated`, else GELU in
-    its tanh form (Hendrycks and Gimpel 2016). `turned` vectors at a time then go through a
-    Hadamard matrix of that order (without its factor), 1 for none."""
+    """Compute the MLP's activation and, for int8, its online Hadamard rotation.
+
+    The activation is SiLU(first half) x second half of the columns if `gated`, else GELU in its
+    tanh form (Hendrycks and Gimpel 2016). Then `hadamard_order` vectors at a time are multiplied by
+    a Hadamard matrix of that order, without its normalizing factor; 1 for no rotation.
+    """
     columns = 2 * width if gated else width
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
     for row in range(count):
@@ -175,7 +190,7 @@ def activate(
 
 @kernel
 def write_activations(rows: Any, count: int, row_buffer: Any, output: Any, scales: Any) -> None:
-    """output = rows."""
+    """Write float32 rows to `output`, quantized if it is int8."""
     width = rows.shape[1]
     for row in range(count):
         for column in range(0, width, LANES):
@@ -188,8 +203,10 @@ def choose_best(
     accumulators: Any, row_scales: Any, column_scales: Any, start: int, count: int, width: int,
     best_logits: Any, best_ids: Any,
 ) -> None:  # fmt: skip
-    """Keeps the largest logit of each row and where it was, the first of equals; columns begin at
-    `start` of the vocabulary. Rows that are no numbers keep what they had."""
+    """Update the largest logit of each row and its token id; the first of equal ones wins.
+
+    The columns begin at `start` in the vocabulary. Rows with NaN keep their previous values.
+    """
     for row in range(count):
         scale, whole, first = splat(row_scales[row]), width - width % LANES, row * width
         peak = splat(best_logits[row])
@@ -209,7 +226,7 @@ def write_logits(
     accumulators: Any, row_scales: Any, column_scales: Any, start: int, count: int, width: int,
     logits: Any,
 ) -> None:  # fmt: skip
-    """logits[row, start + column] = product."""
+    """Set logits[row, start + column] to the dequantized accumulators."""
     for row in range(count):
         for column in range(width):
             scale = row_scales[row] * column_scales[start + column]
@@ -218,7 +235,7 @@ def write_logits(
 
 @inlined
 def _dequantize(accumulators: Any, at: int, scale: Any, scales: Any, bias: Any, column: int) -> Any:
-    """16 numbers of a product."""
+    """Return 16 dequantized elements."""
     return fma(load(accumulators, at), scale * load(scales, column), load(bias, column))
 
 
@@ -246,7 +263,7 @@ def _norm_row(
         store(row_buffer, column, numbers)
         squares = fma(numbers, numbers, squares)
     square = reduce_sum(squares) / np.float32(width) + epsilon
-    spread = splat(np.float32(1.0) / np.sqrt(square) + (square - square))  # infinite: no number
+    spread = splat(np.float32(1.0) / np.sqrt(square) + (square - square))  # NaN if it overflows
     for column in range(0, width, LANES):
         numbers = load(row_buffer, column) * spread * load(weight, column)
         store(row_buffer, column, numbers + load(bias, column) if is_layer_norm else numbers)
@@ -254,7 +271,7 @@ def _norm_row(
 
 @inlined
 def _write_row(row_buffer: Any, row: int, width: int, output: Any, scales: Any) -> None:
-    """One row as the next product takes it; an int8 row's scale is its largest number / 127."""
+    """Write one row of activations; the scale of an int8 row is its largest magnitude / 127."""
     offset = row * width
     if output.itemsize > 1:
         for column in range(0, width, LANES):
@@ -267,7 +284,7 @@ def _write_row(row_buffer: Any, row: int, width: int, output: Any, scales: Any) 
 
 @inlined
 def _compute_int8_factor(row_buffer: Any, width: int, scales: Any, at: int) -> Any:
-    """The factor that brings a row to -127 to 127; scales[at] is what undoes it."""
+    """Return the factor that maps a row to -127..127 and store its inverse in scales[at]."""
     peak = splat(np.float32(0.0))
     for column in range(0, width, LANES):
         peak = maximum(peak, absolute(load(row_buffer, column)))
@@ -278,7 +295,7 @@ def _compute_int8_factor(row_buffer: Any, width: int, scales: Any, at: int) -> A
 
 @inlined
 def _quantize_in_place(row_buffer: Any, width: int, scales: Any, at: int) -> None:
-    """Brings a head to whole numbers from -127 to 127, in place."""
+    """Round a head to integers from -127 to 127 in place."""
     factor = splat(_compute_int8_factor(row_buffer, width, scales, at))
     for column in range(0, width, LANES):
         store(row_buffer, column, rint(load(row_buffer, column) * factor))
@@ -289,8 +306,11 @@ def _apply_rope(
     row_buffer: Any, width: int, position: Any, cosines: Any, sines: Any, norm: Any, head_size: int,
     epsilon: Any,
 ) -> None:  # fmt: skip
-    """Norms and rotates one head in place; number i is turned with number i + width / 2 (Su et al.
-    2021, in the order of transformers' rotate_half)."""
+    """Normalize one head and apply rotary position embeddings, in place.
+
+    Channel i is paired with channel i + width / 2 (Su et al. 2021, in the order of transformers'
+    rotate_half).
+    """
     if norm.size:
         squares = splat(np.float32(0.0))
         for column in range(0, width, LANES):
@@ -310,7 +330,7 @@ def _apply_rope(
 
 @inlined
 def _hadamard(row_buffer: Any, width: int, hadamard_order: int) -> None:
-    """Lane by lane, the numbers of `turned` neighbouring vectors through a Hadamard matrix."""
+    """Multiply `hadamard_order` neighbouring vectors by a Hadamard matrix, lane by lane."""
     for start in range(0, width, hadamard_order * LANES):
         stride = LANES
         while stride < hadamard_order * LANES:

@@ -1,8 +1,8 @@
-"""What the engine takes while it runs, known from sizes alone before anything is computed.
+"""Peak memory of the engine, computed from sizes before anything runs.
 
-    weights + the whole cache + for each thread its scratch and the logits it samples from
+    weights + key/value cache + per thread: scratch buffers and the logits it samples from
 
-Beside it there is the process itself: Python, libraries, tokenizer, and the rows on their way.
+Python, libraries, the tokenizer and queued rows come on top.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 from packhorse.engines.packed.tiles import TILE_ROWS
 
 _CHANNEL_BYTES = 8
-"""Scale and bias of an output channel."""
+"""Scale and bias of one output channel."""
 LOGIT_BYTES = 80
-"""Of a logit that is sampled: twice in float32, five steps of the rule in float64, and what sorting
-one row takes."""
+"""Memory per sampled logit (bytes).
+
+Two float32 copies, five float64 steps of the sampling rule, and the sort of one row.
+"""
 
 
 def weight_bytes(arch: Architecture, *, quantized: bool) -> int:
-    """Weights, with their scales and biases. int8: embeddings in 16 bits, numbers in two parts
-    where products need it; float32: the head may be the embeddings."""
+    """Return the memory of the weights with their scales and biases (bytes).
+
+    In int8, embeddings take 16 bits and each weight takes two bytes if exact multiplication needs
+    two parts. In float32 the head may share the embeddings.
+    """
     attention_width = arch.heads * arch.padded_head
     qkv, number, embedded = 4, 4, 4
     if quantized:
@@ -46,14 +51,23 @@ def weight_bytes(arch: Architecture, *, quantized: bool) -> int:
 
 
 def bytes_per_position(arch: Architecture, threads: int) -> int:
-    """What grows with the longest row beside keys and values: rotations, three times while they
-    are computed, and for each thread the scores of a tile."""
+    """Return the memory that grows with the longest row, without keys and values (bytes).
+
+    It consists of RoPE tables, of which three copies exist while they are computed, and the
+    attention scores of one tile per thread.
+    """
     rotations = 0 if arch.positions else 4 * arch.padded_head
     return 3 * rotations + threads * TILE_ROWS * 4
 
 
 def working_bytes(arch: Architecture, scratches: Sequence[Scratch], context: int) -> int:
-    """What steps need besides. context: positions of a row, whose rotations are kept."""
+    """Return the memory that steps need in addition (bytes).
+
+    Args:
+        arch: Sizes of the model.
+        scratches: Scratch buffers of all threads.
+        context: Positions in the RoPE tables.
+    """
     sampled = SAMPLED_AT_ONCE * arch.vocabulary * LOGIT_BYTES
     rotations = 0 if arch.positions else 4 * context * arch.padded_head
     return sum(each.count_bytes() + sampled for each in scratches) + rotations

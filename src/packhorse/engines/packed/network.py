@@ -1,6 +1,7 @@
-"""One step of the network over packed tokens: no padding, no allocation.
+"""One forward pass over packed tokens, without padding or allocation.
 
-Tokens of all rows are one matrix [tokens, hidden]; only attention knows which belong together.
+Tokens of all rows form one matrix [tokens, hidden]; only attention knows which ones belong
+together.
 """
 
 from __future__ import annotations
@@ -34,18 +35,22 @@ from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, 
 
 Ints = NDArray[np.int32]
 SAMPLED_AT_ONCE = 16
-"""Rows whose logits are all written out at the same time."""
+"""Number of rows whose full logits are materialized at the same time."""
 PHASES = ("matmul", "attention", "head", "elementwise")
 COUNTS = ("steps", "tokens", "pairs", "logits")
 
 
 @dataclass(slots=True)
 class Step:
-    """What one step computes; arrays are filled up to the counts.
+    """Input of one step; arrays are filled up to the counts.
 
-    tokens, positions, table_of: [count], of every packed token; table_of is the row of `tables`
-    with its blocks. spans: [span_count, 5], see `attention.attend`, whose last column is the first
-    packed token again. ends: [end_count] packed tokens whose logits are wanted.
+    Attributes:
+        tokens: [num_tokens] token ids.
+        positions: [num_tokens] position of each token in its row.
+        table_rows: [num_tokens] row of `block_tables` of each token.
+        spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
+            token.
+        logit_tokens: [num_logits] packed tokens whose logits are needed.
     """
 
     tokens: Ints
@@ -59,16 +64,18 @@ class Step:
 
 
 def empty_step(tokens: int, rows: int) -> Step:
-    """A step with room for `tokens` tokens of `rows` rows."""
+    """Return a step with room for `tokens` tokens of `rows` rows."""
     ids, positions, table_rows = np.empty((3, tokens), np.int32)
     return Step(ids, positions, table_rows, np.empty((rows, 5), np.int32), np.empty(rows, np.int32))
 
 
 class Scratch:
-    """Memory of one thread for steps of up to `tokens` tokens, `rows` of which want logits.
+    """Scratch buffers of one thread for steps of up to `tokens` tokens, `rows` of them with logits.
 
-    seconds: spent in each of PHASES so far. counts: steps, tokens, pairs of a token and one it
-    attends to (windows aside), and rows whose logits were wanted, so far.
+    Attributes:
+        seconds: Time spent in each of PHASES so far.
+        counts: Steps, tokens, attended pairs of tokens (windows ignored) and computed logit rows so
+            far.
     """
 
     def __init__(
@@ -108,7 +115,7 @@ class Scratch:
         self._phase_start = 0.0
 
     def view_operands(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-        """`taken` as [rows, inputs] and `product` as [rows, outputs], for a product."""
+        """Return `activations` as [rows, inputs] and `accumulators` as [rows, outputs]."""
         accumulators, activations = self._tensors
         return (
             activations[: rows * inputs].view(rows, inputs),
@@ -116,7 +123,7 @@ class Scratch:
         )
 
     def view_second_accumulators(self, rows: int, linear: Linear) -> Tensor:
-        """Room for a second product of `linear`, where it has one."""
+        """Return a second output buffer for `linear`; empty if it needs none."""
         is_one = linear.low_digit is None and linear.remainder is None
         outputs = 0 if is_one else linear.weight.shape[1]
         return self._second_view[: rows * outputs].view(rows, outputs)
@@ -126,7 +133,7 @@ class Scratch:
         return sum(array.nbytes for array in arrays)
 
     def start(self, step: Step) -> None:
-        """Counts a step that begins, and starts the clock."""
+        """Count a step and start its clock."""
         spans = step.spans[: step.num_spans].astype(np.int64)
         pairs = spans[:, 1] * spans[:, 2] + spans[:, 1] * (spans[:, 1] + 1) // 2
         found = (1, step.num_tokens, int(pairs.sum()), step.num_logits)
@@ -135,16 +142,20 @@ class Scratch:
         self._phase_start = time.perf_counter()
 
     def record_phase(self, phase: str) -> None:
-        """Counts the time since the last call for `phase`."""
+        """Add the time since the last call to `phase`."""
         now = time.perf_counter()
         self.seconds[phase] += now - self._phase_start
         self._phase_start = now
 
 
 class Network:
-    """The weights, the cache, and the way through them.
+    """The model: weights, key/value cache and the forward pass.
 
-    context: positions of one row at most.
+    Args:
+        arch: Sizes of the model.
+        weights: Its weights.
+        cache: Its key/value cache.
+        context: Maximum number of positions per row.
     """
 
     def __init__(
@@ -158,10 +169,15 @@ class Network:
         self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
 
     def run(self, step: Step, block_tables: Ints, scratch: Scratch) -> None:
-        """Computes a step; afterwards `choose` or `logits` may be called for its `ends`.
+        """Compute a step; then `choose` or `logits` may be called for its `logit_tokens`.
 
-        tables: [rows, blocks] blocks of each row's cache. In the last layer only the tokens that
-        want logits go on past their keys and values.
+        In the last layer, only tokens whose logits are needed are computed beyond their keys and
+        values.
+
+        Args:
+            step: Tokens to compute.
+            block_tables: [rows, blocks] cache blocks of each row.
+            scratch: Buffers of the calling thread.
         """
         scratch.start(step)
         weights, count, residual = self.weights, step.num_tokens, scratch.residual
@@ -195,21 +211,25 @@ class Network:
             self._add_to_residual(layer.down, following, residual, count, scratch)
 
     def choose(self, count: int, scratch: Scratch) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The largest logit of each of the first `count` of the step's `ends`, and its token; -inf
-        where there is no number."""
+        """Return the largest logit and its token id for the first `count` rows with logits.
+
+        Returns:
+            Largest logits [count], -inf for rows with NaN, and token ids [count].
+        """
         scratch.best_logits[:count], scratch.best_ids[:count] = -np.inf, 0
         for first in range(0, count, scratch.head_rows):
             rows = slice(first, min(count, first + scratch.head_rows))
             for start, width in self._head_parts(rows, scratch):
                 choose_best(
                     scratch.accumulators, scratch.scales[rows], self._head_scales, start,
-                    rows.stop - rows.start, width, scratch.best_logits[rows], scratch.best_ids[rows],
+                    rows.stop - rows.start, width,
+                    scratch.best_logits[rows], scratch.best_ids[rows],
                 )  # fmt: skip
         scratch.record_phase("head")
         return scratch.best_logits[:count], scratch.best_ids[:count]
 
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
-        """All logits [rows, vocabulary] of some of the step's `ends`, SAMPLED_AT_ONCE at most."""
+        """Return all logits [rows, vocabulary] of up to SAMPLED_AT_ONCE rows."""
         logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
         for start, width in self._head_parts(rows, scratch):
             write_logits(
@@ -220,7 +240,11 @@ class Network:
         return logits
 
     def _head_parts(self, rows: slice, scratch: Scratch) -> Iterator[tuple[int, int]]:
-        """Logits of a part of the vocabulary in `scratch.product`: its first token, its tokens."""
+        """Compute logits of one vocabulary part at a time in `scratch.accumulators`.
+
+        Yields:
+            The first token id of the part and its size.
+        """
         start = 0
         for part in self.weights.head:
             width = part.weight.shape[1]
@@ -236,7 +260,7 @@ class Network:
     def _project(
         self, layer: Layer, number: int, step: Step, block_tables: Ints, scratch: Scratch
     ) -> None:
-        """Queries, keys and values of the normed tokens in `scratch.taken`."""
+        """Compute queries, keys and values of the normalized `scratch.activations`."""
         arch, cache = self.arch, self.cache
         self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
@@ -248,8 +272,8 @@ class Network:
         scratch.record_phase("elementwise")
 
     def _attend(
-        self, layer: Layer, number: int, spans: Ints, num_spans: int, block_tables: Ints, count: int,
-        scratch: Scratch,
+        self, layer: Layer, number: int, spans: Ints, num_spans: int, block_tables: Ints,
+        count: int, scratch: Scratch,
     ) -> None:  # fmt: skip
         cache = self.cache
         attend(
@@ -271,7 +295,7 @@ class Network:
         count: int,
         scratch: Scratch,
     ) -> None:
-        """Adds a product to the residual stream and norms it for the next."""
+        """Add a projection to the residual stream and normalize it for the next one."""
         self._multiply(linear, count, scratch)
         add_and_normalize(
             scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, count,
@@ -285,7 +309,8 @@ class Network:
         self._multiply(layer.up, count, scratch)
         activate(
             scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, count, arch.inner,
-            arch.is_gated, self._hadamard_order, scratch.row_buffer, scratch.activations, scratch.scales,
+            arch.is_gated, self._hadamard_order,
+            scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -297,7 +322,7 @@ class Network:
         scratch.record_phase("matmul")
 
     def _keep_logit_tokens(self, step: Step, scratch: Scratch) -> tuple[NDArray[np.float32], Ints]:
-        """The residual stream and the spans of the step's `ends` alone."""
+        """Return the residual stream and spans of the `logit_tokens` alone."""
         logit_tokens, count = step.logit_tokens[: step.num_logits], step.num_logits
         np.take(
             scratch.residual, logit_tokens, axis=0, out=scratch.last_residual[:count], mode="clip"
@@ -313,8 +338,10 @@ class Network:
 
 
 def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cosines and sines [context, padded head / 2] as transformers computes them; empty where
-    positions are learned."""
+    """Return cosines and sines [context, padded head / 2] as transformers computes them.
+
+    Both are empty for learned positions.
+    """
     if arch.positions:
         return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

@@ -1,4 +1,4 @@
-"""One `run` of the packed engine: threads that compute steps, and the rows they pass around."""
+"""One run of the packed engine: worker threads that compute steps, and the rows they share."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ from packhorse.errors import EngineError
 
 Result = Generated | Scores
 QUEUE_SHARE = 4
-"""Rows wait for their turn up to this share of the rows under way."""
+"""The queue holds up to 1 / QUEUE_SHARE as many rows as may run at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _WorkerExit:
-    """A thread ended, by `error` or because nothing was left."""
+    """A worker ended, by `error` or because no work was left."""
 
     error: BaseException | None
 
 
 NEEDS_INPUT = object()
-"""Wakes the caller's thread: there is room for more rows."""
+"""Wakes the caller's thread because there is room for more rows."""
 
 
 class Run:
-    """Rows from `batches` to results.
+    """One pass of rows from `batches` to results.
 
-    network, scheduler: of this run alone while it lasts. scratches: one a thread. end_ids: token
-    ids that end a row. scoring: what is asked of rows that are scored; None for rows that generate.
+    Args:
+        network: Model; used by this run alone while it lasts.
+        scheduler: Scheduler; used by this run alone.
+        scratches: Scratch buffers, one per thread.
+        end_ids: Token ids that end a row.
+        max_context: Maximum number of prompt and generated tokens per row.
+        on_token: Called with each generated token.
+        scoring: Continuations to score; None to generate.
     """
 
     def __init__(
@@ -68,7 +74,10 @@ class Run:
         ]
 
     def results(self, batches: Iterator[Batch]) -> Iterator[Result]:
-        """Results as rows finish. Rows are pulled as there is room; ready results go first."""
+        """Yield results as rows finish.
+
+        Rows are pulled when there is room; finished results are yielded first.
+        """
         working = len(self._threads)
         for thread in self._threads:
             thread.start()
@@ -93,7 +102,11 @@ class Run:
             raise EngineError("the engine was closed during a run", "load the model again")
 
     def cancel(self, *, closes: bool = False) -> None:
-        """Ends the steps under way and waits for them. closes: the engine is closed."""
+        """Stop the running steps and wait for the workers.
+
+        Args:
+            closes: Whether the engine is being closed.
+        """
         with self._changed:
             self._is_cancelled = True
             self._was_closed |= closes and self._has_work()
@@ -103,7 +116,7 @@ class Run:
                 thread.join()
 
     def _enqueue(self, batch: Batch) -> Iterator[Result]:
-        """Lets a batch's rows wait for their turn; yields those that cannot run."""
+        """Queue the rows of a batch; yield failures of rows that cannot run."""
         rows = [Row(prompt) for prompt in batch.prompts]
         vocabulary, positions = self._network.arch.vocabulary, self._network.arch.positions
         accepted = []
@@ -113,7 +126,9 @@ class Run:
             if failure := refuse(row, self._max_context, vocabulary):
                 yield failure
             elif positions and last > positions:
-                yield row.fail("engine_error", f"the model has {positions} positions, not {last}")
+                yield row.fail(
+                    "engine_error", f"{last} positions are needed, the model has {positions}"
+                )
             else:
                 prefix = prompt.token_ids[: batch.shared_prefix]
                 paths = [] if self._scoring is None else list(self._scoring.paths)
@@ -137,7 +152,7 @@ class Run:
         return self._has_input or bool(self._scheduler.waiting or self._scheduler.running)
 
     def _run_steps(self, scratch: Scratch) -> None:
-        """Computes steps until nothing is left, in a thread of its own."""
+        """Compute steps in a worker thread until no work is left."""
         usual, error = torch.get_num_threads(), None
         torch.set_num_threads(1)
         try:
@@ -153,7 +168,7 @@ class Run:
             self._results.put(_WorkerExit(error))
 
     def _schedule_step(self) -> list[tuple[Sequence, int]]:
-        """Rows of the next step, once there are some; none when nothing is left to do."""
+        """Wait for the next step and return its rows; return nothing if no work is left."""
         with self._changed:
             while not self._is_cancelled and self._has_work():
                 chosen = self._scheduler.schedule()
@@ -172,7 +187,7 @@ class Run:
             ending = pack(chosen, step)
             self._network.run(step, self._scheduler.block_tables, scratch)
             results = self._collect_results(ending, step, scratch)
-        except Exception as error:  # noqa: BLE001 - what libraries raise is not theirs to choose
+        except Exception as error:  # noqa: BLE001 - libraries may raise anything
             self._retry_separately(chosen, error)
             return
         with self._changed:
@@ -189,7 +204,7 @@ class Run:
     def _collect_results(
         self, ending: list[Sequence], step: Step, scratch: Scratch
     ) -> list[Result]:
-        """Results of rows that end with this step."""
+        """Return the results of rows that finish with this step."""
         if self._scoring is not None:
             found = self._scoring.log_probs(ending, step, self._network, scratch)
             with self._changed:
@@ -207,8 +222,12 @@ class Run:
     def _choose_tokens(
         self, ending: list[Sequence], scratch: Scratch
     ) -> tuple[list[int | None], dict[int, TokenLogProbs]]:
-        """The next token of each row, None for one whose logits are no numbers; by place, the
-        log-probabilities of those that ask for them."""
+        """Return the next token of each row and the log-probabilities that were requested.
+
+        Returns:
+            Tokens, None for rows whose logits are not finite, and log-probabilities by place in
+                `ending`.
+        """
         decodings = [sequence.row.prompt.decoding for sequence in ending]
         simple = len(ending) - sum(map(wants_all_logits, decodings))
         best, best_at = self._network.choose(simple, scratch)
@@ -228,7 +247,7 @@ class Run:
         return tokens, log_probs
 
     def _retry_separately(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
-        """A step failed: its rows are tried again one by one; one that was alone has failed."""
+        """Retry the rows of a failed step one by one; a row that ran alone fails."""
         with self._changed:
             for sequence, _ in reversed(chosen):
                 if len(chosen) > 1:

@@ -1,18 +1,18 @@
-"""Which tokens the next step computes.
+"""Choice of the tokens that the next step computes: continuous batching with chunked prefill.
 
-Rows under way that wait for their next token come first, then prompts, as many of their tokens as a
-step has room for (chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), then rows that wait, in
-the order they came. A row that is done leaves at once.
+Rows that decode come first, then running prompts, as many of their tokens as fit into the step
+(chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), then waiting rows in arrival order. A row
+that is done leaves at once.
 
-When blocks run out, the row that came last is put back: it waits again, first in line, and goes on
-after its last token when there is room, its keys and values computed anew.
+If blocks run out, the most recently admitted row is preempted: it waits at the front of the queue
+and later continues after its last token, with its keys and values recomputed.
 
-Rows of a step that failed are computed in steps of their own: until each got one token further,
-and twice as far each time it happens again. Steps of rows alone and of rows together take turns.
+Rows of a failed step are computed in steps of their own until each has advanced by one token, and
+twice as many after each further failure. Steps of single rows alternate with shared steps.
 
-A row that is scored looks ahead to continuations of its prompt, one path after the other: each
-takes the place of the one before in the cache. Where there is room, paths are given to forks of the
-row, which share its blocks.
+A row that is scored computes the continuations of its prompt one path after the other; each path
+replaces the previous one in the cache. If there is room, paths are given to forks of the row, which
+share its blocks.
 """
 
 from __future__ import annotations
@@ -33,20 +33,27 @@ from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
 
 ADMISSION_WINDOW = 64
-"""Waiting rows that are looked at for one that can be admitted."""
+"""Number of waiting rows that are searched for one that can be admitted."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A row on its way.
+    """Scheduling state of a row.
 
-    prefix: leading tokens that other rows have in common with it. draws: its own random numbers.
-    known: prompt and what was generated when it was last admitted. computed: tokens whose keys and
-    values are in the cache. table: its row of `tables`, -1 while it waits. is_busy: a step that
-    holds it is being computed. failed_steps: steps that held it beside others and failed.
-    steps_alone: tokens or paths it has to get further before it shares a step again. teaches: its
-    prefix is to be remembered. path: tokens after the prompt that are looked ahead to. ahead: paths
-    that come after it, ordered.
+    Attributes:
+        row: The row.
+        prefix: Leading tokens that it shares with other rows.
+        rng: Its random number generator.
+        token_ids: Prompt and generated tokens at its last admission.
+        num_computed_tokens: Tokens whose keys and values are in the cache.
+        table_row: Its row of `Scheduler.block_tables`; -1 while it waits.
+        block_table: Its cache blocks in order.
+        is_busy: Whether a step that contains it is being computed.
+        failed_steps: Number of failed steps that it shared with others.
+        steps_alone: Tokens or paths to compute before it shares a step again.
+        publishes_prefix: Whether to add its prefix to the prefix cache once computed.
+        path: Continuation tokens being scored.
+        pending_paths: Paths to score after `path`, in order.
     """
 
     row: Row
@@ -65,12 +72,12 @@ class Sequence:
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Tokens to be computed before the next one is known."""
+        """Number of tokens to compute before the next one is known."""
         return self._length - self.num_computed_tokens
 
     @property
     def logits_start(self) -> int:
-        """The first token whose logits are wanted; those of all after it are."""
+        """First token whose logits are needed; those of all later tokens are needed too."""
         return self._length - max(1, len(self.path))
 
     @property
@@ -78,7 +85,7 @@ class Sequence:
         return len(self.row.prompt.token_ids) + len(self.row.token_ids) + len(self.path)
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
-        """The `count` tokens to be computed next."""
+        """Return the next `count` tokens to compute."""
         if self.path:
             return (*self.token_ids, *self.path)[
                 self.num_computed_tokens : self.num_computed_tokens + count
@@ -88,55 +95,60 @@ class Sequence:
         return (self.row.token_ids[-1],)
 
     def start_next_path(self) -> None:
-        """Goes over to the next path, from where it parts from the one before."""
+        """Switch to the next path, keeping what it shares with the previous one."""
         before, self.path = self.path, self.pending_paths.pop(0)
         self.num_computed_tokens = len(self.token_ids) + common_length(before, self.path)
 
 
 class Scheduler:
-    """rows: under way at most. max_num_batched_tokens: of a step at most, more than `rows`.
-    workers: steps computed at the same time. context: tokens of a row at most; the cache must hold
-    as many.
+    """Continuous-batching scheduler. It is not thread-safe: callers hold a lock.
 
-    Not safe for threads: callers hold a lock.
+    Args:
+        cache: Key/value cache; it must hold at least `context` tokens.
+        max_num_seqs: Maximum number of running rows.
+        max_num_batched_tokens: Maximum number of tokens per step; more than `max_num_seqs`.
+        workers: Number of steps computed at the same time.
+        context: Maximum number of tokens per row.
     """
 
     def __init__(
         self,
         cache: KeyValueCache,
-        rows: int,
+        max_num_seqs: int,
         max_num_batched_tokens: int,
         workers: int,
         context: int,
     ) -> None:
-        self.block_tables = np.zeros((rows, -(-context // BLOCK)), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-context // BLOCK)), np.int32)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._cache, self._pool = cache, BlockPool(cache.blocks)
         self._max_num_batched_tokens, self._workers = max_num_batched_tokens, workers
-        self._free_table_rows = list(range(rows - 1, -1, -1))
+        self._free_table_rows = list(range(max_num_seqs - 1, -1, -1))
         self._prefix_publishers: dict[tuple[int, ...], Sequence] = {}
         self._alone_first = True
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no row holds."""
+        """Number of blocks that no row holds."""
         return self._pool.num_free_blocks
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
-        """Rows of the next step and how many tokens of each; they are busy from now on. Empty when
-        nothing can be computed before a step under way ends or rows are added."""
+        """Return the rows of the next step and the number of tokens of each; they become busy.
+
+        Empty if nothing can be computed before a running step ends or rows are added.
+        """
         chosen = self._schedule_alone() if self._alone_first else []
         chosen = chosen or self._schedule_together() or self._schedule_alone()
         self._alone_first = not (chosen and chosen[0][0].steps_alone)
         return chosen
 
     def advance(self, sequence: Sequence, count: int) -> None:
-        """`count` more tokens are in the cache."""
+        """Record that `count` more tokens of a row are in the cache."""
         sequence.num_computed_tokens += count
         sequence.is_busy = False
         if sequence.steps_alone and sequence.num_computed_tokens >= len(sequence.token_ids) + len(
@@ -151,8 +163,10 @@ class Scheduler:
             sequence.start_next_path()
 
     def fork(self, sequence: Sequence) -> None:
-        """Gives paths ahead of a row whose prompt is computed to forks, which are under way at
-        once: as many as there is room for while no row waits."""
+        """Give pending paths of a computed prompt to forks that run at the same time.
+
+        Forks are created only while no row waits and blocks are left.
+        """
         if sequence.num_computed_tokens < len(sequence.token_ids):
             return
         whole, rest = divmod(len(sequence.token_ids), BLOCK)
@@ -178,14 +192,24 @@ class Scheduler:
                 self._cache.copy(sequence.block_table[whole], fork.block_table[whole])
 
     def remove(self, sequence: Sequence, *, is_damaged: bool = False) -> None:
-        """The row is done. is_damaged: its keys and values are no numbers."""
+        """Remove a finished row.
+
+        Args:
+            sequence: The row.
+            is_damaged: Whether its keys and values are not finite; they are then cleared.
+        """
         if is_damaged:
             self._pool.evict(sequence.block_table)
             self._cache.clear(self._pool.unshared(sequence.block_table))
         self._release(sequence)
 
     def preempt(self, sequence: Sequence, *, has_failed: bool = False) -> None:
-        """The row waits again, first in line. has_failed: in a step with others."""
+        """Move a running row to the front of the queue.
+
+        Args:
+            sequence: The row.
+            has_failed: Whether it was part of a shared step that failed.
+        """
         self.num_preemptions += 1
         if has_failed:
             sequence.steps_alone = 1 << sequence.failed_steps
@@ -194,7 +218,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _schedule_together(self) -> list[tuple[Sequence, int]]:
-        """The next step of rows that share one."""
+        """Return the next step of rows that share one."""
         chosen: list[tuple[Sequence, int]] = []
         room, logits = self._max_num_batched_tokens, len(self.block_tables)
         for sequence, tokens in self._candidates():
@@ -215,7 +239,7 @@ class Scheduler:
         return chosen
 
     def _schedule_alone(self) -> list[tuple[Sequence, int]]:
-        """The next step of a row alone: of those under way the one that came first."""
+        """Return the next step of a single row: the earliest admitted of those that run alone."""
         for sequence in list(self.running):
             if sequence.steps_alone and not sequence.is_busy and sequence.table_row >= 0:
                 tokens = min(sequence.num_remaining_tokens, self._max_num_batched_tokens)
@@ -224,8 +248,13 @@ class Scheduler:
         return []
 
     def _reserve_step(self, sequence: Sequence, tokens: int, logits: int) -> int:
-        """Up to `tokens` of a row for a step that has room for `logits` more; 0 for want of
-        blocks, else the row is busy."""
+        """Mark a row busy and return how many tokens to compute; 0 if blocks run out.
+
+        Args:
+            sequence: The row.
+            tokens: Maximum number of tokens.
+            logits: Number of logit rows left in the step.
+        """
         before = max(0, sequence.logits_start - sequence.num_computed_tokens)
         count = min(tokens, before + logits)
         if not self._allocate_blocks(sequence, sequence.num_computed_tokens + count):
@@ -234,10 +263,10 @@ class Scheduler:
         return count
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
-        """Rows that could be computed now, in order of preference, and their tokens; of rows that
-        share no step only those that are admitted now.
+        """Yield the rows that could be computed now in order of preference, and their tokens.
 
-        Of the rows that wait for one token a worker takes its share, so that none idles.
+        Of rows that run alone, only newly admitted ones are yielded. Decoding rows are divided
+        evenly among the workers, so that none is idle.
         """
         decoding = [
             each for each in self.running if each.num_remaining_tokens == 1 and not each.steps_alone
@@ -253,8 +282,10 @@ class Scheduler:
             yield admitted, admitted.num_remaining_tokens
 
     def _admit(self) -> Sequence | None:
-        """The first waiting row that can be under way from now on, if any. Rows wait for one that
-        computes their prefix."""
+        """Admit the first waiting row that can run now, if any.
+
+        Rows wait for a running row that computes their prefix.
+        """
         if not self._free_table_rows:
             return None
         for place in range(min(ADMISSION_WINDOW, len(self.waiting))):
@@ -269,7 +300,7 @@ class Scheduler:
         return None
 
     def _can_admit(self, sequence: Sequence) -> bool:
-        """Whether there are blocks for the row and one more for each that is under way."""
+        """Return whether there are blocks for the row and one more for each running row."""
         needed = -(-sequence.num_remaining_tokens // BLOCK) + len(self.running) + 1
         return needed <= self._pool.num_free_blocks or not self.running
 
@@ -282,7 +313,7 @@ class Scheduler:
         self._allocate_blocks(sequence, len(sequence.token_ids))
 
     def _reuse_prefix(self, sequence: Sequence) -> None:
-        """Takes over what is known of the row's prefix. The rest of it is the row's to teach."""
+        """Share the cached part of the row's prefix; the row publishes the rest."""
         wanted = sequence.prefix[: len(sequence.token_ids) - 1]
         match, pool = self._pool.match_prefix(wanted), self._pool
         pool.share(match.blocks)
@@ -300,8 +331,11 @@ class Scheduler:
             self._prefix_publishers[sequence.prefix] = sequence
 
     def _allocate_blocks(self, sequence: Sequence, tokens: int) -> bool:
-        """Whether the row has blocks for `tokens` tokens; rows that came later are put back for
-        them."""
+        """Allocate blocks for `tokens` tokens of a row, preempting later rows if necessary.
+
+        Returns:
+            Whether the row has enough blocks.
+        """
         needed = -(-tokens // BLOCK) - len(sequence.block_table)
         while needed > self._pool.num_free_blocks:
             later = self.running[self.running.index(sequence) + 1 :]
@@ -333,8 +367,12 @@ class Scheduler:
 
 
 def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
-    """Writes a step; returns the row of each of its `ends`, whose logits it gives: those that need
-    only the most probable token come first."""
+    """Write the chosen rows into `step`.
+
+    Returns:
+        The row of each of the step's `logit_tokens`; rows that need only the most probable token
+            first.
+    """
     step.num_tokens = step.num_spans = 0
     ends: tuple[list[tuple[Sequence, int]], ...] = ([], [])
     for sequence, count in chosen:

@@ -1,8 +1,8 @@
-"""Products of a few rows with one block of cached keys or values, in registers.
+"""Products of a few rows with one block of cached keys or values, held in registers.
 
-Written as LLVM code because Numba has no way to say that accumulators stay in registers. On the
-machine of docs/packed.md 12 rows reach 95 % of its peak, on int8 blocks, which are widened while
-they are loaded, as on float32 ones.
+The kernels are LLVM code because Numba cannot keep accumulators in registers. On the machine of
+docs/packed.md, 12 rows reach 95 % of peak on float32 blocks and on int8 blocks, which are widened
+while they are loaded.
 
 The order of every sum is fixed: a row gives the same bits in a tile of any height.
 """
@@ -20,15 +20,15 @@ from packhorse.engines.packed import vectors as v
 from packhorse.engines.packed.compiling import inlined
 
 BLOCK = v.LANES
-"""Tokens of a cache block: one lane each."""
+"""Number of tokens per cache block, one lane each."""
 TILE_ROWS = 12
-"""Rows of a tile at most."""
+"""Maximum number of rows per tile."""
 _INT64 = ir.IntType(64)
 _ZERO = ir.Constant(ir.VectorType(ir.FloatType(), v.LANES), [0.0] * v.LANES)
 
 
 def _loop(builder: Any, count: Any, start: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
-    """`body(index, values)` for 0 <= index < count (at least once); values stay in registers."""
+    """Emit a loop over 0 <= index < count (at least one iteration) with values in registers."""
     before = builder.block
     inside, after = builder.append_basic_block("tile"), builder.append_basic_block("done")
     builder.branch(inside)
@@ -56,9 +56,11 @@ def _broadcast(builder: Any, start: Any, index: Any) -> Any:
 
 
 def _build_scores(rows: int) -> Any:
-    """scores[row, token] = query[row] . key[token] x key scale[token], for `rows` rows and the 16
-    tokens of a block of keys [depth, 16]. Strides are between rows (elements). Without `key_scales`
-    (an empty array: float32 keys) there is no scale."""
+    """Return an intrinsic for the attention scores of `rows` rows and one block of keys.
+
+    scores[row, token] = query[row] . key[token] x key_scale[token], with keys [depth, 16]. Strides
+    are between rows (elements). An empty `key_scales` (float32 keys) means no scale.
+    """
 
     @intrinsic
     def scores(
@@ -105,9 +107,11 @@ def _build_scores(rows: int) -> Any:
 
 
 def _build_weighted_sum(rows: int, columns: int) -> Any:
-    """sums[row] += weights[row, token] x values[token] over the 16 tokens of a block, for `rows`
-    rows and `columns` vectors of numbers. Strides are between rows, or between the tokens of a
-    block (elements)."""
+    """Return an intrinsic that adds the weighted values of one block to `rows` rows.
+
+    sums[row] += weights[row, token] x values[token] over the 16 tokens of a block, for `columns`
+    vectors of channels. Strides are between rows, or between tokens of a block (elements).
+    """
 
     @intrinsic
     def weighted(
@@ -173,7 +177,7 @@ def score_rows(
     rows: int, scores: Any, at: int, stride: int, queries: Any, query: int, query_stride: int,
     keys: Any, key: int, depth: int, key_scales: Any, key_scale: int,
 ) -> None:  # fmt: skip
-    """`_scores_of` for 1 to TILE_ROWS rows."""
+    """Compute `_build_scores` for 1 to TILE_ROWS rows."""
     if rows == TILE_ROWS:
         _scores12(scores, at, stride, queries, query, query_stride,
                   keys, key, depth, key_scales, key_scale)  # fmt: skip
@@ -208,7 +212,7 @@ def add_weighted_values(
     rows: int, width: int, sums: Any, at: int, stride: int, weights: Any, weight: int,
     weight_stride: int, values: Any, value: int, value_stride: int,
 ) -> None:  # fmt: skip
-    """`_weighted_of` for any number of rows and a width of `width` numbers, a multiple of 32."""
+    """Compute `_build_weighted_sum` for any number of rows; `width` is a multiple of 32."""
     done = 0
     while done < rows:
         left = rows - done

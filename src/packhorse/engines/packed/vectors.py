@@ -1,15 +1,15 @@
 """Vectors of 16 float32 numbers inside Numba functions.
 
-Numba's loops are vectorised when LLVM finds that worth it, which for sums, maxima and exponentials
-it mostly does not: a plain loop reached 33 of 110 GFLOPS where these vectors reach 105. They are
-LLVM's own vector type, so every processor LLVM knows runs them: one AVX-512 register, two of AVX2,
-four of NEON.
+Numba's loops are vectorized only if LLVM considers that profitable, which for sums, maxima and
+exponentials it mostly does not: a plain loop reached 33 of 110 GFLOPS, these vectors reach 105.
+They use LLVM's own vector type, so every processor that LLVM supports runs them: one AVX-512
+register, two AVX2 registers, four NEON registers.
 
-All operations are IEEE float32 in the order written, nothing is contracted or reassociated but by
-`fma`: a row's numbers do not depend on the rows around it.
+All operations are IEEE float32 in the order written; only `fma` contracts. So the result of a row
+does not depend on the rows around it.
 
-Arrays are C-contiguous and addressed by the offset of an element (`load(array, offset)`); nothing
-checks it against the size.
+Arrays are C-contiguous and addressed by element offset (`load(array, offset)`); offsets are not
+checked against the size.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _vector_type(element: Any) -> Any:
 
 
 def element_pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    """Pointer to the element at `offset` of an array."""
+    """Return a pointer to the element at `offset` of an array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
 
 
@@ -65,7 +65,7 @@ def _element(kind: Any) -> Any:
 
 
 def read(builder: Any, element_pointer: Any, kind: Any) -> Any:
-    """16 elements at a pointer as float32."""
+    """Load 16 elements at a pointer as float32."""
     element = _element(kind)
     values = builder.load(builder.bitcast(element_pointer, _vector_type(element).as_pointer()))
     values.align = 1
@@ -91,7 +91,7 @@ def splat_number(builder: Any, number: Any) -> Any:
 
 
 def call_llvm_intrinsic(builder: Any, name: str, arguments: Sequence[Any]) -> Any:
-    """Calls an LLVM intrinsic on vectors."""
+    """Call an LLVM intrinsic on vectors."""
     kind = ir.FunctionType(_vector_type(_FLOAT), [_vector_type(_FLOAT)] * len(arguments))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
     return builder.call(function, arguments)
@@ -102,7 +102,7 @@ def _maximum(builder: Any, a: Any, b: Any) -> Any:
 
 
 def _reduce(builder: Any, values: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
-    """One number from 16: halves are combined until one is left."""
+    """Reduce 16 numbers to one by combining halves."""
     width = LANES
     while width > 1:
         width //= 2
@@ -119,8 +119,10 @@ def _reduce(builder: Any, values: Any, combine: Callable[[Any, Any, Any], Any]) 
 
 @intrinsic
 def load(typing: Any, array: Any, offset: Any) -> Any:
-    """16 elements from `offset` on, as float32; of float32, int32 or int8 arrays, or of int16 ones,
-    whose bits are taken for float16: Numba has no such numbers."""
+    """Load 16 elements from `offset` on as float32.
+
+    Arrays are float32, int32, int8, or int16 whose bits are float16, a type that Numba lacks.
+    """
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         return read(builder, element_pointer(context, builder, array, *given), array)
@@ -130,7 +132,7 @@ def load(typing: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, offset: Any) -> Any:
-    """Asks for the cache line of an element, which will be read soon."""
+    """Prefetch the cache line of an element."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         line = builder.bitcast(element_pointer(context, builder, array, *given), _INT8.as_pointer())
@@ -144,8 +146,6 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, offset: Any, values: Any) -> Any:
-    """Writes 16 elements; into an int8 array rounded to nearest even, -128 to 127 assumed."""
-
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         held, at, numbers = given
         if array.dtype == types.int8:
@@ -161,7 +161,7 @@ def store(typing: Any, array: Any, offset: Any, values: Any) -> Any:
 
 @intrinsic
 def splat(typing: Any, number: Any) -> Any:
-    """The same number 16 times."""
+    """Return a vector that repeats one number."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         return splat_number(builder, given[0])
@@ -171,7 +171,7 @@ def splat(typing: Any, number: Any) -> Any:
 
 @intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a x b + c, rounded once."""
+    """Return a x b + c, rounded once."""
     return vector(vector, vector, vector), lambda context, builder, _, given: call_llvm_intrinsic(
         builder, "fma", given
     )
@@ -198,7 +198,7 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def minimum(typing: Any, a: Any, b: Any) -> Any:
-    """The smaller of each two numbers."""
+    """Return the element-wise minimum."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", *given), *given)
@@ -208,7 +208,7 @@ def minimum(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def where_above(typing: Any, a: Any, bound: Any, values: Any) -> Any:
-    """`values` where a > bound, else 0; also where a is not a number."""
+    """Return `values` where a > bound, else 0; NaN in `a` also gives 0."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         above = builder.fcmp_ordered(">", given[0], given[1])
@@ -219,7 +219,7 @@ def where_above(typing: Any, a: Any, bound: Any, values: Any) -> Any:
 
 @intrinsic
 def power_of_two(typing: Any, a: Any) -> Any:
-    """2^a for whole a from -126 to 127."""
+    """Return 2^a for integral a from -126 to 127."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         exponent = builder.fptosi(given[0], _vector_type(_INT32))
@@ -246,7 +246,7 @@ def reduce_max(typing: Any, a: Any) -> Any:
 
 
 def _operator(symbol: Any, instruction: str) -> None:
-    """Lets two vectors be combined by an operator of Python."""
+    """Define a Python operator for two vectors."""
 
     @infer_global(symbol)
     class _Typing(AbstractTemplate):  # type: ignore[misc]
@@ -269,8 +269,10 @@ for _symbol, _instruction in (
 
 @inlined
 def exp(x: Any) -> Any:
-    """e^x to 2 units in the last place, 0 below -87. The polynomial is that of expf in Moshier's
-    Cephes library (1992)."""
+    """Return e^x within 2 units in the last place; 0 below -87.
+
+    The polynomial is that of expf in Moshier's Cephes library (1992).
+    """
     lowest = splat(np.float32(-87.0))
     bounded = minimum(maximum(x, lowest), splat(np.float32(88.0)))
     whole = rint(bounded * splat(np.float32(1.44269504)))

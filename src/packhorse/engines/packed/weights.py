@@ -1,11 +1,11 @@
-"""Weights of a Hugging Face folder as the packed engine multiplies with them.
+"""Weights of a Hugging Face folder in the layout of the engine's matrix multiplications.
 
-float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
-have one for each row, so that a row's numbers never depend on its neighbours. The input of the
-MLP's second product is turned while the engine runs (`quantization.turning`). A folder of int8
-weights made ready for that (`models.int8_folder`) is read as it is. Weights of another are rounded
-here, to nearest: `stored` turns them first, and those of queries, keys and values, which lose most
-to rounding, get two int8 digits.
+float32 weights are kept unchanged. int8 weights have one scale per output channel and activations
+one per row, so the result of a row never depends on its neighbours. The input of the MLP's down
+projection is rotated at run time (`quantization.online_hadamard`). A folder of int8 weights
+prepared for that (`models.int8_folder`) is read as it is. Other weights are rounded to nearest
+here: `checkpoint_tensors` rotates them first, and the QKV weights, which lose most to rounding, get
+two int8 digits.
 """
 
 from __future__ import annotations
@@ -31,18 +31,25 @@ from packhorse.errors import EngineError
 from packhorse.quantization.online_hadamard import turned_back
 
 HEAD_COLUMNS = 8192
-"""Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
+"""Vocabulary columns that are multiplied at once, so that their logits stay in the CPU cache."""
 LOW_DIGIT_STEPS = 16
-"""Steps of a second digit in one of the first: sums of up to 8,000 inputs stay within int32."""
+"""Steps of the low digit per step of the high one; sums of up to 8,000 inputs fit into int32."""
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A product. weight: [inputs, outputs] int8 or float32. scales: [outputs], 1 for float32.
-    bias: [outputs]. finer: a second digit of the weights, worth 1 / FINER of the first, where int8
-    is too coarse; None for no more. rest: what int8 weights have beside `weight`, where a product
-    of the whole of them would not be exact (`int8_products`); None elsewhere."""
+    """A linear layer.
+
+    Attributes:
+        weight: [inputs, outputs] int8 or float32.
+        scales: [outputs]; 1 for float32.
+        bias: [outputs].
+        low_digit: Second int8 digit of the weights, worth 1 / LOW_DIGIT_STEPS of the first; None if
+            one digit suffices.
+        remainder: Second part of the int8 weights if multiplying the whole would not be exact (see
+            `int8_matmul`); None otherwise.
+    """
 
     weight: Tensor
     scales: Floats
@@ -51,8 +58,15 @@ class Linear:
     remainder: Tensor | None = None
 
     def multiply(self, rows: Tensor, product: Tensor, second_product: Tensor) -> None:
-        """product = rows x weight; int8 rows give int32 sums, with a second digit FINER times as
-        large. spare: scratch like `product` where there is a second digit or a rest."""
+        """Compute product = rows x weight.
+
+        int8 rows give int32 sums, LOW_DIGIT_STEPS times as large if there is a second digit.
+
+        Args:
+            rows: [rows, inputs].
+            product: [rows, outputs] output.
+            second_product: Scratch like `product` if there is a second digit or remainder.
+        """
         if self.weight.dtype != torch.int8:
             torch.mm(rows, self.weight, out=product)
             return
@@ -73,7 +87,12 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """query_norm, key_norm: [padded head], empty where heads have no norm."""
+    """Weights of one decoder layer.
+
+    Attributes:
+        query_norm: [padded head]; empty without head norms.
+        key_norm: Like `query_norm`.
+    """
 
     attention_norm: Norm
     qkv: Linear
@@ -87,9 +106,15 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """embeddings: [vocabulary, hidden] float32, or the bits of float16 beside int8 weights.
-    learned: [positions, hidden], empty where positions rotate. head: logits of HEAD_COLUMNS tokens
-    each."""
+    """Weights of a model.
+
+    Attributes:
+        embeddings: [vocabulary, hidden] float32, or the bits of float16 with int8 weights.
+        position_embeddings: [positions, hidden]; empty if positions use RoPE.
+        layers: Decoder layers.
+        final_norm: Norm before the head.
+        head: Output head in parts of HEAD_COLUMNS tokens.
+    """
 
     embeddings: NDArray[Any]
     position_embeddings: Floats
@@ -99,7 +124,7 @@ class Weights:
 
     @property
     def ties_head(self) -> bool:
-        """The head's numbers are those of the embeddings, in the same memory."""
+        """Whether the head uses the memory of the embeddings."""
         return self.head[0].weight.data_ptr() == self.embeddings.ctypes.data
 
     @property
@@ -108,10 +133,11 @@ class Weights:
 
 
 def load_weights(folder: Path, arch: Architecture, *, quantized: bool) -> Weights:
-    """Reads, arranges and, if `quantized`, rounds the weights, one layer at a time.
+    """Read, arrange and, if `quantized`, round the weights, one layer at a time.
 
-    Raises ModelError for weights that are missing or have another shape than the config says,
-    EngineError for int8 ones that are to be float32.
+    Raises:
+        ModelError: Weights are missing or their shape differs from the config.
+        EngineError: The folder holds int8 weights and float32 was requested.
     """
     gpt2 = arch.family == "gpt2"
     if arch.holds_int8 and not quantized:
@@ -143,7 +169,7 @@ def load_weights(folder: Path, arch: Architecture, *, quantized: bool) -> Weight
 
 @dataclass(frozen=True, slots=True)
 class _WeightBuilder:
-    """Arranges weights, given as [outputs, inputs]."""
+    """Builds layers from weights given as [outputs, inputs]."""
 
     arch: Architecture
     quantized: bool
@@ -185,7 +211,7 @@ class _WeightBuilder:
         return self.pad_heads(weight[:, None])[:, 0].contiguous().numpy()
 
     def pad_heads(self, rows: Tensor) -> Tensor:
-        """[heads x head size, n] -> [heads x padded head, n]: both halves of each head padded."""
+        """Pad both halves of each head: [heads x head size, n] -> [heads x padded head, n]."""
         arch, inputs = self.arch, rows.shape[1]
         half, whole = arch.head_size // 2, arch.padded_head // 2
         if half == whole:
@@ -194,7 +220,7 @@ class _WeightBuilder:
         return torch.nn.functional.pad(halves, (0, 0, 0, whole - half)).reshape(-1, inputs)
 
     def down(self, weight: Tensor, bias: Tensor) -> Linear:
-        """The MLP's second product: [hidden, inner], of an input that is turned in int8."""
+        """Return the down projection [hidden, inner]; in int8 its input is Hadamard-rotated."""
         rotates = self.quantized and not self.arch.holds_int8
         return self.linear(turned_back(weight) if rotates else weight, bias)
 
@@ -239,7 +265,7 @@ def _llama_layer(tensors: CheckpointTensors, build: _WeightBuilder, number: int)
 
 
 def _gpt2_layer(tensors: CheckpointTensors, build: _WeightBuilder, number: int) -> Layer:
-    """GPT-2 stores weights as [inputs, outputs], and queries, keys and values as one."""
+    """Return a GPT-2 layer; its weights are stored as [inputs, outputs] and QKV as one."""
     arch, start = build.arch, f"h.{number}."
     hidden, inner = arch.hidden, arch.inner
 
