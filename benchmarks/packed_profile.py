@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.policies import CONTINUOUS
 from packhorse.batching.sizes import Limits
 from packhorse.config import InputConfig

@@ -12,7 +12,7 @@ import pytest
 import packhorse
 from packhorse import BatchingConfig, EngineConfig
 from packhorse.batching.cost import PrefillMemory, WorkCounts
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.calibration import Calibration
 from packhorse.data import Prompt, SamplingParams
 from packhorse.serve.wire import read_ready, ready_message

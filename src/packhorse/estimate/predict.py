@@ -10,7 +10,7 @@ from typing import Any
 from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
 from packhorse.batching.memory import TokenBudget
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.policies import PLANNED
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig

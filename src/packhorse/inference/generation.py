@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from packhorse.batching.expected import expect
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits
 from packhorse.data import (
     Batch,

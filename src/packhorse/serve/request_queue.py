@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits, batch_tokens
 from packhorse.data import Batch, Prompt
 from packhorse.engine_protocol import EngineCapabilities

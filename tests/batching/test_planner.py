@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from packhorse.batching.cost import CostModel, Costs, PrefillMemory, WorkCounts
 from packhorse.batching.expected import expect, sizes_of
 from packhorse.batching.planned import LARGEST_BATCH
-from packhorse.batching.planning import plan_batches
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits, RowSize, batch_tokens
 from packhorse.data import Batch, Prompt, SamplingParams
 from packhorse.engines.fake import FakeEngine
