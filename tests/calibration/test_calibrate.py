@@ -97,7 +97,7 @@ def test_a_cache_that_cannot_be_written_costs_no_job(
     (tmp_path / "calibrations").write_text("in the way")
     said: list[str] = []
     assert calibrate(prepared, EngineConfig("fake"), said.append).capabilities.cost_rule == "padded"
-    assert "could not be kept" in said[-1]
+    assert "could not be stored" in said[-1]
 
 
 def test_a_short_context_shortens_the_probes() -> None:
@@ -250,7 +250,7 @@ def test_a_run_says_that_what_it_goes_by_was_disturbed(prepared: PreparedModel) 
         load_prepared(prepared, engine, BatchingConfig("sorted"), said.append).close()
         assert len(said) == expected
     assert "40%" in said[0]
-    assert main(shlex.split(said[0].split("once it is quiet: packhorse ")[1])) == 0
+    assert main(shlex.split(said[0].split("to repeat it when idle: packhorse ")[1])) == 0
     again = stored_calibration(prepared, engine)
     assert again is not None
     assert again.created >= made.created

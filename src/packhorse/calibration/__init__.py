@@ -1,8 +1,7 @@
-"""What an engine's work costs on this machine: measured once, in seconds, and kept.
+"""Measured costs of an engine on this machine: measured once, in seconds, and cached.
 
-calibrate            measure, and choose workers and threads
-stored_calibration   what was measured before
-disturbance          what to say of one that other work disturbed
+calibrate            measure the costs, and choose workers and threads stored_calibration   return
+an earlier calibration describe_disturbance message for a calibration that other processes disturbed
 """
 
 from packhorse.calibration.calibrate import calibrate, stored_calibration

@@ -1,4 +1,4 @@
-"""Measures an engine: how to divide the cores, then what each kind of work costs."""
+"""Calibration of an engine: how to divide the cores, then the cost of each kind of work."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from packhorse.profiling.run_metrics import (
 )
 
 PROBE_SECONDS = 20.0
-"""Probes begin within this time; the last one may take longer."""
+"""Probes start within this time; the last one may take longer."""
 MEMORY_REPEATS = 4
 MEMORY_SECONDS = 5.0
 """A memory probe is not repeated after this time."""
 NOISE = 0.05
-"""Differences of throughput (share) that a trial of a fraction of a second cannot tell apart."""
+"""Relative throughput difference that a trial of a fraction of a second cannot resolve."""
 
 
 def stored_calibration(prepared: PreparedModel, config: EngineConfig) -> Calibration | None:
-    """What `calibrate` found before on this machine, with these versions; None if nothing."""
+    """Return an earlier calibration for this machine and these versions; None if there is none."""
     return store.read(store.calibration_path(prepared, config))
 
 
@@ -53,15 +53,17 @@ def calibrate(
     report: Callable[[str], None],
     seconds: float = PROBE_SECONDS,
 ) -> Calibration:
-    """Measures the engine, keeps what was found and returns it.
+    """Measure the engine, store the calibration and return it.
 
-    Where neither workers nor threads are asked for and the engine can run batches side by side, the
-    divisions of the cores are tried first and the fastest is taken.
+    If neither workers nor threads are given and the engine can run batches side by side, divisions
+    of the cores are tried first and the fastest one is used.
 
-    Raises ModelError and EngineError as loading does, and EngineError when probes cannot be run.
+    Raises:
+        ModelError: The model cannot be loaded.
+        EngineError: The engine cannot be loaded or probes fail.
     """
     started, other_work = time.monotonic(), OtherWork()
-    report(f"measuring what {prepared.name} costs on this machine (once)")
+    report(f"measuring the cost of {prepared.name} on this machine (once)")
     facts = model_facts(prepared)
     engine = load_engine(prepared, facts, config)
     load_seconds = time.monotonic() - started
@@ -90,30 +92,32 @@ def calibrate(
         other_work_share=other_work.share(),
     )
     if not store.write(store.calibration_path(prepared, config), calibration):
-        report("the calibration could not be kept: it is measured again next time")
+        report("the calibration could not be stored: it will be measured again next time")
     return calibration
 
 
 def choose_fastest(trials: Sequence[ThreadTrial]) -> ThreadTrial:
-    """The fastest division; of those inside NOISE of it the one of fewest workers, because each
-    worker takes memory for a batch of its own."""
+    """Return the fastest division; of those within NOISE of it, the one with the fewest workers.
+
+    Fewer workers are preferred because each one needs memory for its own batch.
+    """
     enough = (1 - NOISE) * max(trial.tokens_per_second for trial in trials)
     fast = [trial for trial in trials if trial.tokens_per_second >= enough]
     return min(fast, key=lambda trial: trial.workers)
 
 
 def list_core_divisions(cores: int) -> list[tuple[int, int]]:
-    """Ways to divide cores among workers that are worth a trial: (workers, threads of each)."""
+    """Return the divisions of cores to try: (workers, threads per worker)."""
     workers = {1, cores, *(1 << power for power in range(cores.bit_length()))}
     return [(number, cores // number) for number in sorted(workers, reverse=True)]
 
 
 def _measure_prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
-    """From the growth of this process over a batch of many short prompts and one long prompt.
+    """Measure the growth of this process for a batch of short prompts and for one long prompt.
 
-    What was freed is given back before each: the allocator keeps it, and a batch that finds enough
-    of it would seem to need nothing. Workers need most at moments that seldom meet, so where it is
-    quick the largest of MEMORY_REPEATS is taken.
+    Freed memory is returned to the system before each measurement: the allocator keeps it, and a
+    batch that finds enough of it would seem to need nothing. Workers seldom reach their peaks at
+    the same moment, so the largest of MEMORY_REPEATS measurements is used if there is time.
     """
     warm_up(engine, facts.vocab_size)
     capabilities = engine.capabilities
@@ -135,8 +139,11 @@ def _measure_prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
 def fit_prefill_memory(
     short: Probe, long: Probe, grown: Sequence[float], cache_bytes: int
 ) -> PrefillMemory:
-    """Both figures from what two batches took (bytes). A prompt's tokens take their cache at
-    least; growth that is not proportional to tokens is taken to be of pairs, never below 0."""
+    """Return the memory per token and per pair from the growth in two batches (bytes).
+
+    A token needs at least its cache; growth that is not proportional to tokens is attributed to
+    pairs and never negative.
+    """
     tokens = (short.rows * short.prompt, long.rows * long.prompt)
     pairs = (tokens[0] * short.prompt, tokens[1] * long.prompt)
     pair_bytes = (grown[1] / tokens[1] - grown[0] / tokens[0]) / max(1, long.prompt - short.prompt)
@@ -154,7 +161,7 @@ def fit_prefill_memory(
 def _load_fastest(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> tuple[Engine, tuple[ThreadTrial, ...]]:
-    """The engine with the fastest division of the cores, loaded, and what each one reached."""
+    """Return the engine loaded with the fastest division of the cores, and all trials."""
     is_open = (
         config.workers is None and config.threads is None and engine.capabilities.device == "cpu"
     )
@@ -172,7 +179,7 @@ def _load_fastest(
 def _reload(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> Engine:
-    """The engine as asked for: the one given where it is that already, else loaded anew."""
+    """Return the engine with the given options, loaded again only if they differ."""
     if (engine.capabilities.workers, engine.capabilities.threads) == (
         config.workers,
         config.threads,

@@ -1,4 +1,4 @@
-"""Small batches whose times tell what an engine's work costs."""
+"""Small batches whose times reveal the costs of an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from packhorse.errors import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A batch of equal rows: prompt and generated tokens of each."""
+    """A batch of equal rows: number of rows, and prompt and generated tokens of each."""
 
     rows: int
     prompt: int
@@ -51,9 +51,11 @@ CONTINUOUS_PROBES = (
     Probe(4, 1000, 1),
     Probe(16, 256, 24),
 )
-"""The same for an engine that rows join and leave at every step, for two threads; more threads get
-more rows. Prompts fill several of its steps, or some threads would have nothing to do, and only the
-time of the whole counts, since some rows generate while prompts of others are computed."""
+"""Probes for an engine with continuous batching on two threads; more threads get more rows.
+
+Prompts fill several steps, otherwise some threads would be idle. Only the total time counts,
+because some rows generate while the prompts of others are computed.
+"""
 FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
 MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 2000, 1))
@@ -62,17 +64,17 @@ WARM_UP = Probe(2, 16, 4)
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Work that was done by one worker while all were busy, and the seconds it took."""
+    """Work done by one worker while all were busy, and the seconds it took."""
 
     work: WorkCounts
     seconds: float
 
 
 def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation]:
-    """Runs probes until `seconds` have gone by; two observations of each batch: to its first token,
-    and from there to its last. An engine that rows join and leave at every step gives one.
+    """Run probes until `seconds` have passed and return the observations.
 
-    Raises EngineError when the engine cannot run them.
+    Each batch gives two: up to its first token, and from there to its last. An engine with
+    continuous batching gives one. Raises EngineError if the engine cannot run a probe.
     """
     warm_up(engine, vocab_size)
     observations: list[Observation] = []
@@ -86,7 +88,7 @@ def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation
 
 
 def select_probes(capabilities: EngineCapabilities) -> Sequence[Probe]:
-    """Probes that an engine is measured by."""
+    """Return the probes for an engine."""
     if not capabilities.max_num_seqs:
         return PROBES
     pairs = -(-capabilities.threads // 2)
@@ -97,13 +99,13 @@ def select_probes(capabilities: EngineCapabilities) -> Sequence[Probe]:
 
 
 def warm_up(engine: Engine, vocab_size: int) -> None:
-    """Runs rows that are not measured, before those that are."""
+    """Run rows that are not measured."""
     (probe,) = fit_to_context([WARM_UP], engine.capabilities)
     run_probe(engine, probe, vocab_size)
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
-    """Prompt and generated tokens a second of all workers together."""
+    """Return prompt and generated tokens per second of all workers together."""
     warm_up(engine, vocab_size)
     (probe,) = fit_to_context([THROUGHPUT_PROBE], engine.capabilities)
     started = time.monotonic()
@@ -114,7 +116,7 @@ def throughput(engine: Engine, vocab_size: int) -> float:
 
 
 def fit_to_context(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
-    """Probes cut to the model's context."""
+    """Yield probes, cut to the model's context."""
     for probe in probes:
         new = min(probe.new, max(1, capabilities.max_context // 4))
         longest = min(
@@ -124,11 +126,11 @@ def fit_to_context(probes: Sequence[Probe], capabilities: EngineCapabilities) ->
 
 
 def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[EngineOutput]]:
-    """The completions of `probe`, run on all workers at once, batch by batch.
+    """Run `probe` on all workers at once and return its outputs per batch.
 
-    Tokens are drawn from the middle of the vocabulary, where there are words.
+    Tokens are drawn from the middle of the vocabulary, which contains words.
     """
-    chance = random.Random(probe.rows * probe.prompt)  # noqa: S311 - nothing secret
+    chance = random.Random(probe.rows * probe.prompt)  # noqa: S311 - not for cryptography
     lowest, highest = vocab_size // 4, max(vocab_size // 2, vocab_size // 4 + 1)
     batches = [
         Batch(
