@@ -323,7 +323,7 @@ def test_calibrate_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "anything", "--engine", "fake"]) == 0
     assert "<- chosen" in capsys.readouterr().out
     assert main(["calibrate", "anything", "--engine", "fake", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["traits"]["name"] == "fake"
+    assert json.loads(capsys.readouterr().out)["capabilities"]["name"] == "fake"
 
 
 def test_document_is_json(config: EstimateConfig) -> None:

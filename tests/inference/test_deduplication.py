@@ -106,7 +106,7 @@ def test_rows_that_ask_an_engine_that_tells_no_log_probs_are_refused() -> None:
     (outcome,) = asking.outcomes(requests(["a"]))
     assert isinstance(outcome, Failure)
     assert outcome.code == "unsupported_option"
-    assert "the engine fake does not tell" in outcome.message
+    assert "the engine fake does not return" in outcome.message
     assert engine.rows == []
 
 

@@ -25,7 +25,7 @@ from random_models import FAMILIES, saved
 MEASURE = """
 import json, sys
 from pathlib import Path
-from packhorse.data import Batch, Completion, SamplingParams, Prompt
+from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine
 from packhorse.profiling.run_metrics import reset_peak_memory, peak_memory_bytes
@@ -40,7 +40,7 @@ capabilities, before = engine.capabilities, reset_peak_memory()
 rows = 3 * capabilities.preferred_batch_tokens // 500
 prompts = [Prompt(row, (row % 290 + 3,) * 50, SamplingParams(200)) for row in range(rows)]
 results = list(engine.run(iter([Batch(tuple(prompts))])))
-assert all(isinstance(result, Completion) for result in results)
+assert all(isinstance(result, EngineOutput) for result in results)
 stated = capabilities.peak_bytes - capabilities.model_bytes
 print(json.dumps([stated, peak_memory_bytes() - before]))
 """

@@ -111,8 +111,8 @@ def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
 
 
 def test_a_context_that_no_memory_holds(tmp_path: Path) -> None:
-    saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 10**9}), tmp_path)
-    engine = engine_of(tmp_path, max_context=10**9)
+    saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 1 << 26}), tmp_path)
+    engine = engine_of(tmp_path, max_context=1 << 26)
     assert 1 << 16 <= engine.capabilities.max_context <= LONGEST_ROW
 
 
