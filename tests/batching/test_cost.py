@@ -107,7 +107,7 @@ def test_nothing_seen_is_the_prior() -> None:
 
 
 def test_expectation_of_the_longest() -> None:
-    """Two rows of 1 or 3 tokens each, evenly: 1 in a quarter of the cases, 3 in the others."""
+    """Two rows of 1 or 3 tokens with equal probability: the maximum is 1 in a quarter of the cases."""
     expected = Expectation(np.array([1.0, 0.5, 0.5]))
     assert expected.mean == 2
     assert expected.mean_square == 5
@@ -133,8 +133,10 @@ def test_makespan_is_of_the_worker_that_ends_last() -> None:
 
 
 def test_memory_of_a_batch_by_hand() -> None:
-    """Two rows of 16 and 14 positions, 3 tokens each; long prompts' scores outweigh their cache;
-    each with 15 % on top."""
+    """Two rows of 16 and 14 positions, 3 tokens each, with a margin of 15 %.
+
+    The attention scores of long prompts outweigh their cache.
+    """
     capabilities = replace(FakeEngine(cost_rule="padded").capabilities, cache_bytes_per_token=100)
     outputs = always_to_the_limit(3)
     small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 3))

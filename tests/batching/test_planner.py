@@ -1,3 +1,5 @@
+"""From prompts to batches: which rows may share one."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -88,7 +90,7 @@ SMOLLM_INT8 = WorkCounts(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
 
 @st.composite
 def jobs(draw: st.DrawFn) -> list[Prompt]:
-    """Rows with some common heads, settings of sampling, limits and lengths."""
+    """Rows with some common prefixes, sampling parameters, limits and lengths."""
     heads = draw(st.lists(st.integers(8, 60), min_size=1, max_size=4))
     rows = draw(
         st.lists(
@@ -114,7 +116,7 @@ def jobs(draw: st.DrawFn) -> list[Prompt]:
 def job(
     prompts: list[Prompt], policy: str, limits: Limits, window: int, *, mixed: bool
 ) -> list[Batch]:
-    """Batches of all windows, planned one after another as a run plans them."""
+    """Return the batches of all windows, planned one after another as in a run."""
     assert limits.costs is not None
     batches: list[Batch] = []
     free: tuple[float, ...] = ()
@@ -138,7 +140,7 @@ def makespan(batches: list[Batch], costs: Costs) -> float:
 
 
 def prefill_bytes(sizes: list[RowSize], costs: Costs) -> float:
-    """Each row's positions at once hold their tokens, and pairs with all before them."""
+    """Count the tokens of all positions computed at once, and their pairs with earlier ones."""
     own = [row.prompt for row in sizes]
     width = min(own) if costs.model.rule == "min-prefix-prefill" else max(own)
     held = sizes[0].shared + width
@@ -174,7 +176,7 @@ COSTS = st.builds(
 def test_planned_is_never_costlier_than_sorted_dynamic(
     prompts: list[Prompt], limits: Limits, window: int, mixed: bool
 ) -> None:
-    """Whatever the groups, the windows and the workers."""
+    """Holds for any groups, windows and workers."""
     costs = limits.costs
     assert costs is not None
     batches = job(prompts, "planned", limits, window, mixed=mixed)
@@ -191,8 +193,7 @@ def test_planned_is_never_costlier_than_sorted_dynamic(
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_groups_share_the_workers(workers: int) -> None:
-    """Two temperatures, two workers: each group cut for all workers would be twice as many batches
-    for the same work."""
+    """Two temperatures, two workers: cutting each group for all workers doubles the batches."""
     rows = [
         Prompt(
             index,
@@ -207,7 +208,7 @@ def test_groups_share_the_workers(workers: int) -> None:
 
 
 def test_a_window_before_others_is_cut_for_least_work() -> None:
-    """One batch leaves a worker idle only if nothing follows."""
+    """A single batch leaves a worker idle only if nothing follows."""
     rows = [Prompt(index, (index,) * 64, SamplingParams(max_new_tokens=64)) for index in range(8)]
     limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", 2, SMOLLM_INT8)))
     assert len(plan_batches(rows, "planned", limits, mixed_decoding=True, more=True)) == 1

@@ -1,4 +1,4 @@
-"""Policies as truth tables, and the laws that hold for all of them."""
+"""Policies as truth tables, and the invariants of all of them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_laws(policy: str, sizes: list[RowSize], limits: Limits) -> None:
 
 @given(sizes=ROWS, tokens=st.integers(1, 3000))
 def test_no_batch_is_closed_early(sizes: list[RowSize], tokens: int) -> None:
-    """A batch by tokens ends only where the next row would not have fitted."""
+    """A batch ends only if the next row would exceed the token budget."""
     for policy in ("dynamic", "sorted-dynamic"):
         batches = POLICIES[policy](sizes, Limits(1, tokens))
         for batch, following in pairwise(batches):

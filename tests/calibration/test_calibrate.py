@@ -1,4 +1,4 @@
-"""Calibrations of the fake engine: what is tried, what is kept, what is believed."""
+"""Calibrations of the fake engine: what is measured, stored and read."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_short_context_shortens_the_probes() -> None:
 
 
 def test_threads_that_share_a_job_get_rows_each() -> None:
-    """One row measures a step alone and stays one."""
+    """A probe of one row measures a single step and keeps its one row."""
     capabilities = replace(FakeEngine(threads=6).capabilities, max_num_seqs=256)
     rows = [probe.rows for probe in select_probes(capabilities)]
     assert rows == [3 * probe.rows if probe.rows > 1 else 1 for probe in CONTINUOUS_PROBES]
@@ -180,8 +180,7 @@ def test_memory_of_prompts(grown: tuple[float, float], expected: tuple[float, fl
 
 
 class Hoarder(FakeEngine):
-    """Computes prompts in memory that it frees and that the allocator keeps: a token takes 20 kB
-    and a pair 40 bytes."""
+    """Engine whose allocator keeps freed memory; 20 kB per token and 40 bytes per pair."""
 
     def run(
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
@@ -203,7 +202,7 @@ class Hoarder(FakeEngine):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone")
 def test_memory_that_the_allocator_keeps_is_measured(prepared: PreparedModel) -> None:
-    """In a process of its own, whose allocator keeps what is freed."""
+    """Runs in a process of its own, whose allocator keeps freed memory."""
     command = [sys.executable, "-c", HOARDING, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     token_bytes, pair_bytes = json.loads(done.stdout)
@@ -229,8 +228,10 @@ print(json.dumps(_measure_prefill_memory(engine, model_facts(prepare("anything",
 def test_what_auto_becomes_and_what_is_named_are_one_calibration(
     prepared: PreparedModel, kind: Kind
 ) -> None:
-    """So that `calibrate MODEL` measures again what `plan` reads, and `run` uses what it measured.
-    A CTranslate2 folder runs as it is stored unless a format is named."""
+    """`calibrate MODEL` measures what `plan` reads, and `run` uses it.
+
+    A CTranslate2 folder runs as stored unless a format is named.
+    """
     form = "int8" if kind == "ctranslate2" else "float32"
     ready = replace(prepared, kind=kind, quantization=form, quantization_method="rotate")
     left_out = calibration_path(ready, EngineConfig())
@@ -241,7 +242,7 @@ def test_what_auto_becomes_and_what_is_named_are_one_calibration(
 
 
 def test_a_run_says_that_what_it_goes_by_was_disturbed(prepared: PreparedModel) -> None:
-    """Whatever the policy: workers and threads come from it too."""
+    """Holds for any policy: workers and threads come from the calibration too."""
     engine = EngineConfig("fake", workers=2)
     made = calibrate(prepared, engine, silent)
     for share, expected in ((0.05, 0), (0.4, 1)):

@@ -1,4 +1,4 @@
-"""The fit against scipy's, and against costs that are known."""
+"""The fit compared with scipy's, and with known costs."""
 
 from __future__ import annotations
 

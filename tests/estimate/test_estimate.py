@@ -1,4 +1,4 @@
-"""Forecasts of jobs for the fake engine, whose time is known, and what they recommend."""
+"""Estimates of jobs on the fake engine, whose time is known, and their recommendations."""
 
 from __future__ import annotations
 
@@ -80,15 +80,17 @@ def test_every_technique_is_predicted_fastest_first(config: EstimateConfig) -> N
 
 
 def test_equal_rows_need_not_run(config: EstimateConfig) -> None:
-    """40 rows of 7 texts; sampled without a seed, each has to run."""
+    """40 rows of 7 texts; if sampled without a seed, each has to run."""
     assert estimate(config, silent).equal_rows == 33
     sampled = replace(config, decoding=SamplingParams(max_new_tokens=16, temperature=1.0))
     assert estimate(sampled, silent).equal_rows == 0
 
 
 def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
-    """As the command does it: calibrated in processes of their own, by its own cost rule; the run
-    too is a process of its own, since its memory is measured."""
+    """Like the command: calibrated in child processes by its own cost rule.
+
+    The run is a child process too, because its memory is measured.
+    """
     folder = tiny_models.tiny_llama(tmp_path / "llama")
     source = write(tmp_path / "in.jsonl", [f"row {number} " * 8 for number in range(30)])
     config = EstimateConfig(
@@ -126,7 +128,7 @@ def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
 def test_a_step_that_waits_is_predicted(
     config: EstimateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 rows alone, 16 steps each of 5 ms: 3.2 s of waiting, whatever the machine."""
+    """40 single rows, 16 steps of 5 ms each: 3.2 s of waiting on any machine."""
     monkeypatch.setenv(DELAY, "0.005")
     only = replace(
         config,
@@ -274,7 +276,7 @@ def test_a_model_of_bin_weights_can_be_planned(
 
 
 def test_errors_are_independent_parts() -> None:
-    """Two rows of 10 and 30 tokens: mean 20, standard error 10, half of it."""
+    """Two rows of 10 and 30 tokens: mean 20, standard error 10, which is half of it."""
     from packhorse.calibration import calibrate
 
     found = calibrate(prepare("anything", engine="fake"), EngineConfig("fake"), silent)

@@ -1,4 +1,4 @@
-"""Equal rows run once, and every one of them gets its outcome."""
+"""Equal rows run once, and each gets the outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from packhorse.tokenization import ByteCodec, Tokenizer
 
 
 class Counting(FakeEngine):
-    """Keeps the rows it was given."""
+    """Engine that records the rows it ran."""
 
     def run(
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
@@ -89,7 +89,7 @@ def test_rows_of_later_windows_are_answered_from_memory() -> None:
 
 
 def test_log_probs_are_shared_but_not_remembered() -> None:
-    """They take too much memory to be kept for rows that may never come."""
+    """They need too much memory to be kept for rows that may never come."""
     engine = Counting()
     asking = replace(generation_run(engine, window=2), decoding=SamplingParams(12, top_log_probs=2))
     outcomes = list(asking.outcomes(requests(["a", "a", "b", "b", "a"])))
@@ -133,7 +133,7 @@ def test_what_is_deterministic(decoding: SamplingParams, expected: bool) -> None
 
 
 def test_rows_that_draw_run_each_for_itself() -> None:
-    """With one seed for the job every row draws from its own; without a seed nothing repeats."""
+    """With one seed for the job, every row has its own; without a seed nothing is deterministic."""
     for seed in (None, 1):
         engine = Counting()
         list(generation_run(engine, temperature=0.7, seed=seed).outcomes(requests(["a"] * 5)))
@@ -151,7 +151,7 @@ def test_settings_are_part_of_equality() -> None:
 
 
 def test_rows_that_wait_are_bounded() -> None:
-    """Past two that wait, whether for the row under way or to be taken away, rows run."""
+    """If two rows already wait for a running row or to be taken, further rows run."""
     duplicates = Duplicates(most_waiting=2)
     prompt = Prompt(0, (5, 6), SamplingParams())
     rows = requests(["a"] * 8)

@@ -1,4 +1,4 @@
-"""Blocks: none is lost, none has two owners that write, prefixes are found."""
+"""Block allocation: no block is lost or has two writers, and cached prefixes are found."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FIRST, SECOND = tuple(range(BLOCK)), tuple(range(100, 100 + BLOCK))
 
 
 def filled(pool: BlockPool, tokens: tuple[int, ...]) -> list[int]:
-    """Blocks that hold `tokens`, remembered."""
+    """Allocate and cache blocks that hold `tokens`."""
     blocks = [pool.allocate() for _ in range(len(tokens) // BLOCK)]
     pool.cache_prefix(tokens, blocks)
     return blocks
 
 
-def test_blocks_come_back() -> None:
+def test_freed_blocks_are_allocated_again() -> None:
     pool = BlockPool(3)
     blocks = [pool.allocate() for _ in range(3)]
     assert (sorted(blocks), pool.num_free_blocks) == ([0, 1, 2], 0)
@@ -43,7 +43,7 @@ def test_blocks_come_back() -> None:
         ((), 0, 0),
     ],
 )
-def test_the_longest_known_beginning_is_found(
+def test_the_longest_cached_prefix_is_matched(
     tokens: tuple[int, ...], whole: int, copied: int
 ) -> None:
     pool = BlockPool(9)
@@ -67,7 +67,7 @@ def test_a_prefix_outlives_its_row_until_its_block_is_needed() -> None:
     assert pool.match_prefix(FIRST) == Match(())
 
 
-def test_a_shared_prefix_is_not_taken_away() -> None:
+def test_a_shared_prefix_is_not_evicted() -> None:
     pool = BlockPool(2)
     blocks = filled(pool, FIRST)
     pool.free(blocks)
@@ -78,15 +78,15 @@ def test_a_shared_prefix_is_not_taken_away() -> None:
     assert pool.num_free_blocks == 1
 
 
-def test_forgotten_blocks_are_not_found() -> None:
+def test_evicted_blocks_are_not_matched() -> None:
     pool = BlockPool(2)
     pool.evict(filled(pool, FIRST))
     assert pool.match_prefix(FIRST) == Match(())
 
 
 @given(st.integers(0, 10**6))
-def test_every_block_is_free_unused_or_held(seed: int) -> None:
-    """Rows of a few prefixes come and go; in the end all blocks can be taken, each once."""
+def test_every_block_is_free_evictable_or_referenced(seed: int) -> None:
+    """Rows with a few prefixes come and go; in the end every block can be allocated once."""
     chance, pool = random.Random(seed), BlockPool(12)
     rows: list[list[int]] = []
     for _ in range(60):

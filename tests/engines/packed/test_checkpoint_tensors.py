@@ -1,4 +1,4 @@
-"""A turned checkpoint computes what it computed before, with nothing left that stands out."""
+"""Rotated checkpoints compute the same logits without outlier channels."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ IDS = torch.arange(1, 60)[None]
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
-def test_a_turned_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+def test_a_rotated_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     expected = model(IDS).logits
-    turned, built = (
+    rotated, built = (
         RotatedTensors(tmp_path, read_architecture(tmp_path)),
         read_architecture(tmp_path),
     )
-    head = turned.head(built, turned.read("embed_tokens.weight", built.vocabulary, built.hidden))
+    head = rotated.head(built, rotated.read("embed_tokens.weight", built.vocabulary, built.hidden))
     for full, parameter in model.named_parameters():
         bare = full.removeprefix("model.")
         if bare != "lm_head.weight":
-            parameter.copy_(turned.get(bare, *parameter.shape))
+            parameter.copy_(rotated.get(bare, *parameter.shape))
     model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     changed = (model(IDS).logits - expected).abs().max() / expected.abs().max()
     assert 0 < changed < 1e-4
 
 
-def test_a_channel_that_stands_out_is_spread(tmp_path: Path) -> None:
+def test_an_outlier_channel_is_spread(tmp_path: Path) -> None:
     model = saved(FAMILIES["llama"], tmp_path)
     model.model.embed_tokens.weight[:, 5] *= 100
     model.save_pretrained(tmp_path)
@@ -62,8 +62,7 @@ def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
 
 
 def with_head(folder: Path, *, equal: bool) -> Any:
-    """A checkpoint whose config ties its head and whose files have one; the model that transformers
-    makes of it."""
+    """Save a checkpoint with a head although its config ties it; return its transformers model."""
     saved(FAMILIES["llama, biases, own head size, tied"], folder)
     weights = load_file(folder / "model.safetensors")
     head = weights["model.embed_tokens.weight"].clone()
@@ -74,7 +73,7 @@ def with_head(folder: Path, *, equal: bool) -> Any:
 
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize(("quantization", "off"), [("float32", 2e-5), ("int8", 0.1)])
-def test_a_head_that_is_stored_though_it_is_tied(
+def test_a_stored_head_of_a_config_that_ties_it(
     quantization: str, off: float, equal: bool, tmp_path: Path
 ) -> None:
     expected = with_head(tmp_path, equal=equal)(IDS).logits[0, -40:].numpy()
@@ -82,7 +81,7 @@ def test_a_head_that_is_stored_though_it_is_tied(
     assert logits(tmp_path, quantization) == pytest.approx(expected, abs=off * largest)
 
 
-def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> None:
+def test_the_memory_of_an_untied_head_is_counted(tmp_path: Path) -> None:
     found = []
     for equal in (True, False):
         with_head(tmp_path, equal=equal)
@@ -95,7 +94,7 @@ def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> 
 
 
 def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
-    """Nor do they keep it in memory."""
+    """They do not keep the file in memory either."""
     saved(FAMILIES["llama"], tmp_path)
     weights = load_weights(tmp_path, read_architecture(tmp_path), quantized=False)
     before = weights.embeddings.copy(), weights.layers[1].down.weight.clone()
@@ -107,7 +106,7 @@ def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
 
 
 def pickled(folder: Path, **options: Any) -> Path:
-    """The model of a folder as a .bin file."""
+    """Save the model of a folder as a .bin file."""
     saved(FAMILIES["llama"], folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

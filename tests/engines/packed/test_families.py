@@ -1,4 +1,4 @@
-"""Every family, against transformers, and what is refused."""
+"""Every family compared with transformers, and families that are rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         ({"intermediate_size": 100}, "inner sizes of 100, only multiples of 16"),
     ],
 )
-def test_what_it_cannot_run_is_refused_with_engines_that_may(
+def test_unsupported_models_are_rejected_with_engines_that_run_them(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     config = {**transformers.LlamaConfig(**SIZES).to_dict(), **changes}
@@ -50,7 +50,7 @@ def test_what_it_cannot_run_is_refused_with_engines_that_may(
     assert "--engine transformers" in str(refused.value.hint)
 
 
-def test_weights_that_do_not_belong_to_their_config_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_their_config_are_rejected(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))

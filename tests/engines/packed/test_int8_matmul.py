@@ -1,4 +1,4 @@
-"""int8 products are exact, and the same, on CPUs without VNNI too."""
+"""int8 matrix multiplication is exact and gives the same bits on CPUs without VNNI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from packhorse.engines.packed.int8_matmul import int8_matmul, split_in_two
 from random_models import FAMILIES, saved
 
 ISAS = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
-"""Kinds of x86 that have no VNNI, by oneDNN's names; elsewhere they change nothing."""
+"""x86 instruction sets without VNNI, by oneDNN's names; no effect on other processors."""
 PRODUCTS = """
 import json, sys
 import torch
@@ -64,7 +64,7 @@ print(json.dumps([int8_matmul_is_exact(), said, sha256(logits.tobytes()).hexdige
 
 
 def run_on(isa: str, script: str, *arguments: str) -> Any:
-    """What a script prints where oneDNN uses no more than `isa`."""
+    """Return what a script prints if oneDNN uses at most `isa`."""
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
@@ -76,7 +76,7 @@ def run_on(isa: str, script: str, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("isa", [*ISAS, "DEFAULT"])
-def test_products_in_parts_are_exact_and_others_where_they_are_said_to_be(isa: str) -> None:
+def test_matmul_in_two_parts_is_exact_and_whole_if_reported(isa: str) -> None:
     said_exact, wrong_whole, wrong_in_parts = run_on(isa, PRODUCTS)
     assert wrong_in_parts == 0
     assert said_exact == (wrong_whole == 0)
@@ -84,7 +84,7 @@ def test_products_in_parts_are_exact_and_others_where_they_are_said_to_be(isa: s
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> None:
-    """In int8 that is rounded while loading, whose second digits need room as well."""
+    """Covers int8 that is rounded while loading, whose second digits also need scratch."""
     saved(FAMILIES[name], tmp_path)
     engine = PackedEngine(
         tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1, max_num_seqs=8,
@@ -97,7 +97,7 @@ def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> No
     assert is_exact != any("no VNNI" in line for line in said)
 
 
-def test_all_numbers_have_two_parts_that_cannot_overflow() -> None:
+def test_two_parts_of_any_weight_cannot_overflow() -> None:
     weight = torch.arange(-128, 128).to(torch.int8)
     first, rest = split_in_two(weight)
     assert torch.equal(first.int() + rest.int(), weight.int())
@@ -107,7 +107,7 @@ def test_all_numbers_have_two_parts_that_cannot_overflow() -> None:
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), inputs=st.integers(1, 300))
-def test_the_product_of_both_parts_is_the_product(seed: int, rows: int, inputs: int) -> None:
+def test_the_products_of_both_parts_add_up(seed: int, rows: int, inputs: int) -> None:
     chance = torch.Generator().manual_seed(seed)
     left = torch.randint(-128, 128, (rows, inputs), generator=chance).to(torch.int8)
     right = torch.randint(-128, 128, (inputs, 40), generator=chance).to(torch.int8)

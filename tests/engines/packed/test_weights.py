@@ -1,4 +1,4 @@
-"""Weights as products take them."""
+"""Weights in the layout of the matrix multiplications."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
     assert ((rounded - gate.t()).abs() <= 0.51 * scales).all()
 
 
-def made_ready(name: str, folder: Path) -> Any:
-    """An int8 folder, and the model whose weights it holds, in floats."""
+def prepared_model(name: str, folder: Path) -> Any:
+    """Save a prepared int8 folder and return the model with its weights as floats."""
     model = saved(FAMILIES[name], folder)
     structure = structure_of(model)
     rotate_inputs_online(structure)
@@ -67,10 +67,8 @@ def made_ready(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_int8_weights_that_are_ready_are_computed_with_as_they_are(
-    name: str, tmp_path: Path
-) -> None:
-    model = made_ready(name, tmp_path)
+def test_prepared_int8_weights_are_used_unchanged(name: str, tmp_path: Path) -> None:
+    model = prepared_model(name, tmp_path)
     engine = PackedEngine(tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1)
     ids = tuple(range(3, 90, 2))
     found = engine.logits_after(ids, 20)
@@ -80,8 +78,8 @@ def test_int8_weights_that_are_ready_are_computed_with_as_they_are(
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.998
 
 
-def test_not_one_of_their_numbers_changes(tmp_path: Path) -> None:
-    made_ready("qwen3", tmp_path)
+def test_prepared_int8_weights_keep_every_value(tmp_path: Path) -> None:
+    prepared_model("qwen3", tmp_path)
     built = read_architecture(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     layer = load_weights(tmp_path, built, quantized=True).layers[1]
@@ -94,8 +92,8 @@ def test_not_one_of_their_numbers_changes(tmp_path: Path) -> None:
         assert linear.scales == pytest.approx(steps[:, 0].numpy(), rel=1e-6)
 
 
-def test_they_are_no_float32_weights(tmp_path: Path) -> None:
-    made_ready("llama", tmp_path)
+def test_prepared_int8_weights_do_not_run_in_float32(tmp_path: Path) -> None:
+    prepared_model("llama", tmp_path)
     with pytest.raises(EngineError, match="holds int8 weights") as refused:
         PackedEngine(tmp_path, end_ids=(), max_context=128)
     assert refused.value.hint == "add --quantization int8"
