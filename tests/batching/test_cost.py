@@ -107,7 +107,7 @@ def test_nothing_seen_is_the_prior() -> None:
 
 
 def test_expectation_of_the_longest() -> None:
-    """Two rows of 1 or 3 tokens with equal probability: the maximum is 1 in a quarter of the cases."""
+    """Two rows of 1 or 3 tokens, equally likely: the maximum is 1 in a quarter of the cases."""
     expected = Expectation(np.array([1.0, 0.5, 0.5]))
     assert expected.mean == 2
     assert expected.mean_square == 5

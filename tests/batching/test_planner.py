@@ -85,7 +85,7 @@ def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
 
 
 SMOLLM_INT8 = WorkCounts(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
-"""What a worker of CTranslate2 took for a model of 135 million parameters (seconds)."""
+"""Measured on one CTranslate2 worker with a model of 135 million parameters (seconds)."""
 
 
 @st.composite

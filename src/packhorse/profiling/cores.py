@@ -13,7 +13,11 @@ def usable_cores() -> int:
 
     More threads than the quota allows would all be throttled together once it is used up.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = core_quota()
+    cores, quota = affinity_cores(), core_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def affinity_cores() -> int:
+    """Return the number of cores in the process's affinity, or of the machine if unknown."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

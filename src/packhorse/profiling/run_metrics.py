@@ -17,6 +17,7 @@ from typing import Any
 from packhorse.batching.expected import Expected
 from packhorse.cgroups import core_quota
 from packhorse.data import Batch, Completion, Failure, Scores, Timing
+from packhorse.profiling.cores import affinity_cores
 
 
 def quantile(sorted_values: Sequence[float], share: float) -> float | None:
@@ -101,8 +102,7 @@ class OtherWork:
     @staticmethod
     def _quota_share() -> float:
         """Return the share of its cores that the cgroup allows this process to use, 0 to 1."""
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        cores = affinity_cores()
         return min(1.0, (core_quota() or cores) / cores)
 
     @staticmethod
