@@ -9,8 +9,6 @@ from typing import Any
 from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import EngineError
 from packhorse.models.engine_support import (
-    PACKED_FAMILIES,
-    PACKED_LLAMA_LIKE,
     inner_size,
     instead_of,
     packed_refusal,
@@ -18,9 +16,6 @@ from packhorse.models.engine_support import (
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
 from packhorse.quantization.online_hadamard import turned_together
-
-LLAMA_LIKE = PACKED_LLAMA_LIKE
-FAMILIES = PACKED_FAMILIES
 
 
 @dataclass(frozen=True)

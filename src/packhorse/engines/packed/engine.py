@@ -65,7 +65,7 @@ class PackedEngine:
     memory.
 
     Args:
-        folder: config.json and weights of a model of a known family (`architecture.FAMILIES`); no
+        folder: config.json and weights of a model of a known family (`PACKED_FAMILIES`); no
             code in it is run.
         end_ids: Token ids that end a row.
         max_context: Maximum number of prompt and generated tokens per row; lower if the cache holds

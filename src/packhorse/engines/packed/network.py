@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from packhorse.engines.packed.architecture import LLAMA_LIKE, Architecture
+from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
@@ -32,6 +32,7 @@ from packhorse.engines.packed.kernels import (
 )
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
 from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, Weights
+from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]
 SAMPLED_AT_ONCE = 16
@@ -164,7 +165,7 @@ class Network:
         self.arch, self.weights, self.cache = arch, weights, cache
         self._cosines, self._sines = _compute_rope_tables(arch, context)
         self._head_scales = weights.head_scales
-        self._is_layer_norm = arch.family not in LLAMA_LIKE
+        self._is_layer_norm = arch.family not in PACKED_LLAMA_LIKE
         self._epsilon = np.float32(arch.epsilon)
         self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
 
