@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.policies import CONTINUOUS
 from packhorse.batching.sizes import Limits
 from packhorse.config import InputConfig
@@ -47,8 +47,8 @@ from packhorse.models import model_facts, prepare
 from packhorse.profiling.cores import usable_cores
 from packhorse.profiling.run_metrics import (
     current_memory_bytes,
-    forget_peak_memory,
     peak_memory_bytes,
+    reset_peak_memory,
 )
 from packhorse.tokenization import HuggingFaceCodec
 
@@ -157,7 +157,9 @@ def prompts_of(path: str, rows: int, new_tokens: int, codec: HuggingFaceCodec) -
 def run(engine: PackedEngine, prompts: Sequence[Prompt]) -> Figures:
     """Wall seconds, generated tokens, and what the engine spent."""
     before = engine.spent
-    batches = plan(prompts, CONTINUOUS, Limits(8, 1), mixed_decoding=True, share_prefixes=True)
+    batches = plan_batches(
+        prompts, CONTINUOUS, Limits(8, 1), mixed_decoding=True, share_prefixes=True
+    )
     started = time.perf_counter()
     results: list[Any] = list(engine.run(iter(batches)))
     seconds = time.perf_counter() - started
@@ -175,10 +177,10 @@ def profile(found: Figures, built: Architecture, rates: Figures, quantization: s
         + built.activation_width + built.inner
     )  # fmt: skip
     least = {
-        "products": 2 * built.layers * layer * found["tokens"] / rate,
+        "matmul": 2 * built.layers * layer * found["tokens"] / rate,
         "attention": 4 * built.layers * attended * found["pairs"] / rates["float32"],
         "head": 2 * built.hidden * built.vocabulary * found["logits"] / rate,
-        "between": 0.0,
+        "elementwise": 0.0,
     }
     print(f"{'phase':12}{'seconds':>9}{'limit':>8}{'share':>8}")
     for phase, limit in least.items():
@@ -217,7 +219,7 @@ def costs(engine: PackedEngine, prompts: Sequence[Prompt]) -> Figures:
     first = run(engine, [replace(row, decoding=SamplingParams(1)) for row in prompts])
     whole = run(engine, prompts)
     prefilled, decoded = first["tokens"], whole["tokens"] - first["tokens"]
-    computing = sum(whole[phase] for phase in ("products", "head", "between"))
+    computing = sum(whole[phase] for phase in ("matmul", "head", "elementwise"))
     return {
         "seconds": whole["seconds"],
         "prefill": 1e6 * first["seconds"] / prefilled,
@@ -293,7 +295,7 @@ def memory(capabilities: EngineCapabilities, loaded: int) -> Figures:
 def main() -> None:
     options = arguments()
     engine, built, codec = load(options)
-    loaded = forget_peak_memory()
+    loaded = reset_peak_memory()
     if options.linearity:
         linearity(options, engine, codec)
         return

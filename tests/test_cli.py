@@ -77,14 +77,23 @@ REFUSALS = [
     (["plan", *FAKE_ENGINES, "fake", "absent.jsonl"], "there is no file 'absent.jsonl'"),
     (["plan", "fake", "{in}", "--engines", "fake,absent"], "unknown engine 'absent'"),
     (["plan", "fake", "{in}", *FAKE_ENGINES, "--batchings", "x"], "unknown batching policy 'x'"),
-    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--warm-up-rows", "-1"], "warmup_rows is -1"),
+    (
+        ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--warm-up-rows", "-1"],
+        "warmup_rows must be at least 0, got -1",
+    ),
     (["status", LONG], "there is no journal"),
     (["compare", "fake", "{in}", *FAKE_ENGINES, "-o", "{in}"], "cannot be made"),
     (["run", "fake", "{in}", "-o", "absent/o.jsonl", *FAKE], "does not exist"),
     (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known ending"),
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
-    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"], "max_new_tokens is 0"),
-    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"], "batch_size is 0"),
+    (
+        ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"],
+        "max_new_tokens must be at least 1, got 0",
+    ),
+    (
+        ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"],
+        "batch_size must be at least 1, got 0",
+    ),
     (
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--limit", "0"],
         "limit must be at least 1 row, got 0",

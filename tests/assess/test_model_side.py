@@ -255,7 +255,7 @@ def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path
         ids = [(*codec.encode_fragment(label), 2) for label, _ in prompting.names]
         prompts = prompting.prompts(["some text", "another"], codec)
         decoding = SamplingParams(max_new_tokens=max(map(len, ids)))
-        generation_run = model.generation_run(
+        generation_run = model.start_generation(
             Tokenizer(codec), decoding, model.budget(decoding), Meter()
         )
         whole = np.empty((2, 3))

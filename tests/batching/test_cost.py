@@ -16,7 +16,7 @@ from packhorse.batching.cost import (
     OutputLengths,
     PrefillMemory,
     WorkCounts,
-    work_of,
+    count_work,
 )
 from packhorse.batching.expected import batch_bytes, expect
 from packhorse.batching.segments import LIMIT_LEVELS, Segments
@@ -49,7 +49,7 @@ def always_to_the_limit(*limits: int) -> OutputLengths:
     ],
 )
 def test_work_of_two_rows(rule: CostRule, work: WorkCounts) -> None:
-    assert work_of(rule, TWO, [3, 2]) == work
+    assert count_work(rule, TWO, [3, 2]) == work
 
 
 def test_seconds_are_the_sum_of_the_parts() -> None:
@@ -69,7 +69,7 @@ def test_segments_cost_what_their_batches_cost(
         found = Segments(costs, sizes, len(sizes)).seconds_to(stop)
         for rows, seconds in enumerate(found, start=1):
             batch = sizes[stop - rows : stop]
-            exact = costs.model.seconds(work_of(rule, batch, [7] * rows))
+            exact = costs.model.seconds(count_work(rule, batch, [7] * rows))
             assert seconds == pytest.approx(exact, rel=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_nothing_seen_is_the_prior() -> None:
 
 
 def test_expectation_of_the_longest() -> None:
-    """Two rows of 1 or 3 tokens each, evenly: 1 in a quarter of the cases, 3 in the others."""
+    """Two rows of 1 or 3 tokens, equally likely: the maximum is 1 in a quarter of the cases."""
     expected = Expectation(np.array([1.0, 0.5, 0.5]))
     assert expected.mean == 2
     assert expected.mean_square == 5
@@ -133,8 +133,10 @@ def test_makespan_is_of_the_worker_that_ends_last() -> None:
 
 
 def test_memory_of_a_batch_by_hand() -> None:
-    """Two rows of 16 and 14 positions, 3 tokens each; long prompts' scores outweigh their cache;
-    each with 15 % on top."""
+    """Two rows of 16 and 14 positions, 3 tokens each, with a margin of 15 %.
+
+    The attention scores of long prompts outweigh their cache.
+    """
     capabilities = replace(FakeEngine(cost_rule="padded").capabilities, cache_bytes_per_token=100)
     outputs = always_to_the_limit(3)
     small = Costs(CostModel("padded", 1, COEFFICIENTS), outputs, PrefillMemory(110, 3))
@@ -170,7 +172,7 @@ def test_rows_that_come_and_go_are_one_batch_in_an_engine_without_batches() -> N
         for length, shared in lengths
     ]
     rows = [RowSize(length - shared, 4, shared) for length, shared in lengths]
-    apart = [work_of("packed", [row], [4]) for row in rows]
+    apart = [count_work("packed", [row], [4]) for row in rows]
     work = WorkCounts(*map(sum, zip(*apart, strict=True)))._replace(batches=1, steps=3)
     found = expect(batches, costs, capabilities)
     assert found.seconds == pytest.approx(costs.model.seconds(work))

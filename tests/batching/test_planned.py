@@ -1,4 +1,4 @@
-"""The policy `planned`: optimal on small inputs, lawful on all."""
+"""The policy `planned`: optimal on small inputs, and its invariants on all."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_no_way_of_cutting_costs_less_on_one_worker(sizes: list[RowSize], costs:
 
 
 def test_forced_steps_are_avoided_and_padding_is_not() -> None:
-    """100 and 98 tokens share a batch on either engine; 10 tokens only where padding is cheap."""
+    """100 and 98 tokens share a batch on either engine; 10 tokens join only if padding is cheap."""
     sizes = [RowSize(length, 4) for length in (10, 100, 98)]
     forced = costs("min-prefix-prefill", 1, batches=1, steps=0.1)
     assert POLICIES["planned"](sizes, Limits(8, 10**6, forced)) == [[1, 2], [0]]
@@ -71,7 +71,7 @@ def test_forced_steps_are_avoided_and_padding_is_not() -> None:
 
 
 def test_work_is_shared_out_among_workers() -> None:
-    """Cheapest in all is one batch; done soonest is one for each worker."""
+    """One batch is cheapest in total; one batch per worker finishes first."""
     sizes = [RowSize(50, 4)] * 8
     two = costs("padded", 2, batches=0.5, prefill_tokens=0.01)
     batches = POLICIES["planned"](sizes, Limits(8, 10**6, two))
@@ -85,7 +85,7 @@ def test_costliest_batches_go_first() -> None:
 
 
 def test_what_rows_wrote_so_far_changes_the_plan() -> None:
-    """Rows that write little are worth a larger batch less than rows that write much."""
+    """Rows with short outputs justify larger batches less than rows with long outputs."""
     sizes = [RowSize(length, 500) for length in (40, 30)]
     model = costs("min-prefix-prefill", 1, batches=0.1, steps=0.05).model
     short, long = OutputLengths(), OutputLengths()

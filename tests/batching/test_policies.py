@@ -1,4 +1,4 @@
-"""Policies as truth tables, and the laws that hold for all of them."""
+"""Policies as truth tables, and the invariants of all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.batching.cost import CostModel, Costs, WorkCounts
-from packhorse.batching.policies import POLICIES, policy_named
+from packhorse.batching.policies import POLICIES, get_policy
 from packhorse.batching.sizes import Limits, RowSize, batch_tokens, longest_first
 from packhorse.errors import ConfigError
 
@@ -57,7 +57,7 @@ def test_no_rows() -> None:
 
 def test_an_unknown_policy_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        policy_named("sortd")
+        get_policy("sortd")
     assert "sorted-dynamic" in caught.value.hint
 
 
@@ -85,7 +85,7 @@ def test_laws(policy: str, sizes: list[RowSize], limits: Limits) -> None:
 
 @given(sizes=ROWS, tokens=st.integers(1, 3000))
 def test_no_batch_is_closed_early(sizes: list[RowSize], tokens: int) -> None:
-    """A batch by tokens ends only where the next row would not have fitted."""
+    """A batch ends only if the next row would exceed the token budget."""
     for policy in ("dynamic", "sorted-dynamic"):
         batches = POLICIES[policy](sizes, Limits(1, tokens))
         for batch, following in pairwise(batches):

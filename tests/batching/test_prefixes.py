@@ -1,4 +1,4 @@
-"""Shared prefixes: what is grouped, and that groups really agree."""
+"""Shared prefixes: how rows are grouped, and that groups really share their prefix."""
 
 from __future__ import annotations
 

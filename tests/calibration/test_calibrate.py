@@ -1,4 +1,4 @@
-"""Calibrations of the fake engine: what is tried, what is kept, what is believed."""
+"""Calibrations of the fake engine: what is measured, stored and read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from packhorse.calibration import calibrate, stored_calibration
-from packhorse.calibration.calibrate import divisions, fastest_of, prefill_memory
+from packhorse.calibration.calibrate import choose_fastest, fit_prefill_memory, list_core_divisions
 from packhorse.calibration.probes import (
     CONTINUOUS_PROBES,
     MEMORY_PROBES,
     PROBES,
-    fitting,
-    probes_for,
+    fit_to_context,
     run_probe,
+    select_probes,
 )
-from packhorse.calibration.store import ThreadTrial, place, write
+from packhorse.calibration.store import ThreadTrial, calibration_path, write
 from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.data import Batch, EngineOutput, Failure
@@ -61,7 +61,7 @@ def test_another_setting_is_another_calibration(prepared: PreparedModel) -> None
 
 def test_cores_are_divided_by_trial_unless_asked_otherwise(prepared: PreparedModel) -> None:
     free = calibrate(prepared, EngineConfig("fake"), silent)
-    best = fastest_of(free.thread_trials)
+    best = choose_fastest(free.thread_trials)
     assert (free.capabilities.workers, free.capabilities.threads) == (best.workers, best.threads)
     asked = calibrate(prepared, EngineConfig("fake", workers=3), silent)
     assert (asked.capabilities.workers, asked.thread_trials) == (3, ())
@@ -72,19 +72,19 @@ def test_cores_are_divided_by_trial_unless_asked_otherwise(prepared: PreparedMod
     [(1, [(1, 1)]), (2, [(2, 1), (1, 2)]), (6, [(6, 1), (4, 1), (2, 3), (1, 6)])],
 )
 def test_divisions(cores: int, expected: list[tuple[int, int]]) -> None:
-    assert divisions(cores) == expected
+    assert list_core_divisions(cores) == expected
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 1}', '{"format": 0}', "[1]", "null"])
 def test_a_damaged_file_is_no_calibration(prepared: PreparedModel, content: str) -> None:
     calibrate(prepared, EngineConfig("fake"), silent)
-    place(prepared, EngineConfig("fake")).write_text(content)
+    calibration_path(prepared, EngineConfig("fake")).write_text(content)
     assert stored_calibration(prepared, EngineConfig("fake")) is None
 
 
 def test_one_of_before_other_work_was_noted_is_still_good(prepared: PreparedModel) -> None:
     made = calibrate(prepared, EngineConfig("fake"), silent)
-    path = place(prepared, EngineConfig("fake"))
+    path = calibration_path(prepared, EngineConfig("fake"))
     document = json.loads(path.read_bytes())
     del document["other_work_share"]
     path.write_text(json.dumps(document))
@@ -97,21 +97,23 @@ def test_a_cache_that_cannot_be_written_costs_no_job(
     (tmp_path / "calibrations").write_text("in the way")
     said: list[str] = []
     assert calibrate(prepared, EngineConfig("fake"), said.append).capabilities.cost_rule == "padded"
-    assert "could not be kept" in said[-1]
+    assert "could not be stored" in said[-1]
 
 
 def test_a_short_context_shortens_the_probes() -> None:
     capabilities = FakeEngine(max_context=64).capabilities
-    assert all(probe.prompt + probe.new <= 64 for probe in fitting(PROBES, capabilities))
-    assert all(probe.prompt >= 1 and probe.new >= 1 for probe in fitting(PROBES, capabilities))
+    assert all(probe.prompt + probe.new <= 64 for probe in fit_to_context(PROBES, capabilities))
+    assert all(
+        probe.prompt >= 1 and probe.new >= 1 for probe in fit_to_context(PROBES, capabilities)
+    )
 
 
 def test_threads_that_share_a_job_get_rows_each() -> None:
-    """One row measures a step alone and stays one."""
+    """A probe of one row measures a single step and keeps its one row."""
     capabilities = replace(FakeEngine(threads=6).capabilities, max_num_seqs=256)
-    rows = [probe.rows for probe in probes_for(capabilities)]
+    rows = [probe.rows for probe in select_probes(capabilities)]
     assert rows == [3 * probe.rows if probe.rows > 1 else 1 for probe in CONTINUOUS_PROBES]
-    assert probes_for(FakeEngine(threads=6).capabilities) == PROBES
+    assert select_probes(FakeEngine(threads=6).capabilities) == PROBES
 
 
 def test_a_probe_runs_on_every_worker() -> None:
@@ -160,7 +162,7 @@ def test_auto_is_sorted_dynamic_for_an_engine_that_pads(prepared: PreparedModel)
 )
 def test_a_tie_goes_to_fewer_workers(speeds: dict[int, float], workers: int) -> None:
     trials = [ThreadTrial(number, 4 // number, speed) for number, speed in speeds.items()]
-    assert fastest_of(trials).workers == workers
+    assert choose_fastest(trials).workers == workers
 
 
 @pytest.mark.parametrize(
@@ -174,12 +176,11 @@ def test_a_tie_goes_to_fewer_workers(speeds: dict[int, float], workers: int) -> 
 )
 def test_memory_of_prompts(grown: tuple[float, float], expected: tuple[float, float]) -> None:
     """1,280 tokens of short prompts and 2,000 of one: tokens alone, tokens and pairs, nothing."""
-    assert prefill_memory(*MEMORY_PROBES, grown, 46_080) == pytest.approx(expected)
+    assert fit_prefill_memory(*MEMORY_PROBES, grown, 46_080) == pytest.approx(expected)
 
 
 class Hoarder(FakeEngine):
-    """Computes prompts in memory that it frees and that the allocator keeps: a token takes 20 kB
-    and a pair 40 bytes."""
+    """Engine whose allocator keeps freed memory; 20 kB per token and 40 bytes per pair."""
 
     def run(
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
@@ -201,7 +202,7 @@ class Hoarder(FakeEngine):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone")
 def test_memory_that_the_allocator_keeps_is_measured(prepared: PreparedModel) -> None:
-    """In a process of its own, whose allocator keeps what is freed."""
+    """Runs in a process of its own, whose allocator keeps freed memory."""
     command = [sys.executable, "-c", HOARDING, str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     token_bytes, pair_bytes = json.loads(done.stdout)
@@ -212,14 +213,14 @@ def test_memory_that_the_allocator_keeps_is_measured(prepared: PreparedModel) ->
 HOARDING = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from packhorse.calibration.calibrate import _prefill_memory
+from packhorse.calibration.calibrate import _measure_prefill_memory
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.models import model_facts
 from packhorse.models import prepare
 from test_calibrate import Hoarder
 keep_freed_memory()
 engine = Hoarder(workers=1, max_context=4096)
-print(json.dumps(_prefill_memory(engine, model_facts(prepare("anything", engine="fake")))))
+print(json.dumps(_measure_prefill_memory(engine, model_facts(prepare("anything", engine="fake")))))
 """
 
 
@@ -227,28 +228,30 @@ print(json.dumps(_prefill_memory(engine, model_facts(prepare("anything", engine=
 def test_what_auto_becomes_and_what_is_named_are_one_calibration(
     prepared: PreparedModel, kind: Kind
 ) -> None:
-    """So that `calibrate MODEL` measures again what `plan` reads, and `run` uses what it measured.
-    A CTranslate2 folder runs as it is stored unless a format is named."""
+    """`calibrate MODEL` measures what `plan` reads, and `run` uses it.
+
+    A CTranslate2 folder runs as stored unless a format is named.
+    """
     form = "int8" if kind == "ctranslate2" else "float32"
     ready = replace(prepared, kind=kind, quantization=form, quantization_method="rotate")
-    left_out = place(ready, EngineConfig())
+    left_out = calibration_path(ready, EngineConfig())
     named = EngineConfig(ready.engine, "cpu", form, quantization_method="rotate")
-    assert place(ready, named) == left_out
-    assert place(ready, replace(named, quantization="int16")) != left_out
-    assert place(ready, replace(named, threads=1)) != left_out
+    assert calibration_path(ready, named) == left_out
+    assert calibration_path(ready, replace(named, quantization="int16")) != left_out
+    assert calibration_path(ready, replace(named, threads=1)) != left_out
 
 
 def test_a_run_says_that_what_it_goes_by_was_disturbed(prepared: PreparedModel) -> None:
-    """Whatever the policy: workers and threads come from it too."""
+    """Holds for any policy: workers and threads come from the calibration too."""
     engine = EngineConfig("fake", workers=2)
     made = calibrate(prepared, engine, silent)
     for share, expected in ((0.05, 0), (0.4, 1)):
-        write(place(prepared, engine), replace(made, other_work_share=share))
+        write(calibration_path(prepared, engine), replace(made, other_work_share=share))
         said: list[str] = []
         load_prepared(prepared, engine, BatchingConfig("sorted"), said.append).close()
         assert len(said) == expected
     assert "40%" in said[0]
-    assert main(shlex.split(said[0].split("once it is quiet: packhorse ")[1])) == 0
+    assert main(shlex.split(said[0].split("to repeat it when idle: packhorse ")[1])) == 0
     again = stored_calibration(prepared, engine)
     assert again is not None
     assert again.created >= made.created

@@ -1,4 +1,4 @@
-"""The fit against scipy's, and against costs that are known."""
+"""The fit compared with scipy's, and with known costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-from packhorse.batching.cost import CostModel, WorkCounts, work_of
+from packhorse.batching.cost import CostModel, WorkCounts, count_work
 from packhorse.batching.sizes import RowSize
 from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import PROBES, Observation
@@ -20,7 +20,7 @@ def observed(coefficients: WorkCounts, noise: float = 0.0, seed: int = 0) -> lis
     random = np.random.default_rng(seed)
     model = CostModel("min-prefix-prefill", 1, coefficients)
     works = [
-        work_of(
+        count_work(
             "min-prefix-prefill",
             [RowSize(probe.prompt, probe.new)] * probe.rows,
             [new] * probe.rows,

@@ -153,7 +153,7 @@ def test_repeats_beside_other_work_are_flagged(config: CompareConfig) -> None:
             "no model",
         ),
         ({"reference": "nothing:float32"}, ConfigError, "unknown engine 'nothing'"),
-        ({"warmup_rows": -1}, ConfigError, "warmup_rows is -1"),
+        ({"warmup_rows": -1}, ConfigError, "warmup_rows must be at least 0, got -1"),
         ({"input": "absent.jsonl"}, InputError, "does not exist"),
     ],
 )

@@ -84,7 +84,7 @@ def packed(
             "end_ids": end_ids,
             "max_context": 256,
             "quantization": quantization,
-            "rows": 6,
+            "max_num_seqs": 6,
             "max_num_batched_tokens": 37,
             "threads": 2,
             "cache_bytes": 2 * context * token_bytes,

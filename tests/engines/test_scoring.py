@@ -200,7 +200,7 @@ def computed(engine: Engine, batches: Iterator[Batch], continuations: Sequence[I
 def test_packed_computes_prompts_and_what_they_share_once(subjects: dict[str, Subject]) -> None:
     """Blocks are of 16 tokens: of the 90 in common 80 are computed once, 10 copied."""
     subject = subjects["packed llama"]
-    engine = subject.make(rows=8, cache_bytes=None)
+    engine = subject.make(max_num_seqs=8, cache_bytes=None)
     prompt = Prompt(0, tuple(range(20, 100)), SamplingParams(4))
     beginnings = {ids[:length] for ids in CONTINUATIONS for length in range(1, len(ids))}
     assert computed(engine, in_batches([prompt], 1), CONTINUATIONS) == 80 + len(beginnings)
@@ -236,7 +236,7 @@ def test_packed_int8_scores_are_the_same_in_any_company(subjects: dict[str, Subj
 def test_packed_refuses_continuations_of_another_vocabulary(subjects: dict[str, Subject]) -> None:
     subject = subjects["packed llama"]
     engine = subject.make()
-    with pytest.raises(EngineError, match="token id 300 of a continuation is not of this model"):
+    with pytest.raises(EngineError, match="token id 300 of a continuation is outside"):
         scored(engine, in_batches(subject.prompts(1), 1), [(5, 300)])
     engine.close()
 
@@ -245,7 +245,7 @@ def test_weights_that_give_no_numbers_fail_each_row_once(subjects: dict[str, Sub
     """The first prompt has a token whose embedding is no number; the blocks it had are used by
     the others."""
     subject = subjects["packed llama"]
-    engine = subject.make(rows=2)
+    engine = subject.make(max_num_seqs=2)
     engine._network.weights.embeddings[7] = float("nan")  # type: ignore[attr-defined]
     prompts = [Prompt(0, (7,) * 20, SamplingParams(4))]
     prompts += [Prompt(row, (8 + row,) * 20, SamplingParams(4)) for row in range(1, 6)]

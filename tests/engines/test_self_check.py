@@ -20,7 +20,7 @@ from sharpened import (
 from subjects import by_index, tokens
 
 from packhorse.batching.cost import CostModel, Costs, WorkCounts
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits
 from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams, Scores
 from packhorse.engines.transformers.batch_rule import BatchRule, batch_rule
@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def planned(engine: TransformersEngine, prompts: list[Prompt], policy: str) -> list[Batch]:
     capabilities = engine.capabilities
-    return plan(
+    return plan_batches(
         prompts,
         policy,
         LIMITS,

@@ -1,4 +1,4 @@
-"""Forecasts of jobs for the fake engine, whose time is known, and what they recommend."""
+"""Estimates of jobs on the fake engine, whose time is known, and their recommendations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import tiny_models
 from packhorse.batching.cost import OutputLengths
 from packhorse.calibration import stored_calibration
 from packhorse.calibration.probes import CONTINUOUS_PROBES
-from packhorse.calibration.store import place
+from packhorse.calibration.store import calibration_path
 from packhorse.calibration.store import write as write_calibration
 from packhorse.cli import main
 from packhorse.cli.plan import duration
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
 from packhorse.errors import ConfigError, InputError, ModelError, PackhorseError
-from packhorse.estimate import Forecast, ForecastConfig, Prediction, forecast
-from packhorse.estimate.plan import recommended
+from packhorse.estimate import EstimateConfig, JobEstimate, Prediction, estimate
+from packhorse.estimate.job import choose_recommended
 from packhorse.estimate.predict import interval, relative_error
 from packhorse.estimate.survey import survey
 from packhorse.inference.model import prepare_for
@@ -46,9 +46,9 @@ def write(path: Path, prompts: Sequence[str]) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> ForecastConfig:
+def config(tmp_path: Path) -> EstimateConfig:
     source = write(tmp_path / "in.jsonl", ["word " * (number % 7 + 1) for number in range(40)])
-    return ForecastConfig(
+    return EstimateConfig(
         "anything",
         str(source),
         engines=("fake",),
@@ -65,8 +65,8 @@ def prediction(quantization: str, seconds: float) -> Prediction:
     return Prediction("e", quantization, "planned", seconds, seconds / 2, seconds * 2, 1, 1, "")
 
 
-def test_every_technique_is_predicted_fastest_first(config: ForecastConfig) -> None:
-    found = forecast(config, silent)
+def test_every_technique_is_predicted_fastest_first(config: EstimateConfig) -> None:
+    found = estimate(config, silent)
     assert (found.rows, found.unusable_rows) == (40, 0)
     assert len(found.predictions) == 2 * len(set(config.batchings) - {"continuous"})
     totals = [each.load_seconds + each.seconds for each in found.predictions]
@@ -79,26 +79,28 @@ def test_every_technique_is_predicted_fastest_first(config: ForecastConfig) -> N
     assert 0 < found.new_tokens <= 40 * 16
 
 
-def test_equal_rows_need_not_run(config: ForecastConfig) -> None:
-    """40 rows of 7 texts; sampled without a seed, each has to run."""
-    assert forecast(config, silent).equal_rows == 33
+def test_equal_rows_need_not_run(config: EstimateConfig) -> None:
+    """40 rows of 7 texts; if sampled without a seed, each has to run."""
+    assert estimate(config, silent).equal_rows == 33
     sampled = replace(config, decoding=SamplingParams(max_new_tokens=16, temperature=1.0))
-    assert forecast(sampled, silent).equal_rows == 0
+    assert estimate(sampled, silent).equal_rows == 0
 
 
 def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
-    """As the command does it: calibrated in processes of their own, by its own cost rule; the run
-    too is a process of its own, since its memory is measured."""
+    """Like the command: calibrated in child processes by its own cost rule.
+
+    The run is a child process too, because its memory is measured.
+    """
     folder = tiny_models.tiny_llama(tmp_path / "llama")
     source = write(tmp_path / "in.jsonl", [f"row {number} " * 8 for number in range(30)])
-    config = ForecastConfig(
+    config = EstimateConfig(
         str(folder),
         str(source),
         engines=("packed",),
         decoding=SamplingParams(max_new_tokens=8),
         pilot_seconds=0.1,
     )
-    found = forecast(config, silent)
+    found = estimate(config, silent)
     techniques = {(each.engine, each.quantization, each.batching) for each in found.predictions}
     assert techniques == {("packed", "float32", "continuous"), ("packed", "int8", "continuous")}
     assert found.failed == {}
@@ -124,9 +126,9 @@ def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
 
 
 def test_a_step_that_waits_is_predicted(
-    config: ForecastConfig, monkeypatch: pytest.MonkeyPatch
+    config: EstimateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 rows alone, 16 steps each of 5 ms: 3.2 s of waiting, whatever the machine."""
+    """40 single rows, 16 steps of 5 ms each: 3.2 s of waiting on any machine."""
     monkeypatch.setenv(DELAY, "0.005")
     only = replace(
         config,
@@ -135,22 +137,22 @@ def test_a_step_that_waits_is_predicted(
         batching=BatchingConfig(deduplicate=False),
         pilot_seconds=1.0,
     )
-    (found,) = forecast(only, silent).predictions
+    (found,) = estimate(only, silent).predictions
     assert 2.5 < found.seconds < 10
 
 
-def test_costs_measured_beside_other_work_are_named(config: ForecastConfig) -> None:
+def test_costs_measured_beside_other_work_are_named(config: EstimateConfig) -> None:
     only = replace(config, quantizations=("float32",))
     messages: list[str] = []
-    forecast(only, messages.append)
+    estimate(only, messages.append)
     engine = engine_config("fake", "float32")
     prepared = prepare_for("anything", engine)
     kept = stored_calibration(prepared, engine)
     assert kept is not None
     for share, expected in ((0.05, 0), (0.4, 1)):
-        write_calibration(place(prepared, engine), replace(kept, other_work_share=share))
+        write_calibration(calibration_path(prepared, engine), replace(kept, other_work_share=share))
         messages.clear()
-        forecast(only, messages.append)
+        estimate(only, messages.append)
         warnings = [message for message in messages if "other work" in message]
         assert len(warnings) == expected
     (warning,) = warnings
@@ -159,9 +161,9 @@ def test_costs_measured_beside_other_work_are_named(config: ForecastConfig) -> N
     assert main(shlex.split(command)) == 0
 
 
-def test_a_broken_technique_costs_no_other(config: ForecastConfig) -> None:
+def test_a_broken_technique_costs_no_other(config: EstimateConfig) -> None:
     both = replace(config, engines=("fake", "transformers"), quantizations=("float32",))
-    found = forecast(both, silent)
+    found = estimate(both, silent)
     assert list(found.failed) == ["transformers float32"]
     assert {each.engine for each in found.predictions} == {"fake"}
 
@@ -171,7 +173,7 @@ def test_a_broken_technique_costs_no_other(config: ForecastConfig) -> None:
 )
 def test_recommended(max_hours: float | None, chosen: str | None) -> None:
     """int8 takes at most 41 s, float32 at most 201 s."""
-    found = recommended([prediction("int8", 20), prediction("float32", 100)], max_hours)
+    found = choose_recommended([prediction("int8", 20), prediction("float32", 100)], max_hours)
     assert (found.quantization if found else None) == chosen
 
 
@@ -196,7 +198,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"max_hours": 0.0}, ConfigError, "max_hours is 0.0"),
+        ({"max_hours": 0.0}, ConfigError, "max_hours must be above 0, got 0.0"),
         ({"input": "-"}, InputError, "standard input"),
         ({"input": "nowhere.jsonl"}, InputError, "no file 'nowhere.jsonl'"),
         ({"decoding": SamplingParams(max_new_tokens=0)}, ConfigError, "max_new_tokens"),
@@ -204,10 +206,10 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_planned(
-    config: ForecastConfig, change: dict[str, object], error: type[Exception], said: str
+    config: EstimateConfig, change: dict[str, object], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        forecast(replace(config, **change), silent)  # type: ignore[arg-type]
+        estimate(replace(config, **change), silent)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_what_cannot_be_planned(
     ],
 )
 def test_an_input_that_cannot_be_read_costs_no_measuring(
-    config: ForecastConfig,
+    config: EstimateConfig,
     tmp_path: Path,
     name: str,
     content: str | None,
@@ -233,14 +235,14 @@ def test_an_input_that_cannot_be_read_costs_no_measuring(
         (tmp_path / name).write_text(content)
     messages: list[str] = []
     with pytest.raises(PackhorseError, match=f"(?i){said}"):
-        forecast(replace(config, input=str(tmp_path / name), reading=reading), messages.append)
+        estimate(replace(config, input=str(tmp_path / name), reading=reading), messages.append)
     assert messages == []
     assert not (tmp_path / "home" / "calibrations").exists()
 
 
-def test_a_folder_is_no_input(config: ForecastConfig, tmp_path: Path) -> None:
+def test_a_folder_is_no_input(config: EstimateConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
-        forecast(replace(config, input=str(tmp_path)), silent)
+        estimate(replace(config, input=str(tmp_path)), silent)
 
 
 def test_the_command_is_the_job_that_was_planned(tmp_path: Path) -> None:
@@ -248,11 +250,11 @@ def test_the_command_is_the_job_that_was_planned(tmp_path: Path) -> None:
     source.write_text("question\n" + "".join(f"what is {n}\n" for n in range(9)))
     reading = InputConfig("question", system="Be brief.", limit=5)
     decoding = SamplingParams(max_new_tokens=4, stop=("x y",))
-    config = ForecastConfig(
+    config = EstimateConfig(
         "anything", str(source), ("fake",), ("float32",), ("planned",),
         decoding=decoding, reading=reading, pilot_seconds=0.1,
     )  # fmt: skip
-    (found,) = forecast(config, silent).predictions
+    (found,) = estimate(config, silent).predictions
     output = tmp_path / "out.jsonl"
     words = [
         str(output) if word == "answers.jsonl" else word for word in shlex.split(found.command)
@@ -265,7 +267,7 @@ def test_the_command_is_the_job_that_was_planned(tmp_path: Path) -> None:
 
 
 def test_a_model_of_bin_weights_can_be_planned(
-    config: ForecastConfig, capsys: pytest.CaptureFixture[str]
+    config: EstimateConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", "anything", config.input, "--engines", "fake", "--allow-pickle", "--json"]
     assert main(arguments) == 0
@@ -274,7 +276,7 @@ def test_a_model_of_bin_weights_can_be_planned(
 
 
 def test_errors_are_independent_parts() -> None:
-    """Two rows of 10 and 30 tokens: mean 20, standard error 10, half of it."""
+    """Two rows of 10 and 30 tokens: mean 20, standard error 10, which is half of it."""
     from packhorse.calibration import calibrate
 
     found = calibrate(prepare("anything", engine="fake"), EngineConfig("fake"), silent)
@@ -299,7 +301,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_command(config: ForecastConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(config: EstimateConfig, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "anything", config.input, "--engines", "fake", "--max-new-tokens", "16"]
     assert main(arguments) == 0
     table = capsys.readouterr().out
@@ -312,7 +314,7 @@ def test_command(config: ForecastConfig, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_command_refuses_what_takes_too_long(
-    config: ForecastConfig, capsys: pytest.CaptureFixture[str]
+    config: EstimateConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", "anything", config.input, "--engines", "fake", "--max-hours", "1e-9"]
     assert main(arguments) == 2
@@ -323,15 +325,15 @@ def test_calibrate_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "anything", "--engine", "fake"]) == 0
     assert "<- chosen" in capsys.readouterr().out
     assert main(["calibrate", "anything", "--engine", "fake", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["traits"]["name"] == "fake"
+    assert json.loads(capsys.readouterr().out)["capabilities"]["name"] == "fake"
 
 
-def test_document_is_json(config: ForecastConfig) -> None:
-    found: Forecast = forecast(config, silent)
+def test_document_is_json(config: EstimateConfig) -> None:
+    found: JobEstimate = estimate(config, silent)
     assert json.loads(json.dumps(found.to_json()))["model"] == "anything"
 
 
-def test_nothing_can_be_calibrated(config: ForecastConfig) -> None:
+def test_nothing_can_be_calibrated(config: EstimateConfig) -> None:
     alone = replace(config, engines=("transformers",), quantizations=("float32",))
     with pytest.raises(ModelError, match="anything"):
-        forecast(alone, silent)
+        estimate(alone, silent)

@@ -1,4 +1,4 @@
-"""Equal rows run once, and every one of them gets its outcome."""
+"""Equal rows run once, and each gets the outcome."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from packhorse.batching.sizes import Limits
 from packhorse.data import Batch, Completion, EngineOutput, Failure, Prompt, Request, SamplingParams
 from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.fake import FakeEngine, Faults
-from packhorse.inference.deduplication import Duplicates, distinct, repeats_itself
+from packhorse.inference.deduplication import Duplicates, distinct, is_deterministic
 from packhorse.inference.generation import GenerationRun
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import ByteCodec, Tokenizer
 
 
 class Counting(FakeEngine):
-    """Keeps the rows it was given."""
+    """Engine that records the rows it ran."""
 
     def run(
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
@@ -89,7 +89,7 @@ def test_rows_of_later_windows_are_answered_from_memory() -> None:
 
 
 def test_log_probs_are_shared_but_not_remembered() -> None:
-    """They take too much memory to be kept for rows that may never come."""
+    """They need too much memory to be kept for rows that may never come."""
     engine = Counting()
     asking = replace(generation_run(engine, window=2), decoding=SamplingParams(12, top_log_probs=2))
     outcomes = list(asking.outcomes(requests(["a", "a", "b", "b", "a"])))
@@ -106,7 +106,7 @@ def test_rows_that_ask_an_engine_that_tells_no_log_probs_are_refused() -> None:
     (outcome,) = asking.outcomes(requests(["a"]))
     assert isinstance(outcome, Failure)
     assert outcome.code == "unsupported_option"
-    assert "the engine fake does not tell" in outcome.message
+    assert "the engine fake does not return" in outcome.message
     assert engine.rows == []
 
 
@@ -128,12 +128,12 @@ def test_a_failure_is_shared_in_its_own_words() -> None:
         (SamplingParams(temperature=0.7, seed=3), True),
     ],
 )
-def test_what_repeats_itself(decoding: SamplingParams, expected: bool) -> None:
-    assert repeats_itself(decoding) is expected
+def test_what_is_deterministic(decoding: SamplingParams, expected: bool) -> None:
+    assert is_deterministic(decoding) is expected
 
 
 def test_rows_that_draw_run_each_for_itself() -> None:
-    """With one seed for the job every row draws from its own; without a seed nothing repeats."""
+    """With one seed for the job, every row has its own; without a seed nothing is deterministic."""
     for seed in (None, 1):
         engine = Counting()
         list(generation_run(engine, temperature=0.7, seed=seed).outcomes(requests(["a"] * 5)))
@@ -151,7 +151,7 @@ def test_settings_are_part_of_equality() -> None:
 
 
 def test_rows_that_wait_are_bounded() -> None:
-    """Past two that wait, whether for the row under way or to be taken away, rows run."""
+    """If two rows already wait for a running row or to be taken, further rows run."""
     duplicates = Duplicates(most_waiting=2)
     prompt = Prompt(0, (5, 6), SamplingParams())
     rows = requests(["a"] * 8)

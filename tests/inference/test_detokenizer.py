@@ -1,4 +1,4 @@
-"""Text as it grows: every piece final, all pieces together what decoding at once gives."""
+"""Incremental detokenization: every piece is final, and all add up to the decoded text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that was forked after a model was loaded is told so, on every engine, and ends."""
+"""A process forked after a model was loaded gets an error on every engine, and ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(
 
 
 def in_fork(use: Callable[[], Any]) -> str:
-    """What `use` raises in a forked process, "" for nothing."""
+    """Return what `use` raises in a forked process; "" for nothing."""
 
     def child(sender: Any) -> None:
         try:

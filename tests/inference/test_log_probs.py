@@ -1,4 +1,4 @@
-"""Which tokens belong to an answer, where they begin, and how they are shown."""
+"""Which tokens belong to a completion, where they begin, and how they are shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokens_of(ids: list[int]) -> list[TokenLogProbs]:
     st.binary(max_size=6),
 )
 def test_tokens_are_those_of_the_text(text: str, stop: str, rubbish: bytes) -> None:
-    """Every token that begins before the text's end, no other; pieces and wholes say the same."""
+    """Every token that begins before the end of the text and no other, in pieces or at once."""
     ids = list(text.encode() + rubbish + text.encode())
     stops = (stop,) if stop else ()
     growing, written, given_tokens = IncrementalLogProbs(CODEC, stops), "", []
@@ -124,7 +124,7 @@ def test_special_tokens_have_a_name_and_no_bytes(tmp_path: Path) -> None:
 
 
 def sentencepiece_like(folder: Path) -> HuggingFaceCodec:
-    """Spaces as ▁ and bytes as <0x..>, as Llama 2's tokenizer has them."""
+    """Spaces as ▁ and bytes as <0x..>, as in Llama 2's tokenizer."""
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 

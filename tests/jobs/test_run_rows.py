@@ -225,9 +225,9 @@ def test_outputs_that_cannot_be(job: JobConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("decoding", "match"),
     [
-        (SamplingParams(max_new_tokens=0), "max_new_tokens is 0"),
-        (SamplingParams(max_new_tokens=-5), "max_new_tokens is -5"),
-        (SamplingParams(top_log_probs=21), "top_log_probs is 21"),
+        (SamplingParams(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (SamplingParams(max_new_tokens=-5), "max_new_tokens must be at least 1, got -5"),
+        (SamplingParams(top_log_probs=21), "top_log_probs must be .*, got 21"),
         (SamplingParams(max_new_tokens=10**9), "leaves no room"),
         (SamplingParams(temperature=-1), "temperature"),
         (SamplingParams(temperature=float("nan")), "temperature"),
@@ -245,9 +245,9 @@ def test_decoding_out_of_range(job: JobConfig, decoding: SamplingParams, match: 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"engine": EngineConfig("fake", workers=0)}, "workers is 0"),
-        ({"engine": EngineConfig("fake", threads=-2)}, "threads is -2"),
-        ({"warmup_rows": -1}, "warmup_rows is -1"),
+        ({"engine": EngineConfig("fake", workers=0)}, "workers must be at least 1, got 0"),
+        ({"engine": EngineConfig("fake", threads=-2)}, "threads must be at least 1, got -2"),
+        ({"warmup_rows": -1}, "warmup_rows must be at least 0, got -1"),
     ],
 )
 def test_numbers_that_make_no_sense(job: JobConfig, change: dict[str, Any], match: str) -> None:

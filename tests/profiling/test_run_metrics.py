@@ -47,7 +47,7 @@ def test_a_packed_engine_wastes_neither() -> None:
 
 
 def test_memory_is_expected_from_what_the_loaded_model_took() -> None:
-    """A later window finds memory that the first one used, and needs it again, not besides."""
+    """A later window reuses the memory of the first one."""
     meter = Meter()
     meter.expect(Expected(1.0, 1000))
     first = meter.expected_peak_bytes or 0
@@ -128,7 +128,7 @@ def test_ones_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) ->
 def test_only_cores_that_may_be_used_count(
     monkeypatch: pytest.MonkeyPatch, busy_core: int, share: float
 ) -> None:
-    """Two of 64 cores, one of which others keep busy half of the time, or another one."""
+    """Two of 64 cores; others keep one of the two, or another core, busy half of the time."""
     import psutil
 
     idle = psutil.cpu_times()._replace(**dict.fromkeys(psutil.cpu_times()._fields, 0.0))

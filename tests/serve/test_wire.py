@@ -12,7 +12,7 @@ import pytest
 import packhorse
 from packhorse import BatchingConfig, EngineConfig
 from packhorse.batching.cost import PrefillMemory, WorkCounts
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.calibration import Calibration
 from packhorse.data import Prompt, SamplingParams
 from packhorse.serve.wire import read_ready, ready_message
@@ -40,8 +40,8 @@ def test_the_server_bounds_batches_as_the_library_does(tmp_path: Path, asked: in
     assert (served.limits.max_batch_bytes == math.inf) == (asked is not None)
     assert (served.policy, served.share_prefixes) == ("planned", True)
     prompts = [Prompt(row, (1,) * 200, SamplingParams(max_new_tokens=16)) for row in range(40)]
-    batches = plan(prompts, "planned", served.limits, mixed_decoding=True)
-    assert batches == plan(prompts, "planned", model.limits(budget), mixed_decoding=True)
+    batches = plan_batches(prompts, "planned", served.limits, mixed_decoding=True)
+    assert batches == plan_batches(prompts, "planned", model.limits(budget), mixed_decoding=True)
     if asked is None:
         most = served.limits.max_batch_bytes / memory.row_bytes(200.0, 0)
         assert max(len(batch.prompts) for batch in batches) <= most < 40

@@ -92,7 +92,7 @@ def choosing(
     decoding = SamplingParams(max_new_tokens=max(map(len, labels)))
     budget = model.budget(decoding)
     tokenizer = Tokenizer(codec, now=model.now())
-    generation_run = model.generation_run(tokenizer, decoding, budget, Meter(), stopping)
+    generation_run = model.start_generation(tokenizer, decoding, budget, Meter(), stopping)
     lengths = [len(ids) for ids in labels]
     for result in generation_run.scores(requests_of(prompting.prompts(texts, codec)), labels):
         if isinstance(result, Failure):
@@ -140,7 +140,7 @@ def writing(
     decoding = SamplingParams(max_new_tokens=longest + FREE_TEXT_TOKENS)
     budget = model.budget(decoding)
     tokenizer = Tokenizer(codec, now=model.now())
-    generation_run = model.generation_run(tokenizer, decoding, budget, Meter(), stopping)
+    generation_run = model.start_generation(tokenizer, decoding, budget, Meter(), stopping)
     for outcome in generation_run.outcomes(requests_of(prompting.prompts(texts, codec))):
         yield outcome.index, outcome.text if isinstance(outcome, Completion) else outcome
 

@@ -1,4 +1,4 @@
-"""How rows are put together: policies, planning, and the memory bound."""
+"""Batching: policies, planner, cost model and memory bounds."""
 
 from packhorse.batching.policies import AUTO, POLICIES
 

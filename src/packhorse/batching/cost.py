@@ -1,16 +1,17 @@
-"""What a batch costs: work counted from lengths, seconds from work.
+"""Cost model of a batch: work counted from lengths, and seconds from work.
 
-Work of a batch is six counts that follow from the lengths of its rows and the engine's cost rule;
-its seconds are a linear function of them, with coefficients measured on this machine (see
-`packhorse.calibration`). How many tokens a row will generate is not known before it runs: it is
-expected from rows that have ended, see `OutputLengths`.
+The work of a batch is six counts that follow from the lengths of its rows and the engine's cost
+rule. Its seconds are a linear function of these counts, with coefficients measured on this machine
+(see `packhorse.calibration`). The number of tokens that a row will generate is estimated from
+finished rows, see `OutputLengths`.
 
-Notation: n rows, l a row's own prompt tokens, s the tokens all share, g the tokens it generates.
+Notation: n rows, l a row's own prompt tokens, s the tokens that all rows share, g the tokens it
+generates.
 
-    rule             prefill of n x P       a row's steps    a batch's steps
-    padded           P = max l              g - 1            max over rows
-    min-prefix-prefill    P = min l              l - P + g        max over rows
-    packed           P = l, row by row      g - 1            max over rows
+    rule                prefill of n x P    steps per row    steps per batch
+    padded              P = max l           g - 1            max over rows
+    min-prefix-prefill  P = min l           l - P + g        max over rows
+    packed              P = l, per row      g - 1            max over rows
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ PRIOR_ROWS = 2
 
 
 class WorkCounts(NamedTuple):
-    """Counts of a batch that its time is made of; also the coefficients, in seconds for each.
+    """Counts that determine the time of a batch; also their coefficients (seconds each).
 
-    prefill_tokens: prompt positions computed at once, padding included. prefill_pairs: pairs of
-    positions attended to in that. steps: decoder steps. row_steps: rows summed over the steps.
-    row_contexts: positions in the cache of these rows, summed over the steps: attention reads
-    them, and an engine that grows its cache by copying copies them.
+    Attributes:
+        batches: Number of batches.
+        prefill_tokens: Prompt positions computed at once, padding included.
+        prefill_pairs: Pairs of positions attended to in that prefill.
+        steps: Decoder steps.
+        row_steps: Rows summed over the steps.
+        row_contexts: Cached positions of these rows summed over the steps; attention reads them,
+            and an engine that grows its cache by copying copies them.
     """
 
     batches: float
@@ -53,8 +58,14 @@ class WorkCounts(NamedTuple):
     row_contexts: float
 
 
-def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> WorkCounts:
-    """Work of a batch whose rows generate `generated` tokens each, the end token counted."""
+def count_work(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) -> WorkCounts:
+    """Return the work of a batch.
+
+    Args:
+        rule: Cost rule of the engine.
+        sizes: Sizes of its rows.
+        generated: Number of tokens that each row generates, the end token included.
+    """
     shared = sizes[0].shared
     lengths = [row.prompt for row in sizes]
     if rule == "min-prefix-prefill":
@@ -76,15 +87,21 @@ def work_of(rule: CostRule, sizes: Sequence[RowSize], generated: Sequence[int]) 
 
 
 class PrefillMemory(NamedTuple):
-    """Memory of computing prompts at once (bytes): for each token, its cache included, and for each
-    pair of a row's tokens where an engine keeps all attention scores."""
+    """Memory of computing prompts at once (bytes).
+
+    Attributes:
+        token_bytes: Memory per token, its cache included.
+        pair_bytes: Memory per pair of a row's tokens, for engines that keep all attention scores.
+    """
 
     token_bytes: float
     pair_bytes: float
 
     def row_bytes(self, width: _Number, shared: float) -> _Number:
-        """Of a row of `width` prompt positions behind `shared` ones that are computed by then;
-        these count as the others, though the row has no more than their cache."""
+        """Return the memory of a row with `width` prompt positions after `shared` computed ones.
+
+        Shared positions count in full although the row needs only their cache.
+        """
         return (shared + width) * (self.token_bytes + width * self.pair_bytes)
 
 
@@ -93,9 +110,12 @@ NO_MEMORY = PrefillMemory(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds of a batch on one of `workers` workers that are all busy.
+    """Cost model for one of `workers` workers that are all busy.
 
-    rule: the engine's. coefficients: seconds for one of each count of `WorkCounts`, not below 0.
+    Attributes:
+        rule: Cost rule of the engine.
+        workers: Number of workers.
+        coefficients: Seconds per unit of each count of `WorkCounts`; not negative.
     """
 
     rule: CostRule
@@ -108,12 +128,15 @@ class CostModel:
 
 @dataclass(slots=True)
 class OutputLengths:
-    """How many tokens rows generate, from those that ended so far; the end token is counted.
+    """Distribution of generated tokens per row, from finished rows; the end token is counted.
 
-    The probability of generating more than t tokens is Kaplan and Meier's product over the shares
-    that ended at each length, rows that reached their limit counted as not ended (Kaplan and Meier
-    1958, J. Am. Stat. Assoc. 53). PRIOR_ROWS imagined rows with a mean of PRIOR_MEAN_TOKENS stand
-    in where little was seen.
+    The probability of generating more than t tokens is the Kaplan-Meier estimate, with rows that
+    reached their limit treated as censored (Kaplan and Meier 1958, J. Am. Stat. Assoc. 53). A prior
+    of PRIOR_ROWS rows with a mean of PRIOR_MEAN_TOKENS is used while few rows have finished.
+
+    Attributes:
+        ended: Number of rows by length that ended by themselves.
+        limited: Number of rows by length that reached their limit.
     """
 
     ended: Counter[int] = field(default_factory=Counter)
@@ -130,7 +153,7 @@ class OutputLengths:
         return self.ended.total() + self.limited.total()
 
     def survival(self, limit: int) -> Floats:
-        """[limit] probabilities that a row generates more than 0, 1, … limit - 1 tokens."""
+        """Return the probabilities [limit] of generating more than 0, 1, ..., limit - 1 tokens."""
         import numpy as np
 
         ended = np.zeros(limit + 1)
@@ -146,7 +169,7 @@ class OutputLengths:
         return np.cumprod(1.0 - hazard)[:limit].astype(np.float64)
 
     def _hazard(self) -> float:
-        """Share of rows that end at each token, whatever the length."""
+        """Return the share of rows that end at each token, assumed equal for all lengths."""
         tokens = sum(length * rows for length, rows in (self.ended + self.limited).items())
         ends = self.ended.total() + PRIOR_ROWS
         return min(1.0, ends / (tokens + PRIOR_ROWS * PRIOR_MEAN_TOKENS))
@@ -154,9 +177,10 @@ class OutputLengths:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What rows with one limit are expected to generate.
+    """Expected output length of rows with one limit.
 
-    mean, mean_square: of a row's tokens. longest: [n] mean of the longest of n rows, from n = 0.
+    Attributes:
+        survival: Probability of generating more than 0, 1, ... tokens.
     """
 
     survival: Floats
@@ -172,7 +196,7 @@ class Expectation:
         return float(((2 * np.arange(len(self.survival)) + 1) * self.survival).sum())
 
     def longest(self, rows: int) -> Floats:
-        """Means of the longest of 0, 1, … `rows` rows: sum over t of 1 - (1 - S(t))^n."""
+        """Return the expected maximum of 0, 1, ..., `rows` rows: sum over t of 1 - (1 - S(t))^n."""
         import numpy as np
 
         ended = 1.0 - self.survival
@@ -186,7 +210,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Expected costs of batches that have not run: measured ones, and what rows will generate."""
+    """Measured costs and expected output lengths: what batches that have not run will cost."""
 
     model: CostModel
     outputs: OutputLengths = field(default_factory=OutputLengths)
@@ -194,25 +218,30 @@ class Costs:
     _known: dict[tuple[int, int], Expectation] = field(default_factory=dict, repr=False)
 
     def expectation(self, limit: int) -> Expectation:
-        """What a row with this limit is expected to generate by all that was seen so far."""
+        """Return the expected output length of a row with this limit, from rows seen so far."""
         key = (limit, self.outputs.rows)
         if key not in self._known:
             self._known[key] = Expectation(self.outputs.survival(limit))
         return self._known[key]
 
     def batch_seconds(self, sizes: Sequence[RowSize]) -> float:
-        """Seconds of one batch."""
+        """Return the expected seconds of one batch."""
         from packhorse.batching.segments import Segments
 
         ordered = sorted(sizes, key=lambda row: -row.prompt)
         return float(Segments(self, ordered, len(ordered)).seconds_to(len(ordered))[-1])
 
     def makespan(self, seconds: Sequence[float]) -> float:
-        """Seconds until the last worker is done, when free workers take batches in this order."""
+        """Return the seconds until all workers are done, taking batches in this order."""
         return self.free_after(seconds)[-1]
 
     def free_after(self, seconds: Sequence[float], free: Sequence[float] = ()) -> tuple[float, ...]:
-        """When each worker is done, ascending. free: when it is done with what it had before."""
+        """Return when each worker is done, ascending.
+
+        Args:
+            seconds: Durations of the batches.
+            free: When each worker is done with earlier batches; empty for now.
+        """
         done = sorted(free) or [0.0] * self.model.workers
         for duration in seconds:
             heapq.heapreplace(done, done[0] + duration)

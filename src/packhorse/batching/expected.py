@@ -1,4 +1,4 @@
-"""What a plan is expected to take: seconds and memory of batches that have not run."""
+"""Expected seconds and memory of batches that have not run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from packhorse.batching.sizes import RowSize
 from packhorse.data import Batch
 from packhorse.engine_protocol import EngineCapabilities
 
-MEMORY_WANDERS = 1.15
-"""What a batch may take beyond what the same batch took before: probes of one batch differ by as
-much, because allocators keep and reuse in another order each time."""
+MEMORY_MARGIN = 1.15
+"""Factor on the memory of a batch.
+
+Probes of the same batch vary by this much, because the allocator reuses memory in a different order
+each time.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """seconds: until the last worker is done, from when it was done before. peak_bytes: beside the
-    loaded model (bytes). free: when the workers are done (seconds), for what comes next."""
+    """Expected cost of a list of batches.
+
+    Attributes:
+        seconds: From when the last worker was free before to when the last worker is done.
+        peak_bytes: Memory in addition to the loaded model.
+        free: When each worker is done (seconds), for the batches that follow.
+    """
 
     seconds: float
     peak_bytes: int
@@ -31,11 +39,16 @@ def expect(
     capabilities: EngineCapabilities,
     free: Sequence[float] = (),
 ) -> Expected:
-    """The expectation of `batches`, taken by workers in their order as they are free.
+    """Return the expected cost of `batches`, taken in order by whichever worker is free.
 
-    free: when they are done with what came before; empty for nothing. The memory is that of the
-    largest batches, one on every worker. An engine that rows join and leave at every step runs all
-    of them as one.
+    The memory is that of the largest batches, one per worker. An engine with continuous batching
+    runs all rows as one batch.
+
+    Args:
+        batches: Batches in the order in which they run.
+        costs: Measured costs.
+        capabilities: Of the engine.
+        free: When each worker is done with earlier batches (seconds); empty for now.
     """
     if capabilities.max_num_seqs:
         return _expect_continuous(
@@ -51,10 +64,11 @@ def expect(
 def _expect_continuous(
     sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapabilities
 ) -> Expected:
-    """Rows that come and go: steps overlap, so that only those of the longest row count as such.
+    """Return the expected cost of rows in continuous batching.
 
-    The memory is that of steps, and the cache of the longest rows that are under way at the same
-    time, at most what was allocated.
+    Steps of different rows overlap, so only the steps of the longest row count. The memory is that
+    of the steps plus the cache of the longest rows that run at the same time, at most the allocated
+    cache.
     """
     if not sizes:
         return Expected(0.0, 0)
@@ -79,12 +93,13 @@ def _expect_continuous(
 
 
 def batch_bytes(sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapabilities) -> int:
-    """Most memory a batch is expected to need beside the model (bytes).
+    """Return the peak memory of a batch in addition to the model (bytes).
 
-    bytes = rows x step bytes + MEMORY_WANDERS x the larger of
-        prefill: rows x (s + P) x bytes a token + rows x P x (s + P) x bytes a pair, P the prompt
-            positions computed at once, s the shared ones before; at least s alone, computed first
-        decoding: the most, over the steps t, of rows S(t) x (longest prompt + t) x cache bytes
+    bytes = rows x step bytes + MEMORY_MARGIN x the larger of
+        prefill: rows x (s + P) x bytes per token + rows x P x (s + P) x bytes per pair, with P the
+            prompt positions computed at once and s the shared ones before them; at least the
+            prefill of s alone, which is computed first
+        decoding: maximum over the steps t of rows S(t) x (longest prompt + t) x cache bytes
     """
     import numpy as np
 
@@ -97,11 +112,11 @@ def batch_bytes(sizes: Sequence[RowSize], costs: Costs, capabilities: EngineCapa
     alive = rows * costs.expectation(max(row.new for row in sizes)).survival
     positions = shared + max(lengths) + 1 + np.arange(len(alive))
     decoding = float((alive * positions).max()) * capabilities.cache_bytes_per_token
-    return round(rows * capabilities.step_bytes_per_row + MEMORY_WANDERS * max(prefill, decoding))
+    return round(rows * capabilities.step_bytes_per_row + MEMORY_MARGIN * max(prefill, decoding))
 
 
 def sizes_of(batch: Batch) -> list[RowSize]:
-    """Lengths of a batch's rows, the shared prefix apart."""
+    """Return the sizes of a batch's rows, with the shared prefix counted separately."""
     return [
         RowSize(
             len(prompt.token_ids) - batch.shared_prefix,

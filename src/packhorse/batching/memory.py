@@ -1,9 +1,9 @@
-"""How many tokens a batch may hold: from memory that is really free.
+"""Token budget of a batch, derived from the memory that is actually free.
 
-available = min(MemAvailable, cgroup limit - cgroup use, RLIMIT_AS - address space in use) on a CPU,
-            free device memory on a GPU.
-tokens    = share x available / workers / bytes a token needs
-bytes a token needs = cache bytes x copies at the peak + step bytes a row / tokens a row at least
+available       = min(MemAvailable, cgroup limit - cgroup use, RLIMIT_AS - address space in use)
+                  on a CPU, free device memory on a GPU
+tokens          = share x available / workers / bytes per token
+bytes per token = cache bytes x copies at the peak + step bytes per row / minimum tokens per row
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ SMALLEST_BUDGET = 256
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """tokens: `max_batch_tokens`. memory_tokens: what memory alone would allow.
+    """Token budget of a batch and how it was determined.
 
-    decided_by: "asked", "memory" or "engine" (past its preferred size an engine gains nothing).
-    available_bytes: free memory the figure was made from. bytes_per_token: see the module.
+    Attributes:
+        tokens: `max_batch_tokens`.
+        memory_tokens: Budget that memory alone would allow.
+        decided_by: "asked", "memory" or "engine" (larger batches gain nothing on this engine).
+        available_bytes: Free memory that the budget was derived from.
+        bytes_per_token: See the module.
     """
 
     tokens: int
@@ -41,7 +45,7 @@ class TokenBudget:
 
     @property
     def batch_bytes(self) -> float:
-        """Memory for a batch (bytes); without bound where a token budget was asked for."""
+        """Memory for a batch (bytes); unlimited if a token budget was requested."""
         return (
             math.inf
             if self.decided_by == "asked"
@@ -51,7 +55,7 @@ class TokenBudget:
     def limits(self, batching: BatchingConfig, costs: Costs | None) -> Limits:
         """Return every bound of a batch: rows, tokens and, with measured costs, prefill memory.
 
-        Library, forecast and server all build their limits here, so that none drops a bound.
+        Library, estimator and server all build their limits here, so that none omits a bound.
         """
         return Limits(batching.batch_size, self.tokens, costs, self.batch_bytes)
 
@@ -67,10 +71,14 @@ def token_budget(
     *,
     has_costs: bool = False,
 ) -> TokenBudget:
-    """The token budget of a batch. `available` in bytes, measured once the model is loaded.
+    """Return the token budget of a batch.
 
-    A budget that was asked for is taken as it is: the user may know better. has_costs: the policy
-    weighs measured costs itself, so that memory alone is the bound.
+    Args:
+        capabilities: Of the loaded engine.
+        available: Free memory after the model was loaded (bytes).
+        max_new_tokens: Maximum number of generated tokens per row.
+        asked: Requested budget, used unchanged; None to derive it.
+        has_costs: Whether the policy uses measured costs, so that only memory bounds the batch.
     """
     per_row = capabilities.step_bytes_per_row / (1 + max_new_tokens)
     per_token = max(
@@ -86,7 +94,7 @@ def token_budget(
 
 
 def available_bytes(device: str = "cpu") -> int:
-    """Bytes a process may still take on `device` before it is swapped or killed."""
+    """Return the bytes a process can allocate on `device` before it is swapped or killed."""
     if device.startswith("cuda"):
         import torch
 
@@ -99,7 +107,7 @@ def available_bytes(device: str = "cpu") -> int:
 
 
 def _address_space_left() -> list[int]:
-    """Bytes this process may still map (`ulimit -v`); nothing where it is not limited."""
+    """Return the bytes this process may still map (`ulimit -v`); empty if unlimited."""
     import psutil
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,4 +1,4 @@
-"""The policy `planned`: cut points of least expected time, by the engine's measured costs."""
+"""The policy `planned`: cut points of least expected time, from the engine's measured costs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from packhorse.batching.cost import Costs, Floats
 
 LARGEST_BATCH = 256
-"""Rows of a batch at most."""
+"""Maximum number of rows per batch."""
 _FEWEST_CEILINGS = 14
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Batches in the order they go to workers, with the expected seconds of each.
+    """Batches in the order in which they go to workers.
 
-    batches: (group, rows of it) each. free: when the workers are done (seconds), ascending.
+    Attributes:
+        batches: (group, its rows) per batch.
+        batch_seconds: Expected seconds per batch.
+        free: When each worker is done (seconds), ascending.
     """
 
     batches: tuple[tuple[int, tuple[int, ...]], ...]
@@ -34,7 +37,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Until the last worker is done."""
+        """Seconds until the last worker is done."""
         return self.free[-1]
 
 
@@ -46,22 +49,29 @@ def best_plan(
     *,
     more: bool = False,
 ) -> Plan:
-    """The plan of least expected time for all rows; a batch holds rows of one group.
+    """Return the plan of least expected time for all rows; each batch holds rows of one group.
 
-    Rows of a group, sorted by length, are cut by dynamic programming, for the least sum of batch
-    seconds with no batch above a ceiling. Several ceilings, the same ones for all groups, are
-    tried, because the least sum may leave workers idle at the end, and of all plans,
-    `sorted-dynamic` among them, the one that ends first is taken. Batches go longest first (Graham
-    1969, SIAM J. Appl. Math. 17), so that the last ones are short.
+    The rows of a group, sorted by length, are cut by dynamic programming for the least sum of batch
+    seconds with no batch above a ceiling. Because the least sum may leave workers idle at the end,
+    several ceilings are tried, the same for all groups, and of all plans, `sorted-dynamic`
+    included, the one that finishes first is chosen. Batches go longest first (Graham 1969, SIAM J.
+    Appl. Math. 17), so that the last ones are short.
 
-    free: when the workers will be done with what was planned before; nothing is now. more: other
-    rows will follow, which fill the time of idle workers: the plan of least work is taken among
-    those that let no worker end later than `sorted-dynamic` would. From workers that are free
-    earlier every order of batches ends earlier, so a job of many windows keeps the law as well.
+    If more rows will follow, they fill the time of idle workers. Then the plan of least work is
+    chosen among those in which no worker finishes later than with `sorted-dynamic`. Workers that
+    are free earlier finish any order of batches earlier, so this also holds for jobs of many
+    windows.
+
+    Args:
+        groups: Row sizes per group.
+        limits: Bounds of a batch.
+        costs: Measured costs.
+        free: When each worker is done with earlier batches (seconds); empty for now.
+        more: Whether other rows will follow.
     """
     orders = [longest_first(sizes) for sizes in groups]
     tables = [
-        _SegmentTable.of([sizes[index] for index in order], limits, costs)
+        _SegmentCosts.build([sizes[index] for index in order], limits, costs)
         for sizes, order in zip(groups, orders, strict=True)
     ]
     free = tuple(free) or (0.0,) * costs.model.workers
@@ -76,24 +86,28 @@ def best_plan(
     cuts = [cut(float("inf"))]
     if costs.model.workers > 1:
         part = sum(seconds for seconds, _, _ in cuts[0]) / costs.model.workers
-        cuts += [cut(part * share) for share in _ceilings(costs.model.workers)]
+        cuts += [cut(part * share) for share in _list_ceilings(costs.model.workers)]
     simple = [
         (costs.batch_seconds([sizes[index] for index in batch]), group, tuple(batch))
         for group, sizes in enumerate(groups)
         for batch in cut_by_tokens(sizes, longest_first(sizes), limits)
     ]
-    plans = [_plan(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts]
-    plans.append(_plan(sorted(simple, key=lambda batch: -batch[0]), costs, free))
-    plain = _plan(simple, costs, free)
+    plans = [
+        _schedule_batches(sorted(each, key=lambda batch: -batch[0]), costs, free) for each in cuts
+    ]
+    plans.append(_schedule_batches(sorted(simple, key=lambda batch: -batch[0]), costs, free))
+    plain = _schedule_batches(simple, costs, free)
     if not more:
         return min([*plans, plain], key=lambda plan: plan.seconds)
     ahead = [plan for plan in plans if all(map(operator.le, plan.free, plain.free))]
     return min([*ahead, plain], key=lambda plan: (sum(plan.batch_seconds), plan.seconds))
 
 
-def _ceilings(workers: int) -> Iterator[float]:
-    """Largest batch seconds that are tried, as shares of a worker's part of the whole: from just
-    below the whole, so that even a single batch may be split where that ends sooner."""
+def _list_ceilings(workers: int) -> Iterator[float]:
+    """Yield the ceilings to try, as shares of a worker's part of the total.
+
+    They start just below the total, so that even a single batch may be split if that is faster.
+    """
     highest = math.floor(math.log(workers / 1.5) / math.log(1.25))
     for power in range(-highest, _FEWEST_CEILINGS):
         yield 1.5 * 0.8**power
@@ -103,20 +117,24 @@ _Timed = tuple[float, int, tuple[int, ...]]
 """Seconds, group and rows of a batch."""
 
 
-def _plan(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Plan:
+def _schedule_batches(batches: Sequence[_Timed], costs: Costs, free: Sequence[float]) -> Plan:
     seconds = tuple(batch[0] for batch in batches)
     return Plan(tuple(batch[1:] for batch in batches), seconds, costs.free_after(seconds, free))
 
 
 @dataclass(frozen=True, slots=True)
-class _SegmentTable:
-    """costs[stop - 1][rows - 1]: seconds of the batch of `rows` sorted rows that ends at `stop`;
-    infinite where it would exceed the limits. A row alone always fits."""
+class _SegmentCosts:
+    """Seconds of all batches that can be cut from sorted rows.
+
+    Attributes:
+        costs: costs[stop - 1][rows - 1] is the time of the batch of `rows` rows that ends at
+            `stop`; infinite if it exceeds the limits. A single row always fits.
+    """
 
     costs: tuple[Floats, ...]
 
     @classmethod
-    def of(cls, sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> _SegmentTable:
+    def build(cls, sizes: Sequence[RowSize], limits: Limits, costs: Costs) -> _SegmentCosts:
         if not sizes:
             return cls(())
         segments = Segments(costs, sizes, LARGEST_BATCH)
@@ -130,8 +148,10 @@ class _SegmentTable:
         return cls(tuple(table))
 
     def cut(self, ceiling: float) -> list[tuple[tuple[int, int], float]]:
-        """Segments [start, stop) of least summed seconds, each below `ceiling` or of one row, and
-        the seconds of each."""
+        """Return the segments [start, stop) of least total seconds, and the seconds of each.
+
+        Each segment takes at most `ceiling` seconds or holds a single row.
+        """
         least = np.zeros(len(self.costs) + 1)
         rows = [0] * (len(self.costs) + 1)
         for stop, seconds in enumerate(self.costs, start=1):

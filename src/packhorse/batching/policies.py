@@ -1,9 +1,9 @@
-"""Batching policies: pure functions from row sizes to index batches.
+"""Batching policies: pure functions from row sizes to batches of row indices.
 
-Every policy puts every row into exactly one batch, is stable (rows of equal size keep their
-order), and follows one rule for a row that is larger than the token budget by itself: it runs
-alone. A batch's tokens are rows x (longest prompt + most new tokens): padding and the tokens still
-to be generated are counted, because they take memory and time like all others.
+Every policy puts every row into exactly one batch, is stable (rows of equal size keep their order),
+and runs a row that exceeds the token budget alone. The tokens of a batch are rows x (longest prompt
++ maximum new tokens): padding and tokens still to be generated count because they use memory and
+time like all others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
-"""What suits the engine."""
+"""Choose the policy that suits the engine."""
 SINGLE = "single"
 PLANNED = "planned"
 CONTINUOUS = "continuous"
@@ -28,41 +28,43 @@ Policy = Callable[[Sequence[RowSize], Limits], list[list[int]]]
 
 
 def single(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """One row a batch, in arrival order: the reference for latency and accuracy."""
+    """Return one row per batch in arrival order: the reference for latency and accuracy."""
     return [[index] for index in range(len(sizes))]
 
 
 def fixed(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """`batch_size` rows a batch in arrival order."""
+    """Return `batch_size` rows per batch in arrival order."""
     return _cut_by_rows(range(len(sizes)), limits.batch_size)
 
 
 def dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Arrival order; a batch is closed before it would exceed `max_batch_tokens`."""
+    """Return batches in arrival order, each closed before it would exceed `max_batch_tokens`."""
     return cut_by_tokens(sizes, range(len(sizes)), limits)
 
 
 def sorted_by_length(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Longest first, `batch_size` rows a batch: batch-mates have near-equal length."""
+    """Return `batch_size` rows per batch, longest first: lengths within a batch are similar."""
     return _cut_by_rows(longest_first(sizes), limits.batch_size)
 
 
 def sorted_dynamic(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Longest first, closed before a batch would exceed `max_batch_tokens`."""
+    """Return batches longest first, each closed before it would exceed `max_batch_tokens`."""
     return cut_by_tokens(sizes, longest_first(sizes), limits)
 
 
 def planned(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Cut points of least expected time by the engine's measured costs, under `max_batch_tokens`;
-    the batches that take longest go first. ConfigError where no costs were measured."""
+    """Return the batches of least expected time by the engine's measured costs.
+
+    Batches keep `max_batch_tokens` and go longest first. Raises ConfigError without measured costs.
+    """
     from packhorse.batching.planned import best_plan
 
-    costs = measured(limits)
+    costs = require_costs(limits)
     return [list(rows) for _, rows in best_plan([sizes], limits, costs).batches]
 
 
-def measured(limits: Limits) -> Costs:
-    """The engine's measured costs. ConfigError where there are none."""
+def require_costs(limits: Limits) -> Costs:
+    """Return the engine's measured costs. Raises ConfigError if there are none."""
     if limits.costs is None:
         raise ConfigError(
             "batching planned needs the engine's measured costs",
@@ -72,8 +74,10 @@ def measured(limits: Limits) -> Costs:
 
 
 def continuous(sizes: Sequence[RowSize], limits: Limits) -> list[list[int]]:
-    """Longest first, for an engine that rows join and leave at every step: batches are only the
-    order in which rows are admitted, `batch_size` of them handed over at once."""
+    """Return rows longest first for an engine with continuous batching.
+
+    Batches only define the order in which rows are admitted, `batch_size` at a time.
+    """
     return _cut_by_rows(longest_first(sizes), limits.batch_size)
 
 
@@ -88,8 +92,8 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def policy_named(name: str) -> Policy:
-    """Raises ConfigError, listing the known names."""
+def get_policy(name: str) -> Policy:
+    """Return the named policy. Raises ConfigError that lists the known names."""
     try:
         return POLICIES[name]
     except KeyError:

@@ -1,14 +1,14 @@
-"""Which leading tokens rows have in common, so that an engine can compute them once.
+"""Leading tokens that rows have in common, so that an engine can compute them once.
 
-Rows are put into groups that each share one prefix; rows of different groups cannot share a batch.
-Wanted are the groups that save most:
+Rows are divided into groups that each share one prefix; rows of different groups cannot share a
+batch. The groups maximize
 
     saved = sum over groups of (rows - 1) x prefix tokens - (groups - 1) x group_cost
 
-where rows without a prefix count as one more group. Sorted token lists bring common prefixes
-together: the lengths neighbours have in common form a tree of groups (Abouelhoda, Kurtz and
-Ohlebusch 2004, J. Discrete Algorithms 2: LCP intervals). From its leaves to its root each group
-decides which of its parts do better on their own.
+where rows without a prefix count as one more group. Sorting the token lists brings common prefixes
+together: the common lengths of neighbours form a tree of groups (LCP intervals: Abouelhoda, Kurtz
+and Ohlebusch 2004, J. Discrete Algorithms 2). From the leaves to the root, each group decides which
+of its parts should be groups of their own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 SHORTEST_PREFIX = 8
-"""Tokens below which sharing is not worth its handling."""
+"""Minimum number of tokens for which sharing pays off."""
 OWN_TOKENS = 2
-"""Tokens each row keeps for itself: an engine needs some to go on from."""
+"""Tokens that each row keeps for itself, because an engine needs some to continue from."""
 
 
 def shared_prefixes(sequences: Sequence[Sequence[int]], group_cost: float) -> list[int]:
-    """Length of the prefix each row shares with its group (tokens); 0 for none.
+    """Return the length of the prefix that each row shares with its group (tokens); 0 for none.
 
-    group_cost: tokens of prompt that cost as much as one more batch. Rows of equal prefix are a
-    group; a row that others left may be alone in its own. Time grows with rows x log(rows).
+    Rows with equal prefixes form a group; a row that others left may be alone in its group. The
+    time is O(n log n) in the number of rows.
+
+    Args:
+        sequences: Token ids of each row.
+        group_cost: Prompt tokens that cost as much as one more batch.
     """
     shortened = [tuple(ids[: max(0, len(ids) - OWN_TOKENS)]) for ids in sequences]
     order = sorted(range(len(shortened)), key=shortened.__getitem__)
@@ -50,7 +54,13 @@ def shared_prefixes(sequences: Sequence[Sequence[int]], group_cost: float) -> li
 class _Group:
     """Sorted rows [start, stop) with `depth` leading tokens in common.
 
-    apart: parts that do better with their own, longer prefix. saved: tokens, see the module.
+    Attributes:
+        depth: Number of common tokens.
+        start: First row.
+        stop: Row after the last one.
+        parts: Groups with longer prefixes inside this one.
+        apart: Parts that become groups of their own.
+        saved: Tokens saved, see the module.
     """
 
     depth: int
@@ -65,7 +75,7 @@ class _Group:
         return self.stop - self.start
 
     def decide(self, stop: int, group_cost: float) -> None:
-        """Ends the group and chooses which parts leave it."""
+        """Close the group and choose which parts leave it."""
         self.stop = stop
         leaving = [part for part in self.parts if part.saved - group_cost > part.rows * self.depth]
         self.apart, self.saved = leaving, self._saved(leaving, group_cost)
@@ -81,7 +91,12 @@ class _Group:
 
 
 def _tree(common: Sequence[int], group_cost: float) -> _Group:
-    """The root of the groups; common: lengths that sorted neighbours have in common."""
+    """Return the root of the group tree.
+
+    Args:
+        common: Number of tokens that sorted neighbours have in common.
+        group_cost: See `shared_prefixes`.
+    """
     rows = len(common) + 1
     open_groups = [_Group(0, 0)]
     for place in range(1, rows + 1):
@@ -104,9 +119,9 @@ def _tree(common: Sequence[int], group_cost: float) -> _Group:
 
 
 def common_length(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Leading tokens that both have in common.
+    """Return the number of leading tokens that both have in common.
 
-    By halving, so that most tokens are compared by one comparison of tuples.
+    Uses bisection, so that few tuple comparisons cover most tokens.
     """
     known, most = 0, min(len(one), len(other))
     if one[:most] == other[:most]:

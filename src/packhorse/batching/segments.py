@@ -1,4 +1,4 @@
-"""Expected seconds of every run of neighbours among rows sorted by length, many at a time."""
+"""Vectorized expected seconds of all consecutive runs of rows sorted by length."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ if TYPE_CHECKING:
     from packhorse.batching.cost import Costs, Floats
 
 LIMIT_LEVELS = 32
-"""Different output limits told apart; limits between two levels count as the higher one."""
+"""Maximum number of distinct output limits; limits between two levels are rounded up."""
 
 
 class Segments:
     """Rows sorted by prompt length, longest first, and the cost of batches cut from them.
 
-    A segment is rows [start, stop). All counts are those of `packhorse.batching.cost.work_of`, with
-    expectations in place of generated tokens and one bound: the steps of a batch are the spread of
-    its prompts plus the longest expected output, as if the longest row also wrote most.
-    largest: rows of a segment at most.
+    A segment is rows [start, stop). The counts are those of `packhorse.batching.cost.count_work`,
+    with expected instead of actual generated tokens and one bound: the steps of a batch are the
+    spread of its prompts plus the longest expected output, as if the longest row also generated
+    most.
+
+    Args:
+        costs: Measured costs.
+        sizes: Sizes of the sorted rows.
+        largest: Maximum number of rows per segment.
     """
 
     def __init__(self, costs: Costs, sizes: Sequence[RowSize], largest: int) -> None:
@@ -43,14 +48,14 @@ class Segments:
         self._products = _sums(self.prompt * mean)
 
     def tokens_to(self, stop: int) -> Floats:
-        """`batch_tokens` of the segments that end at `stop`: of 1 row, 2 rows, …"""
+        """Return `batch_tokens` of the segments that end at `stop`, with 1 row, 2 rows, ..."""
         starts = self._starts(stop)
         most_new = np.maximum.accumulate(self.new[starts])
         tokens: Floats = (stop - starts) * (self.shared + self.prompt[starts] + most_new)
         return tokens
 
     def prefill_bytes_to(self, stop: int) -> Floats:
-        """Memory of computing the prompts of these segments (bytes)."""
+        """Return the prefill memory of the segments that end at `stop` (bytes)."""
         starts = self._starts(stop)
         width = self.prompt[starts]
         if self._costs.model.rule == "min-prefix-prefill":
@@ -58,7 +63,7 @@ class Segments:
         return (stop - starts) * self._costs.memory.row_bytes(width, self.shared)
 
     def seconds_to(self, stop: int) -> Floats:
-        """Expected seconds of the segments that end at `stop`: of 1 row, 2 rows, …"""
+        """Return the expected seconds of segments that end at `stop`, with 1 row, 2 rows, ..."""
         starts = self._starts(stop)
         rows = (stop - starts).astype(float)
         shortest, longest = self.prompt[stop - 1], self.prompt[starts]
@@ -103,12 +108,12 @@ class Segments:
 
 
 def _sums(values: Floats) -> Floats:
-    """Prefix sums: the sum of values [a, b) is sums[b] - sums[a]."""
+    """Return prefix sums: the sum of values [a, b) is sums[b] - sums[a]."""
     return np.concatenate([[0.0], np.cumsum(values)])
 
 
 def _levels(limits: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Floats:
-    """Limits rounded up to at most LIMIT_LEVELS different ones."""
+    """Round limits up to at most LIMIT_LEVELS distinct ones."""
     different = np.unique(limits).astype(float)
     if len(different) > LIMIT_LEVELS:
         places = np.linspace(0, len(different) - 1, LIMIT_LEVELS).round().astype(int)

@@ -1,4 +1,4 @@
-"""Sizes of rows, the limits of a batch, and the one rule by which tokens close a batch."""
+"""Row sizes, the limits of a batch, and the rule by which tokens close a batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """prompt: tokens of the prompt that are the row's own. new: tokens generated at most.
+    """Size of a row.
 
-    shared: tokens before its own that all rows given to a policy have in common and that are
-    computed once; each row still holds them in its cache.
+    Attributes:
+        prompt: The row's own prompt tokens.
+        new: Maximum number of generated tokens.
+        shared: Leading tokens that all rows given to a policy share; they are computed once, but
+            every row keeps them in its cache.
     """
 
     prompt: int
@@ -26,10 +29,14 @@ class RowSize:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """batch_size: rows a batch. max_batch_tokens: tokens a batch, see `batch_tokens`.
+    """Bounds of a batch.
 
-    costs: what batches take on this machine, for policies that ask. max_batch_bytes: memory for
-    the prompts of a batch, which policies that count tokens keep where costs were measured.
+    Attributes:
+        batch_size: Maximum number of rows.
+        max_batch_tokens: Maximum number of tokens, see `batch_tokens`.
+        costs: Measured costs, for policies that use them.
+        max_batch_bytes: Prefill memory of a batch; token-counting policies obey it if costs are
+            known.
     """
 
     batch_size: int
@@ -38,7 +45,15 @@ class Limits:
     max_batch_bytes: float = math.inf
 
     def allow(self, rows: int, longest: int, shortest: int, shared: int, new: int) -> bool:
-        """Whether a batch keeps both bounds. longest, shortest: own prompt tokens of a row."""
+        """Return whether a batch is within both bounds.
+
+        Args:
+            rows: Number of rows.
+            longest: Own prompt tokens of the longest row.
+            shortest: Own prompt tokens of the shortest row.
+            shared: Shared tokens.
+            new: Maximum number of generated tokens.
+        """
         if rows * (shared + longest + new) > self.max_batch_tokens:
             return False
         if self.costs is None:
@@ -48,7 +63,7 @@ class Limits:
 
 
 def batch_tokens(rows: Iterable[RowSize]) -> int:
-    """Tokens a padded batch occupies: rows x (longest prompt, shared part included + most new)."""
+    """Return the tokens of a padded batch: rows x (longest whole prompt + maximum new tokens)."""
     sizes = list(rows)
     if not sizes:
         return 0
@@ -57,14 +72,14 @@ def batch_tokens(rows: Iterable[RowSize]) -> int:
 
 
 def longest_first(sizes: Sequence[RowSize]) -> list[int]:
-    """Row indices by prompt length, then by new tokens, both descending; ties keep their order."""
+    """Return row indices by prompt length, then new tokens, both descending; the sort is stable."""
     return sorted(range(len(sizes)), key=lambda index: (-sizes[index].prompt, -sizes[index].new))
 
 
 def cut_by_tokens(
     sizes: Sequence[RowSize], order: Sequence[int], limits: Limits
 ) -> list[list[int]]:
-    """Batches of `order`, each closed before it would exceed the limits."""
+    """Cut `order` into batches, each closed before it would exceed the limits."""
     batches: list[list[int]] = []
     longest = shortest = most_new = 0
     for index in order:

@@ -1,18 +1,22 @@
-"""What an engine's work costs on this machine: measured once, in seconds, and kept.
+"""Measured costs of an engine on this machine: measured once, in seconds, and cached.
 
-calibrate            measure, and choose workers and threads
-stored_calibration   what was measured before
-disturbance          what to say of one that other work disturbed
+calibrate            measure the costs, and choose workers and threads stored_calibration   return
+an earlier calibration describe_disturbance message for a calibration that other processes disturbed
 """
 
 from packhorse.calibration.calibrate import calibrate, stored_calibration
-from packhorse.calibration.store import Calibration, ThreadTrial, calibrate_words, disturbance
+from packhorse.calibration.store import (
+    Calibration,
+    ThreadTrial,
+    calibrate_arguments,
+    describe_disturbance,
+)
 
 __all__ = [
     "Calibration",
     "ThreadTrial",
     "calibrate",
-    "calibrate_words",
-    "disturbance",
+    "calibrate_arguments",
+    "describe_disturbance",
     "stored_calibration",
 ]

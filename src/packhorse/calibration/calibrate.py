@@ -1,4 +1,4 @@
-"""Measures an engine: how to divide the cores, then what each kind of work costs."""
+"""Calibration of an engine: how to divide the cores, then the cost of each kind of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packhorse.calibration.fit import fit
 from packhorse.calibration.probes import (
     MEMORY_PROBES,
     Probe,
-    fitting,
+    fit_to_context,
     observe,
     run_probe,
     throughput,
@@ -29,22 +29,22 @@ from packhorse.profiling.cores import usable_cores
 from packhorse.profiling.run_metrics import (
     OtherWork,
     current_memory_bytes,
-    forget_peak_memory,
     peak_memory_bytes,
+    reset_peak_memory,
 )
 
 PROBE_SECONDS = 20.0
-"""Probes begin within this time; the last one may take longer."""
+"""Probes start within this time; the last one may take longer."""
 MEMORY_REPEATS = 4
 MEMORY_SECONDS = 5.0
 """A memory probe is not repeated after this time."""
 NOISE = 0.05
-"""Differences of throughput (share) that a trial of a fraction of a second cannot tell apart."""
+"""Relative throughput difference that a trial of a fraction of a second cannot resolve."""
 
 
 def stored_calibration(prepared: PreparedModel, config: EngineConfig) -> Calibration | None:
-    """What `calibrate` found before on this machine, with these versions; None if nothing."""
-    return store.read(store.place(prepared, config))
+    """Return an earlier calibration for this machine and these versions; None if there is none."""
+    return store.read(store.calibration_path(prepared, config))
 
 
 def calibrate(
@@ -53,23 +53,25 @@ def calibrate(
     report: Callable[[str], None],
     seconds: float = PROBE_SECONDS,
 ) -> Calibration:
-    """Measures the engine, keeps what was found and returns it.
+    """Measure the engine, store the calibration and return it.
 
-    Where neither workers nor threads are asked for and the engine can run batches side by side, the
-    divisions of the cores are tried first and the fastest is taken.
+    If neither workers nor threads are given and the engine can run batches side by side, divisions
+    of the cores are tried first and the fastest one is used.
 
-    Raises ModelError and EngineError as loading does, and EngineError when probes cannot be run.
+    Raises:
+        ModelError: The model cannot be loaded.
+        EngineError: The engine cannot be loaded or probes fail.
     """
     started, other_work = time.monotonic(), OtherWork()
-    report(f"measuring what {prepared.name} costs on this machine (once)")
+    report(f"measuring the cost of {prepared.name} on this machine (once)")
     facts = model_facts(prepared)
     engine = load_engine(prepared, facts, config)
     load_seconds = time.monotonic() - started
     prepared.codec()
     loaded_bytes = current_memory_bytes()
     try:
-        memory = _prefill_memory(engine, facts)
-        engine, trials = _fastest(engine, prepared, facts, config)
+        memory = _measure_prefill_memory(engine, facts)
+        engine, trials = _load_fastest(engine, prepared, facts, config)
         observations = observe(engine, facts.vocab_size, seconds)
         coefficients, error = fit(observations)
         capabilities = engine.capabilities
@@ -89,54 +91,59 @@ def calibrate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         other_work_share=other_work.share(),
     )
-    if not store.write(store.place(prepared, config), calibration):
-        report("the calibration could not be kept: it is measured again next time")
+    if not store.write(store.calibration_path(prepared, config), calibration):
+        report("the calibration could not be stored: it will be measured again next time")
     return calibration
 
 
-def fastest_of(trials: Sequence[ThreadTrial]) -> ThreadTrial:
-    """The fastest division; of those inside NOISE of it the one of fewest workers, because each
-    worker takes memory for a batch of its own."""
+def choose_fastest(trials: Sequence[ThreadTrial]) -> ThreadTrial:
+    """Return the fastest division; of those within NOISE of it, the one with the fewest workers.
+
+    Fewer workers are preferred because each one needs memory for its own batch.
+    """
     enough = (1 - NOISE) * max(trial.tokens_per_second for trial in trials)
     fast = [trial for trial in trials if trial.tokens_per_second >= enough]
     return min(fast, key=lambda trial: trial.workers)
 
 
-def divisions(cores: int) -> list[tuple[int, int]]:
-    """Ways to divide cores among workers that are worth a trial: (workers, threads of each)."""
+def list_core_divisions(cores: int) -> list[tuple[int, int]]:
+    """Return the divisions of cores to try: (workers, threads per worker)."""
     workers = {1, cores, *(1 << power for power in range(cores.bit_length()))}
     return [(number, cores // number) for number in sorted(workers, reverse=True)]
 
 
-def _prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
-    """From the growth of this process over a batch of many short prompts and one long prompt.
+def _measure_prefill_memory(engine: Engine, facts: ModelFacts) -> PrefillMemory:
+    """Measure the growth of this process for a batch of short prompts and for one long prompt.
 
-    What was freed is given back before each: the allocator keeps it, and a batch that finds enough
-    of it would seem to need nothing. Workers need most at moments that seldom meet, so where it is
-    quick the largest of MEMORY_REPEATS is taken.
+    Freed memory is returned to the system before each measurement: the allocator keeps it, and a
+    batch that finds enough of it would seem to need nothing. Workers seldom reach their peaks at
+    the same moment, so the largest of MEMORY_REPEATS measurements is used if there is time.
     """
     warm_up(engine, facts.vocab_size)
     capabilities = engine.capabilities
-    short, long = fitting(MEMORY_PROBES, capabilities)
+    short, long = fit_to_context(MEMORY_PROBES, capabilities)
     grown = []
     for probe in (short, long):
         largest, started = 0, time.monotonic()
         for _ in range(MEMORY_REPEATS):
             return_freed_memory()
-            before = forget_peak_memory()
+            before = reset_peak_memory()
             run_probe(engine, probe, facts.vocab_size)
             largest = max(largest, peak_memory_bytes() - before)
             if time.monotonic() - started > MEMORY_SECONDS:
                 break
         grown.append(largest / capabilities.workers - probe.rows * capabilities.step_bytes_per_row)
-    return prefill_memory(short, long, grown, capabilities.cache_bytes_per_token)
+    return fit_prefill_memory(short, long, grown, capabilities.cache_bytes_per_token)
 
 
-def prefill_memory(
+def fit_prefill_memory(
     short: Probe, long: Probe, grown: Sequence[float], cache_bytes: int
 ) -> PrefillMemory:
-    """Both figures from what two batches took (bytes). A prompt's tokens take their cache at
-    least; growth that is not proportional to tokens is taken to be of pairs, never below 0."""
+    """Return the memory per token and per pair from the growth in two batches (bytes).
+
+    A token needs at least its cache; growth that is not proportional to tokens is attributed to
+    pairs and never negative.
+    """
     tokens = (short.rows * short.prompt, long.rows * long.prompt)
     pairs = (tokens[0] * short.prompt, tokens[1] * long.prompt)
     pair_bytes = (grown[1] / tokens[1] - grown[0] / tokens[0]) / max(1, long.prompt - short.prompt)
@@ -151,28 +158,28 @@ def prefill_memory(
     return PrefillMemory(token_bytes, pair_bytes)
 
 
-def _fastest(
+def _load_fastest(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> tuple[Engine, tuple[ThreadTrial, ...]]:
-    """The engine with the fastest division of the cores, loaded, and what each one reached."""
+    """Return the engine loaded with the fastest division of the cores, and all trials."""
     is_open = (
         config.workers is None and config.threads is None and engine.capabilities.device == "cpu"
     )
     if not (is_open and engine.capabilities.runs_side_by_side):
         return engine, ()
     trials = []
-    for workers, threads in divisions(usable_cores()):
-        engine = _with(engine, prepared, facts, replace(config, workers=workers, threads=threads))
+    for workers, threads in list_core_divisions(usable_cores()):
+        engine = _reload(engine, prepared, facts, replace(config, workers=workers, threads=threads))
         trials.append(ThreadTrial(workers, threads, throughput(engine, facts.vocab_size)))
-    best = fastest_of(trials)
+    best = choose_fastest(trials)
     chosen = replace(config, workers=best.workers, threads=best.threads)
-    return _with(engine, prepared, facts, chosen), tuple(trials)
+    return _reload(engine, prepared, facts, chosen), tuple(trials)
 
 
-def _with(
+def _reload(
     engine: Engine, prepared: PreparedModel, facts: ModelFacts, config: EngineConfig
 ) -> Engine:
-    """The engine as asked for: the one given where it is that already, else loaded anew."""
+    """Return the engine with the given options, loaded again only if they differ."""
     if (engine.capabilities.workers, engine.capabilities.threads) == (
         config.workers,
         config.threads,

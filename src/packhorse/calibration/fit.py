@@ -1,4 +1,4 @@
-"""From observations to the coefficients of a cost model."""
+"""Fit of a cost model's coefficients to observations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _CONVERGED = 1e-12
 
 
 def fit(observations: Sequence[Observation]) -> tuple[WorkCounts, float]:
-    """Coefficients (seconds for one of each count of `WorkCounts`) and the median relative error.
+    """Return the coefficients (seconds per unit of each `WorkCounts` field) and the fit's error.
 
-    Least squares of relative errors with coefficients not below 0, by coordinate descent, which
-    converges for this convex problem. Work that no observation did costs nothing.
+    Least squares of relative errors with non-negative coefficients, by coordinate descent, which
+    converges for this convex problem. Work that no observation contains costs nothing. The error is
+    the median relative error.
     """
     counts = np.array([observation.work for observation in observations], dtype=float)
     seconds = np.array([max(_SHORTEST_SECONDS, each.seconds) for each in observations])

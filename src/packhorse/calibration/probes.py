@@ -1,4 +1,4 @@
-"""Small batches whose times tell what an engine's work costs."""
+"""Small batches whose times reveal the costs of an engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from packhorse.batching.cost import WorkCounts, work_of
+from packhorse.batching.cost import WorkCounts, count_work
 from packhorse.batching.sizes import RowSize
 from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams
 from packhorse.engine_protocol import Engine, EngineCapabilities
@@ -16,7 +16,7 @@ from packhorse.errors import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A batch of equal rows: prompt and generated tokens of each."""
+    """A batch of equal rows: number of rows, and prompt and generated tokens of each."""
 
     rows: int
     prompt: int
@@ -51,9 +51,11 @@ CONTINUOUS_PROBES = (
     Probe(4, 1000, 1),
     Probe(16, 256, 24),
 )
-"""The same for an engine that rows join and leave at every step, for two threads; more threads get
-more rows. Prompts fill several of its steps, or some threads would have nothing to do, and only the
-time of the whole counts, since some rows generate while prompts of others are computed."""
+"""Probes for an engine with continuous batching on two threads; more threads get more rows.
+
+Prompts fill several steps, otherwise some threads would be idle. Only the total time counts,
+because some rows generate while the prompts of others are computed.
+"""
 FEWEST_OBSERVATIONS = 8
 THROUGHPUT_PROBE = Probe(8, 64, 12)
 MEMORY_PROBES = (Probe(20, 64, 1), Probe(1, 2000, 1))
@@ -62,31 +64,31 @@ WARM_UP = Probe(2, 16, 4)
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Work that was done by one worker while all were busy, and the seconds it took."""
+    """Work done by one worker while all were busy, and the seconds it took."""
 
     work: WorkCounts
     seconds: float
 
 
 def observe(engine: Engine, vocab_size: int, seconds: float) -> list[Observation]:
-    """Runs probes until `seconds` have gone by; two observations of each batch: to its first token,
-    and from there to its last. An engine that rows join and leave at every step gives one.
+    """Run probes until `seconds` have passed and return the observations.
 
-    Raises EngineError when the engine cannot run them.
+    Each batch gives two: up to its first token, and from there to its last. An engine with
+    continuous batching gives one. Raises EngineError if the engine cannot run a probe.
     """
     warm_up(engine, vocab_size)
     observations: list[Observation] = []
     started = time.monotonic()
-    for probe in fitting(probes_for(engine.capabilities), engine.capabilities):
+    for probe in fit_to_context(select_probes(engine.capabilities), engine.capabilities):
         if len(observations) >= FEWEST_OBSERVATIONS and time.monotonic() - started > seconds:
             break
         for rows in run_probe(engine, probe, vocab_size):
-            observations += _observations(engine.capabilities, probe, rows)
+            observations += _split_observations(engine.capabilities, probe, rows)
     return observations
 
 
-def probes_for(capabilities: EngineCapabilities) -> Sequence[Probe]:
-    """Probes that an engine is measured by."""
+def select_probes(capabilities: EngineCapabilities) -> Sequence[Probe]:
+    """Return the probes for an engine."""
     if not capabilities.max_num_seqs:
         return PROBES
     pairs = -(-capabilities.threads // 2)
@@ -97,15 +99,15 @@ def probes_for(capabilities: EngineCapabilities) -> Sequence[Probe]:
 
 
 def warm_up(engine: Engine, vocab_size: int) -> None:
-    """Runs rows that are not measured, before those that are."""
-    (probe,) = fitting([WARM_UP], engine.capabilities)
+    """Run rows that are not measured."""
+    (probe,) = fit_to_context([WARM_UP], engine.capabilities)
     run_probe(engine, probe, vocab_size)
 
 
 def throughput(engine: Engine, vocab_size: int) -> float:
-    """Prompt and generated tokens a second of all workers together."""
+    """Return prompt and generated tokens per second of all workers together."""
     warm_up(engine, vocab_size)
-    (probe,) = fitting([THROUGHPUT_PROBE], engine.capabilities)
+    (probe,) = fit_to_context([THROUGHPUT_PROBE], engine.capabilities)
     started = time.monotonic()
     batches = run_probe(engine, probe, vocab_size)
     elapsed = time.monotonic() - started
@@ -113,8 +115,8 @@ def throughput(engine: Engine, vocab_size: int) -> float:
     return tokens / max(elapsed, 1e-9)
 
 
-def fitting(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
-    """Probes cut to the model's context."""
+def fit_to_context(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterator[Probe]:
+    """Yield probes, cut to the model's context."""
     for probe in probes:
         new = min(probe.new, max(1, capabilities.max_context // 4))
         longest = min(
@@ -124,11 +126,11 @@ def fitting(probes: Sequence[Probe], capabilities: EngineCapabilities) -> Iterat
 
 
 def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[EngineOutput]]:
-    """The completions of `probe`, run on all workers at once, batch by batch.
+    """Run `probe` on all workers at once and return its outputs per batch.
 
-    Tokens are drawn from the middle of the vocabulary, where there are words.
+    Tokens are drawn from the middle of the vocabulary, which contains words.
     """
-    chance = random.Random(probe.rows * probe.prompt)  # noqa: S311 - nothing secret
+    chance = random.Random(probe.rows * probe.prompt)  # noqa: S311 - not for cryptography
     lowest, highest = vocab_size // 4, max(vocab_size // 2, vocab_size // 4 + 1)
     batches = [
         Batch(
@@ -154,19 +156,19 @@ def run_probe(engine: Engine, probe: Probe, vocab_size: int) -> list[list[Engine
     return found
 
 
-def _observations(
+def _split_observations(
     capabilities: EngineCapabilities, probe: Probe, rows: Sequence[EngineOutput]
 ) -> Iterator[Observation]:
     sizes = [RowSize(probe.prompt, probe.new)] * len(rows)
     generated = [len(row.token_ids) + (row.finish_reason == "stop") for row in rows]
-    whole = work_of(capabilities.cost_rule, sizes, generated)
+    whole = count_work(capabilities.cost_rule, sizes, generated)
     begun = min(row.timing.submitted for row in rows)
     ended = max(row.timing.finished for row in rows)
     firsts = [row.timing.first_token for row in rows if row.timing.first_token is not None]
     if len(firsts) < len(rows) or capabilities.max_num_seqs:
         yield Observation(whole, ended - begun)
         return
-    first = work_of(capabilities.cost_rule, sizes, [1] * len(rows))
+    first = count_work(capabilities.cost_rule, sizes, [1] * len(rows))
     yield Observation(first, max(firsts) - begun)
     rest = WorkCounts(*(all_of_it - part for all_of_it, part in zip(whole, first, strict=True)))
     if rest.steps > 0:

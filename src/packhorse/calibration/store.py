@@ -1,4 +1,4 @@
-"""Calibrations as files in the cache: one for each machine, model, engine setting and version."""
+"""Cache of calibrations: one file per machine, model, engine options and versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 2
 
 @dataclass(frozen=True, slots=True)
 class ThreadTrial:
-    """What one division of the cores came to: tokens of prompt and output a second, in all."""
+    """Throughput of one division of the cores: prompt and generated tokens per second in total."""
 
     workers: int
     threads: int
@@ -36,13 +36,22 @@ class ThreadTrial:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What work costs on this machine.
+    """Measured costs of an engine on this machine.
 
-    traits: of the engine as it was loaded, with the fastest of `thread_trials` or what was asked
-    for. coefficients: see `WorkCounts` (seconds). error: median relative error of the fit over its
-    own observations. load_seconds: from the call to a model that is ready. loaded_bytes: memory of
-    the process then, with the tokenizer. memory: what computing prompts takes beside that.
-    seconds: what the calibration took. other_work_share: see `OtherWork`, while it was measured.
+    Attributes:
+        model: Name of the model.
+        capabilities: Of the engine as loaded, with the fastest of `thread_trials` or the requested
+            division.
+        thread_trials: Divisions of the cores that were tried.
+        coefficients: See `WorkCounts` (seconds).
+        observations: Number of observations.
+        error: Median relative error of the fit on its own observations.
+        load_seconds: Time to load the model.
+        loaded_bytes: Memory of the process after loading, tokenizer included.
+        memory: Prefill memory on top of that.
+        seconds: Time that the calibration took.
+        created: Time of creation (UTC).
+        other_work_share: See `OtherWork`; measured during the calibration.
     """
 
     model: str
@@ -60,11 +69,11 @@ class Calibration:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether other work took so much of the machine that a quiet one will be faster."""
+        """Whether other processes used so many cores that an idle machine will be faster."""
         return self.other_work_share > BUSY
 
     def costs(self, outputs: OutputLengths | None = None) -> Costs:
-        """Expected costs of batches whose rows generate like `outputs`."""
+        """Return expected costs of batches whose rows generate like `outputs`."""
         model = CostModel(self.capabilities.cost_rule, self.capabilities.workers, self.coefficients)
         return Costs(model, outputs or OutputLengths(), self.memory)
 
@@ -77,13 +86,15 @@ class Calibration:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Calibration:
-        """What `to_json` made. Raises ValueError for anything else."""
+        """Parse the result of `to_json`. Raises ValueError for anything else."""
         calibration: Calibration = decode(cls, document, "calibration")
         return calibration
 
 
-def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = False) -> list[str]:
-    """The words of `packhorse` that calibrate an engine as it is asked for."""
+def calibrate_arguments(
+    model: str, engine: EngineConfig, *, allow_pickle: bool = False
+) -> list[str]:
+    """Return the `packhorse` arguments that calibrate an engine with these options."""
     words = [
         "calibrate", model, "--engine", engine.engine, "--quantization", engine.quantization,
         "--quantization-method", engine.quantization_method,
@@ -94,17 +105,17 @@ def calibrate_words(model: str, engine: EngineConfig, *, allow_pickle: bool = Fa
     return [*words, "--allow-pickle"] if allow_pickle else words
 
 
-def disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
-    """What to know of a calibration that is disturbed, and how to make it anew."""
+def describe_disturbance(found: Calibration, model: str, engine: EngineConfig) -> str:
+    """Return a message about a disturbed calibration and how to repeat it."""
     return (
         f"{found.capabilities.name} {found.capabilities.compute_type} was measured while "
-        f"other work took {found.other_work_share:.0%} of the cores; once it is quiet: "
-        f"{shlex.join(['packhorse', *calibrate_words(model, engine)])}"
+        f"other work took {found.other_work_share:.0%} of the cores; to repeat it when idle: "
+        f"{shlex.join(['packhorse', *calibrate_arguments(model, engine)])}"
     )
 
 
 def read(path: Path) -> Calibration | None:
-    """The calibration in a file; None for none, or for one that cannot be used."""
+    """Return the calibration in a file; None if there is none or it cannot be used."""
     try:
         document = read_object(path)
         if document.get("format") != FORMAT:
@@ -115,7 +126,10 @@ def read(path: Path) -> Calibration | None:
 
 
 def write(path: Path, calibration: Calibration) -> bool:
-    """Whether it could be kept; a cache that cannot be written costs time, not a job."""
+    """Store a calibration and return whether that worked.
+
+    A cache that cannot be written costs time but does not fail the job.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT, **calibration.to_json()})
@@ -124,10 +138,10 @@ def write(path: Path, calibration: Calibration) -> bool:
     return True
 
 
-def place(prepared: PreparedModel, config: EngineConfig) -> Path:
-    """Where the calibration of a model and an engine setting on this machine is kept.
+def calibration_path(prepared: PreparedModel, config: EngineConfig) -> Path:
+    """Return the file of the calibration of a model and engine options on this machine.
 
-    What "auto" becomes and what is named are the same place.
+    An option "auto" and the value that it resolves to give the same file.
     """
     identity = {
         "format": FORMAT,
@@ -140,7 +154,7 @@ def place(prepared: PreparedModel, config: EngineConfig) -> Path:
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     try:
         root = cache_root()
-    except ModelError:  # there is no place for a cache: nothing is found and nothing kept
+    except ModelError:  # no cache folder: nothing is found or stored
         root = Path(os.devnull)
     return root / "calibrations" / f"{digest[:24]}.json"
 

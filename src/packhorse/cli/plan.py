@@ -12,7 +12,7 @@ from packhorse.cli import EXIT_DONE, EXIT_REFUSED, options
 from packhorse.config import MODEL_ENGINES
 
 if TYPE_CHECKING:
-    from packhorse.estimate import Forecast
+    from packhorse.estimate import JobEstimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.estimate import ForecastConfig, forecast
+    from packhorse.estimate import EstimateConfig, estimate
 
-    config = ForecastConfig(
+    config = EstimateConfig(
         model=arguments.model,
         input=arguments.input,
         engines=arguments.engines,
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_hours=arguments.max_hours,
         allow_pickle=arguments.allow_pickle,
     )
-    found = forecast(config, lambda message: print(message, file=sys.stderr, flush=True))
+    found = estimate(config, lambda message: print(message, file=sys.stderr, flush=True))
     if arguments.json:
         print(json.dumps(found.to_json()))
     else:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def lines(found: Forecast) -> list[str]:
+def lines(found: JobEstimate) -> list[str]:
     """A forecast for a person."""
     said = [
         f"{found.rows:,} rows, {found.prompt_tokens:,} prompt tokens, about {found.new_tokens:,} "

@@ -1,9 +1,9 @@
-"""What a job would take, before anything long runs.
+"""Time and memory estimates of a job, before anything long runs.
 
-forecast   rows, tokens, seconds and memory of every technique that could serve, and which to use
+estimate   rows, tokens, seconds and memory of every candidate technique, and which one to use
 """
 
-from packhorse.estimate.plan import Forecast, ForecastConfig, forecast
+from packhorse.estimate.job import EstimateConfig, JobEstimate, estimate
 from packhorse.estimate.predict import Prediction
 
-__all__ = ["Forecast", "ForecastConfig", "Prediction", "forecast"]
+__all__ = ["EstimateConfig", "JobEstimate", "Prediction", "estimate"]

@@ -1,4 +1,4 @@
-"""Runs a few rows of the job: how long its answers are, and how fast this machine is just now."""
+"""Pilot run of a few rows: measures how long outputs are and how fast the machine is now."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ from packhorse.tokenization import Tokenizer
 
 PILOT_SECONDS = 20.0
 ROWS_AT_ONCE = 8
-ROWS_UNDER_WAY = 32
-"""Of an engine that rows join and leave at every step: few are another kind of job to it."""
+CONTINUOUS_ROWS_AT_ONCE = 32
+"""Rows at once for an engine with continuous batching, whose speed with few rows differs."""
 MOST_ROWS = 96
 _SEED = 20_250_101
 
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """rows: that ran. outputs: what they generated. pace: seconds they took / seconds the cost
-    model gives for them, by which predictions are corrected; 1 where there is no cost model."""
+    """Result of a pilot run.
+
+    Attributes:
+        rows: Number of rows that ran.
+        seconds: Time that they took.
+        outputs: Their output lengths.
+        pace: Measured seconds / seconds that the cost model predicts for these rows; corrects
+            predictions. 1 without a cost model.
+    """
 
     rows: int
     seconds: float
@@ -41,17 +48,17 @@ def run_pilot(
     decoding: SamplingParams,
     seconds: float = PILOT_SECONDS,
 ) -> Pilot:
-    """Runs rows drawn at random, a few at a time, until `seconds` have gone by.
+    """Run randomly drawn rows, a few at a time, until `seconds` have passed.
 
-    Equal rows run each for itself: what the cost model expects is held against rows that ran.
+    Equal rows run separately, because the prediction is compared with rows that ran.
     """
     tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long, model.now())
     at_once = (
-        ROWS_UNDER_WAY
+        CONTINUOUS_ROWS_AT_ONCE
         if model.capabilities.max_num_seqs
         else ROWS_AT_ONCE * model.capabilities.workers
     )
-    drawn = random.Random(_SEED).sample(  # noqa: S311 - nothing secret
+    drawn = random.Random(_SEED).sample(  # noqa: S311 - not for cryptography
         range(len(survey.requests)), min(MOST_ROWS, len(survey.requests))
     )
     chunks = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)]
@@ -61,7 +68,7 @@ def run_pilot(
     started = time.monotonic()
     for done, chunk in enumerate(chunks, start=1):
         generation_run = replace(
-            model.generation_run(tokenizer, decoding, budget, Meter()), deduplicate=False
+            model.start_generation(tokenizer, decoding, budget, Meter()), deduplicate=False
         )
         for outcome in generation_run.outcomes(survey.requests[place] for place in chunk):
             if isinstance(outcome, Completion):

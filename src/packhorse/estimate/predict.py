@@ -10,28 +10,30 @@ from typing import Any
 from packhorse.batching.cost import OutputLengths
 from packhorse.batching.expected import Expected, expect
 from packhorse.batching.memory import TokenBudget
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.policies import PLANNED
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
 from packhorse.data import Batch, Prompt
 
-PACE_WANDERS = 0.10
-"""Standard deviation of a machine's pace from one minute to another (share), as seen on shared
-machines; part of every interval."""
+PACE_STANDARD_DEVIATION = 0.10
+"""Standard deviation of a machine's speed from one minute to the next (share).
+
+Observed on shared machines; part of every interval.
+"""
 _NORMAL_90 = 1.645
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An engine and a policy to predict for. budget: what it would have."""
+    """Engine, policy and token budget to predict for."""
 
     calibration: Calibration
     batching: BatchingConfig
     budget: TokenBudget
 
     def expect(self, prompts: Sequence[Prompt], outputs: OutputLengths) -> Expected:
-        """Of a job of these prompts, planned window by window as a run plans them."""
+        """Return the expected cost of a job of these prompts, planned in windows like a run."""
         capabilities = self.calibration.capabilities
         costs = self.calibration.costs(outputs)
         limits = self.budget.limits(self.batching, costs)
@@ -39,7 +41,7 @@ class Setting:
         free: tuple[float, ...] = ()
         rows = self.batching.window_rows
         for start in range(0, len(prompts), rows):
-            window = plan(
+            window = plan_batches(
                 prompts[start : start + rows],
                 self.batching.policy,
                 limits,
@@ -57,10 +59,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a run would take with one technique.
+    """Prediction of a run with one technique.
 
-    seconds: of generation, with the bounds of a 90 % interval. load_seconds: before that.
-    peak_memory_bytes: of the process.
+    Attributes:
+        seconds: Generation time.
+        lowest_seconds: Lower bound of its 90 % interval.
+        highest_seconds: Upper bound of its 90 % interval.
+        load_seconds: Time before generation.
+        peak_memory_bytes: Of the process.
+        command: Command that runs the job with this technique.
     """
 
     engine: str
@@ -78,14 +85,17 @@ class Prediction:
 
 
 def relative_error(calibration: Calibration, outputs: OutputLengths, limit: int) -> float:
-    """Standard deviation of a prediction as a share of it: the fit's own error, what a few rows can
-    tell of the mean length of answers, and the machine's pace, taken as independent."""
+    """Return the standard deviation of a prediction as a share of it.
+
+    It combines the error of the fit, the standard error of the mean output length, and the
+    variation of the machine's speed, taken as independent.
+    """
     from_outputs = _mean_error(outputs, limit)
-    return math.sqrt(calibration.error**2 + from_outputs**2 + PACE_WANDERS**2)
+    return math.sqrt(calibration.error**2 + from_outputs**2 + PACE_STANDARD_DEVIATION**2)
 
 
 def _mean_error(outputs: OutputLengths, limit: int) -> float:
-    """Standard error of the mean length of answers, as a share of it; 0.5 for fewer than 2 rows."""
+    """Return the relative standard error of the mean output length; 0.5 for fewer than 2 rows."""
     lengths = {
         min(length, limit): rows for length, rows in (outputs.ended + outputs.limited).items()
     }
@@ -98,6 +108,6 @@ def _mean_error(outputs: OutputLengths, limit: int) -> float:
 
 
 def interval(seconds: float, error: float) -> tuple[float, float]:
-    """Bounds of a 90 % interval of log-normal shape around a prediction."""
+    """Return the bounds of a log-normal 90 % interval around a prediction."""
     factor = math.exp(_NORMAL_90 * error)
     return seconds / factor, seconds * factor

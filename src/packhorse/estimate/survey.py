@@ -1,4 +1,4 @@
-"""Looks an input over: how many rows, and how long they are."""
+"""Survey of an input: number of rows and their lengths."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ _WINDOW_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """rows: of the input, unusable ones not counted. unusable: rows that cannot be read or do not
-    fit, among those looked at. prompts: of the first SURVEYED_ROWS usable rows, and their requests;
-    the others are taken to be alike.
+    """Result of a survey.
+
+    Attributes:
+        rows: Usable rows of the input.
+        unusable: Surveyed rows that cannot be read or do not fit.
+        prompts: Of the first SURVEYED_ROWS usable rows; later rows are assumed to be alike.
+        requests: Of the same rows.
     """
 
     rows: int
@@ -31,7 +35,7 @@ class Survey:
 
     @property
     def scale(self) -> float:
-        """All rows / rows looked at."""
+        """All usable rows / surveyed rows."""
         return self.rows / len(self.prompts)
 
     @property
@@ -47,7 +51,7 @@ def survey(
     max_context: int,
     report: Callable[[str], None] = lambda message: None,
 ) -> Survey:
-    """Tokenizes the first rows and counts the rest. InputError when no row can be used."""
+    """Tokenize the first rows and count the rest. Raises InputError if no row can be used."""
     prompts: list[Prompt] = []
     requests: list[Request] = []
     unusable = more = 0
@@ -74,7 +78,9 @@ def survey(
         if len(prompts) >= SURVEYED_ROWS:
             break
     if not prompts:
-        raise InputError(f"no row of {source} can be run", "see why with: packhorse run")
+        raise InputError(
+            f"no row of {source} can be run", "packhorse run shows the reason for each row"
+        )
     more = sum(isinstance(row, Request) for row in rows)
     usable_share = len(prompts) / (len(prompts) + unusable)
     return Survey(

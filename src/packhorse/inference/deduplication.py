@@ -1,7 +1,7 @@
-"""Rows that need not run, because an equal row does or did.
+"""Deduplication: rows that need not run because an equal row runs or has run.
 
-Rows are equal when their token ids and decoding settings are, and when decoding repeats itself:
-greedy, or with a seed of the row's own (rows of a job with one seed draw from different ones).
+Rows are equal if their token ids and sampling parameters are equal and decoding is deterministic:
+greedy, or with a seed of the row's own (rows of a job with one seed get different row seeds).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from hashlib import blake2b
 from packhorse.data import Completion, Failure, Prompt, Request, SamplingParams
 
 KEPT_ANSWERS = 16_384
-"""Answers that are remembered for rows still to come; the oldest go first."""
+"""Maximum number of completions kept for later rows; the oldest are dropped first."""
 
 
 @dataclass(slots=True)
 class Duplicates:
     """Equal rows of one pass.
 
-    most_waiting: rows that may wait at most, for an equal row to end or for their outcome to be
-        taken away; past that, rows run, so that a file of one prompt takes no more memory than
-        any other.
-    ready: outcomes of rows that an earlier one answered, to be taken away by the caller.
+    Attributes:
+        most_waiting: Maximum number of rows that wait for an equal row or for their outcome to be
+            taken. Beyond that, rows run, so that a file of equal prompts needs no more memory than
+            any other.
+        ready: Outcomes of rows that an earlier row answered, for the caller to take.
     """
 
     most_waiting: int
@@ -36,9 +37,12 @@ class Duplicates:
     _answered: OrderedDict[bytes, Completion] = field(default_factory=OrderedDict)
 
     def join(self, request: Request, prompt: Prompt) -> bool:
-        """Whether the row need not run: its outcome is `ready`, or comes with that of an equal row
-        under way. Otherwise it leads the rows that are equal to it from now on."""
-        if not repeats_itself(prompt.decoding):
+        """Return whether the row need not run.
+
+        If so, its outcome is `ready` or follows with that of an equal running row. Otherwise later
+        equal rows wait for this one.
+        """
+        if not is_deterministic(prompt.decoding):
             return False
         if self._following + len(self.ready) >= self.most_waiting:
             return False
@@ -46,7 +50,7 @@ class Duplicates:
         answer = self._answered.get(digest)
         if answer is not None:
             self._answered.move_to_end(digest)
-            self.ready.append(_as(answer, request))
+            self.ready.append(_copy_outcome(answer, request))
             return True
         leader = self._leaders.setdefault(digest, request.index)
         if leader == request.index:
@@ -57,28 +61,27 @@ class Duplicates:
         return True
 
     def resolve_duplicates(self, outcome: Completion | Failure) -> Iterator[Completion | Failure]:
-        """The outcomes of the rows that are equal to the one that just ended."""
+        """Yield the outcomes of the rows that are equal to a finished one."""
         if outcome.index not in self._followers:
             return
         digest, requests = self._followers.pop(outcome.index)
         del self._leaders[digest]
         self._following -= len(requests)
-        if (
-            isinstance(outcome, Completion) and outcome.log_probs is None
-        ):  # they would fill the memory
+        # Log-probabilities would fill the memory.
+        if isinstance(outcome, Completion) and outcome.log_probs is None:
             self._answered[digest] = outcome
             if len(self._answered) > KEPT_ANSWERS:
                 self._answered.popitem(last=False)
         for request in requests:
-            yield _as(outcome, request)
+            yield _copy_outcome(outcome, request)
 
 
 def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
-    """The rows that have to run: of equal ones the first."""
+    """Return the rows that have to run: the first of each set of equal rows."""
     seen: set[bytes] = set()
     running = []
     for prompt in prompts:
-        digest = _digest(prompt) if repeats_itself(prompt.decoding) else None
+        digest = _digest(prompt) if is_deterministic(prompt.decoding) else None
         if digest not in seen:
             running.append(prompt)
         if digest is not None:
@@ -86,8 +89,8 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     return running
 
 
-def repeats_itself(decoding: SamplingParams) -> bool:
-    """Whether equal rows give equal answers."""
+def is_deterministic(decoding: SamplingParams) -> bool:
+    """Return whether equal rows give equal completions."""
     return decoding.greedy or decoding.seed is not None
 
 
@@ -97,8 +100,8 @@ def _digest(prompt: Prompt) -> bytes:
     return digest.digest()
 
 
-def _as(outcome: Completion | Failure, request: Request) -> Completion | Failure:
-    """The same outcome for another row."""
+def _copy_outcome(outcome: Completion | Failure, request: Request) -> Completion | Failure:
+    """Return the same outcome for another row."""
     if isinstance(outcome, Failure):
         return replace(
             outcome, index=request.index, id=request.id, line=request.line, key=request.key

@@ -1,8 +1,8 @@
-"""Text of a row while its tokens come: only what no later token can change.
+"""Incremental detokenization: return text as soon as no later token can change it.
 
-A character of several bytes may be spread over tokens; until its last byte is there, decoding ends
-with U+FFFD and is held back, as in Hugging Face's text-generation-inference. What could become a
-stop string is held back too.
+A character of several bytes may be split over tokens. Until its last byte is there, decoding ends
+with U+FFFD, which is held back as in Hugging Face's text-generation-inference. Text that may be the
+beginning of a stop string is held back too.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class IncrementalDetokenizer:
-    """The text of one row. All pieces `add` and `finish` return, joined, are the text that
-    decoding all its tokens at once and cutting at the first stop string gives.
+    """Text of one row. The pieces from `add` and `finish` add up to the final text.
 
-    decided: what was last decoded for good. undecided: what the tokens since then decode to so far.
+    That is the text of all tokens decoded at once and cut at the first stop string.
+
+    Attributes:
+        decided: Text that was last decoded and is final.
+        undecided: Text that the tokens since then decode to so far.
     """
 
     def __init__(self, codec: Codec, stop: tuple[str, ...] = ()) -> None:
         self._codec, self._stop = codec, stop
         self._token_ids: list[int] = []
-        self._context = 0  # tokens before it are not needed to decode those after
-        self._decoded = 0  # tokens before it are text already
+        self._context = 0  # earlier tokens are not needed to decode later ones
+        self._decoded = 0  # earlier tokens are decoded already
         self.decided = self.undecided = ""
         self._held = ""
         self._given = ""
@@ -32,16 +35,16 @@ class IncrementalDetokenizer:
 
     @property
     def decoded_length(self) -> int:
-        """Characters that no later token can change."""
+        """Number of characters that no later token can change."""
         return len(self._given) + len(self._held)
 
     @property
     def given_length(self) -> int:
-        """Characters in the pieces returned so far."""
+        """Number of characters in the pieces returned so far."""
         return len(self._given)
 
     def add(self, token_ids: list[int]) -> str:
-        """Text that is certain with these further tokens; often empty."""
+        """Return the text that becomes final with further tokens; often empty."""
         self._token_ids += token_ids
         before = self._codec.decode(self._token_ids[self._context : self._decoded])
         after = self._codec.decode(self._token_ids[self._context :])
@@ -54,20 +57,20 @@ class IncrementalDetokenizer:
         self.undecided, self.decided = "", after[len(before) :]
         self._held += self.decided
         self._held, self._is_cut = cut_at_stop(self._held, self._stop)
-        certain = len(self._held) - (0 if self._is_cut else self._possible_stop())
+        certain = len(self._held) - (0 if self._is_cut else self._count_possible_stop_characters())
         piece, self._held = self._held[:certain], self._held[certain:]
         self._given += piece
         return piece
 
     def finish(self) -> tuple[str, bool]:
-        """The rest of the text, and whether a stop string cut it."""
+        """Return the rest of the text and whether a stop string cut it."""
         whole, was_cut = cut_at_stop(self._codec.decode(self._token_ids), self._stop)
         rest = whole[len(self._given) :] if whole.startswith(self._given) else self._held
         self._given += rest
         return rest, was_cut
 
-    def _possible_stop(self) -> int:
-        """Characters at the end that a stop string could begin with."""
+    def _count_possible_stop_characters(self) -> int:
+        """Return the number of characters at the end that may begin a stop string."""
         return max(
             (
                 length

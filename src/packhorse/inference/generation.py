@@ -1,7 +1,7 @@
-"""The inner half of the way of a row: tokenize -> plan -> run -> decode.
+"""Inner loop of a run: tokenize, plan batches, run, decode.
 
 Rows stream through in windows. The engine pulls batches, so the next window is read only when the
-engine has room for more, and only rows under way are in memory.
+engine has room for more, and only rows in flight are in memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from packhorse.batching.expected import expect
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits
 from packhorse.data import (
     Batch,
@@ -32,18 +32,26 @@ from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 WINDOW_CHARACTERS = 64 << 20
 WINDOWS_WAITING = 4
-"""Windows of duplicates that may wait for a row that runs."""
-_BYTES_A_CHARACTER = 4
+"""Number of windows of duplicates that may wait for a running row."""
+_MAX_BYTES_PER_CHARACTER = 4
 
 
 @dataclass(slots=True)
 class GenerationRun:
-    """One pass of requests through an engine; made anew for every call.
+    """One pass of requests through an engine; create a new one for every call.
 
-    decoding: the job's settings; a row's own options go before them. share_prefixes, deduplicate:
-        see `packhorse.config.BatchingConfig`.
-    stopping: asked before every batch; once it says True no further batch is planned, what the
-        engine has is finished, and rows not begun get no outcome.
+    Attributes:
+        engine: Engine to run on.
+        tokenizer: Tokenizer of the model.
+        policy: Batching policy.
+        limits: Bounds of a batch.
+        window_rows: Number of rows that are planned together.
+        decoding: Sampling parameters of the job; a row's own options override them.
+        meter: Metrics of the run.
+        share_prefixes: See `packhorse.config.BatchingConfig`.
+        deduplicate: See `packhorse.config.BatchingConfig`.
+        stopping: Called before every batch. Once it returns True, no further batch is planned,
+            running batches finish, and the remaining rows get no outcome.
     """
 
     engine: Engine
@@ -64,29 +72,32 @@ class GenerationRun:
         self._duplicates = Duplicates(most_waiting=WINDOWS_WAITING * self.window_rows)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
-        """One outcome for every request, in the order they finish."""
+        """Yield one outcome per request, in the order in which they finish."""
         on_token = StopStrings(
             self.tokenizer.codec, lambda row: self._underway[row][1].decoding.stop
         )
         for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
             on_token.forget(result.index)
-            yield from self._without_running()
-            outcome = self._outcome(result)
-            self._learn(outcome)
+            yield from self._yield_unrun_outcomes()
+            outcome = self._make_outcome(result)
+            self._observe_output_length(outcome)
             self.meter.count_outcome(outcome)
             yield outcome
             for equal in self._duplicates.resolve_duplicates(outcome):
                 self.meter.count_duplicate(equal)
                 yield equal
-        yield from self._without_running()
+        yield from self._yield_unrun_outcomes()
 
     def scores(
         self, requests: Iterable[Request], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """Scores of the continuations (token ids) after every request, in the order they finish.
+        """Yield scores of the continuations (token ids) after every request, as they finish.
 
-        `decoding` allows as many new tokens as the longest has. Equal rows are scored each for
-        itself. Raises EngineError for an engine that does not score.
+        `decoding.max_new_tokens` must be the length of the longest continuation. Equal rows are
+        scored separately.
+
+        Raises:
+            EngineError: The engine does not score.
         """
         engine = self.engine
         if not isinstance(engine, Scorer):
@@ -95,21 +106,21 @@ class GenerationRun:
                 "use --engine transformers, ctranslate2 or packed",
             )
         for result in engine.score(self._batches(requests, deduplicate=False), continuations):
-            yield from self._refusals()
+            yield from self._yield_refusals()
             request, prompt = self._underway.pop(result.index)
             if isinstance(result, Failure):
-                result = _failure(request, result.code, result.message)
+                result = _make_failure(request, result.code, result.message)
                 self.meter.count_outcome(result)
             else:
                 self.meter.count_scores(result, len(prompt.token_ids))
             yield result
-        yield from self._refusals()
+        yield from self._yield_refusals()
 
     def _batches(self, requests: Iterable[Request], deduplicate: bool) -> Iterator[Batch]:
         capabilities = self.engine.capabilities
         free: tuple[float, ...] = ()
         for window, more in windows(requests, self.window_rows):
-            batches = plan(
+            batches = plan_batches(
                 self._prompts(window, deduplicate),
                 self.policy,
                 self.limits,
@@ -130,7 +141,7 @@ class GenerationRun:
                 yield batch
 
     def _prompts(self, window: list[Request], deduplicate: bool) -> list[Prompt]:
-        """Tokenizes a window; rows that cannot become prompts are put among the refused."""
+        """Tokenize a window; rows that cannot become prompts are added to the refused ones."""
         context = self.engine.capabilities.max_context
         decodings = [row_decoding(self.decoding, request) for request in window]
         rooms = [context - decoding.max_new_tokens for decoding in decodings]
@@ -146,7 +157,7 @@ class GenerationRun:
             if decoding.top_log_probs is not None and not self.engine.capabilities.gives_log_probs:
                 ids = Refusal("unsupported_option", no_log_probs(self.engine.capabilities.name))
             if isinstance(ids, Refusal):
-                self._refused.append(_failure(request, ids.code, ids.message))
+                self._refused.append(_make_failure(request, ids.code, ids.message))
             else:
                 prompt = Prompt(request.index, ids, decoding)
                 if deduplicate and self._duplicates.join(request, prompt):
@@ -155,10 +166,10 @@ class GenerationRun:
                 prompts.append(prompt)
         return prompts
 
-    def _outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
+    def _make_outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
         request, prompt = self._underway.pop(result.index)
         if isinstance(result, Failure):
-            return _failure(request, result.code, result.message)
+            return _make_failure(request, result.code, result.message)
         text, was_cut = cut_at_stop(
             self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
         )
@@ -174,22 +185,22 @@ class GenerationRun:
             log_probs=result.log_probs,
         )
 
-    def _learn(self, outcome: Completion | Failure) -> None:
-        """Lets the next windows be planned by what rows of this job really generate."""
+    def _observe_output_length(self, outcome: Completion | Failure) -> None:
+        """Update the output lengths that the next windows are planned with."""
         if self.limits.costs is not None and isinstance(outcome, Completion):
             self.limits.costs.outputs.observe(
                 outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
             )
 
-    def _without_running(self) -> Iterator[Completion | Failure]:
-        """Outcomes of rows that need not run or cannot."""
-        yield from self._refusals()
+    def _yield_unrun_outcomes(self) -> Iterator[Completion | Failure]:
+        """Yield outcomes of rows that need not or cannot run."""
+        yield from self._yield_refusals()
         while self._duplicates.ready:
             equal = self._duplicates.ready.popleft()
             self.meter.count_duplicate(equal)
             yield equal
 
-    def _refusals(self) -> Iterator[Failure]:
+    def _yield_refusals(self) -> Iterator[Failure]:
         while self._refused:
             refusal = self._refused.popleft()
             self.meter.count_outcome(refusal)
@@ -198,10 +209,13 @@ class GenerationRun:
 
 @dataclass(slots=True)
 class StopStrings:
-    """The engine's watch: ends a row when the text it generated contains one of its stop strings.
+    """Token callback that ends a row when its text contains one of its stop strings.
 
-    stops_of: the stop strings of a row under way. Only the tail that one could reach into is
-    decoded at each token.
+    Only the tail that a stop string could reach is decoded at each token.
+
+    Attributes:
+        codec: Tokenizer that decodes the tail.
+        stops_of: Returns the stop strings of a running row.
     """
 
     codec: Codec
@@ -214,7 +228,7 @@ class StopStrings:
             return False
         tail = self._tails.get(row)
         if tail is None:
-            reach = _BYTES_A_CHARACTER * (max(map(len, stop)) + 2)
+            reach = _MAX_BYTES_PER_CHARACTER * (max(map(len, stop)) + 2)
             tail = self._tails[row] = deque(maxlen=reach)
         tail.append(token_id)
         text = self.codec.decode(tuple(tail))
@@ -224,18 +238,21 @@ class StopStrings:
         return False
 
     def forget(self, row: int) -> None:
-        """The row has ended, whatever ended it."""
+        """Drop the state of a row that has ended."""
         self._tails.pop(row, None)
 
 
 def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Request], bool]]:
-    """Lists of 1 to `rows` requests and about WINDOW_CHARACTERS characters at most, and whether
-    each was full, so that another one is likely to follow."""
+    """Yield windows of requests and whether another one probably follows.
+
+    A window holds up to `rows` requests and about WINDOW_CHARACTERS characters. It is followed by
+    another one if it is full.
+    """
     window: list[Request] = []
     characters = 0
     for request in requests:
         window.append(request)
-        characters += _characters(request)
+        characters += _count_characters(request)
         if len(window) >= rows or characters >= WINDOW_CHARACTERS:
             yield window, True
             window, characters = [], 0
@@ -244,10 +261,10 @@ def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Reque
 
 
 def row_decoding(decoding: SamplingParams, request: Request) -> SamplingParams:
-    """The job's decoding with the row's own options before it.
+    """Return the job's sampling parameters with the row's own options applied.
 
-    A seed of the job becomes one seed a row, derived from the row's identity: a row draws the same
-    numbers whatever its batch, its place in the file, and whether the run was interrupted.
+    A seed of the job becomes one seed per row, derived from the row's identity. So a row draws the
+    same numbers whatever its batch, its place in the file, and whether the run was interrupted.
     """
     chosen = replace(decoding, **request.options) if request.options else decoding
     if chosen.greedy or chosen.seed is None or "seed" in request.options:
@@ -256,31 +273,31 @@ def row_decoding(decoding: SamplingParams, request: Request) -> SamplingParams:
 
 
 def derived_seed(seed: int, name: str) -> int:
-    """One of many seeds that follow from `seed`, of 63 bits: the same for the same name."""
+    """Return a 63-bit seed that depends only on `seed` and `name`."""
     digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
-    """`text` before the first stop string in it, and whether there was one."""
+    """Return `text` before the first stop string in it, and whether there was one."""
     places = [place for string in stop if (place := text.find(string)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
 def no_log_probs(engine: str) -> str:
-    """Why a row cannot have log-probabilities."""
+    """Return the message for an engine without log-probabilities."""
     return (
-        f"the engine {engine} does not tell probabilities of tokens: leave logprobs out, or use "
+        f"the engine {engine} does not return log-probabilities: omit logprobs, or use "
         "transformers, ctranslate2 or packed"
     )
 
 
-def _characters(request: Request) -> int:
+def _count_characters(request: Request) -> int:
     content = request.content
     if isinstance(content, str):
         return len(content)
     return sum(len(str(message.get("content", ""))) for message in content)
 
 
-def _failure(request: Request, code: str, message: str) -> Failure:
+def _make_failure(request: Request, code: str, message: str) -> Failure:
     return Failure(request.index, code, message, request.id, request.line, request.key)

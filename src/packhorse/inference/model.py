@@ -1,4 +1,4 @@
-"""A loaded model: prompts in, answers out as they finish."""
+"""A loaded model: takes prompts and yields completions as they finish."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
-from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, policy_named
+from packhorse.batching.policies import AUTO, CONTINUOUS, PLANNED, SINGLE, get_policy
 from packhorse.batching.sizes import Limits
-from packhorse.calibration import Calibration, calibrate, disturbance, stored_calibration
+from packhorse.calibration import Calibration, calibrate, describe_disturbance, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.data import (
     MOST_LOG_PROBS,
@@ -31,27 +31,38 @@ from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")
-_LEFT_OPEN: list[Any] = []
-"""Runs that a forked process was given and never ends."""
+_ABANDONED_RUNS: list[Any] = []
+"""Runs that a forked process inherited; they are kept referenced so that they are never closed."""
 
 
-def deciding(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
-    """What decides answers beside a model, its engine and what is read: what a journal is tied to,
-    flat. quantization: with "auto" decided."""
+def result_settings(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
+    """Return the settings that determine results, apart from model, engine and input.
+
+    A journal is bound to them. The result is a flat dictionary.
+
+    Args:
+        quantization: Number format, with "auto" resolved.
+        decoding: Sampling parameters of the job.
+    """
     fields = {**asdict(decoding), "stop": list(decoding.stop)}
     return {"quantization": quantization, **fields}
 
 
 @dataclass(slots=True)
 class Model:
-    """A model that is loaded and ready. Made by `packhorse.load`; closes as a context manager.
+    """A loaded model, created by `packhorse.load`; a context manager that closes it.
 
-    prepared: what was loaded. engine: what runs it. codec: its tokenizer. batching: its policy is
-    the one "auto" became. calibration: what the engine's work costs here, where it was measured.
-    date: the local time that chat templates write; None is the moment of a call.
+    A process that is forked after the model was loaded cannot use it, because the engine's threads
+    do not exist there and waiting for them would never end: all methods but `close`, which does
+    nothing, raise EngineError.
 
-    A process that was forked after the model was loaded cannot use it: threads of the engine do not
-    exist there, and waiting for them would not end. It gets an EngineError; `close` does nothing.
+    Attributes:
+        prepared: Prepared model folder.
+        engine: Engine that runs it.
+        codec: Its tokenizer.
+        batching: Batching options with the policy "auto" resolved.
+        calibration: Measured costs of the engine; None if not calibrated.
+        date: Local time that chat templates use; None for the time of the call.
     """
 
     prepared: PreparedModel
@@ -70,11 +81,11 @@ class Model:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """What really runs: device, compute type, workers, threads, context."""
+        """What is actually used: device, compute type, workers, threads, context."""
         return self.engine.capabilities
 
     def close(self) -> None:
-        """Releases the model's memory; may be repeated."""
+        """Free the model's memory; may be called repeatedly."""
         if self._process == os.getpid():
             self.engine.close()
 
@@ -86,16 +97,24 @@ class Model:
         on_too_long: OnTooLong = "error",
         **decoding: Any,
     ) -> Iterator[Completion | Failure]:
-        """Answers of `prompts`, texts or lists of chat messages, as they finish.
+        """Yield a completion or failure per prompt, as they finish.
 
         An outcome's `index` is the position of its prompt. A prompt that cannot be answered (too
-        long, empty) yields a Failure and costs no other. decoding: fields of `SamplingParams`, e.g.
-        `max_new_tokens=64, temperature=0.7, seed=1`. Raises ConfigError for values out of range.
+        long, empty) yields a Failure and does not affect others.
+
+        Args:
+            prompts: Texts or lists of chat messages.
+            system: System message for all prompts.
+            on_too_long: What to do with prompts longer than the context.
+            decoding: Fields of `SamplingParams`, e.g. `max_new_tokens=64, temperature=0.7, seed=1`.
+
+        Raises:
+            ConfigError: A value is out of range.
         """
         chosen = replace(SamplingParams(), **decoding)
         check_decoding(chosen, self.capabilities.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
-        generation_run = self.generation_run(tokenizer, chosen, self.budget(chosen), Meter())
+        generation_run = self.start_generation(tokenizer, chosen, self.budget(chosen), Meter())
         return self._guarded(generation_run.outcomes(requests_of(prompts)))
 
     def score(
@@ -106,12 +125,14 @@ class Model:
         system: str | None = None,
         on_too_long: OnTooLong = "error",
     ) -> Iterator[Scores | Failure]:
-        """How probable each of `continuations` is after each of `prompts`, as they finish.
+        """Yield the log-probabilities of each continuation after each prompt, as they finish.
 
-        Prompts and outcomes are as for `generate`; log-probabilities are natural and in the order
-        of `continuations`. A prompt and what prompts begin with in common are computed once.
-        Raises ConfigError for a continuation that is empty, EngineError for an engine that does
-        not score.
+        Prompts and outcomes are as for `generate`. Log-probabilities are natural and in the order
+        of `continuations`. Each prompt and each shared prompt prefix is computed once.
+
+        Raises:
+            ConfigError: A continuation is empty.
+            EngineError: The engine does not score.
         """
         ids = [self.codec.encode_fragment(text) for text in continuations]
         if not ids or not all(ids):
@@ -119,11 +140,11 @@ class Model:
         decoding = SamplingParams(max_new_tokens=max(map(len, ids)))
         check_decoding(decoding, self.capabilities.max_context)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
-        generation_run = self.generation_run(tokenizer, decoding, self.budget(decoding), Meter())
+        generation_run = self.start_generation(tokenizer, decoding, self.budget(decoding), Meter())
         return self._guarded(generation_run.scores(requests_of(prompts), ids))
 
     def _guarded(self, results: Iterator[T]) -> Iterator[T]:
-        """`results`; EngineError as soon as a forked process asks for one of them."""
+        """Yield `results`; raise EngineError as soon as a forked process asks for one."""
         try:
             while True:
                 self._require_own_process()
@@ -134,7 +155,8 @@ class Model:
                 yield result
         finally:
             if self._process != os.getpid():
-                _LEFT_OPEN.append(results)  # closing it would wait for threads that are not here
+                # Closing it would wait for threads that do not exist in this process.
+                _ABANDONED_RUNS.append(results)
 
     def _require_own_process(self) -> None:
         if self._process != os.getpid():
@@ -145,11 +167,11 @@ class Model:
             )
 
     def now(self) -> datetime:
-        """The local time that chat templates write in one pass of requests."""
+        """Return the local time that chat templates use in one pass."""
         return self.date or datetime.now()  # noqa: DTZ005
 
     def budget(self, decoding: SamplingParams) -> TokenBudget:
-        """Tokens a batch may hold, from the memory that is free now."""
+        """Return the token budget of a batch, derived from the memory that is free now."""
         return token_budget(
             self.capabilities,
             available_bytes(self.capabilities.device),
@@ -159,10 +181,10 @@ class Model:
         )
 
     def limits(self, budget: TokenBudget) -> Limits:
-        """The bounds of a batch, with the measured costs where there are some."""
+        """Return the bounds of a batch, with measured costs if there are any."""
         return budget.limits(self.batching, self.calibration.costs() if self.calibration else None)
 
-    def generation_run(
+    def start_generation(
         self,
         tokenizer: Tokenizer,
         decoding: SamplingParams,
@@ -170,8 +192,10 @@ class Model:
         meter: Meter,
         stopping: Callable[[], bool] = lambda: False,
     ) -> GenerationRun:
-        """One pass of requests through this model by the given rules. Raises EngineError in a
-        process that was forked after the model was loaded."""
+        """Return a new pass of requests through this model.
+
+        Raises EngineError in a process that was forked after the model was loaded.
+        """
         self._require_own_process()
         meter.cost_rule = self.capabilities.cost_rule
         return GenerationRun(
@@ -189,7 +213,7 @@ class Model:
 
 
 def requests_of(prompts: Iterable[str | Sequence[Message]]) -> Iterator[Request]:
-    """Prompts as rows whose index, id and key are their position."""
+    """Yield prompts as requests whose index, id and key are their position."""
     for index, prompt in enumerate(prompts):
         yield Request(
             index=index,
@@ -208,13 +232,19 @@ def load(
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Model:
-    """Finds, prepares and loads a model.
+    """Find, prepare and load a model.
 
-    model: a catalog name, a hub id, or a Hugging Face folder, CTranslate2 folder or GGUF file.
-    report: called with a line of text before each step that takes long.
+    Args:
+        model: Catalog name, hub id, Hugging Face folder, CTranslate2 folder or GGUF file.
+        engine: Engine options.
+        batching: Batching options.
+        allow_pickle: Whether to read pickled weights.
+        report: Called with a line of text before each step that takes long.
 
-    Raises ModelError when the model cannot be had, EngineError when the engine cannot run it as
-    asked, ConfigError for options that make no sense.
+    Raises:
+        ModelError: The model cannot be found or prepared.
+        EngineError: The engine cannot run it as requested.
+        ConfigError: An option is invalid.
 
         >>> with packhorse.load("smollm2-135m-instruct") as model:
         ...     for answer in model.generate(["What is the capital of France?"]):
@@ -232,7 +262,7 @@ def prepare_for(
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
-    """The verified folder of `model` in the form that `engine` loads. Raises as `load`."""
+    """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`."""
     check_engine(engine)
     return prepare(
         model,
@@ -253,41 +283,45 @@ def load_prepared(
     *,
     codec: Codec | None = None,
 ) -> Model:
-    """Loads what `prepare_for` returned; the policy `planned` has the engine calibrated first.
+    """Load a prepared model; for the policy `planned`, calibrate the engine first if necessary.
 
-    codec: the model's tokenizer, if it is loaded already.
+    Args:
+        prepared: Result of `prepare_for`.
+        engine: Engine options.
+        batching: Batching options.
+        report: Called with a line of text before each step that takes long.
+        codec: Tokenizer of the model, if it is already loaded.
     """
     check_batching(batching)
     facts = model_facts(prepared)
     known = stored_calibration(prepared, engine)
-    loaded = load_engine(prepared, facts, _divided(engine, known))
-    policy = _decided(batching.policy, loaded.capabilities)
+    loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
+    policy = _resolve_policy(batching.policy, loaded.capabilities)
     if policy == CONTINUOUS and not loaded.capabilities.max_num_seqs:
         loaded.close()
         raise ConfigError(
-            f"the engine {loaded.capabilities.name} computes batches as they are, none can "
-            "be continuous",
-            "add --engine packed, or use another --batching",
+            f"the engine {loaded.capabilities.name} does not support continuous batching",
+            "add --engine packed, or choose another --batching",
         )
     if policy == PLANNED and known is None:
         loaded.close()
         known = calibrate(prepared, engine, report)
-        loaded = load_engine(prepared, facts, _divided(engine, known))
+        loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
     if known is not None and known.is_disturbed:
-        report(disturbance(known, prepared.name, engine))
+        report(describe_disturbance(known, prepared.name, engine))
     codec = codec or prepared.codec()
     return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
 
 
-def _divided(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
-    """The engine with the division of the cores that was measured to be the fastest."""
+def _with_measured_threads(engine: EngineConfig, known: Calibration | None) -> EngineConfig:
+    """Return the engine options with the fastest measured division of the cores."""
     if known is None:
         return engine
     return replace(engine, workers=known.capabilities.workers, threads=known.capabilities.threads)
 
 
-def _decided(policy: str, capabilities: EngineCapabilities) -> str:
-    """ "auto" as what suits the engine's cost rule; a row is a batch if it is computed alone."""
+def _resolve_policy(policy: str, capabilities: EngineCapabilities) -> str:
+    """Return the policy that "auto" stands for; engines that compute rows alone get `single`."""
     if capabilities.rows_alone:
         return SINGLE
     if policy != AUTO:
@@ -298,14 +332,14 @@ def _decided(policy: str, capabilities: EngineCapabilities) -> str:
 
 
 def check_engine(engine: EngineConfig) -> None:
-    """ConfigError for workers or threads below 1; None leaves them to the engine."""
+    """Raise ConfigError for workers or threads below 1; None leaves them to the engine."""
     check_least({"workers": engine.workers, "threads": engine.threads}, 1)
 
 
 def check_batching(batching: BatchingConfig) -> None:
-    """ConfigError for an unknown policy or a limit below 1."""
+    """Raise ConfigError for an unknown policy or a limit below 1."""
     if batching.policy != AUTO:
-        policy_named(batching.policy)
+        get_policy(batching.policy)
     limits = {
         "batch_size": batching.batch_size,
         "max_batch_tokens": batching.max_batch_tokens,
@@ -315,30 +349,40 @@ def check_batching(batching: BatchingConfig) -> None:
 
 
 def check_least(numbers: Mapping[str, int | None], least: int) -> None:
-    """ConfigError for a number, by its name, that is below `least`."""
+    """Raise ConfigError for a named number that is below `least`."""
     for name, value in numbers.items():
         if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
+            raise ConfigError(
+                f"{name} must be at least {least}, got {value}", f"give {least} or more"
+            )
 
 
 def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> None:
-    """ConfigError for a value out of its range; max_context in tokens, when it is known."""
+    """Raise ConfigError for a value out of range.
+
+    Args:
+        decoding: Sampling parameters.
+        max_context: Context of the model (tokens); None if unknown.
+    """
     ranges = [
         ("max_new_tokens", decoding.max_new_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= decoding.temperature <= 100, "from 0 (greedy) to 100"),
+        ("temperature", 0 <= decoding.temperature <= 100, "between 0 (greedy) and 100"),
         ("top_p", 0 < decoding.top_p <= 1, "above 0 and at most 1"),
         ("top_k", decoding.top_k >= 0, "0 (no limit) or more"),
-        ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "from 0 to 2^63 - 1"),
-        ("stop", all(decoding.stop), "texts of at least one character"),
+        ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "between 0 and 2^63 - 1"),
+        ("stop", all(decoding.stop), "non-empty texts"),
         (
             "top_log_probs",
             decoding.top_log_probs is None or 0 <= decoding.top_log_probs <= MOST_LOG_PROBS,
-            f"None or from 0 to {MOST_LOG_PROBS}",
+            f"None or between 0 and {MOST_LOG_PROBS}",
         ),
     ]
     for name, is_right, wanted in ranges:
         if not is_right:
-            raise ConfigError(f"{name} is {getattr(decoding, name)!r}", f"it must be {wanted}")
+            raise ConfigError(
+                f"{name} must be {wanted}, got {getattr(decoding, name)!r}",
+                f"choose another {name}",
+            )
     if max_context is not None and decoding.max_new_tokens >= max_context:
         raise ConfigError(
             f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "

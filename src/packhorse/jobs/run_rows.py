@@ -20,9 +20,9 @@ from packhorse.inference.model import (
     check_decoding,
     check_engine,
     check_least,
-    deciding,
     load_prepared,
     prepare_for,
+    result_settings,
 )
 from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
@@ -102,7 +102,7 @@ class Generation:
             notes = LogProbNotes(model.codec, config.decoding)
 
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
-                return model.generation_run(
+                return model.start_generation(
                     tokenizer, config.decoding, budget, meter, hands.stopping
                 ).outcomes(notes.of(rows))
 
@@ -159,5 +159,5 @@ def settings(config: JobConfig) -> dict[str, Any]:
         "prompt_column": config.reading.prompt_column,
         "on_too_long": config.reading.on_too_long,
         **quoting_settings(config.input, config.reading),
-        **deciding(quantization, config.decoding),
+        **result_settings(quantization, config.decoding),
     }

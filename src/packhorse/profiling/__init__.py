@@ -1,1 +1,1 @@
-"""What a run measures, and the hardware it runs on."""
+"""Metrics of a run, and the hardware it runs on."""

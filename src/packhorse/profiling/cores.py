@@ -1,4 +1,4 @@
-"""How many cores an engine may use."""
+"""Number of cores that an engine may use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from packhorse.cgroups import core_quota
 
 
 def usable_cores() -> int:
-    """Cores of this process's affinity, and no more than its cgroup's quota keeps busy: threads
-    beyond that are all stopped together as soon as the quota of a period is used up."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = core_quota()
+    """Return the number of cores in the process's affinity, limited by the cgroup's CPU quota.
+
+    More threads than the quota allows would all be throttled together once it is used up.
+    """
+    cores, quota = affinity_cores(), core_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def affinity_cores() -> int:
+    """Return the number of cores in the process's affinity, or of the machine if unknown."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What this machine is, as far as it matters to speed."""
+"""Description of this machine, as far as it affects speed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packhorse.profiling.cores import usable_cores
 
 
 def machine() -> dict[str, Any]:
-    """Processor, usable cores, memory (bytes), instruction sets that decide int8 speed, system."""
+    """Return processor, usable cores, memory (bytes), int8-relevant instruction sets and system."""
     import psutil
 
     fields = _cpuinfo()
@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty if there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run measures while it happens. Counts are of what came back, not of what was asked for."""
+"""Metrics of a run, counted from what the engine returned rather than what was requested."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import Any
 from packhorse.batching.expected import Expected
 from packhorse.cgroups import core_quota
 from packhorse.data import Batch, Completion, Failure, Scores, Timing
+from packhorse.profiling.cores import affinity_cores
 
 
 def quantile(sorted_values: Sequence[float], share: float) -> float | None:
-    """Linear interpolation between order statistics (Hyndman and Fan's type 7, numpy's default).
+    """Return a quantile by linear interpolation between order statistics; None for no values.
 
-    None for no values.
+    This is type 7 of Hyndman and Fan, numpy's default.
     """
     if not sorted_values:
         return None
@@ -33,17 +34,17 @@ def quantile(sorted_values: Sequence[float], share: float) -> float | None:
 
 
 def current_memory_bytes() -> int:
-    """Resident memory of this process (bytes)."""
+    """Return the resident memory of this process (bytes)."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far (bytes).
+    """Return the peak resident memory of this process so far (bytes).
 
-    Linux: VmHWM. `ru_maxrss`, used elsewhere, starts there from the size of the process that
-    started this one.
+    On Linux this is VmHWM. `ru_maxrss`, used elsewhere, starts on Linux from the size of the parent
+    process.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -53,52 +54,60 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak_memory() -> int:
-    """Lets `peak_memory_bytes` count from what is resident now, where the system can (Linux);
-    returns what it counts from (bytes)."""
+def reset_peak_memory() -> int:
+    """Reset the peak of `peak_memory_bytes` to the memory resident now, if the system can (Linux).
+
+    Returns:
+        The peak after the reset (bytes).
+    """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_memory_bytes()
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and its ended children (CPU seconds)."""
+    """Return user and system time of this process and its ended children (CPU seconds)."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 BUSY = 0.1
-"""Share of the usable cores taken by others above which figures are not those of the machine."""
+"""Share of the usable cores used by other processes above which timings are disturbed."""
 
 
 class OtherWork:
-    """What the cores that this process may use do for others from now on: for other processes and,
-    on a virtual machine, for other guests of its host (steal)."""
+    """CPU time that others use on this process's cores from now on.
+
+    Others are other processes and, on a virtual machine, other guests of its host (steal).
+    """
 
     def __init__(self) -> None:
         self._others, self._all = self._seconds()
 
     def share(self) -> float:
-        """0 to 1: core seconds for others / core seconds that there were. Ended children of this
-        process count as itself, those under way as others."""
+        """Return core seconds used by others / core seconds available to this process, 0 to 1.
+
+        Ended children of this process count as itself, running ones as others.
+        """
         others, everything = self._seconds()
         passed = everything - self._all
         if passed <= 0:
             return 0.0
-        ours = passed * self._quota_share()  # what others do beyond it takes nothing from us
+        ours = (
+            passed * self._quota_share()
+        )  # what others use beyond our quota does not slow us down
         taken = others - self._others - (passed - ours)
         return min(1.0, max(0.0, taken / ours))
 
     @staticmethod
     def _quota_share() -> float:
-        """What the cgroup lets this process use of its cores: 0 to 1."""
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        """Return the share of its cores that the cgroup allows this process to use, 0 to 1."""
+        cores = affinity_cores()
         return min(1.0, (core_quota() or cores) / cores)
 
     @staticmethod
     def _seconds() -> tuple[float, float]:
-        """Core seconds for others and core seconds, both since the machine started."""
+        """Return core seconds used by others and all core seconds, both since boot."""
         import psutil
 
         cores = [core._asdict() for core in psutil.cpu_times(percpu=True)]
@@ -115,18 +124,23 @@ class OtherWork:
 
 @dataclass(slots=True)
 class Meter:
-    """Counters of one session of a job: one process, from its start to its end.
+    """Metrics of one session of a job: one process, from its start to its end.
 
-    latencies: seconds from submission (the engine takes the row's batch) to the row's last token.
-    first_token_latencies: the same to its first token, for the rows whose engine can tell.
-    padding_tokens, prompt_positions: positions of padding, and all positions, computed for prompts
-        by an engine that pads. forced_tokens: prompt tokens computed one step at a time by an
-        engine that computes only the shortest prompt's length at once. prefix_tokens_saved: prompt
-        tokens that were not computed because rows share them. rows_deduplicated: rows that got the
-        outcome of an equal one; they count as completed or failed and in no other figure.
-    expected_seconds, expected_peak_bytes: of the stage "generate" and of this process, as each
-        window of rows was planned; None where the engine is not calibrated.
-    other_work: of the machine since this session began.
+    Attributes:
+        cost_rule: Cost rule of the engine.
+        latencies: Seconds from submission (the engine takes the row's batch) to the row's last
+            token.
+        first_token_latencies: Seconds from submission to the first token, if the engine reports it.
+        padding_tokens: Padding positions computed for prompts by an engine that pads.
+        token_by_token_prefill_tokens: Prompt tokens computed one step at a time by an engine that
+            prefills only the length of the shortest prompt.
+        prefix_tokens_saved: Prompt tokens not computed because rows share them.
+        rows_deduplicated: Rows that got the outcome of an equal row; they count as completed or
+            failed and in no other metric.
+        expected_seconds: Expected time of the stage "generate", summed as windows were planned;
+            None if the engine is not calibrated.
+        expected_peak_bytes: Expected peak memory of this process; None likewise.
+        other_work: CPU time used by others since this session began.
     """
 
     cost_rule: str = "padded"
@@ -138,7 +152,7 @@ class Meter:
     batched_rows: int = 0
     batched_prompt_tokens: int = 0
     padding_tokens: int = 0
-    forced_tokens: int = 0
+    token_by_token_prefill_tokens: int = 0
     prefix_tokens_saved: int = 0
     rows_deduplicated: int = 0
     _prefixes: set[int] = field(default_factory=set)
@@ -154,7 +168,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the wall seconds of the block to `stage_seconds[name]`."""
+        """Add the wall time of the block to `stage_seconds[name]`."""
         started = time.monotonic()
         try:
             yield
@@ -163,15 +177,15 @@ class Meter:
             self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + elapsed
 
     def expect(self, expected: Expected) -> None:
-        """Adds what a window of the job was expected to take when it was planned."""
+        """Add the expected cost of a window when it was planned."""
         if self._loaded_bytes is None:
-            self._loaded_bytes = current_memory_bytes()  # later windows find memory that was used
+            self._loaded_bytes = current_memory_bytes()  # before a window runs
         peak = self._loaded_bytes + expected.peak_bytes
         self.expected_peak_bytes = max(peak, self.expected_peak_bytes or 0)
         self.expected_seconds = expected.seconds + (self.expected_seconds or 0.0)
 
     def count_batch(self, batch: Batch) -> None:
-        """Padding and forced tokens follow from the lengths and the engine's cost rule."""
+        """Count a batch; padding and token-by-token prefill follow from lengths and cost rule."""
         lengths = [len(prompt.token_ids) - batch.shared_prefix for prompt in batch.prompts]
         self.batches += 1
         self.batched_rows += len(lengths)
@@ -184,10 +198,10 @@ class Meter:
         if self.cost_rule == "padded":
             self.padding_tokens += len(lengths) * max(lengths) - sum(lengths)
         elif self.cost_rule == "min-prefix-prefill":
-            self.forced_tokens += sum(lengths) - len(lengths) * min(lengths)
+            self.token_by_token_prefill_tokens += sum(lengths) - len(lengths) * min(lengths)
 
     def count_duplicate(self, outcome: Completion | Failure) -> None:
-        """A row that got the outcome of an equal one; it took no time and generated nothing."""
+        """Count a row that got an equal row's outcome; it took no time and generated nothing."""
         self.rows_deduplicated += 1
         if isinstance(outcome, Failure):
             self.failures[outcome.code] += 1
@@ -209,7 +223,7 @@ class Meter:
                 )
 
     def count_scores(self, scores: Scores, prompt_tokens: int) -> None:
-        """A row whose continuations were scored; it generated nothing."""
+        """Count a row whose continuations were scored; it generated nothing."""
         self._count_row(scores.timing, prompt_tokens)
 
     def _count_row(self, timing: Timing, prompt_tokens: int) -> None:
@@ -227,14 +241,14 @@ class Meter:
 
     @property
     def token_by_token_prefill_share(self) -> float | None:
-        """Force-decoded / all prompt tokens; None for an engine that forces none."""
+        """Prompt tokens computed step by step / all prompt tokens; None for engines that do not."""
         if self.cost_rule != "min-prefix-prefill":
             return None
         total = self.batched_prompt_tokens
-        return self.forced_tokens / total if total else 0.0
+        return self.token_by_token_prefill_tokens / total if total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Figures of the session; rates are per second of the stage "generate"."""
+        """Return the metrics of the session; rates are per second of the stage "generate"."""
         seconds = self.stage_seconds.get("generate", 0.0)
 
         def per_second(count: float) -> float | None:
@@ -273,7 +287,7 @@ class Meter:
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float | None]:
-    """p50, p95 and p99; a p99 from fewer than 100 values would be their maximum, so it is None."""
+    """Return p50, p95 and p99; None for a p99 of fewer than 100 values (their maximum)."""
     ordered = sorted(values)
     return {
         "p50": quantile(ordered, 0.50),

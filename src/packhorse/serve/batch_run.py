@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from packhorse.config import InputConfig
 from packhorse.data import Completion, Failure, Request
-from packhorse.inference.model import deciding
+from packhorse.inference.model import result_settings
 from packhorse.inputs import detect_format, read_rows
 from packhorse.jobs.frame import Exported, export_journal
 from packhorse.jobs.journal import Journal
@@ -105,7 +105,7 @@ class BatchRun:
         capabilities = loaded.batching.capabilities
         identity = {"model": service.prepared.fingerprint, "engine": capabilities.name}
         journal.store_settings(
-            {**identity, **deciding(capabilities.compute_type, service.decoding)}
+            {**identity, **result_settings(capabilities.compute_type, service.decoding)}
         )
         is_openai = detect_format(source) == "openai-batch"
         journal.set_meta("openai", {"model": service.name} if is_openai else None)

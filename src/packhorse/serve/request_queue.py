@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from packhorse.batching.expected import sizes_of
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits, batch_tokens
 from packhorse.data import Batch, Prompt
 from packhorse.engine_protocol import EngineCapabilities
@@ -111,7 +111,7 @@ class RequestQueue:
     def _next(self, batching: Batching, now: float) -> Batch:
         if batching.is_continuous:
             return Batch(tuple(self._oldest_first(JOINING_ROWS)))
-        batches = plan(
+        batches = plan_batches(
             list(self._oldest_first(PLANNED_ROWS)),
             batching.policy,
             batching.limits,

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 
-from packhorse.calibration import Calibration, calibrate_words, stored_calibration
+from packhorse.calibration import Calibration, calibrate_arguments, stored_calibration
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError
 from packhorse.models import PreparedModel
@@ -26,7 +26,7 @@ def calibrated_in_child_process(
     Raises InputError with what that process said where it failed.
     """
     report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
-    command = calibrate_words(model, engine, allow_pickle=allow_pickle)
+    command = calibrate_arguments(model, engine, allow_pickle=allow_pickle)
     ended = subprocess.run(
         packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Attention over the paged cache, against the formula."""
+"""Attention over the paged cache, compared with the formula."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
 
 SPANS = [(1, 0), (1, 37), (20, 0), (37, 13), (1, 100)]
-"""Tokens of a span and position of its first."""
+"""Number of tokens of a span and position of its first token."""
 
 
 class Case:
-    """Spans with random queries over a cache whose blocks lie in any order."""
+    """Spans with random queries over a cache with blocks in random order."""
 
     def __init__(
         self, spans: list[tuple[int, int]], kv: int, group: int, width: int, kind: type, window: int
@@ -73,7 +73,7 @@ class Case:
         return found.reshape(tokens, -1)
 
     def _row(self, cache: NDArray[Any], which: int, number: int) -> NDArray[np.float64]:
-        """[kv heads, positions, width] of a row."""
+        """Return the keys or values [kv heads, positions, width] of a row."""
         held: NDArray[np.float64] = cache[1, self.tables[number]].astype(np.float64)
         if which == 0:
             held = held.swapaxes(2, 3)
@@ -88,7 +88,9 @@ class Case:
 @pytest.mark.parametrize(
     ("kv", "group", "width"), [(3, 3, 64), (1, 7, 64), (2, 1, 32), (2, 5, 96), (1, 16, 128)]
 )
-def test_it_is_the_formula(kind: type, window: int, kv: int, group: int, width: int) -> None:
+def test_attention_matches_the_formula(
+    kind: type, window: int, kv: int, group: int, width: int
+) -> None:
     case = Case(SPANS, kv, group, width, kind, window)
     expected = case.expected()
     assert case.run(case.spans) == pytest.approx(expected, abs=2e-6 * np.abs(expected).max())

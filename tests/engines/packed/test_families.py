@@ -1,4 +1,4 @@
-"""Every family, against transformers, and what is refused."""
+"""Every family compared with transformers, and families that are rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDS = tuple(np.random.default_rng(0).integers(0, 200, 90).tolist())
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     engine = PackedEngine(
-        tmp_path, end_ids=(), max_context=128, threads=1, rows=8, max_num_batched_tokens=32
+        tmp_path, end_ids=(), max_context=128, threads=1, max_num_seqs=8, max_num_batched_tokens=32
     )
     found = engine.logits_after(IDS, 40)
     engine.close()
@@ -40,7 +40,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         ({"intermediate_size": 100}, "inner sizes of 100, only multiples of 16"),
     ],
 )
-def test_what_it_cannot_run_is_refused_with_engines_that_may(
+def test_unsupported_models_are_rejected_with_engines_that_run_them(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     config = {**transformers.LlamaConfig(**SIZES).to_dict(), **changes}
@@ -50,7 +50,7 @@ def test_what_it_cannot_run_is_refused_with_engines_that_may(
     assert "--engine transformers" in str(refused.value.hint)
 
 
-def test_weights_that_do_not_belong_to_their_config_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_match_their_config_are_rejected(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))

@@ -1,4 +1,4 @@
-"""What stands between the products, against torch."""
+"""Element-wise kernels, compared with torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def positive(count: int, seed: int) -> Floats:
 
 
 def product(rows: int, columns: int) -> tuple[NDArray[np.int32], Floats, Floats, Floats, Floats]:
-    """Sums, scales of rows and of columns, bias, and the numbers they stand for."""
+    """Return accumulators, row scales, column scales, bias, and the dequantized values."""
     sums = np.random.default_rng(1).integers(-40_000, 40_000, (rows, columns)).astype(np.int32)
     by_row, by_column = positive(rows, seed=2), positive(columns, seed=3)
     bias = floats(columns, seed=4)
@@ -44,37 +44,37 @@ def dequantized(output: NDArray[np.int8], scales: Floats) -> Floats:
     return output.reshape(len(scales), -1) * scales[:, None]
 
 
-@pytest.mark.parametrize("centers", [False, True])
-def test_norms(centers: bool) -> None:
-    stream, weight, bias = floats(ROWS, WIDTH), floats(WIDTH, seed=5), floats(WIDTH, seed=6)
+@pytest.mark.parametrize("is_layer_norm", [False, True])
+def test_norms(is_layer_norm: bool) -> None:
+    residual, weight, bias = floats(ROWS, WIDTH), floats(WIDTH, seed=5), floats(WIDTH, seed=6)
     output, scales = np.empty(ROWS * WIDTH, np.float32), np.ones(ROWS, np.float32)
-    held, epsilon = np.empty(WIDTH, np.float32), np.float32(1e-5)
-    normalize(stream, ROWS, weight, bias, centers, epsilon, held, output, scales)
-    given, shape = torch.from_numpy(stream), (WIDTH,)
-    if centers:
+    row_buffer, epsilon = np.empty(WIDTH, np.float32), np.float32(1e-5)
+    normalize(residual, ROWS, weight, bias, is_layer_norm, epsilon, row_buffer, output, scales)
+    given, shape = torch.from_numpy(residual), (WIDTH,)
+    if is_layer_norm:
         expected = torch.layer_norm(given, shape, torch.tensor(weight), torch.tensor(bias), 1e-5)
     else:
         expected = torch.rms_norm(given, shape, torch.tensor(weight), 1e-5)
     assert output.reshape(ROWS, WIDTH) == pytest.approx(expected.numpy(), abs=1e-5)
 
 
-def test_a_row_of_int8_is_near_its_numbers_and_does_not_see_its_neighbours() -> None:
+def test_an_int8_row_is_accurate_and_independent_of_its_neighbours() -> None:
     sums, by_row, by_column, bias, numbers = product(ROWS, WIDTH)
     weight = np.ones(WIDTH, np.float32)
 
     def run(rows: slice) -> tuple[NDArray[np.int8], Floats, Floats]:
-        stream = floats(ROWS, WIDTH)[rows].copy()
-        count = len(stream)
+        residual = floats(ROWS, WIDTH)[rows].copy()
+        count = len(residual)
         output, scales = np.empty(count * WIDTH, np.int8), np.empty(count, np.float32)
         add_and_normalize(
-            sums[rows].ravel(), by_row[rows].copy(), by_column, bias, stream, count,
+            sums[rows].ravel(), by_row[rows].copy(), by_column, bias, residual, count,
             weight, bias, False, np.float32(1e-5), np.empty(WIDTH, np.float32), output, scales,
         )  # fmt: skip
-        return output, scales, stream
+        return output, scales, residual
 
-    output, scales, stream = run(slice(None))
-    assert stream == pytest.approx(floats(ROWS, WIDTH) + numbers, rel=1e-5, abs=1e-4)
-    expected = torch.rms_norm(torch.from_numpy(stream), (WIDTH,), torch.from_numpy(weight), 1e-5)
+    output, scales, residual = run(slice(None))
+    assert residual == pytest.approx(floats(ROWS, WIDTH) + numbers, rel=1e-5, abs=1e-4)
+    expected = torch.rms_norm(torch.from_numpy(residual), (WIDTH,), torch.from_numpy(weight), 1e-5)
     assert (np.abs(dequantized(output, scales) - expected.numpy()) <= 0.51 * scales[:, None]).all()
     for row in range(ROWS):
         alone, scale, _ = run(slice(row, row + 1))
@@ -82,14 +82,14 @@ def test_a_row_of_int8_is_near_its_numbers_and_does_not_see_its_neighbours() -> 
         assert scale[0] == scales[row]
 
 
-@pytest.mark.parametrize("turned", [1, 2])
+@pytest.mark.parametrize("hadamard_order", [1, 2])
 @pytest.mark.parametrize("gated", [False, True])
-def test_activations(gated: bool, turned: int) -> None:
+def test_activations(gated: bool, hadamard_order: int) -> None:
     columns = 2 * WIDTH if gated else WIDTH
     sums, by_row, by_column, bias, numbers = product(ROWS, columns)
     output, scales = np.empty(ROWS * WIDTH, np.int8), np.empty(ROWS, np.float32)
     activate(
-        sums.ravel(), by_row, by_column, bias, ROWS, WIDTH, gated, turned,
+        sums.ravel(), by_row, by_column, bias, ROWS, WIDTH, gated, hadamard_order,
         np.empty(WIDTH, np.float32), output, scales,
     )  # fmt: skip
     gate = torch.from_numpy(numbers)
@@ -97,7 +97,7 @@ def test_activations(gated: bool, turned: int) -> None:
         expected = torch.nn.functional.silu(gate[:, :WIDTH]) * gate[:, WIDTH:]
     else:
         expected = torch.nn.functional.gelu(gate, approximate="tanh")
-    if turned == 2:
+    if hadamard_order == 2:
         pairs = expected.reshape(ROWS, -1, 2, LANES)
         first, second = pairs[:, :, 0], pairs[:, :, 1]
         expected = torch.stack([first + second, first - second], dim=2).reshape(ROWS, WIDTH)
@@ -122,7 +122,7 @@ def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int8])
-def test_scores_of_queries_and_keys_survive_a_channel_that_stands_out(kind: type) -> None:
+def test_attention_scores_survive_an_outlier_channel(kind: type) -> None:
     width, group, none = 64, 3, np.empty((0, 0), np.float32)
     numbers = floats(BLOCK, (group + 2) * width)
     numbers[:, group * width + 37] += 40
@@ -145,8 +145,8 @@ def test_scores_of_queries_and_keys_survive_a_channel_that_stands_out(kind: type
     )
     expected = asked @ given.T / 8
     steps = np.abs(given).max(1, keepdims=True) / 127
-    unturned = asked @ (np.rint(given / steps) * steps).T / 8
+    unrotated = asked @ (np.rint(given / steps) * steps).T / 8
     if kind is np.float32:
         assert found == pytest.approx(expected, abs=1e-4)
     else:
-        assert np.abs(found - expected).mean() < 0.7 * np.abs(unturned - expected).mean()
+        assert np.abs(found - expected).mean() < 0.7 * np.abs(unrotated - expected).mean()

@@ -1,4 +1,4 @@
-"""What the engine says it takes at its peak, against what it takes."""
+"""Stated peak memory of the engine, compared with measured memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from packhorse.engines.packed import int8_products
+from packhorse.engines.packed import int8_matmul
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.memory import LOGIT_BYTES, weight_bytes
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE
@@ -25,23 +25,24 @@ from random_models import FAMILIES, saved
 MEASURE = """
 import json, sys
 from pathlib import Path
-from packhorse.data import Batch, Completion, SamplingParams, Prompt
+from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine
-from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
+from packhorse.profiling.run_metrics import reset_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 folder, quantization, cache_bytes = sys.argv[1:]
 engine = PackedEngine(
     Path(folder), end_ids=(), max_context=256, quantization=quantization, threads=2,
-    cache_bytes=int(cache_bytes), rows=600,
+    cache_bytes=int(cache_bytes), max_num_seqs=600,
 )
-traits, before = engine.traits, forget_peak_memory()
-rows = 3 * traits.preferred_batch_tokens // 500
+capabilities, before = engine.capabilities, reset_peak_memory()
+rows = 3 * capabilities.preferred_batch_tokens // 500
 prompts = [Prompt(row, (row % 290 + 3,) * 50, SamplingParams(200)) for row in range(rows)]
 results = list(engine.run(iter([Batch(tuple(prompts))])))
-assert all(isinstance(result, Completion) for result in results)
-print(json.dumps([traits.peak_bytes - traits.model_bytes, peak_memory_bytes() - before]))
+assert all(isinstance(result, EngineOutput) for result in results)
+stated = capabilities.peak_bytes - capabilities.model_bytes
+print(json.dumps([stated, peak_memory_bytes() - before]))
 """
 
 
@@ -53,7 +54,7 @@ from packhorse.data import SamplingParams
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.sampling import choose_tokens, row_generator
-from packhorse.profiling.run_metrics import forget_peak_memory, peak_memory_bytes
+from packhorse.profiling.run_metrics import reset_peak_memory, peak_memory_bytes
 
 keep_freed_memory()
 torch.set_num_threads(1)
@@ -71,7 +72,7 @@ def step(vocabulary):
     wanted_log_probs(chosen, decodings, logits_of)
 
 step(2000)
-before = forget_peak_memory()
+before = reset_peak_memory()
 for _ in range(3):
     step(vocabulary)
 print(peak_memory_bytes() - before)
@@ -79,7 +80,7 @@ print(peak_memory_bytes() - before)
 
 
 def arrays(value: Any) -> Iterator[tuple[int, int]]:
-    """Address and bytes of all numbers that a value holds."""
+    """Yield address and bytes of all arrays that a value holds."""
     if isinstance(value, torch.Tensor | np.ndarray):
         tensor = torch.as_tensor(value)
         yield tensor.data_ptr(), tensor.nbytes
@@ -93,11 +94,11 @@ def arrays(value: Any) -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def without_vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Weights as they are held on a CPU whose int8 products are not exact."""
-    monkeypatch.setattr(int8_products, "_is_exact", lambda *_: False)
-    int8_products.products_are_exact.cache_clear()
+    """Store weights as on a CPU without exact int8 matrix multiplication."""
+    monkeypatch.setattr(int8_matmul, "_is_exact", lambda *_: False)
+    int8_matmul.int8_matmul_is_exact.cache_clear()
     yield
-    int8_products.products_are_exact.cache_clear()
+    int8_matmul.int8_matmul_is_exact.cache_clear()
 
 
 @pytest.mark.usefixtures("without_vnni")
@@ -114,7 +115,7 @@ def test_weights_in_two_parts_are_counted_as_such(name: str, tmp_path: Path) -> 
 def test_weights_are_as_large_as_the_architecture_says(
     name: str, quantized: bool, tmp_path: Path
 ) -> None:
-    """Up to biases and norms that a family does not have: a quarter of models as small as these."""
+    """Allow for biases and norms that a family lacks: a quarter of models this small."""
     saved(FAMILIES[name], tmp_path)
     built = read_architecture(tmp_path)
     held = sum(dict(arrays(load_weights(tmp_path, built, quantized=quantized))).values())
@@ -127,9 +128,11 @@ def test_weights_are_as_large_as_the_architecture_says(
 def test_a_full_cache_and_steps_take_what_was_stated(
     quantization: str, isa: str, built: dict[str, Path]
 ) -> None:
-    """Half as many tokens more than the cache holds go through it. 6 MB are for what is not the
-    engine's: prompts, results, and code of libraries that is used for the first time. isa: what
-    oneDNN uses at most; AVX2 has no VNNI."""
+    """Run 1.5 times as many tokens as the cache holds.
+
+    6 MB are allowed for memory outside the engine: prompts, results, and library code used for the
+    first time. `isa` is the instruction set that oneDNN may use; AVX2 has no VNNI.
+    """
     command = [sys.executable, "-c", MEASURE, str(built["llama"]), quantization, str(24 << 20)]
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
@@ -149,7 +152,7 @@ def test_a_full_cache_and_steps_take_what_was_stated(
     ids=str,
 )
 def test_sampling_takes_no_more_than_is_counted(options: dict[str, Any]) -> None:
-    """Logits so alike that a nucleus holds most of the vocabulary."""
+    """The logits are so similar that a nucleus holds most of the vocabulary."""
     vocabulary = 100_000
     asked = json.dumps([SAMPLED_AT_ONCE, vocabulary, options])
     command = [sys.executable, "-c", SAMPLING, asked]

@@ -1,4 +1,4 @@
-"""Which tokens a step computes; rows are put back, none is lost."""
+"""Choice of the tokens of a step: rows are preempted and none is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
 from packhorse.engines.packed.tiles import BLOCK
 
-ROWS, STEP_TOKENS, CONTEXT = 4, 23, 4 * BLOCK
+MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, CONTEXT = 4, 23, 4 * BLOCK
 SMALL = Architecture(
     family="llama", layers=1, hidden=16, inner=16, heads=1, kv_heads=1, head_size=32,
     vocabulary=99, epsilon=1e-5, windows=(0,), positions=0, is_gated=True, has_head_norms=False,
@@ -34,49 +34,54 @@ Chosen = list[tuple[Sequence, int]]
 
 
 class Simulation:
-    """Steps without a network: each token writes its id where its values would be, and finds the
-    ids of all tokens before it, or the scheduler mixed rows up.
+    """Steps without a network that detect mixed-up rows.
 
-    paths: what every row looks ahead to. seen: nodes whose logits were given, by row.
+    Each token writes its id where its values would be and checks the ids of all earlier tokens.
+
+    Attributes:
+        paths: Continuations that every row scores.
+        seen: Nodes whose logits were computed, by row.
     """
 
     def __init__(self, blocks: int, paths: tuple[Ids, ...] = ()) -> None:
         self.cache = KeyValueCache(SMALL, blocks, quantized=False)
-        self.scheduler = Scheduler(self.cache, ROWS, STEP_TOKENS, workers=2, context=CONTEXT)
-        self.under_way: list[Chosen] = []
+        self.scheduler = Scheduler(
+            self.cache, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, workers=2, context=CONTEXT
+        )
+        self.running: list[Chosen] = []
         self.done: list[EngineOutput] = []
         self.paths, self.seen = paths, defaultdict[int, list[Ids]](list)
 
     def add(self, prompts: list[Prompt], prefixes: list[tuple[int, ...]]) -> None:
         pairs = zip(prompts, prefixes, strict=True)
         self.scheduler.add(
-            Sequence(Row(each), prefix, random.Random(0), ahead=list(self.paths))
+            Sequence(Row(each), prefix, random.Random(0), pending_paths=list(self.paths))
             for each, prefix in pairs
         )
 
     def start(self) -> bool:
         chosen = self.scheduler.schedule()
         if chosen:
-            assert sum(count for _, count in chosen) <= STEP_TOKENS
-            self.under_way.append(chosen)
+            assert sum(count for _, count in chosen) <= MAX_NUM_BATCHED_TOKENS
+            self.running.append(chosen)
         return bool(chosen)
 
     def finish(self, number: int) -> None:
-        chosen, step = self.under_way.pop(number), empty_step(STEP_TOKENS, ROWS)
+        chosen, step = self.running.pop(number), empty_step(MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS)
         ending = pack(chosen, step)
         written: Any = self.cache.values[0, :, 0, :, 0]
         for token, position, table in zip(
-            step.tokens[: step.count], step.positions, step.table_of, strict=False
+            step.tokens[: step.num_tokens], step.positions, step.table_rows, strict=False
         ):
-            block = self.scheduler.tables[table, position // BLOCK]
+            block = self.scheduler.block_tables[table, position // BLOCK]
             written[block, position % BLOCK] = token
         for sequence, count in chosen:
-            held = self.scheduler.tables[sequence.table]
-            reached = sequence.computed + count
+            held = self.scheduler.block_tables[sequence.table_row]
+            reached = sequence.num_computed_tokens + count
             found = written[held[: -(-reached // BLOCK)]].ravel()[:reached]
             assert tuple(found) == (*sequence.row.sequence, *sequence.path)[:reached]
         if self.paths:
-            self.look_ahead(chosen, ending, step)
+            self.score_paths(chosen, ending, step)
             return
         for sequence, count in chosen:
             self.scheduler.advance(sequence, count)
@@ -87,34 +92,34 @@ class Simulation:
                 self.scheduler.remove(sequence)
 
     def fail(self, number: int) -> None:
-        """The step fails; it has several rows, since one alone would be answered with a failure."""
-        chosen = self.under_way.pop(number)
+        """Fail a step of several rows; a row that runs alone would be answered with a failure."""
+        chosen = self.running.pop(number)
         assert len(chosen) > 1
         for sequence, _ in reversed(chosen):
-            self.scheduler.put_back(sequence, has_failed=True)
+            self.scheduler.preempt(sequence, has_failed=True)
 
-    def look_ahead(self, chosen: Chosen, ending: list[Sequence], step: Step) -> None:
-        assert step.end_count <= ROWS
-        ends = step.positions[step.ends[: step.end_count]].tolist()
+    def score_paths(self, chosen: Chosen, ending: list[Sequence], step: Step) -> None:
+        assert step.num_logits <= MAX_NUM_SEQS
+        ends = step.positions[step.logit_tokens[: step.num_logits]].tolist()
         for sequence, position in zip(ending, ends, strict=True):
             prompt = sequence.row.prompt
             node = sequence.path[: position + 1 - len(prompt.token_ids)]
             self.seen[prompt.index].append(node)
         for sequence, count in chosen:
             self.scheduler.advance(sequence, count)
-            if sequence.left == 0:
+            if sequence.num_remaining_tokens == 0:
                 self.scheduler.remove(sequence)
-            elif sequence.ahead:
+            elif sequence.pending_paths:
                 self.scheduler.fork(sequence)
 
     def run(self, chance: random.Random, failing: float = 0.0) -> None:
-        """failing: share of the steps of several rows that fail."""
+        """Run until all rows are done; `failing` is the share of shared steps that fail."""
         while self.scheduler.waiting or self.scheduler.running:
-            wants = len(self.under_way) < 2 and chance.random() < 0.6
+            wants = len(self.running) < 2 and chance.random() < 0.6
             if not (wants and self.start()):
-                assert self.under_way or self.start(), "nothing goes on"
-                number = chance.randrange(len(self.under_way))
-                if len(self.under_way[number]) > 1 and chance.random() < failing:
+                assert self.running or self.start(), "nothing goes on"
+                number = chance.randrange(len(self.running))
+                if len(self.running[number]) > 1 and chance.random() < failing:
                     self.fail(number)
                 else:
                     self.finish(number)
@@ -141,23 +146,23 @@ def test_rows_find_their_own_tokens_however_few_blocks_there_are(seed: int, bloc
     assert all(result.finish_reason == "length" for result in simulation.done)
 
 
-def test_a_row_is_put_back_when_blocks_run_out_and_goes_on() -> None:
+def test_a_row_is_preempted_when_blocks_run_out_and_continues() -> None:
     simulation = Simulation(blocks=6)
     prompts = [Prompt(i, (1 + i,) * 20, SamplingParams(max_new_tokens=40)) for i in range(2)]
     simulation.add(prompts, [(), ()])
     simulation.run(random.Random(3))
-    assert simulation.scheduler.times_put_back > 0
+    assert simulation.scheduler.num_preemptions > 0
     assert sorted(len(result.token_ids) for result in simulation.done) == [40, 40]
 
 
-def test_a_prompt_is_cut_and_the_rest_of_the_step_given_to_the_next() -> None:
+def test_a_prompt_is_chunked_and_the_next_one_fills_the_step() -> None:
     simulation = Simulation(blocks=12)
     lengths = [30, 5, 9]
     prompts = [Prompt(i, (1,) * n, SamplingParams(max_new_tokens=2)) for i, n in enumerate(lengths)]
     simulation.add(prompts, [(), (), ()])
     steps = []
     while simulation.start():
-        steps.append([(each.row.prompt.index, count) for each, count in simulation.under_way[0]])
+        steps.append([(each.row.prompt.index, count) for each, count in simulation.running[0]])
         simulation.finish(0)
     assert steps[:2] == [[(0, 23)], [(0, 7), (1, 5), (2, 9)]]
 
@@ -168,7 +173,7 @@ def test_rows_wait_for_the_one_that_computes_their_prefix_and_share_its_blocks()
     simulation.add(prompts, [prefix] * 3)
     computed = 0
     while simulation.start():
-        computed += sum(count for _, count in simulation.under_way[0])
+        computed += sum(count for _, count in simulation.running[0])
         simulation.finish(0)
     whole = len(prefix) // BLOCK * BLOCK
     assert computed == sum(len(prompt.token_ids) for prompt in prompts) - 2 * whole
@@ -192,10 +197,10 @@ def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
     failing=st.sampled_from([0.3, 1.0]),
     paths=st.sampled_from(["none", "some"]),
 )
-def test_rows_get_on_however_many_steps_fail(
+def test_rows_advance_however_many_steps_fail(
     seed: int, blocks: int, failing: float, paths: str
 ) -> None:
-    """All steps of several rows, at last: prompts longer than a step included."""
+    """Even if all shared steps fail and prompts are longer than a step."""
     chance = random.Random(seed)
     simulation = Simulation(blocks, () if paths == "none" else PATHS)
     simulation.add(*some_rows(chance, 9, most_new=9 if simulation.paths else CONTEXT))
@@ -206,18 +211,21 @@ def test_rows_get_on_however_many_steps_fail(
         )
     else:
         assert sorted(result.index for result in simulation.done) == list(range(9))
-    assert simulation.scheduler.free_blocks == blocks
+    assert simulation.scheduler.num_free_blocks == blocks
 
 
 def steps_and_failures(failing: Callable[[int], bool]) -> tuple[int, int]:
-    """Of four rows with 59 new tokens each. failing: whether a step of several rows does, by how
-    many did before."""
+    """Return steps and failures of four rows with 59 new tokens each.
+
+    Args:
+        failing: Whether a shared step fails, given the number of failures so far.
+    """
     simulation, steps, failures = Simulation(blocks=16), 0, 0
     prompts = [Prompt(i, (1,) * 4, SamplingParams(max_new_tokens=59)) for i in range(4)]
     simulation.add(prompts, [()] * 4)
     while simulation.start():
         steps += 1
-        if len(simulation.under_way[0]) > 1 and failing(failures):
+        if len(simulation.running[0]) > 1 and failing(failures):
             failures += 1
             simulation.fail(0)
         else:
@@ -235,13 +243,13 @@ def test_rows_share_steps_again_once_each_got_further_alone() -> None:
 
 
 def test_rows_stay_alone_for_longer_where_all_steps_of_several_fail() -> None:
-    """Each failed step costs their keys and values."""
+    """Each failed step costs the keys and values of its rows."""
     _, failures = steps_and_failures(lambda _: True)
     assert 2 <= failures <= 4 * 6 / 2
 
 
 def test_rows_of_a_failed_step_do_not_wait_for_steady_traffic_to_end() -> None:
-    """Others always decode, and are replaced as they end."""
+    """Other rows always decode and are replaced as they finish."""
     simulation = Simulation(blocks=16)
 
     def newcomer(index: int) -> None:
@@ -265,8 +273,7 @@ def test_rows_of_a_failed_step_do_not_wait_for_steady_traffic_to_end() -> None:
 
 @given(seed=st.integers(0, 10**6), blocks=st.integers(4, 30))
 def test_rows_that_are_scored_see_each_beginning_of_a_path(seed: int, blocks: int) -> None:
-    """Paths are longer than a step gives logits of, forks and prefixes share blocks, and rows are
-    put back on their way."""
+    """Paths exceed the logits of a step, forks and prefixes share blocks, rows are preempted."""
     chance, simulation = random.Random(seed), Simulation(blocks, PATHS)
     prompts, prefixes = some_rows(chance, 9, most_new=9)
     simulation.add(prompts, prefixes)
@@ -274,7 +281,7 @@ def test_rows_that_are_scored_see_each_beginning_of_a_path(seed: int, blocks: in
     assert {row: set(nodes) for row, nodes in simulation.seen.items()} == dict.fromkeys(
         range(9), NODES
     )
-    assert simulation.scheduler.free_blocks == blocks
+    assert simulation.scheduler.num_free_blocks == blocks
 
 
 def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:
@@ -284,8 +291,8 @@ def test_a_row_alone_computes_its_paths_side_by_side_on_both_workers() -> None:
     while simulation.start():
         while simulation.start():
             pass
-        steps.append([[count for _, count in chosen] for chosen in simulation.under_way])
-        while simulation.under_way:
+        steps.append([[count for _, count in chosen] for chosen in simulation.running])
+        while simulation.running:
             simulation.finish(0)
     assert steps == [[[20]], [[1, 1], [1]]]
 

@@ -1,5 +1,4 @@
-"""What a config and a file say is honoured as transformers honours it, or refused; and what the
-engine finds out of itself while it loads."""
+"""Options of configs and files are honoured as by transformers or rejected; checks at load time."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ def engine_of(folder: Path, **options: Any) -> PackedEngine:
         "end_ids": (),
         "max_context": 128,
         "threads": 1,
-        "rows": 8,
+        "max_num_seqs": 8,
         "max_num_batched_tokens": 32,
     }
     return PackedEngine(folder, **{**defaults, **options})
@@ -39,7 +38,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def edit_weights(folder: Path, added: dict[str, int], without: str = "-") -> None:
-    """Adds vectors of ones, by name and length, and leaves out names that hold `without`."""
+    """Add vectors of ones, by name and length, and drop names that contain `without`."""
     path = folder / "model.safetensors"
     kept = {name: each for name, each in load_file(path).items() if without not in name}
     save_file(
@@ -81,7 +80,7 @@ def test_settings(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
         ("qwen3", "model.layers.0.input_layernorm.bias", 48),
     ],
 )
-def test_biases_that_the_model_does_not_have_are_not_read(
+def test_biases_that_the_model_lacks_are_ignored(
     family: str, name: str, length: int, tmp_path: Path
 ) -> None:
     saved(FAMILIES[family], tmp_path)
@@ -89,34 +88,34 @@ def test_biases_that_the_model_does_not_have_are_not_read(
     require_as_transformers(tmp_path)
 
 
-def test_biases_that_the_model_has_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_biases_are_reported(tmp_path: Path) -> None:
     saved(FAMILIES["qwen2"], tmp_path)
     edit_weights(tmp_path, {}, without="k_proj.bias")
     with pytest.raises(ModelError, match=r"lacks the weights layers\.0\.self_attn\.k_proj\.bias"):
         engine_of(tmp_path)
 
 
-def test_layers_of_a_kind_that_is_not_known(tmp_path: Path) -> None:
+def test_unknown_layer_types(tmp_path: Path) -> None:
     saved(FAMILIES["qwen3"], tmp_path)
     edit_config(tmp_path, layer_types=["full_attention", "chunked_attention"])
     with pytest.raises(EngineError, match="layers of type 'chunked_attention'"):
         engine_of(tmp_path)
 
 
-def test_memory_that_cannot_be_had(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_allocated(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
-    with pytest.raises(EngineError, match=r"no memory for .* GB of keys and values") as refused:
+    with pytest.raises(EngineError, match=r"cannot allocate a key/value cache of .* GB") as refused:
         engine_of(tmp_path, cache_bytes=1 << 50)
     assert "--cache-gb" in refused.value.hint
 
 
-def test_a_context_that_no_memory_holds(tmp_path: Path) -> None:
-    saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 10**9}), tmp_path)
-    engine = engine_of(tmp_path, max_context=10**9)
+def test_a_context_larger_than_memory(tmp_path: Path) -> None:
+    saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 1 << 26}), tmp_path)
+    engine = engine_of(tmp_path, max_context=1 << 26)
     assert 1 << 16 <= engine.capabilities.max_context <= LONGEST_ROW
 
 
-def test_weights_that_end_early(tmp_path: Path) -> None:
+def test_truncated_weights(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -124,13 +123,15 @@ def test_weights_that_end_early(tmp_path: Path) -> None:
         engine_of(tmp_path)
 
 
-def test_a_prompt_and_its_tokens_one_by_one_are_compared(
+def test_logits_at_once_and_token_by_token_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(FAMILIES["mistral"], tmp_path)
-    stepped = PackedEngine._stepped
-    monkeypatch.setattr(PackedEngine, "_stepped", lambda *asked: stepped(*asked) + 0.1)
-    with pytest.raises(ModelError, match="other logits for the prompt"):
+    stepped = PackedEngine._compute_logits_token_by_token
+    monkeypatch.setattr(
+        PackedEngine, "_compute_logits_token_by_token", lambda *asked: stepped(*asked) + 0.1
+    )
+    with pytest.raises(ModelError, match="other logits for a prompt"):
         engine_of(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Weights as products take them."""
+"""Weights in the layout of the matrix multiplications."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
-from packhorse.engines.packed.stored import Rotated
-from packhorse.engines.packed.weights import FINER, load_weights
+from packhorse.engines.packed.checkpoint_tensors import RotatedTensors
+from packhorse.engines.packed.weights import LOW_DIGIT_STEPS, load_weights
 from packhorse.errors import EngineError
 from packhorse.models.int8_folder import write_int8_folder
 from packhorse.quantization.online_hadamard import rotate_inputs_online
@@ -26,11 +26,13 @@ def test_two_digits_are_finer_than_one_and_their_product_is_exact(tmp_path: Path
     saved(FAMILIES["qwen3"], tmp_path)
     built = read_architecture(tmp_path)
     linear = load_weights(tmp_path, built, quantized=True).layers[1].qkv
-    assert linear.finer is not None
-    whole = linear.weight.int() * FINER + linear.finer.int()
+    assert linear.low_digit is not None
+    whole = linear.weight.int() * LOW_DIGIT_STEPS + linear.low_digit.int()
     width = built.heads * built.head_size
     queries = (
-        Rotated(tmp_path, built).get("layers.1.self_attn.q_proj.weight", width, built.hidden).t()
+        RotatedTensors(tmp_path, built)
+        .get("layers.1.self_attn.q_proj.weight", width, built.hidden)
+        .t()
     )
     scales = torch.from_numpy(linear.scales)[:width]
     assert ((whole[:, :width] * scales - queries).abs() <= 0.51 * scales).all()
@@ -44,15 +46,17 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     built = read_architecture(tmp_path)
     linear = load_weights(tmp_path, built, quantized=True).layers[0].up
-    gate = Rotated(tmp_path, built).get("layers.0.mlp.gate_proj.weight", built.inner, built.hidden)
+    gate = RotatedTensors(tmp_path, built).get(
+        "layers.0.mlp.gate_proj.weight", built.inner, built.hidden
+    )
     scales = torch.from_numpy(linear.scales)[: built.inner]
-    assert linear.finer is None
+    assert linear.low_digit is None
     rounded = linear.weight[:, : built.inner] * scales
     assert ((rounded - gate.t()).abs() <= 0.51 * scales).all()
 
 
-def made_ready(name: str, folder: Path) -> Any:
-    """An int8 folder, and the model whose weights it holds, in floats."""
+def prepared_model(name: str, folder: Path) -> Any:
+    """Save a prepared int8 folder and return the model with its weights as floats."""
     model = saved(FAMILIES[name], folder)
     structure = structure_of(model)
     rotate_inputs_online(structure)
@@ -63,10 +67,8 @@ def made_ready(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_int8_weights_that_are_ready_are_computed_with_as_they_are(
-    name: str, tmp_path: Path
-) -> None:
-    model = made_ready(name, tmp_path)
+def test_prepared_int8_weights_are_used_unchanged(name: str, tmp_path: Path) -> None:
+    model = prepared_model(name, tmp_path)
     engine = PackedEngine(tmp_path, end_ids=(), max_context=128, quantization="int8", threads=1)
     ids = tuple(range(3, 90, 2))
     found = engine.logits_after(ids, 20)
@@ -76,12 +78,12 @@ def test_int8_weights_that_are_ready_are_computed_with_as_they_are(
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.998
 
 
-def test_not_one_of_their_numbers_changes(tmp_path: Path) -> None:
-    made_ready("qwen3", tmp_path)
+def test_prepared_int8_weights_keep_every_value(tmp_path: Path) -> None:
+    prepared_model("qwen3", tmp_path)
     built = read_architecture(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     layer = load_weights(tmp_path, built, quantized=True).layers[1]
-    assert layer.qkv.finer is None
+    assert layer.qkv.low_digit is None
     for linear, name in ((layer.out, "self_attn.o_proj"), (layer.down, "mlp.down_proj")):
         weight = stored[f"model.layers.1.{name}.weight"]
         steps = stored[f"model.layers.1.{name}.weight_scale"]
@@ -90,8 +92,8 @@ def test_not_one_of_their_numbers_changes(tmp_path: Path) -> None:
         assert linear.scales == pytest.approx(steps[:, 0].numpy(), rel=1e-6)
 
 
-def test_they_are_no_float32_weights(tmp_path: Path) -> None:
-    made_ready("llama", tmp_path)
+def test_prepared_int8_weights_do_not_run_in_float32(tmp_path: Path) -> None:
+    prepared_model("llama", tmp_path)
     with pytest.raises(EngineError, match="holds int8 weights") as refused:
         PackedEngine(tmp_path, end_ids=(), max_context=128)
     assert refused.value.hint == "add --quantization int8"

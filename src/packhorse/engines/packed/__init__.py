@@ -1,17 +1,20 @@
-"""The engine `packed`: no padding, rows join and leave at every step, int8 or float32, on a CPU.
+"""The `packed` engine: continuous batching without padding on a CPU, in float32 or int8.
 
-    architecture   what a model looks like inside; other families are refused
-    weights        a checkpoint as the engine multiplies with it
-    vectors, tiles, kernels, attention   compiled loops between the products
-    cache, blocks  keys and values in blocks; who holds which, and prefixes in common
-    scheduler      which tokens the next step computes
-    network        one step
-    scoring        how probable given continuations are; logits of a given text
-    memory         what it takes at its peak
-    running        threads and rows of one run
-    engine         the contract
+    architecture        sizes of a model, read from its config; rejects other families
+    checkpoint_tensors  tensors of a checkpoint, rotated for int8 if needed
+    weights             weights in the layout of the engine's matrix multiplications
+    int8_matmul         exact int8 matrix multiplication on any CPU
+    vectors, tiles, kernels, attention
+                        compiled kernels that run between the matrix multiplications
+    cache, blocks       paged key/value cache; block allocation and the prefix cache
+    scheduler           which tokens the next step computes
+    network             one forward pass over packed tokens
+    scoring             log-probabilities of given continuations; logits of a given text
+    memory              peak memory, estimated from sizes
+    run                 worker threads and rows of one run
+    engine              the `Engine` implementation
 
-docs/packed.md says why it is so and how fast it is.
+docs/packed.md explains the design and reports measured speed.
 """
 
 from packhorse.engines.packed.architecture import read_architecture

@@ -1,4 +1,4 @@
-"""What a model looks like inside, from its config; models of other families are refused here."""
+"""Model sizes and options read from config.json; unsupported families are rejected here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import EngineError
 from packhorse.models.engine_support import (
-    PACKED_FAMILIES,
-    PACKED_LLAMA_LIKE,
     inner_size,
     instead_of,
     packed_refusal,
@@ -19,21 +17,27 @@ from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
 from packhorse.quantization.online_hadamard import turned_together
 
-LLAMA_LIKE = PACKED_LLAMA_LIKE
-FAMILIES = PACKED_FAMILIES
-
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and kinds of a decoder-only transformer.
+    """Sizes and options of a decoder-only transformer.
 
-    hidden, inner: numbers of the residual stream and inside the MLP. heads, kv_heads, head_size: of
-    attention; padded_head: numbers a head takes in memory, its halves padded to whole vectors.
-    windows: positions a layer's attention reaches back at most, 0 for all. positions: learned
-    positions there are, 0 where positions rotate. is_gated: SiLU(gate) x up, else GELU of one
-    product. has_head_norms: queries and keys are normed head by head. ties_head: as the config
-    says, the logits are computed with the embeddings. config: what transformers made of
-    config.json.
+    Attributes:
+        family: `model_type` of the config.
+        layers: Number of decoder layers.
+        hidden: Width of the residual stream.
+        inner: Intermediate size of the MLP.
+        heads: Number of query heads.
+        kv_heads: Number of key/value heads.
+        head_size: Width of one head.
+        vocabulary: Number of token ids.
+        epsilon: Epsilon of the norms.
+        windows: Sliding attention window of each layer (positions); 0 for full attention.
+        positions: Number of learned position embeddings; 0 if positions use RoPE.
+        is_gated: Whether the MLP computes SiLU(gate) x up; otherwise GELU of one projection.
+        has_head_norms: Whether each query and key head is normalized.
+        ties_head: Whether the output head shares the embedding weights, according to the config.
+        config: The config as transformers parsed it.
     """
 
     family: str
@@ -54,13 +58,15 @@ class Architecture:
 
     @property
     def holds_int8(self) -> bool:
-        """The folder's weights are int8 already, made ready (`models.int8_folder`)."""
+        """Whether the folder already stores prepared int8 weights (`models.int8_folder`)."""
         return getattr(self.config, "quantization_config", None) is not None
 
     @property
     def biases(self) -> tuple[bool, bool, bool]:
-        """Whether queries, keys and values, the output of attention, and the MLP have biases, as
-        transformers has it: others that a file holds are not read."""
+        """Whether QKV, the attention output and the MLP have biases, following transformers.
+
+        Biases that a checkpoint stores for other projections are ignored.
+        """
         if self.family == "gpt2":
             return True, True, True
         attention = self.family in ("llama", "qwen3") and bool(self.config.attention_bias)
@@ -69,18 +75,18 @@ class Architecture:
 
     @property
     def qkv_digits(self) -> int:
-        """Of the int8 weights of queries, keys and values: those rounded while they are loaded have
-        a second one."""
+        """Number of int8 digits per QKV weight: 2 if the weights are rounded while loading."""
         return 1 if self.holds_int8 else 2
 
     @property
     def padded_head(self) -> int:
+        """Width of a head in memory: each half is padded to whole vectors."""
         half = -(-self.head_size // 2)
         return 2 * -(-half // LANES) * LANES
 
     @property
     def group(self) -> int:
-        """Query heads that share one key/value head."""
+        """Number of query heads that share one key/value head."""
         return self.heads // self.kv_heads
 
     @property
@@ -92,16 +98,17 @@ class Architecture:
         return self.inner * (2 if self.is_gated else 1)
 
     @property
-    def hadamard(self) -> int:
-        """Vectors that are turned together before the MLP's second product in int8."""
+    def hadamard_order(self) -> int:
+        """Number of vectors that the online Hadamard rotation of int8 mixes."""
         return turned_together(self.inner)
 
 
 def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:
-    """The architecture of a Hugging Face folder that is to run in `quantization`.
+    """Return the architecture of a Hugging Face folder that will run in `quantization`.
 
-    Raises ModelError for a config that cannot be read, EngineError for what this engine cannot run,
-    naming engines that do.
+    Raises:
+        ModelError: The config cannot be read.
+        EngineError: This engine cannot run the model; the hint names engines that can.
     """
     config = load_config(folder)
     family = str(config.model_type)
@@ -137,7 +144,10 @@ def _llama_like(family: str, config: Any) -> Architecture:
 
 
 def _windows(family: str, config: Any) -> tuple[int, ...]:
-    """Of each layer, as transformers has it: Llama reads no window, Mistral no kinds of layers."""
+    """Return the attention window of each layer, following transformers.
+
+    transformers ignores the window of Llama and the layer types of Mistral.
+    """
     window = 0 if family == "llama" else int(config.sliding_window or 0)
     if family in ("llama", "mistral"):
         return (window,) * int(config.num_hidden_layers)

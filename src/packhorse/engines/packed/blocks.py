@@ -1,4 +1,4 @@
-"""Which blocks of the cache belong to whom, and which hold a prefix that rows have in common."""
+"""Allocation of cache blocks, and the prefix cache that lets rows share them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ Tokens = tuple[int, ...]
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """Tokens of one block that follow those of `parent`; `block` holds their keys and values.
+    """Node of the prefix tree: the tokens of one block that follow those of `parent`.
 
-    order: the children's tokens, sorted, so that the one most like a given row is a neighbour.
+    Attributes:
+        tokens: Token ids of the block.
+        block: Block that holds their keys and values.
+        parent: Preceding block; None for the root.
+        children: Following blocks by their tokens.
+        sorted_children: Tokens of the children in order, so that the longest match is a neighbour.
     """
 
     tokens: Tokens = ()
     block: int = -1
     parent: _Prefix | None = None
     children: dict[Tokens, _Prefix] = field(default_factory=dict)
-    order: list[Tokens] = field(default_factory=list)
+    sorted_children: list[Tokens] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What is known of a row's first tokens: whole blocks to share, and `copied` tokens that lie at
-    the beginning of block `source`."""
+    """Cached part of a prompt.
+
+    Attributes:
+        blocks: Whole blocks to share.
+        source: Block whose first tokens can be copied; -1 for none.
+        copied: Number of tokens to copy from `source`.
+    """
 
     blocks: tuple[int, ...]
     source: int = -1
@@ -42,91 +52,94 @@ class Match:
 
 
 class BlockPool:
-    """Blocks with a count of their holders.
+    """Cache blocks with reference counts.
 
-    A prefix is kept after its last holder left, until its block is needed: the least recently used
-    goes first, and of one row the end before the beginning.
+    A cached prefix outlives its last reference until its block is needed. Blocks are evicted in
+    least-recently-used order; within one row the last block goes first.
     """
 
     def __init__(self, blocks: int) -> None:
-        self._free = list(range(blocks - 1, -1, -1))
-        self._holders = [0] * blocks
+        self._free_blocks = list(range(blocks - 1, -1, -1))
+        self._ref_counts = [0] * blocks
         self._root = _Prefix()
         self._prefixes: dict[int, _Prefix] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()
+        self._evictable: OrderedDict[int, None] = OrderedDict()
 
     @property
-    def available(self) -> int:
-        """Blocks that can be taken."""
-        return len(self._free) + len(self._unused)
+    def num_free_blocks(self) -> int:
+        """Number of blocks that can be allocated, evictable ones included."""
+        return len(self._free_blocks) + len(self._evictable)
 
-    def take(self) -> int:
-        """A block for one holder; `available` must not be 0."""
-        if not self._free:
-            block, _ = self._unused.popitem(last=False)
-            self._forget(block)
-            self._free.append(block)
-        block = self._free.pop()
-        self._holders[block] = 1
+    def allocate(self) -> int:
+        """Allocate a block with one reference; `num_free_blocks` must not be 0."""
+        if not self._free_blocks:
+            block, _ = self._evictable.popitem(last=False)
+            self._evict(block)
+            self._free_blocks.append(block)
+        block = self._free_blocks.pop()
+        self._ref_counts[block] = 1
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One more holder of each."""
+        """Add a reference to each block."""
         for block in blocks:
-            self._holders[block] += 1
-            self._unused.pop(block, None)
+            self._ref_counts[block] += 1
+            self._evictable.pop(block, None)
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """One holder of each leaves."""
+    def free(self, blocks: Sequence[int]) -> None:
+        """Remove a reference from each block."""
         for block in reversed(blocks):
-            self._holders[block] -= 1
-            if self._holders[block] == 0:
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
                 if block in self._prefixes:
-                    self._unused[block] = None
+                    self._evictable[block] = None
                 else:
-                    self._free.append(block)
+                    self._free_blocks.append(block)
 
-    def match(self, tokens: Tokens) -> Match:
-        """The longest beginning of `tokens` that is in the cache."""
+    def match_prefix(self, tokens: Tokens) -> Match:
+        """Return the longest cached prefix of `tokens`."""
         node, blocks, start = self._root, [], 0
         while child := node.children.get(tokens[start : start + BLOCK]):
             node, start = child, start + BLOCK
             blocks.append(child.block)
         rest = tokens[start : start + BLOCK]
-        place = bisect_left(node.order, rest)
+        place = bisect_left(node.sorted_children, rest)
         found = Match(tuple(blocks))
-        for near in node.order[max(0, place - 1) : place + 1]:
+        for near in node.sorted_children[max(0, place - 1) : place + 1]:
             common = common_length(near, rest)
             if common > found.copied:
                 found = Match(tuple(blocks), node.children[near].block, common)
         return found
 
-    def remember(self, tokens: Tokens, blocks: Sequence[int]) -> None:
-        """`blocks` hold the keys and values of `tokens`, BLOCK in each; equal ones that are known
-        already stay the ones that are shared."""
+    def cache_prefix(self, tokens: Tokens, blocks: Sequence[int]) -> None:
+        """Add `blocks`, which hold the keys and values of `tokens`, to the prefix cache.
+
+        Each block holds BLOCK tokens. Blocks that are already cached for the same tokens stay the
+        shared ones.
+        """
         node = self._root
         for number, block in enumerate(blocks):
             part = tokens[number * BLOCK : (number + 1) * BLOCK]
             child = node.children.get(part)
             if child is None:
                 child = node.children[part] = _Prefix(part, block, node)
-                insort(node.order, part)
+                insort(node.sorted_children, part)
                 self._prefixes[block] = child
             node = child
 
-    def forget(self, blocks: Sequence[int]) -> None:
-        """Nobody shall share these any more: what they hold is no number."""
+    def evict(self, blocks: Sequence[int]) -> None:
+        """Remove blocks from the prefix cache because they hold values that are not finite."""
         for block in blocks:
             if block in self._prefixes:
-                self._forget(block)
+                self._evict(block)
 
     def unshared(self, blocks: Sequence[int]) -> list[int]:
-        """Those that have one holder."""
-        return [block for block in blocks if self._holders[block] == 1]
+        """Return the blocks that have exactly one reference."""
+        return [block for block in blocks if self._ref_counts[block] == 1]
 
-    def _forget(self, block: int) -> None:
+    def _evict(self, block: int) -> None:
         node = self._prefixes.pop(block)
         parent = node.parent
         if parent is not None and parent.children.get(node.tokens) is node:
             del parent.children[node.tokens]
-            del parent.order[bisect_left(parent.order, node.tokens)]
+            del parent.sorted_children[bisect_left(parent.sorted_children, node.tokens)]

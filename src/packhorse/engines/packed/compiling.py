@@ -1,4 +1,4 @@
-"""Numba functions that are compiled once for a machine and kept."""
+"""Numba kernels that are compiled once per machine and cached on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _kernels: list[Any] = []
 
 
 def kernel(function: F) -> F:
-    """Compiles a function that Python calls, without the interpreter's lock while it runs."""
+    """Compile a function that Python calls; it releases the GIL while it runs."""
     usual = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(kernel_folder())
     try:
@@ -33,20 +33,23 @@ def kernel(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """Compiles a function into the kernels that call it."""
+    """Compile a function into the kernels that call it."""
     return njit(forceinline=True)(function)  # type: ignore[no-any-return]
 
 
-def compiled_now() -> int:
-    """Kernels that this process had to compile because none was kept."""
+def count_compiled_kernels() -> int:
+    """Return the number of kernels that this process compiled because none was cached."""
     return sum(sum(each.stats.cache_misses.values()) for each in _kernels)
 
 
 @cache
 def kernel_folder() -> Path:
-    """Where compiled kernels are kept: NUMBA_CACHE_DIR, else packhorse's cache; where it cannot be
-    written, a temporary folder. Each state of these sources has a folder of its own: Numba looks
-    only at the file of a function."""
+    """Return the folder of cached kernels.
+
+    The folder lies in NUMBA_CACHE_DIR, else in packhorse's cache; if that is not writable, it is a
+    temporary folder. Its name depends on the source of all kernels, because Numba checks only the
+    file of a function and not the files that it calls.
+    """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     root = Path(numba.config.CACHE_DIR or cache_root() / "kernels")

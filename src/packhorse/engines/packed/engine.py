@@ -1,4 +1,4 @@
-"""The engine `packed`: rows join and leave at every step, and no padding is ever computed."""
+"""The `packed` engine: continuous batching without padding on a CPU."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from packhorse.engines.common.allocator import return_freed_memory
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
-from packhorse.engines.packed.compiling import compiled_now, kernel_folder
-from packhorse.engines.packed.int8_products import products_are_exact
+from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
+from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
-from packhorse.engines.packed.running import Result as Outcome
-from packhorse.engines.packed.running import Run
+from packhorse.engines.packed.run import Result as Outcome
+from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK
@@ -39,40 +39,50 @@ if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
 
 QUANTIZATIONS = ("float32", "int8")
-ROWS = 256
-STEP_TOKENS = 512
-CACHE_TOKENS = 1 << 16
+MAX_NUM_SEQS = 256
+MAX_NUM_BATCHED_TOKENS = 512
+DEFAULT_CACHE_TOKENS = 1 << 16
 LONGEST_ROW = 1 << 20
-"""Tokens of a row that memory is set aside for unasked, whatever a config claims."""
-STEPPED_TOKENS = 24
-"""Tokens at the end of a text whose logits, computed one by one, are those of the whole text."""
-ROUNDED = Tolerance(largest=np.inf, typical=0.9)
-"""Of int8 weights and activations: outliers of a model cost much, and its text is still its own."""
+"""Maximum row length (tokens) that the default cache is sized for, whatever a config claims."""
+CHECKED_TOKENS = 24
+"""Number of last tokens of the check text whose logits are also computed token by token."""
+INT8_TOLERANCE = Tolerance(largest=np.inf, typical=0.9)
+"""Tolerance for int8 weights and activations: outlier tokens may differ a lot."""
 T = TypeVar("T")
-_DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
-_IN_PARTS = (
-    "this CPU has no VNNI: to be exact, int8 weights are held in two parts, twice as large, and "
-    "each product is two; float32 may be as fast"
+_DAMAGED = "the files are damaged, incomplete or of the wrong kind: fetch or prepare them again"
+_NO_VNNI = (
+    "this CPU has no VNNI: exact int8 stores weights in two parts, which doubles their memory and "
+    "the number of matrix multiplications; float32 may be as fast"
 )
 _log = logging.getLogger("packhorse.engines")
 
 
 class PackedEngine:
-    """Steps of packed tokens, one a thread at the same time; rows are yielded as they finish.
+    """Engine that packs the tokens of all running rows into steps, one step per thread at a time.
 
-    folder: config.json and weights of a model of a known family (`architecture.FAMILIES`); no code
-    of it is run. end_ids: token ids that end a row. max_context: prompt and generated tokens of a
-    row (tokens), less where the cache holds fewer. quantization: "float32", which "auto" is, or
-    "int8": weights per output channel, activations per row, the cache per token and head.
-    device: "auto" or "cpu". threads: steps computed at the same time; None is one a core.
-    cache_bytes: memory for keys and values, allocated once; None is what CACHE_TOKENS or one row
-    of max_context take (LONGEST_ROW at most), and at most SHARE_OF_FREE_MEMORY of what is free.
-    `capabilities.peak_bytes` is what it all comes to. rows: under way at most.
-    max_num_batched_tokens: tokens of a step at most, at least `rows`.
+    In float32, rows give the same output as with transformers. In int8, a row gives the same tokens
+    in any batch. Only one `run` may be active at a time. `capabilities.peak_bytes` states the peak
+    memory.
 
-    In float32, rows answer as with transformers. In int8 a row gives the same tokens in any batch.
-    One `run` at a time. Raises EngineError for a family, format, device or size it cannot do,
-    ModelError for a folder that cannot be loaded whole.
+    Args:
+        folder: config.json and weights of a model of a known family (`PACKED_FAMILIES`); no
+            code in it is run.
+        end_ids: Token ids that end a row.
+        max_context: Maximum number of prompt and generated tokens per row; lower if the cache holds
+            fewer.
+        quantization: "float32" (also for "auto"), or "int8": weights per output channel,
+            activations per row, the cache per token and head.
+        device: "auto" or "cpu".
+        threads: Number of steps computed at the same time; None for one per core.
+        cache_bytes: Memory of the key/value cache, allocated once; None for what
+            DEFAULT_CACHE_TOKENS or one row of `max_context` (at most LONGEST_ROW) need, limited to
+            SHARE_OF_FREE_MEMORY of free memory.
+        max_num_seqs: Maximum number of running rows.
+        max_num_batched_tokens: Maximum number of tokens per step; at least `max_num_seqs`.
+
+    Raises:
+        EngineError: The family, format, device or size is not supported.
+        ModelError: The folder cannot be loaded completely.
     """
 
     def __init__(
@@ -85,40 +95,43 @@ class PackedEngine:
         device: str = "auto",
         threads: int | None = None,
         cache_bytes: int | None = None,
-        rows: int = ROWS,
-        max_num_batched_tokens: int = STEP_TOKENS,
+        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
     ) -> None:
-        _require(quantization, device)
+        _check_options(quantization, device)
         quantized = quantization == "int8"
-        built = read_architecture(folder, quantization)
-        if quantized and not products_are_exact():
-            _log.warning(_IN_PARTS)
-        described = built
-        weights = _allocated(folder, lambda: load_weights(folder, described, quantized=quantized))
-        built = replace(built, ties_head=weights.ties_head)
+        arch = read_architecture(folder, quantization)
+        if quantized and not int8_matmul_is_exact():
+            _log.warning(_NO_VNNI)
+        read = arch
+        weights = _allocate(folder, lambda: load_weights(folder, read, quantized=quantized))
+        arch = replace(arch, ties_head=weights.ties_head)
         return_freed_memory()
-        token_bytes = bytes_per_token(built, quantized=quantized)
+        token_bytes = bytes_per_token(arch, quantized=quantized)
         self._end_ids = frozenset(end_ids)
-        self._rows, self._max_num_batched_tokens = rows, max(max_num_batched_tokens, rows)
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         self._threads = threads or usable_cores()
-        position_bytes = bytes_per_position(built, self._threads)
-        blocks = _blocks(token_bytes, position_bytes, max_context, cache_bytes)
+        position_bytes = bytes_per_position(arch, self._threads)
+        blocks = _count_cache_blocks(token_bytes, position_bytes, max_context, cache_bytes)
         context = min(max_context, blocks * BLOCK)
 
         def allocate() -> tuple[Network, list[Scratch]]:
-            cache = KeyValueCache(built, blocks, quantized=quantized)
-            network = Network(built, weights, cache, context)
+            cache = KeyValueCache(arch, blocks, quantized=quantized)
+            network = Network(arch, weights, cache, context)
             return network, [
-                Scratch(built, self._max_num_batched_tokens, rows, context, quantized=quantized)
+                Scratch(
+                    arch, self._max_num_batched_tokens, max_num_seqs, context, quantized=quantized
+                )
                 for _ in range(self._threads)
             ]
 
         self._network: Network | None
         cache_gb = blocks * BLOCK * token_bytes / 1e9
-        self._network, self._scratches = _allocated(folder, allocate, cache_gb)
+        self._network, self._scratches = _allocate(folder, allocate, cache_gb)
         self._run: Run | None = None
         self._lock = threading.Lock()
-        self._traits = EngineCapabilities(
+        self._capabilities = EngineCapabilities(
             name="packed",
             cost_rule="packed",
             device="cpu",
@@ -126,39 +139,40 @@ class PackedEngine:
             workers=1,
             threads=self._threads,
             max_context=context,
-            model_bytes=weight_bytes(built, quantized=quantized),
+            model_bytes=weight_bytes(arch, quantized=quantized),
             cache_bytes_per_token=token_bytes,
             preferred_batch_tokens=blocks * BLOCK,
             shares_prefixes=True,
-            max_num_seqs=rows,
+            max_num_seqs=max_num_seqs,
             gives_log_probs=True,
-            working_bytes=working_bytes(built, self._scratches, context),
+            working_bytes=working_bytes(arch, self._scratches, context),
         )
-        self._try_out(folder)
-        self._check(folder, built)
+        self._warm_up(folder)
+        self._check_logits(folder, arch)
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        return self._traits
+        return self._capabilities
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of all threads together in each of `network.PHASES`, and `network.COUNTS`, so
-        far."""
+        """Seconds of all threads per phase (`network.PHASES`), and `network.COUNTS`, so far."""
         kept = [{**scratch.seconds, **scratch.counts} for scratch in self._scratches]
         return {name: sum(each[name] for each in kept) for name in (*PHASES, *COUNTS)}
 
     def run(
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
     ) -> Iterator[Result]:
-        """See `packhorse.engine_protocol.Engine`. Rows are pulled as there is room for them: `rows`
-        are under way, and a quarter as many wait."""
+        """See `packhorse.engine_protocol.Engine`.
+
+        Rows are pulled as there is room: `max_num_seqs` run and a quarter as many are queued.
+        """
         return cast(Iterator[Result], self._results(batches, on_token))
 
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """See `packhorse.engine_protocol.Scorer`. Rows come and go as in `run`."""
+        """See `packhorse.engine_protocol.Scorer`. Rows join and leave as in `run`."""
         results = self._results(batches, scoring=Scoring(continuations))
         return cast("Iterator[Scores | Failure]", results)
 
@@ -172,12 +186,12 @@ class PackedEngine:
             if self._network is None:
                 raise EngineError("the engine is closed", "load the model again")
             if self._run is not None:
-                raise EngineError("the engine is running already", "finish or close that run first")
+                raise EngineError("the engine is already running", "finish or close that run first")
             if scoring is not None:
-                scoring.require(self._network.built.vocabulary)
-            cache, context = self._network.cache, self._traits.max_context
+                scoring.require(self._network.arch.vocabulary)
+            cache, context = self._network.cache, self._capabilities.max_context
             scheduler = Scheduler(
-                cache, self._rows, self._max_num_batched_tokens, self._threads, context
+                cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads, context
             )
             run = self._run = Run(
                 self._network, scheduler, self._scratches, self._end_ids, context, on_token, scoring
@@ -189,8 +203,10 @@ class PackedEngine:
                 self._run = None
 
     def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
-        """Logits [count, vocabulary] of what follows each of the last `count` of `token_ids`, at
-        most `max_context`. Not while a run lasts."""
+        """Return the logits [count, vocabulary] after each of the last `count` of `token_ids`.
+
+        `token_ids` has at most `max_context` tokens. Not available during a run.
+        """
         with self._lock:
             if self._network is None or self._run is not None:
                 raise EngineError("the engine is closed or running", "load the model again")
@@ -202,58 +218,62 @@ class PackedEngine:
         if run is not None:
             run.cancel(closes=True)
 
-    def _try_out(self, folder: Path) -> None:
-        """Computes one token, for which kernels are compiled where none are kept."""
-        started, known = time.monotonic(), compiled_now()
+    def _warm_up(self, folder: Path) -> None:
+        """Compute one token, which compiles kernels that are not cached."""
+        started, known = time.monotonic(), count_compiled_kernels()
         batch = Batch((Prompt(0, (0,), SamplingParams(max_new_tokens=1)),))
         (result,) = self.run(iter([batch]))
         if isinstance(result, Failure):
             raise ModelError(f"{folder} cannot be run: {result.message}", _DAMAGED)
-        if count := compiled_now() - known:
+        if count := count_compiled_kernels() - known:
             _log.warning(
                 "compiled %d kernels of the packed engine in %.0f s, kept in %s",
                 count, time.monotonic() - started, kernel_folder(),
             )  # fmt: skip
 
-    def _check(self, folder: Path, built: Architecture) -> None:
-        """ModelError where a text gives other logits at once than token by token, or others than
-        those that are kept beside the weights."""
-        reference, context = read_reference(folder), self._traits.max_context
-        if reference is None or max(reference.token_ids) >= built.vocabulary:
-            reference, text = None, check_text(built.vocabulary, context, min(built.windows))
+    def _check_logits(self, folder: Path, arch: Architecture) -> None:
+        """Check the logits of a text against token-by-token decoding and the stored reference.
+
+        Raises:
+            ModelError: They differ.
+        """
+        reference, context = read_reference(folder), self._capabilities.max_context
+        if reference is None or max(reference.token_ids) >= arch.vocabulary:
+            reference, text = None, check_text(arch.vocabulary, context, min(arch.windows))
         else:
             text = reference.token_ids[:context]
         assert self._network is not None
-        scratch, count = self._scratches[0], min(len(text), STEPPED_TOKENS)
+        scratch, count = self._scratches[0], min(len(text), CHECKED_TOKENS)
         whole = logits_after(self._network, scratch, text, len(text))
         if not np.isfinite(whole).all():
             raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
-        if not are_near(self._stepped(text, count), whole[-count:], EXACT):
+        if not are_near(self._compute_logits_token_by_token(text, count), whole[-count:], EXACT):
             raise ModelError(
-                f"the packed engine computes other logits for the prompt in {folder} than for the "
-                "same tokens one after the other",
+                f"the packed engine computes other logits for a prompt in {folder} "
+                "than token by token",
                 "use --engine transformers",
             )
-        tolerance = EXACT if self._traits.compute_type == "float32" else ROUNDED
+        tolerance = EXACT if self._capabilities.compute_type == "float32" else INT8_TOLERANCE
         if reference is not None and not reference.is_near(whole, 0, tolerance):
             raise ModelError(
-                f"the packed engine computes other logits from {folder} than the model it was made "
-                "from",
-                "use --engine transformers with the model it was made from",
+                f"the packed engine computes other logits from {folder} than its source model",
+                "use --engine transformers with the source model",
             )
 
-    def _stepped(self, text: Sequence[int], count: int) -> NDArray[np.float32]:
-        """Logits of the last `count` tokens of a text, computed one by one."""
+    def _compute_logits_token_by_token(
+        self, text: Sequence[int], count: int
+    ) -> NDArray[np.float32]:
+        """Return the logits of the last `count` tokens of a text, computed one by one."""
         assert self._network is not None
         return logits_after(self._network, self._scratches[0], text, count, at_once=1)
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> PackedEngine:
-    """Loads a Hugging Face folder. Raises ModelError and EngineError as `PackedEngine`."""
+    """Load a Hugging Face folder. Raises ModelError and EngineError like `PackedEngine`."""
     if config.workers not in (None, 1):
         raise EngineError(
-            f"the packed engine runs all rows together, not {config.workers} batches",
-            "leave --workers out and give it more --threads",
+            f"the packed engine runs all rows together, not in {config.workers} workers",
+            "omit --workers and increase --threads",
         )
     return PackedEngine(
         prepared.folder,
@@ -266,7 +286,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Pa
     )
 
 
-def _require(quantization: str, device: str) -> None:
+def _check_options(quantization: str, device: str) -> None:
     if quantization not in ("auto", *QUANTIZATIONS):
         raise EngineError(
             f"the packed engine does not run {quantization}, only {', '.join(QUANTIZATIONS)}",
@@ -279,34 +299,46 @@ def _require(quantization: str, device: str) -> None:
         )
 
 
-def _blocks(
+def _count_cache_blocks(
     token_bytes: int, position_bytes: int, max_context: int, cache_bytes: int | None
 ) -> int:
-    """Blocks of the cache; EngineError for memory that holds none. position_bytes: of what grows
-    with the longest row besides."""
+    """Return the number of cache blocks.
+
+    Args:
+        token_bytes: Cache memory per token.
+        position_bytes: Other memory that grows with the longest row, per position.
+        max_context: Maximum number of tokens per row.
+        cache_bytes: Memory of the cache; None to derive it from free memory.
+
+    Raises:
+        EngineError: The memory does not hold two blocks.
+    """
     block_bytes = token_bytes * BLOCK
     if cache_bytes is None:
-        wanted = -(-max(CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
+        wanted = -(-max(DEFAULT_CACHE_TOKENS, min(max_context, LONGEST_ROW)) // BLOCK)
         cache_bytes = int(available_bytes() * SHARE_OF_FREE_MEMORY)
         by_memory = cache_bytes // block_bytes
-        if max_context > CACHE_TOKENS:
+        if max_context > DEFAULT_CACHE_TOKENS:
             by_memory = cache_bytes // (block_bytes + BLOCK * position_bytes)
         blocks = min(wanted, by_memory)
     else:
         blocks = cache_bytes // block_bytes
     if blocks < 2:
         raise EngineError(
-            f"{cache_bytes / 1e6:,.1f} MB hold no keys and values of this model: 16 tokens take "
-            f"{block_bytes / 1e6:,.1f} MB",
-            "give it more with --cache-gb, or use a smaller model or int8",
+            f"a key/value cache of {cache_bytes / 1e6:,.1f} MB is too small for this model: "
+            f"{BLOCK} tokens need {block_bytes / 1e6:,.1f} MB",
+            "increase --cache-gb, or use a smaller model or int8",
         )
     return blocks
 
 
-def _allocated(folder: Path, make: Callable[[], T], cache_gb: float | None = None) -> T:
-    """What `make` returns; EngineError where there is no memory for it.
+def _allocate(folder: Path, make: Callable[[], T], cache_gb: float | None = None) -> T:
+    """Return the result of `make`; raise EngineError if memory runs out.
 
-    cache_gb: size of the keys and values that it allocates (GB); None for the weights.
+    Args:
+        folder: Folder named in the error.
+        make: Allocates the weights or the cache.
+        cache_gb: Size of the key/value cache that `make` allocates (GB); None for weights.
     """
     try:
         return make()
@@ -319,8 +351,7 @@ def _allocated(folder: Path, make: Callable[[], T], cache_gb: float | None = Non
                 "free some memory, or use a smaller model or --quantization int8",
             ) from error
         raise EngineError(
-            f"there is no memory for {cache_gb:.2g} GB of keys and values beside the weights of "
+            f"cannot allocate a key/value cache of {cache_gb:.2g} GB beside the weights of "
             f"{folder} ({first_line(error)})",
-            f"give them less, e.g. --cache-gb {max(0.01, cache_gb / 4):.2g}, or use a smaller "
-            "model",
+            f"reduce it, e.g. --cache-gb {max(0.01, cache_gb / 4):.2g}, or use a smaller model",
         ) from error

@@ -1,6 +1,7 @@
-"""One step of the network over packed tokens: no padding, no allocation.
+"""One forward pass over packed tokens, without padding or allocation.
 
-Tokens of all rows are one matrix [tokens, hidden]; only attention knows which belong together.
+Tokens of all rows form one matrix [tokens, hidden]; only attention knows which ones belong
+together.
 """
 
 from __future__ import annotations
@@ -15,286 +16,339 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from packhorse.engines.packed.architecture import LLAMA_LIKE, Architecture
+from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.int8_products import products_are_exact
+from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.kernels import (
     activate,
     add_and_normalize,
     choose_best,
     embed,
-    emit_rows,
     normalize,
     split_heads,
+    write_activations,
     write_logits,
 )
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
 from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, Weights
+from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]
 SAMPLED_AT_ONCE = 16
-"""Rows whose logits are all written out at the same time."""
-PHASES = ("products", "attention", "head", "between")
+"""Number of rows whose full logits are materialized at the same time."""
+PHASES = ("matmul", "attention", "head", "elementwise")
 COUNTS = ("steps", "tokens", "pairs", "logits")
 
 
 @dataclass(slots=True)
 class Step:
-    """What one step computes; arrays are filled up to the counts.
+    """Input of one step; arrays are filled up to the counts.
 
-    tokens, positions, table_of: [count], of every packed token; table_of is the row of `tables`
-    with its blocks. spans: [span_count, 5], see `attention.attend`, whose last column is the first
-    packed token again. ends: [end_count] packed tokens whose logits are wanted.
+    Attributes:
+        tokens: [num_tokens] token ids.
+        positions: [num_tokens] position of each token in its row.
+        table_rows: [num_tokens] row of `block_tables` of each token.
+        spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
+            token.
+        logit_tokens: [num_logits] packed tokens whose logits are needed.
     """
 
     tokens: Ints
     positions: Ints
-    table_of: Ints
+    table_rows: Ints
     spans: Ints
-    ends: Ints
-    count: int = 0
-    span_count: int = 0
-    end_count: int = 0
+    logit_tokens: Ints
+    num_tokens: int = 0
+    num_spans: int = 0
+    num_logits: int = 0
 
 
 def empty_step(tokens: int, rows: int) -> Step:
-    """A step with room for `tokens` tokens of `rows` rows."""
-    ids, positions, table_of = np.empty((3, tokens), np.int32)
-    return Step(ids, positions, table_of, np.empty((rows, 5), np.int32), np.empty(rows, np.int32))
+    """Return a step with room for `tokens` tokens of `rows` rows."""
+    ids, positions, table_rows = np.empty((3, tokens), np.int32)
+    return Step(ids, positions, table_rows, np.empty((rows, 5), np.int32), np.empty(rows, np.int32))
 
 
 class Scratch:
-    """Memory of one thread for steps of up to `tokens` tokens, `rows` of which want logits.
+    """Scratch buffers of one thread for steps of up to `tokens` tokens, `rows` of them with logits.
 
-    seconds: spent in each of PHASES so far. counts: steps, tokens, pairs of a token and one it
-    attends to (windows aside), and rows whose logits were wanted, so far.
+    Attributes:
+        seconds: Time spent in each of PHASES so far.
+        counts: Steps, tokens, attended pairs of tokens (windows ignored) and computed logit rows so
+            far.
     """
 
     def __init__(
-        self, built: Architecture, tokens: int, rows: int, context: int, *, quantized: bool
+        self, arch: Architecture, tokens: int, rows: int, context: int, *, quantized: bool
     ) -> None:
-        sums, taken = (np.int32, np.int8) if quantized else (np.float32, np.float32)
-        attended = built.heads * built.padded_head
-        widest = max(built.qkv_width, built.activation_width, built.hidden)
-        columns = min(HEAD_COLUMNS, built.vocabulary)
-        self.rows_at_once = max(SAMPLED_AT_ONCE, min(rows, tokens * widest // columns))
-        size = max(tokens * widest, self.rows_at_once * columns)
-        self.product = np.empty(size, sums)
-        self.stream = np.empty((tokens, built.hidden), np.float32)
-        self.last_stream = np.empty((rows, built.hidden), np.float32)
-        self.queries = np.empty(
-            (built.kv_heads, tokens, built.group, built.padded_head), np.float32
+        accumulator_type, activation_type = (
+            (np.int32, np.int8) if quantized else (np.float32, np.float32)
         )
-        self.attended = np.empty((tokens, attended), np.float32)
-        self.taken = np.empty(tokens * max(built.hidden, attended, built.inner), taken)
+        attention_width = arch.heads * arch.padded_head
+        widest = max(arch.qkv_width, arch.activation_width, arch.hidden)
+        columns = min(HEAD_COLUMNS, arch.vocabulary)
+        self.head_rows = max(SAMPLED_AT_ONCE, min(rows, tokens * widest // columns))
+        size = max(tokens * widest, self.head_rows * columns)
+        self.accumulators = np.empty(size, accumulator_type)
+        self.residual = np.empty((tokens, arch.hidden), np.float32)
+        self.last_residual = np.empty((rows, arch.hidden), np.float32)
+        self.queries = np.empty((arch.kv_heads, tokens, arch.group, arch.padded_head), np.float32)
+        self.attention_output = np.empty((tokens, attention_width), np.float32)
+        self.activations = np.empty(
+            tokens * max(arch.hidden, attention_width, arch.inner), activation_type
+        )
         self.scales = np.ones(tokens, np.float32)
-        self.held = np.empty(max(built.hidden, built.inner, attended), np.float32)
+        self.row_buffer = np.empty(max(arch.hidden, arch.inner, attention_width), np.float32)
         self.scores = np.empty((TILE_ROWS, -(-context // BLOCK) * BLOCK), np.float32)
-        self.sums = np.empty((TILE_ROWS, built.padded_head), np.float32)
-        self.shares = np.empty(TILE_ROWS, np.float32)
+        self.value_sums = np.empty((TILE_ROWS, arch.padded_head), np.float32)
+        self.inverse_sums = np.empty(TILE_ROWS, np.float32)
         self.last_spans = np.empty((rows, 5), np.int32)
-        self.best, self.best_at = np.empty(rows, np.float32), np.empty(rows, np.int64)
+        self.best_logits, self.best_ids = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
-        second = tokens * built.qkv_width if quantized and built.qkv_digits > 1 else 0
-        if quantized and not products_are_exact():
-            second = size
-        self.second = np.empty(second, sums)
-        self._tensors = torch.from_numpy(self.product), torch.from_numpy(self.taken)
-        self._second = torch.from_numpy(self.second)
-        self._marked = 0.0
+        second_size = tokens * arch.qkv_width if quantized and arch.qkv_digits > 1 else 0
+        if quantized and not int8_matmul_is_exact():
+            second_size = size
+        self.second_accumulators = np.empty(second_size, accumulator_type)
+        self._tensors = torch.from_numpy(self.accumulators), torch.from_numpy(self.activations)
+        self._second_view = torch.from_numpy(self.second_accumulators)
+        self._phase_start = 0.0
 
-    def views(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-        """`taken` as [rows, inputs] and `product` as [rows, outputs], for a product."""
-        product, taken = self._tensors
+    def view_operands(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+        """Return `activations` as [rows, inputs] and `accumulators` as [rows, outputs]."""
+        accumulators, activations = self._tensors
         return (
-            taken[: rows * inputs].view(rows, inputs),
-            product[: rows * outputs].view(rows, outputs),
+            activations[: rows * inputs].view(rows, inputs),
+            accumulators[: rows * outputs].view(rows, outputs),
         )
 
-    def spare(self, rows: int, linear: Linear) -> Tensor:
-        """Room for a second product of `linear`, where it has one."""
-        is_one = linear.finer is None and linear.rest is None
+    def view_second_accumulators(self, rows: int, linear: Linear) -> Tensor:
+        """Return a second output buffer for `linear`; empty if it needs none."""
+        is_one = linear.low_digit is None and linear.remainder is None
         outputs = 0 if is_one else linear.weight.shape[1]
-        return self._second[: rows * outputs].view(rows, outputs)
+        return self._second_view[: rows * outputs].view(rows, outputs)
 
-    def bytes(self) -> int:
+    def count_bytes(self) -> int:
         arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
         return sum(array.nbytes for array in arrays)
 
     def start(self, step: Step) -> None:
-        """Counts a step that begins, and starts the clock."""
-        spans = step.spans[: step.span_count].astype(np.int64)
+        """Count a step and start its clock."""
+        spans = step.spans[: step.num_spans].astype(np.int64)
         pairs = spans[:, 1] * spans[:, 2] + spans[:, 1] * (spans[:, 1] + 1) // 2
-        found = (1, step.count, int(pairs.sum()), step.end_count)
+        found = (1, step.num_tokens, int(pairs.sum()), step.num_logits)
         for name, value in zip(COUNTS, found, strict=True):
             self.counts[name] += value
-        self._marked = time.perf_counter()
+        self._phase_start = time.perf_counter()
 
-    def clock(self, phase: str) -> None:
-        """Counts the time since the last call for `phase`."""
+    def record_phase(self, phase: str) -> None:
+        """Add the time since the last call to `phase`."""
         now = time.perf_counter()
-        self.seconds[phase] += now - self._marked
-        self._marked = now
+        self.seconds[phase] += now - self._phase_start
+        self._phase_start = now
 
 
 class Network:
-    """The weights, the cache, and the way through them.
+    """The model: weights, key/value cache and the forward pass.
 
-    context: positions of one row at most.
+    Args:
+        arch: Sizes of the model.
+        weights: Its weights.
+        cache: Its key/value cache.
+        context: Maximum number of positions per row.
     """
 
     def __init__(
-        self, built: Architecture, weights: Weights, cache: KeyValueCache, context: int
+        self, arch: Architecture, weights: Weights, cache: KeyValueCache, context: int
     ) -> None:
-        self.built, self.weights, self.cache = built, weights, cache
-        self._cosines, self._sines = _rotations(built, context)
+        self.arch, self.weights, self.cache = arch, weights, cache
+        self._cosines, self._sines = _compute_rope_tables(arch, context)
         self._head_scales = weights.head_scales
-        self._centers = built.family not in LLAMA_LIKE
-        self._epsilon = np.float32(built.epsilon)
-        self._turned = built.hadamard if cache.key_scales.size else 1
+        self._is_layer_norm = arch.family not in PACKED_LLAMA_LIKE
+        self._epsilon = np.float32(arch.epsilon)
+        self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
 
-    def run(self, step: Step, tables: Ints, scratch: Scratch) -> None:
-        """Computes a step; afterwards `choose` or `logits` may be called for its `ends`.
+    def run(self, step: Step, block_tables: Ints, scratch: Scratch) -> None:
+        """Compute a step; then `choose` or `logits` may be called for its `logit_tokens`.
 
-        tables: [rows, blocks] blocks of each row's cache. In the last layer only the tokens that
-        want logits go on past their keys and values.
+        In the last layer, only tokens whose logits are needed are computed beyond their keys and
+        values.
+
+        Args:
+            step: Tokens to compute.
+            block_tables: [rows, blocks] cache blocks of each row.
+            scratch: Buffers of the calling thread.
         """
         scratch.start(step)
-        weights, count, stream = self.weights, step.count, scratch.stream
-        embed(step.tokens, step.positions, count, weights.embeddings, weights.learned, stream)
+        weights, count, residual = self.weights, step.num_tokens, scratch.residual
+        embed(
+            step.tokens,
+            step.positions,
+            count,
+            weights.embeddings,
+            weights.position_embeddings,
+            residual,
+        )
         first = weights.layers[0].attention_norm
         normalize(
-            stream, count, first.weight, first.bias, self._centers, self._epsilon,
-            scratch.held, scratch.taken, scratch.scales,
+            residual, count, first.weight, first.bias, self._is_layer_norm, self._epsilon,
+            scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
-        scratch.clock("between")
-        spans, span_count = step.spans, step.span_count
+        scratch.record_phase("elementwise")
+        spans, num_spans = step.spans, step.num_spans
         for number, layer in enumerate(weights.layers):
             is_last = number + 1 == len(weights.layers)
-            self._project(layer, number, step, tables, scratch)
+            self._project(layer, number, step, block_tables, scratch)
             if is_last:
-                stream, spans = self._keep_ends(step, scratch)
-                count = span_count = step.end_count
+                residual, spans = self._keep_logit_tokens(step, scratch)
+                count = num_spans = step.num_logits
             if count == 0:
                 return
-            self._attend(layer, number, spans, span_count, tables, count, scratch)
+            self._attend(layer, number, spans, num_spans, block_tables, count, scratch)
             following = weights.final_norm if is_last else weights.layers[number + 1].attention_norm
-            self._add(layer.out, layer.mlp_norm, stream, count, scratch)
+            self._add_to_residual(layer.out, layer.mlp_norm, residual, count, scratch)
             self._activate(layer, count, scratch)
-            self._add(layer.down, following, stream, count, scratch)
+            self._add_to_residual(layer.down, following, residual, count, scratch)
 
     def choose(self, count: int, scratch: Scratch) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The largest logit of each of the first `count` of the step's `ends`, and its token; -inf
-        where there is no number."""
-        scratch.best[:count], scratch.best_at[:count] = -np.inf, 0
-        for first in range(0, count, scratch.rows_at_once):
-            rows = slice(first, min(count, first + scratch.rows_at_once))
+        """Return the largest logit and its token id for the first `count` rows with logits.
+
+        Returns:
+            Largest logits [count], -inf for rows with NaN, and token ids [count].
+        """
+        scratch.best_logits[:count], scratch.best_ids[:count] = -np.inf, 0
+        for first in range(0, count, scratch.head_rows):
+            rows = slice(first, min(count, first + scratch.head_rows))
             for start, width in self._head_parts(rows, scratch):
                 choose_best(
-                    scratch.product, scratch.scales[rows], self._head_scales, start,
-                    rows.stop - rows.start, width, scratch.best[rows], scratch.best_at[rows],
+                    scratch.accumulators, scratch.scales[rows], self._head_scales, start,
+                    rows.stop - rows.start, width,
+                    scratch.best_logits[rows], scratch.best_ids[rows],
                 )  # fmt: skip
-        scratch.clock("head")
-        return scratch.best[:count], scratch.best_at[:count]
+        scratch.record_phase("head")
+        return scratch.best_logits[:count], scratch.best_ids[:count]
 
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
-        """All logits [rows, vocabulary] of some of the step's `ends`, SAMPLED_AT_ONCE at most."""
-        logits = np.empty((rows.stop - rows.start, self.built.vocabulary), np.float32)
+        """Return all logits [rows, vocabulary] of up to SAMPLED_AT_ONCE rows."""
+        logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
         for start, width in self._head_parts(rows, scratch):
             write_logits(
-                scratch.product, scratch.scales[rows], self._head_scales, start,
+                scratch.accumulators, scratch.scales[rows], self._head_scales, start,
                 rows.stop - rows.start, width, logits,
             )  # fmt: skip
-        scratch.clock("head")
+        scratch.record_phase("head")
         return logits
 
     def _head_parts(self, rows: slice, scratch: Scratch) -> Iterator[tuple[int, int]]:
-        """Logits of a part of the vocabulary in `scratch.product`: its first token, its tokens."""
+        """Compute logits of one vocabulary part at a time in `scratch.accumulators`.
+
+        Yields:
+            The first token id of the part and its size.
+        """
         start = 0
         for part in self.weights.head:
             width = part.weight.shape[1]
             count = rows.stop - rows.start
-            taken, _ = scratch.views(rows.stop, self.built.hidden, 0)
-            _, product = scratch.views(count, 0, width)
-            part.multiply(taken[rows], product, scratch.spare(count, part))
+            activations, _ = scratch.view_operands(rows.stop, self.arch.hidden, 0)
+            _, accumulators = scratch.view_operands(count, 0, width)
+            part.multiply(
+                activations[rows], accumulators, scratch.view_second_accumulators(count, part)
+            )
             yield start, width
             start += width
 
     def _project(
-        self, layer: Layer, number: int, step: Step, tables: Ints, scratch: Scratch
+        self, layer: Layer, number: int, step: Step, block_tables: Ints, scratch: Scratch
     ) -> None:
-        """Queries, keys and values of the normed tokens in `scratch.taken`."""
-        built, cache = self.built, self.cache
-        self._multiply(layer.qkv, step.count, scratch)
+        """Compute queries, keys and values of the normalized `scratch.activations`."""
+        arch, cache = self.arch, self.cache
+        self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
-            scratch.product, scratch.scales, layer.qkv.scales, layer.qkv.bias, step.count,
-            step.positions, tables, step.table_of, number, self._cosines, self._sines,
-            layer.query_norm, layer.key_norm, built.head_size, self._epsilon, scratch.held,
+            scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, step.num_tokens,
+            step.positions, block_tables, step.table_rows, number, self._cosines, self._sines,
+            layer.query_norm, layer.key_norm, arch.head_size, self._epsilon, scratch.row_buffer,
             scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
         )  # fmt: skip
-        scratch.clock("between")
+        scratch.record_phase("elementwise")
 
     def _attend(
-        self, layer: Layer, number: int, spans: Ints, span_count: int, tables: Ints, count: int,
-        scratch: Scratch,
+        self, layer: Layer, number: int, spans: Ints, num_spans: int, block_tables: Ints,
+        count: int, scratch: Scratch,
     ) -> None:  # fmt: skip
         cache = self.cache
         attend(
-            spans, span_count, self.built.group, tables, number, self.built.windows[number],
+            spans, num_spans, self.arch.group, block_tables, number, self.arch.windows[number],
             scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
-            scratch.scores, scratch.sums, scratch.shares, scratch.attended,
+            scratch.scores, scratch.value_sums, scratch.inverse_sums, scratch.attention_output,
         )  # fmt: skip
-        scratch.clock("attention")
-        emit_rows(scratch.attended, count, scratch.held, scratch.taken, scratch.scales)
-        scratch.clock("between")
+        scratch.record_phase("attention")
+        write_activations(
+            scratch.attention_output, count, scratch.row_buffer, scratch.activations, scratch.scales
+        )
+        scratch.record_phase("elementwise")
 
-    def _add(
-        self, linear: Linear, norm: Norm, stream: NDArray[np.float32], count: int, scratch: Scratch
+    def _add_to_residual(
+        self,
+        linear: Linear,
+        norm: Norm,
+        residual: NDArray[np.float32],
+        count: int,
+        scratch: Scratch,
     ) -> None:
-        """Adds a product to the residual stream and norms it for the next."""
+        """Add a projection to the residual stream and normalize it for the next one."""
         self._multiply(linear, count, scratch)
         add_and_normalize(
-            scratch.product, scratch.scales, linear.scales, linear.bias, stream, count,
-            norm.weight, norm.bias, self._centers, self._epsilon,
-            scratch.held, scratch.taken, scratch.scales,
+            scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, count,
+            norm.weight, norm.bias, self._is_layer_norm, self._epsilon,
+            scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
-        scratch.clock("between")
+        scratch.record_phase("elementwise")
 
     def _activate(self, layer: Layer, count: int, scratch: Scratch) -> None:
-        built = self.built
+        arch = self.arch
         self._multiply(layer.up, count, scratch)
         activate(
-            scratch.product, scratch.scales, layer.up.scales, layer.up.bias, count, built.inner,
-            built.is_gated, self._turned, scratch.held, scratch.taken, scratch.scales,
+            scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, count, arch.inner,
+            arch.is_gated, self._hadamard_order,
+            scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
-        scratch.clock("between")
+        scratch.record_phase("elementwise")
 
     def _multiply(self, linear: Linear, count: int, scratch: Scratch) -> None:
-        linear.multiply(*scratch.views(count, *linear.weight.shape), scratch.spare(count, linear))
-        scratch.clock("products")
+        linear.multiply(
+            *scratch.view_operands(count, *linear.weight.shape),
+            scratch.view_second_accumulators(count, linear),
+        )
+        scratch.record_phase("matmul")
 
-    def _keep_ends(self, step: Step, scratch: Scratch) -> tuple[NDArray[np.float32], Ints]:
-        """The residual stream and the spans of the step's `ends` alone."""
-        ends, count = step.ends[: step.end_count], step.end_count
-        np.take(scratch.stream, ends, axis=0, out=scratch.last_stream[:count], mode="clip")
+    def _keep_logit_tokens(self, step: Step, scratch: Scratch) -> tuple[NDArray[np.float32], Ints]:
+        """Return the residual stream and spans of the `logit_tokens` alone."""
+        logit_tokens, count = step.logit_tokens[: step.num_logits], step.num_logits
+        np.take(
+            scratch.residual, logit_tokens, axis=0, out=scratch.last_residual[:count], mode="clip"
+        )
         spans = scratch.last_spans
-        spans[:count, 0], spans[:count, 1] = ends, 1
-        spans[:count, 2], spans[:count, 3] = step.positions[ends], step.table_of[ends]
+        spans[:count, 0], spans[:count, 1] = logit_tokens, 1
+        spans[:count, 2], spans[:count, 3] = (
+            step.positions[logit_tokens],
+            step.table_rows[logit_tokens],
+        )
         spans[:count, 4] = np.arange(count)
-        return scratch.last_stream, spans
+        return scratch.last_residual, spans
 
 
-def _rotations(built: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cosines and sines [context, padded head / 2] as transformers computes them; empty where
-    positions are learned."""
-    if built.positions:
+def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return cosines and sines [context, padded head / 2] as transformers computes them.
+
+    Both are empty for learned positions.
+    """
+    if arch.positions:
         return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    rotary = LlamaRotaryEmbedding(built.config)
-    half, padding = built.head_size // 2, built.padded_head // 2 - built.head_size // 2
+    rotary = LlamaRotaryEmbedding(arch.config)
+    half, padding = arch.head_size // 2, arch.padded_head // 2 - arch.head_size // 2
     found = rotary(torch.zeros(1), torch.arange(context)[None])
     cosines, sines = (
         np.pad(part[0, :, :half].numpy(), ((0, 0), (0, padding))).astype(np.float32, order="C")

@@ -1,18 +1,18 @@
-"""Which tokens the next step computes.
+"""Choice of the tokens that the next step computes: continuous batching with chunked prefill.
 
-Rows under way that wait for their next token come first, then prompts, as many of their tokens as a
-step has room for (chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), then rows that wait, in
-the order they came. A row that is done leaves at once.
+Rows that decode come first, then running prompts, as many of their tokens as fit into the step
+(chunked prefill, Agrawal et al. 2023, arXiv 2308.16369), then waiting rows in arrival order. A row
+that is done leaves at once.
 
-When blocks run out, the row that came last is put back: it waits again, first in line, and goes on
-after its last token when there is room, its keys and values computed anew.
+If blocks run out, the most recently admitted row is preempted: it waits at the front of the queue
+and later continues after its last token, with its keys and values recomputed.
 
-Rows of a step that failed are computed in steps of their own: until each got one token further,
-and twice as far each time it happens again. Steps of rows alone and of rows together take turns.
+Rows of a failed step are computed in steps of their own until each has advanced by one token, and
+twice as many after each further failure. Steps of single rows alternate with shared steps.
 
-A row that is scored looks ahead to continuations of its prompt, one path after the other: each
-takes the place of the one before in the cache. Where there is room, paths are given to forks of the
-row, which share its blocks.
+A row that is scored computes the continuations of its prompt one path after the other; each path
+replaces the previous one in the cache. If there is room, paths are given to forks of the row, which
+share its blocks.
 """
 
 from __future__ import annotations
@@ -32,45 +32,52 @@ from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import Step
 from packhorse.engines.packed.tiles import BLOCK
 
-LOOK_AHEAD = 64
-"""Waiting rows that are looked at for one that can be admitted."""
+ADMISSION_WINDOW = 64
+"""Number of waiting rows that are searched for one that can be admitted."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A row on its way.
+    """Scheduling state of a row.
 
-    prefix: leading tokens that other rows have in common with it. draws: its own random numbers.
-    known: prompt and what was generated when it was last admitted. computed: tokens whose keys and
-    values are in the cache. table: its row of `tables`, -1 while it waits. is_busy: a step that
-    holds it is being computed. failed_steps: steps that held it beside others and failed.
-    steps_alone: tokens or paths it has to get further before it shares a step again. teaches: its
-    prefix is to be remembered. path: tokens after the prompt that are looked ahead to. ahead: paths
-    that come after it, ordered.
+    Attributes:
+        row: The row.
+        prefix: Leading tokens that it shares with other rows.
+        rng: Its random number generator.
+        token_ids: Prompt and generated tokens at its last admission.
+        num_computed_tokens: Tokens whose keys and values are in the cache.
+        table_row: Its row of `Scheduler.block_tables`; -1 while it waits.
+        block_table: Its cache blocks in order.
+        is_busy: Whether a step that contains it is being computed.
+        failed_steps: Number of failed steps that it shared with others.
+        steps_alone: Tokens or paths to compute before it shares a step again.
+        publishes_prefix: Whether to add its prefix to the prefix cache once computed.
+        path: Continuation tokens being scored.
+        pending_paths: Paths to score after `path`, in order.
     """
 
     row: Row
     prefix: tuple[int, ...]
-    draws: random.Random
-    known: tuple[int, ...] = ()
-    computed: int = 0
-    table: int = -1
-    blocks: list[int] = field(default_factory=list)
+    rng: random.Random
+    token_ids: tuple[int, ...] = ()
+    num_computed_tokens: int = 0
+    table_row: int = -1
+    block_table: list[int] = field(default_factory=list)
     is_busy: bool = False
     failed_steps: int = 0
     steps_alone: int = 0
-    teaches: bool = False
+    publishes_prefix: bool = False
     path: tuple[int, ...] = ()
-    ahead: list[tuple[int, ...]] = field(default_factory=list)
+    pending_paths: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
-    def left(self) -> int:
-        """Tokens to be computed before the next one is known."""
-        return self._length - self.computed
+    def num_remaining_tokens(self) -> int:
+        """Number of tokens to compute before the next one is known."""
+        return self._length - self.num_computed_tokens
 
     @property
-    def wanted_from(self) -> int:
-        """The first token whose logits are wanted; those of all after it are."""
+    def logits_start(self) -> int:
+        """First token whose logits are needed; those of all later tokens are needed too."""
         return self._length - max(1, len(self.path))
 
     @property
@@ -78,258 +85,308 @@ class Sequence:
         return len(self.row.prompt.token_ids) + len(self.row.token_ids) + len(self.path)
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
-        """The `count` tokens to be computed next."""
+        """Return the next `count` tokens to compute."""
         if self.path:
-            return (*self.known, *self.path)[self.computed : self.computed + count]
-        if self.computed < len(self.known):
-            return self.known[self.computed : self.computed + count]
+            return (*self.token_ids, *self.path)[
+                self.num_computed_tokens : self.num_computed_tokens + count
+            ]
+        if self.num_computed_tokens < len(self.token_ids):
+            return self.token_ids[self.num_computed_tokens : self.num_computed_tokens + count]
         return (self.row.token_ids[-1],)
 
-    def look_ahead(self) -> None:
-        """Goes over to the next path, from where it parts from the one before."""
-        before, self.path = self.path, self.ahead.pop(0)
-        self.computed = len(self.known) + common_length(before, self.path)
+    def start_next_path(self) -> None:
+        """Switch to the next path, keeping what it shares with the previous one."""
+        before, self.path = self.path, self.pending_paths.pop(0)
+        self.num_computed_tokens = len(self.token_ids) + common_length(before, self.path)
 
 
 class Scheduler:
-    """rows: under way at most. max_num_batched_tokens: of a step at most, more than `rows`.
-    workers: steps computed at the same time. context: tokens of a row at most; the cache must hold
-    as many.
+    """Continuous-batching scheduler. It is not thread-safe: callers hold a lock.
 
-    Not safe for threads: callers hold a lock.
+    Args:
+        cache: Key/value cache; it must hold at least `context` tokens.
+        max_num_seqs: Maximum number of running rows.
+        max_num_batched_tokens: Maximum number of tokens per step; more than `max_num_seqs`.
+        workers: Number of steps computed at the same time.
+        context: Maximum number of tokens per row.
     """
 
     def __init__(
         self,
         cache: KeyValueCache,
-        rows: int,
+        max_num_seqs: int,
         max_num_batched_tokens: int,
         workers: int,
         context: int,
     ) -> None:
-        self.tables = np.zeros((rows, -(-context // BLOCK)), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, -(-context // BLOCK)), np.int32)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.times_put_back = 0
+        self.num_preemptions = 0
         self._cache, self._pool = cache, BlockPool(cache.blocks)
         self._max_num_batched_tokens, self._workers = max_num_batched_tokens, workers
-        self._free_tables = list(range(rows - 1, -1, -1))
-        self._teachers: dict[tuple[int, ...], Sequence] = {}
+        self._free_table_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._prefix_publishers: dict[tuple[int, ...], Sequence] = {}
         self._alone_first = True
 
     @property
-    def free_blocks(self) -> int:
-        """Blocks that no row holds."""
-        return self._pool.available
+    def num_free_blocks(self) -> int:
+        """Number of blocks that no row holds."""
+        return self._pool.num_free_blocks
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
-        """Rows of the next step and how many tokens of each; they are busy from now on. Empty when
-        nothing can be computed before a step under way ends or rows are added."""
-        chosen = self._alone() if self._alone_first else []
-        chosen = chosen or self._together() or self._alone()
+        """Return the rows of the next step and the number of tokens of each; they become busy.
+
+        Empty if nothing can be computed before a running step ends or rows are added.
+        """
+        chosen = self._schedule_alone() if self._alone_first else []
+        chosen = chosen or self._schedule_together() or self._schedule_alone()
         self._alone_first = not (chosen and chosen[0][0].steps_alone)
         return chosen
 
     def advance(self, sequence: Sequence, count: int) -> None:
-        """`count` more tokens are in the cache."""
-        sequence.computed += count
+        """Record that `count` more tokens of a row are in the cache."""
+        sequence.num_computed_tokens += count
         sequence.is_busy = False
-        if sequence.steps_alone and sequence.computed >= len(sequence.known) + len(sequence.path):
+        if sequence.steps_alone and sequence.num_computed_tokens >= len(sequence.token_ids) + len(
+            sequence.path
+        ):
             sequence.steps_alone -= 1
-        blocks = min(-(-len(sequence.prefix) // BLOCK), len(sequence.known) // BLOCK)
-        if sequence.teaches and sequence.computed >= blocks * BLOCK:
-            self._pool.remember(sequence.known, sequence.blocks[:blocks])
-            self._stop_teaching(sequence)
-        if sequence.ahead and sequence.left == 0:
-            sequence.look_ahead()
+        blocks = min(-(-len(sequence.prefix) // BLOCK), len(sequence.token_ids) // BLOCK)
+        if sequence.publishes_prefix and sequence.num_computed_tokens >= blocks * BLOCK:
+            self._pool.cache_prefix(sequence.token_ids, sequence.block_table[:blocks])
+            self._stop_publishing(sequence)
+        if sequence.pending_paths and sequence.num_remaining_tokens == 0:
+            sequence.start_next_path()
 
     def fork(self, sequence: Sequence) -> None:
-        """Gives paths ahead of a row whose prompt is computed to forks, which are under way at
-        once: as many as there is room for while no row waits."""
-        if sequence.computed < len(sequence.known):
+        """Give pending paths of a computed prompt to forks that run at the same time.
+
+        Forks are created only while no row waits and blocks are left.
+        """
+        if sequence.num_computed_tokens < len(sequence.token_ids):
             return
-        whole, rest = divmod(len(sequence.known), BLOCK)
-        while sequence.ahead and self._free_tables and not self.waiting:
-            if self._pool.available <= len(self.running) + 1:
+        whole, rest = divmod(len(sequence.token_ids), BLOCK)
+        while sequence.pending_paths and self._free_table_rows and not self.waiting:
+            if self._pool.num_free_blocks <= len(self.running) + 1:
                 return
-            fork = replace(sequence, blocks=[], teaches=False, ahead=[], path=sequence.ahead.pop())
-            fork.table, fork.computed = self._free_tables.pop(), len(sequence.known)
+            fork = replace(
+                sequence,
+                block_table=[],
+                publishes_prefix=False,
+                pending_paths=[],
+                path=sequence.pending_paths.pop(),
+            )
+            fork.table_row, fork.num_computed_tokens = (
+                self._free_table_rows.pop(),
+                len(sequence.token_ids),
+            )
             self.running.append(fork)
-            self._pool.share(sequence.blocks[:whole])
-            self._hold(fork, sequence.blocks[:whole])
+            self._pool.share(sequence.block_table[:whole])
+            self._append_blocks(fork, sequence.block_table[:whole])
             if rest:
-                self._hold(fork, [self._pool.take()])
-                self._cache.copy(sequence.blocks[whole], fork.blocks[whole])
+                self._append_blocks(fork, [self._pool.allocate()])
+                self._cache.copy(sequence.block_table[whole], fork.block_table[whole])
 
     def remove(self, sequence: Sequence, *, is_damaged: bool = False) -> None:
-        """The row is done. is_damaged: its keys and values are no numbers."""
-        if is_damaged:
-            self._pool.forget(sequence.blocks)
-            self._cache.clear(self._pool.unshared(sequence.blocks))
-        self._leave(sequence)
+        """Remove a finished row.
 
-    def put_back(self, sequence: Sequence, *, has_failed: bool = False) -> None:
-        """The row waits again, first in line. has_failed: in a step with others."""
-        self.times_put_back += 1
+        Args:
+            sequence: The row.
+            is_damaged: Whether its keys and values are not finite; they are then cleared.
+        """
+        if is_damaged:
+            self._pool.evict(sequence.block_table)
+            self._cache.clear(self._pool.unshared(sequence.block_table))
+        self._release(sequence)
+
+    def preempt(self, sequence: Sequence, *, has_failed: bool = False) -> None:
+        """Move a running row to the front of the queue.
+
+        Args:
+            sequence: The row.
+            has_failed: Whether it was part of a shared step that failed.
+        """
+        self.num_preemptions += 1
         if has_failed:
             sequence.steps_alone = 1 << sequence.failed_steps
             sequence.failed_steps += 1
-        self._leave(sequence)
+        self._release(sequence)
         self.waiting.appendleft(sequence)
 
-    def _together(self) -> list[tuple[Sequence, int]]:
-        """The next step of rows that share one."""
+    def _schedule_together(self) -> list[tuple[Sequence, int]]:
+        """Return the next step of rows that share one."""
         chosen: list[tuple[Sequence, int]] = []
-        room, logits = self._max_num_batched_tokens, len(self.tables)
+        room, logits = self._max_num_batched_tokens, len(self.block_tables)
         for sequence, tokens in self._candidates():
             if sequence.steps_alone:
                 continue
-            count = self._take(sequence, min(tokens, room), logits)
+            count = self._reserve_step(sequence, min(tokens, room), logits)
             if count == 0:
                 continue
             chosen.append((sequence, count))
-            wanted = sequence.computed + count - max(sequence.wanted_from, sequence.computed)
+            wanted = (
+                sequence.num_computed_tokens
+                + count
+                - max(sequence.logits_start, sequence.num_computed_tokens)
+            )
             room, logits = room - count, logits - max(0, wanted)
             if room == 0 or logits == 0:
                 break
         return chosen
 
-    def _alone(self) -> list[tuple[Sequence, int]]:
-        """The next step of a row alone: of those under way the one that came first."""
+    def _schedule_alone(self) -> list[tuple[Sequence, int]]:
+        """Return the next step of a single row: the earliest admitted of those that run alone."""
         for sequence in list(self.running):
-            if sequence.steps_alone and not sequence.is_busy and sequence.table >= 0:
-                tokens = min(sequence.left, self._max_num_batched_tokens)
-                if count := self._take(sequence, tokens, len(self.tables)):
+            if sequence.steps_alone and not sequence.is_busy and sequence.table_row >= 0:
+                tokens = min(sequence.num_remaining_tokens, self._max_num_batched_tokens)
+                if count := self._reserve_step(sequence, tokens, len(self.block_tables)):
                     return [(sequence, count)]
         return []
 
-    def _take(self, sequence: Sequence, tokens: int, logits: int) -> int:
-        """Up to `tokens` of a row for a step that has room for `logits` more; 0 for want of
-        blocks, else the row is busy."""
-        before = max(0, sequence.wanted_from - sequence.computed)
+    def _reserve_step(self, sequence: Sequence, tokens: int, logits: int) -> int:
+        """Mark a row busy and return how many tokens to compute; 0 if blocks run out.
+
+        Args:
+            sequence: The row.
+            tokens: Maximum number of tokens.
+            logits: Number of logit rows left in the step.
+        """
+        before = max(0, sequence.logits_start - sequence.num_computed_tokens)
         count = min(tokens, before + logits)
-        if not self._reach(sequence, sequence.computed + count):
+        if not self._allocate_blocks(sequence, sequence.num_computed_tokens + count):
             return 0
         sequence.is_busy = True
         return count
 
     def _candidates(self) -> Iterator[tuple[Sequence, int]]:
-        """Rows that could be computed now, in order of preference, and their tokens; of rows that
-        share no step only those that are admitted now.
+        """Yield the rows that could be computed now in order of preference, and their tokens.
 
-        Of the rows that wait for one token a worker takes its share, so that none idles.
+        Of rows that run alone, only newly admitted ones are yielded. Decoding rows are divided
+        evenly among the workers, so that none is idle.
         """
-        decoding = [each for each in self.running if each.left == 1 and not each.steps_alone]
+        decoding = [
+            each for each in self.running if each.num_remaining_tokens == 1 and not each.steps_alone
+        ]
         share = -(-len(decoding) // self._workers)
         ready = [each for each in decoding if not each.is_busy]
-        yield from ((each, 1) for each in ready[:share] if each.table >= 0)
+        yield from ((each, 1) for each in ready[:share] if each.table_row >= 0)
         for sequence in list(self.running):
-            is_ready = not (sequence.is_busy or sequence.steps_alone) and sequence.table >= 0
-            if is_ready and sequence.left > 1:
-                yield sequence, sequence.left
+            is_ready = not (sequence.is_busy or sequence.steps_alone) and sequence.table_row >= 0
+            if is_ready and sequence.num_remaining_tokens > 1:
+                yield sequence, sequence.num_remaining_tokens
         while (admitted := self._admit()) is not None:
-            yield admitted, admitted.left
+            yield admitted, admitted.num_remaining_tokens
 
     def _admit(self) -> Sequence | None:
-        """The first waiting row that can be under way from now on, if any. Rows wait for one that
-        computes their prefix."""
-        if not self._free_tables:
+        """Admit the first waiting row that can run now, if any.
+
+        Rows wait for a running row that computes their prefix.
+        """
+        if not self._free_table_rows:
             return None
-        for place in range(min(LOOK_AHEAD, len(self.waiting))):
+        for place in range(min(ADMISSION_WINDOW, len(self.waiting))):
             sequence = self.waiting[place]
-            if sequence.prefix and sequence.prefix in self._teachers:
+            if sequence.prefix and sequence.prefix in self._prefix_publishers:
                 continue
-            if not self._fits(sequence):
+            if not self._can_admit(sequence):
                 return None
             del self.waiting[place]
-            self._enter(sequence)
+            self._start(sequence)
             return sequence
         return None
 
-    def _fits(self, sequence: Sequence) -> bool:
-        """Whether there are blocks for the row and one more for each that is under way."""
-        needed = -(-sequence.left // BLOCK) + len(self.running) + 1
-        return needed <= self._pool.available or not self.running
+    def _can_admit(self, sequence: Sequence) -> bool:
+        """Return whether there are blocks for the row and one more for each running row."""
+        needed = -(-sequence.num_remaining_tokens // BLOCK) + len(self.running) + 1
+        return needed <= self._pool.num_free_blocks or not self.running
 
-    def _enter(self, sequence: Sequence) -> None:
-        sequence.known = sequence.row.sequence
-        sequence.table = self._free_tables.pop()
+    def _start(self, sequence: Sequence) -> None:
+        sequence.token_ids = sequence.row.sequence
+        sequence.table_row = self._free_table_rows.pop()
         self.running.append(sequence)
         if sequence.prefix:
-            self._use_prefix(sequence)
-        self._reach(sequence, len(sequence.known))
+            self._reuse_prefix(sequence)
+        self._allocate_blocks(sequence, len(sequence.token_ids))
 
-    def _use_prefix(self, sequence: Sequence) -> None:
-        """Takes over what is known of the row's prefix. The rest of it is the row's to teach."""
-        wanted = sequence.prefix[: len(sequence.known) - 1]
-        match, pool = self._pool.match(wanted), self._pool
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        """Share the cached part of the row's prefix; the row publishes the rest."""
+        wanted = sequence.prefix[: len(sequence.token_ids) - 1]
+        match, pool = self._pool.match_prefix(wanted), self._pool
         pool.share(match.blocks)
-        self._hold(sequence, match.blocks)
-        sequence.computed = len(match.blocks) * BLOCK
+        self._append_blocks(sequence, match.blocks)
+        sequence.num_computed_tokens = len(match.blocks) * BLOCK
         if match.copied:
             pool.share([match.source])
-            if pool.available:
-                self._hold(sequence, [pool.take()])
-                self._cache.copy(match.source, sequence.blocks[-1])
-                sequence.computed += match.copied
-            pool.release([match.source])
-        if sequence.computed < len(wanted):
-            sequence.teaches = True
-            self._teachers[sequence.prefix] = sequence
+            if pool.num_free_blocks:
+                self._append_blocks(sequence, [pool.allocate()])
+                self._cache.copy(match.source, sequence.block_table[-1])
+                sequence.num_computed_tokens += match.copied
+            pool.free([match.source])
+        if sequence.num_computed_tokens < len(wanted):
+            sequence.publishes_prefix = True
+            self._prefix_publishers[sequence.prefix] = sequence
 
-    def _reach(self, sequence: Sequence, tokens: int) -> bool:
-        """Whether the row has blocks for `tokens` tokens; rows that came later are put back for
-        them."""
-        needed = -(-tokens // BLOCK) - len(sequence.blocks)
-        while needed > self._pool.available:
+    def _allocate_blocks(self, sequence: Sequence, tokens: int) -> bool:
+        """Allocate blocks for `tokens` tokens of a row, preempting later rows if necessary.
+
+        Returns:
+            Whether the row has enough blocks.
+        """
+        needed = -(-tokens // BLOCK) - len(sequence.block_table)
+        while needed > self._pool.num_free_blocks:
             later = self.running[self.running.index(sequence) + 1 :]
             victim = next((each for each in reversed(later) if not each.is_busy), None)
             if victim is None:
                 return False
-            self.put_back(victim)
+            self.preempt(victim)
         if needed > 0:
-            self._hold(sequence, [self._pool.take() for _ in range(needed)])
+            self._append_blocks(sequence, [self._pool.allocate() for _ in range(needed)])
         return True
 
-    def _hold(self, sequence: Sequence, blocks: list[int] | tuple[int, ...]) -> None:
-        start = len(sequence.blocks)
-        sequence.blocks += blocks
-        self.tables[sequence.table, start : start + len(blocks)] = blocks
+    def _append_blocks(self, sequence: Sequence, blocks: list[int] | tuple[int, ...]) -> None:
+        start = len(sequence.block_table)
+        sequence.block_table += blocks
+        self.block_tables[sequence.table_row, start : start + len(blocks)] = blocks
 
-    def _leave(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
-        self._free_tables.append(sequence.table)
+    def _release(self, sequence: Sequence) -> None:
+        self._pool.free(sequence.block_table)
+        self._free_table_rows.append(sequence.table_row)
         self.running.remove(sequence)
-        sequence.blocks, sequence.table, sequence.computed = [], -1, 0
+        sequence.block_table, sequence.table_row, sequence.num_computed_tokens = [], -1, 0
         sequence.is_busy = False
-        self._stop_teaching(sequence)
+        self._stop_publishing(sequence)
 
-    def _stop_teaching(self, sequence: Sequence) -> None:
-        if sequence.teaches:
-            sequence.teaches = False
-            del self._teachers[sequence.prefix]
+    def _stop_publishing(self, sequence: Sequence) -> None:
+        if sequence.publishes_prefix:
+            sequence.publishes_prefix = False
+            del self._prefix_publishers[sequence.prefix]
 
 
 def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
-    """Writes a step; returns the row of each of its `ends`, whose logits it gives: those that need
-    only the most probable token come first."""
-    step.count = step.span_count = 0
+    """Write the chosen rows into `step`.
+
+    Returns:
+        The row of each of the step's `logit_tokens`; rows that need only the most probable token
+            first.
+    """
+    step.num_tokens = step.num_spans = 0
     ends: tuple[list[tuple[Sequence, int]], ...] = ([], [])
     for sequence, count in chosen:
-        first, position = step.count, sequence.computed
+        first, position = step.num_tokens, sequence.num_computed_tokens
         packed = slice(first, first + count)
         step.tokens[packed] = sequence.next_tokens(count)
         step.positions[packed] = np.arange(position, position + count)
-        step.table_of[packed] = sequence.table
-        step.spans[step.span_count] = (first, count, position, sequence.table, first)
-        step.count, step.span_count = first + count, step.span_count + 1
+        step.table_rows[packed] = sequence.table_row
+        step.spans[step.num_spans] = (first, count, position, sequence.table_row, first)
+        step.num_tokens, step.num_spans = first + count, step.num_spans + 1
         wants_all = wants_all_logits(sequence.row.prompt.decoding)
-        wanted = max(sequence.wanted_from - position, 0)
+        wanted = max(sequence.logits_start - position, 0)
         ends[wants_all].extend((sequence, first + place) for place in range(wanted, count))
     every = [*ends[False], *ends[True]]
-    step.end_count = len(every)
-    step.ends[: len(every)] = [token for _, token in every]
+    step.num_logits = len(every)
+    step.logit_tokens[: len(every)] = [token for _, token in every]
     return [sequence for sequence, _ in every]

@@ -1,9 +1,9 @@
-"""How probable given texts are: continuations of rows, and, for measures of accuracy, any text.
+"""Log-probabilities of given continuations, and logits of a given text.
 
-The beginnings of all continuations (the empty one, one token, ...) are a tree, and what is wanted
-are the logits after each of its nodes. A row computes its prompt, which gives those of the root,
-then path after path; of a path that begins like the one before only what is new. So every node is
-computed once, or, where a row's forks compute its paths side by side, once a path.
+The prefixes of all continuations (the empty one, one token, ...) form a tree, and the logits after
+each of its nodes are needed. A row computes its prompt, which gives the logits of the root, then
+path after path; of a path only what differs from the previous one. So every node is computed once
+per row, or once per path if forks of the row compute its paths in parallel.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ Found = tuple[Row, Ids, dict[int, float]]
 
 
 class Scoring:
-    """What is asked of every row of one pass.
+    """The continuations that one run scores.
 
-    continuations: token ids, none empty. paths: nodes that begin no other, ordered, the empty one
-    left out.
+    Attributes:
+        paths: Nodes that are no prefix of another one, sorted, without the empty one.
+
+    Args:
+        continuations: Token ids; none is empty.
     """
 
     def __init__(self, continuations: Several[Several[int]]) -> None:
@@ -48,33 +51,40 @@ class Scoring:
         self._known: dict[int, dict[Ids, dict[int, float]]] = {}
 
     def require(self, vocabulary: int) -> None:
-        """Raises EngineError for a token id that no model of this vocabulary has."""
+        """Raise EngineError for a token id outside the model's vocabulary."""
         ids = {token for tokens in self._following.values() for token in tokens}
         if strange := [token for token in sorted(ids) if not 0 <= token < vocabulary]:
             raise EngineError(
-                f"token id {strange[0]} of a continuation is not of this model's {vocabulary}",
+                f"token id {strange[0]} of a continuation is outside the vocabulary of "
+                f"{vocabulary}",
                 "encode continuations with the model's own tokenizer",
             )
 
     def log_probs(
         self, ending: Several[Sequence], step: Step, network: Network, scratch: Scratch
     ) -> list[Found]:
-        """What a step tells. ending: the row of each of its `ends`."""
+        """Return the log-probabilities that a step computed.
+
+        Args:
+            ending: The row of each of the step's `logit_tokens`.
+            step: The step.
+            network: The model that computed it.
+            scratch: Buffers of the step.
+        """
         found: list[Found] = []
         for first in range(0, len(ending), SAMPLED_AT_ONCE):
             some = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = torch.from_numpy(network.logits(some, scratch))
-            positions = step.positions[step.ends[some]].tolist()
+            positions = step.positions[step.logit_tokens[some]].tolist()
             for sequence, position, values in zip(ending[some], positions, logits, strict=True):
-                node = sequence.path[: position + 1 - len(sequence.known)]
+                node = sequence.path[: position + 1 - len(sequence.token_ids)]
                 tokens, exact = self._following[node], values.double()
                 chances = zip(tokens, (exact - exact.logsumexp(0))[tokens].tolist(), strict=True)
                 found.append((sequence.row, node, dict(chances)))
         return found
 
     def results(self, found: Iterable[Found]) -> Iterator[Scores | Failure]:
-        """Results of rows that are complete with what was found, or that have failed. Not to be
-        called by two threads at the same time."""
+        """Yield results of rows that are complete or have failed. Not thread-safe."""
         for row, node, values in found:
             if row.answered:
                 continue
@@ -99,28 +109,34 @@ def logits_after(
     count: int,
     at_once: int | None = None,
 ) -> NDArray[np.float32]:
-    """Logits [count, vocabulary] of what follows each of the last `count` tokens.
+    """Return the logits [count, vocabulary] after each of the last `count` tokens.
 
-    at_once: tokens of a step at most; None is as many as there is room for. Uses the cache from
-    its beginning, which must hold `token_ids` and nothing else.
+    Overwrites the cache from its first block; it must be large enough and unused.
+
+    Args:
+        network: The model.
+        scratch: Buffers of the calling thread.
+        token_ids: Tokens of the text.
+        count: Number of tokens whose logits are needed.
+        at_once: Maximum number of tokens per step; None for as many as fit.
     """
-    found = np.empty((count, network.built.vocabulary), np.float32)
-    tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
-    room = min(len(scratch.stream), len(scratch.last_stream))
+    found = np.empty((count, network.arch.vocabulary), np.float32)
+    block_tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
+    room = min(len(scratch.residual), len(scratch.last_residual))
     most = min(room, at_once or room)
     step = empty_step(most, most)
     wanted = len(token_ids) - count
     for first in range(0, len(token_ids), most):
         chunk = token_ids[first : first + most]
-        step.count, step.span_count = len(chunk), 1
+        step.num_tokens, step.num_spans = len(chunk), 1
         step.tokens[: len(chunk)] = chunk
         step.positions[: len(chunk)] = np.arange(first, first + len(chunk))
-        step.table_of[: len(chunk)] = 0
+        step.table_rows[: len(chunk)] = 0
         step.spans[0] = (0, len(chunk), first, 0, 0)
         ends = np.arange(max(0, wanted - first), len(chunk))
-        step.end_count = len(ends)
-        step.ends[: len(ends)] = ends
-        network.run(step, tables, scratch)
+        step.num_logits = len(ends)
+        step.logit_tokens[: len(ends)] = ends
+        network.run(step, block_tables, scratch)
         for start in range(0, len(ends), SAMPLED_AT_ONCE):
             rows = slice(start, min(len(ends), start + SAMPLED_AT_ONCE))
             to = first + int(ends[0]) + start - wanted

@@ -1,8 +1,8 @@
-"""Products of a few rows with one block of cached keys or values, in registers.
+"""Products of a few rows with one block of cached keys or values, held in registers.
 
-Written as LLVM code because Numba has no way to say that accumulators stay in registers. On the
-machine of docs/packed.md 12 rows reach 95 % of its peak, on int8 blocks, which are widened while
-they are loaded, as on float32 ones.
+The kernels are LLVM code because Numba cannot keep accumulators in registers. On the machine of
+docs/packed.md, 12 rows reach 95 % of peak on float32 blocks and on int8 blocks, which are widened
+while they are loaded.
 
 The order of every sum is fixed: a row gives the same bits in a tile of any height.
 """
@@ -20,15 +20,15 @@ from packhorse.engines.packed import vectors as v
 from packhorse.engines.packed.compiling import inlined
 
 BLOCK = v.LANES
-"""Tokens of a cache block: one lane each."""
+"""Number of tokens per cache block, one lane each."""
 TILE_ROWS = 12
-"""Rows of a tile at most."""
+"""Maximum number of rows per tile."""
 _INT64 = ir.IntType(64)
 _ZERO = ir.Constant(ir.VectorType(ir.FloatType(), v.LANES), [0.0] * v.LANES)
 
 
 def _loop(builder: Any, count: Any, start: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
-    """`body(index, values)` for 0 <= index < count (at least once); values stay in registers."""
+    """Emit a loop over 0 <= index < count (at least one iteration) with values in registers."""
     before = builder.block
     inside, after = builder.append_basic_block("tile"), builder.append_basic_block("done")
     builder.branch(inside)
@@ -55,10 +55,12 @@ def _broadcast(builder: Any, start: Any, index: Any) -> Any:
     return v.splat_number(builder, builder.load(builder.gep(start, [index])))
 
 
-def _scores_of(rows: int) -> Any:
-    """scores[row, token] = query[row] . key[token] x key scale[token], for `rows` rows and the 16
-    tokens of a block of keys [depth, 16]. Strides are between rows (elements). Without `key_scales`
-    (an empty array: float32 keys) there is no scale."""
+def _build_scores(rows: int) -> Any:
+    """Return an intrinsic for the attention scores of `rows` rows and one block of keys.
+
+    scores[row, token] = query[row] . key[token] x key_scale[token], with keys [depth, 16]. Strides
+    are between rows (elements). An empty `key_scales` (float32 keys) means no scale.
+    """
 
     @intrinsic
     def scores(
@@ -66,18 +68,20 @@ def _scores_of(rows: int) -> Any:
         keys: Any, key: Any, depth: Any, key_scales: Any, key_scale: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-            (held_scores, at, stride, held_queries, query, query_stride,
-             held_keys, key, depth, held_scales, key_scale) = given  # fmt: skip
-            target = v.place(context, builder, scores, held_scores, at)
-            first = v.place(context, builder, queries, held_queries, query)
-            block = v.place(context, builder, keys, held_keys, key)
+            (scores_array, at, stride, queries_array, query, query_stride,
+             keys_array, key, depth, scales_array, key_scale) = given  # fmt: skip
+            target = v.element_pointer(context, builder, scores, scores_array, at)
+            first = v.element_pointer(context, builder, queries, queries_array, query)
+            block = v.element_pointer(context, builder, keys, keys_array, key)
             starts = _row_starts(builder, first, query_stride, rows)
 
             def step(index: Any, sums: list[Any]) -> list[Any]:
                 lanes = builder.gep(block, [builder.mul(index, _INT64(BLOCK))])
                 values = v.read(builder, lanes, keys)
                 return [
-                    v.library(builder, "fma", [_broadcast(builder, start, index), values, total])
+                    v.call_llvm_intrinsic(
+                        builder, "fma", [_broadcast(builder, start, index), values, total]
+                    )
                     for start, total in zip(starts, sums, strict=True)
                 ]
 
@@ -85,7 +89,7 @@ def _scores_of(rows: int) -> Any:
             if keys.dtype == types.int8:
                 scale = v.read(
                     builder,
-                    v.place(context, builder, key_scales, held_scales, key_scale),
+                    v.element_pointer(context, builder, key_scales, scales_array, key_scale),
                     key_scales,
                 )
                 sums = [builder.fmul(total, scale) for total in sums]
@@ -102,10 +106,12 @@ def _scores_of(rows: int) -> Any:
     return scores
 
 
-def _weighted_of(rows: int, columns: int) -> Any:
-    """sums[row] += weights[row, token] x values[token] over the 16 tokens of a block, for `rows`
-    rows and `columns` vectors of numbers. Strides are between rows, or between the tokens of a
-    block (elements)."""
+def _build_weighted_sum(rows: int, columns: int) -> Any:
+    """Return an intrinsic that adds the weighted values of one block to `rows` rows.
+
+    sums[row] += weights[row, token] x values[token] over the 16 tokens of a block, for `columns`
+    vectors of channels. Strides are between rows, or between tokens of a block (elements).
+    """
 
     @intrinsic
     def weighted(
@@ -113,11 +119,11 @@ def _weighted_of(rows: int, columns: int) -> Any:
         values: Any, value: Any, value_stride: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-            (held_sums, at, stride, held_weights, weight, weight_stride,
-             held_values, value, value_stride) = given  # fmt: skip
-            first = v.place(context, builder, weights, held_weights, weight)
-            block = v.place(context, builder, values, held_values, value)
-            target = v.place(context, builder, sums, held_sums, at)
+            (sums_array, at, stride, weights_array, weight, weight_stride,
+             values_array, value, value_stride) = given  # fmt: skip
+            first = v.element_pointer(context, builder, weights, weights_array, weight)
+            block = v.element_pointer(context, builder, values, values_array, value)
+            target = v.element_pointer(context, builder, sums, sums_array, at)
             starts = _row_starts(builder, first, weight_stride, rows)
             places = [
                 builder.gep(start, [_INT64(BLOCK * column)])
@@ -135,13 +141,17 @@ def _weighted_of(rows: int, columns: int) -> Any:
                 for row, start in enumerate(starts):
                     share = _broadcast(builder, start, index)
                     new += [
-                        v.library(builder, "fma", [share, number, totals[row * columns + column]])
+                        v.call_llvm_intrinsic(
+                            builder, "fma", [share, number, totals[row * columns + column]]
+                        )
                         for column, number in enumerate(numbers)
                     ]
                 return new
 
-            held = [v.read(builder, each, sums) for each in places]
-            for each, total in zip(places, _loop(builder, _INT64(BLOCK), held, step), strict=True):
+            initial = [v.read(builder, each, sums) for each in places]
+            for each, total in zip(
+                places, _loop(builder, _INT64(BLOCK), initial, step), strict=True
+            ):
                 v.write(builder, each, total)
             return context.get_dummy_value()
 
@@ -153,9 +163,13 @@ def _weighted_of(rows: int, columns: int) -> Any:
     return weighted
 
 
-_scores12, _scores8, _scores4, _scores3, _scores2, _scores1 = map(_scores_of, (12, 8, 4, 3, 2, 1))
-_weighted6, _weighted3, _weighted2, _weighted1 = (_weighted_of(rows, 4) for rows in (6, 3, 2, 1))
-_narrow1 = _weighted_of(1, 2)
+_scores12, _scores8, _scores4, _scores3, _scores2, _scores1 = map(
+    _build_scores, (12, 8, 4, 3, 2, 1)
+)
+_weighted6, _weighted3, _weighted2, _weighted1 = (
+    _build_weighted_sum(rows, 4) for rows in (6, 3, 2, 1)
+)
+_narrow1 = _build_weighted_sum(1, 2)
 
 
 @inlined
@@ -163,7 +177,7 @@ def score_rows(
     rows: int, scores: Any, at: int, stride: int, queries: Any, query: int, query_stride: int,
     keys: Any, key: int, depth: int, key_scales: Any, key_scale: int,
 ) -> None:  # fmt: skip
-    """`_scores_of` for 1 to TILE_ROWS rows."""
+    """Compute `_build_scores` for 1 to TILE_ROWS rows."""
     if rows == TILE_ROWS:
         _scores12(scores, at, stride, queries, query, query_stride,
                   keys, key, depth, key_scales, key_scale)  # fmt: skip
@@ -194,11 +208,11 @@ def score_rows(
 
 
 @inlined
-def weigh_rows(
+def add_weighted_values(
     rows: int, width: int, sums: Any, at: int, stride: int, weights: Any, weight: int,
     weight_stride: int, values: Any, value: int, value_stride: int,
 ) -> None:  # fmt: skip
-    """`_weighted_of` for any number of rows and a width of `width` numbers, a multiple of 32."""
+    """Compute `_build_weighted_sum` for any number of rows; `width` is a multiple of 32."""
     done = 0
     while done < rows:
         left = rows - done

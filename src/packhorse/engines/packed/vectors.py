@@ -1,15 +1,15 @@
 """Vectors of 16 float32 numbers inside Numba functions.
 
-Numba's loops are vectorised when LLVM finds that worth it, which for sums, maxima and exponentials
-it mostly does not: a plain loop reached 33 of 110 GFLOPS where these vectors reach 105. They are
-LLVM's own vector type, so every processor LLVM knows runs them: one AVX-512 register, two of AVX2,
-four of NEON.
+Numba's loops are vectorized only if LLVM considers that profitable, which for sums, maxima and
+exponentials it mostly does not: a plain loop reached 33 of 110 GFLOPS, these vectors reach 105.
+They use LLVM's own vector type, so every processor that LLVM supports runs them: one AVX-512
+register, two AVX2 registers, four NEON registers.
 
-All operations are IEEE float32 in the order written, nothing is contracted or reassociated but by
-`fma`: a row's numbers do not depend on the rows around it.
+All operations are IEEE float32 in the order written; only `fma` contracts. So the result of a row
+does not depend on the rows around it.
 
-Arrays are C-contiguous and addressed by the offset of an element (`load(array, offset)`); nothing
-checks it against the size.
+Arrays are C-contiguous and addressed by element offset (`load(array, offset)`); offsets are not
+checked against the size.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, ir.VectorType(_FLOAT, LANES))
 
 
-def _of(element: Any) -> Any:
+def _vector_type(element: Any) -> Any:
     return ir.VectorType(element, LANES)
 
 
-def place(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
-    """Pointer to the element at `offset` of an array."""
+def element_pointer(context: Any, builder: Any, kind: Any, array: Any, offset: Any) -> Any:
+    """Return a pointer to the element at `offset` of an array."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [offset])
 
 
@@ -64,43 +64,45 @@ def _element(kind: Any) -> Any:
     return _ELEMENTS[kind.dtype]
 
 
-def read(builder: Any, place: Any, kind: Any) -> Any:
-    """16 elements at a pointer as float32."""
+def read(builder: Any, element_pointer: Any, kind: Any) -> Any:
+    """Load 16 elements at a pointer as float32."""
     element = _element(kind)
-    values = builder.load(builder.bitcast(place, _of(element).as_pointer()))
+    values = builder.load(builder.bitcast(element_pointer, _vector_type(element).as_pointer()))
     values.align = 1
     if kind.dtype == types.float32:
         return values
     if kind.dtype == types.int16:
-        return builder.fpext(builder.bitcast(values, _of(ir.HalfType())), _of(_FLOAT))
+        return builder.fpext(
+            builder.bitcast(values, _vector_type(ir.HalfType())), _vector_type(_FLOAT)
+        )
     if kind.dtype == types.int8:
-        values = builder.sext(values, _of(_INT32))
-    return builder.sitofp(values, _of(_FLOAT))
+        values = builder.sext(values, _vector_type(_INT32))
+    return builder.sitofp(values, _vector_type(_FLOAT))
 
 
-def write(builder: Any, place: Any, values: Any) -> None:
-    builder.store(values, builder.bitcast(place, values.type.as_pointer())).align = 1
+def write(builder: Any, element_pointer: Any, values: Any) -> None:
+    builder.store(values, builder.bitcast(element_pointer, values.type.as_pointer())).align = 1
 
 
 def splat_number(builder: Any, number: Any) -> Any:
-    undefined = ir.Constant(_of(_FLOAT), ir.Undefined)
+    undefined = ir.Constant(_vector_type(_FLOAT), ir.Undefined)
     single = builder.insert_element(undefined, number, _INT32(0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(_of(_INT32), [0] * LANES))
+    return builder.shuffle_vector(single, undefined, ir.Constant(_vector_type(_INT32), [0] * LANES))
 
 
-def library(builder: Any, name: str, arguments: Sequence[Any]) -> Any:
-    """Calls an LLVM intrinsic on vectors."""
-    kind = ir.FunctionType(_of(_FLOAT), [_of(_FLOAT)] * len(arguments))
+def call_llvm_intrinsic(builder: Any, name: str, arguments: Sequence[Any]) -> Any:
+    """Call an LLVM intrinsic on vectors."""
+    kind = ir.FunctionType(_vector_type(_FLOAT), [_vector_type(_FLOAT)] * len(arguments))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
     return builder.call(function, arguments)
 
 
-def _larger(builder: Any, a: Any, b: Any) -> Any:
+def _maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-def _folded(builder: Any, values: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
-    """One number from 16: halves are combined until one is left."""
+def _reduce(builder: Any, values: Any, combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """Reduce 16 numbers to one by combining halves."""
     width = LANES
     while width > 1:
         width //= 2
@@ -117,21 +119,23 @@ def _folded(builder: Any, values: Any, combine: Callable[[Any, Any, Any], Any]) 
 
 @intrinsic
 def load(typing: Any, array: Any, offset: Any) -> Any:
-    """16 elements from `offset` on, as float32; of float32, int32 or int8 arrays, or of int16 ones,
-    whose bits are taken for float16: Numba has no such numbers."""
+    """Load 16 elements from `offset` on as float32.
+
+    Arrays are float32, int32, int8, or int16 whose bits are float16, a type that Numba lacks.
+    """
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        return read(builder, place(context, builder, array, *given), array)
+        return read(builder, element_pointer(context, builder, array, *given), array)
 
     return vector(array, types.intp), build
 
 
 @intrinsic
 def prefetch(typing: Any, array: Any, offset: Any) -> Any:
-    """Asks for the cache line of an element, which will be read soon."""
+    """Prefetch the cache line of an element."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        line = builder.bitcast(place(context, builder, array, *given), _INT8.as_pointer())
+        line = builder.bitcast(element_pointer(context, builder, array, *given), _INT8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [_INT8.as_pointer(), *[_INT32] * 3])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [line, _INT32(0), _INT32(3), _INT32(1)])
@@ -142,14 +146,14 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, offset: Any, values: Any) -> Any:
-    """Writes 16 elements; into an int8 array rounded to nearest even, -128 to 127 assumed."""
-
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         held, at, numbers = given
         if array.dtype == types.int8:
-            whole = builder.fptosi(library(builder, "rint", [numbers]), _of(_INT32))
-            numbers = builder.trunc(whole, _of(_INT8))
-        write(builder, place(context, builder, array, held, at), numbers)
+            whole = builder.fptosi(
+                call_llvm_intrinsic(builder, "rint", [numbers]), _vector_type(_INT32)
+            )
+            numbers = builder.trunc(whole, _vector_type(_INT8))
+        write(builder, element_pointer(context, builder, array, held, at), numbers)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), build
@@ -157,7 +161,7 @@ def store(typing: Any, array: Any, offset: Any, values: Any) -> Any:
 
 @intrinsic
 def splat(typing: Any, number: Any) -> Any:
-    """The same number 16 times."""
+    """Return a vector that repeats one number."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         return splat_number(builder, given[0])
@@ -167,30 +171,34 @@ def splat(typing: Any, number: Any) -> Any:
 
 @intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """a x b + c, rounded once."""
-    return vector(vector, vector, vector), lambda context, builder, _, given: library(
+    """Return a x b + c, rounded once."""
+    return vector(vector, vector, vector), lambda context, builder, _, given: call_llvm_intrinsic(
         builder, "fma", given
     )
 
 
 @intrinsic
 def rint(typing: Any, a: Any) -> Any:
-    return vector(vector), lambda context, builder, _, given: library(builder, "rint", given)
+    return vector(vector), lambda context, builder, _, given: call_llvm_intrinsic(
+        builder, "rint", given
+    )
 
 
 @intrinsic
 def absolute(typing: Any, a: Any) -> Any:
-    return vector(vector), lambda context, builder, _, given: library(builder, "fabs", given)
+    return vector(vector), lambda context, builder, _, given: call_llvm_intrinsic(
+        builder, "fabs", given
+    )
 
 
 @intrinsic
-def larger(typing: Any, a: Any, b: Any) -> Any:
-    return vector(vector, vector), lambda context, builder, _, given: _larger(builder, *given)
+def maximum(typing: Any, a: Any, b: Any) -> Any:
+    return vector(vector, vector), lambda context, builder, _, given: _maximum(builder, *given)
 
 
 @intrinsic
-def smaller(typing: Any, a: Any, b: Any) -> Any:
-    """The smaller of each two numbers."""
+def minimum(typing: Any, a: Any, b: Any) -> Any:
+    """Return the element-wise minimum."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", *given), *given)
@@ -200,45 +208,45 @@ def smaller(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def where_above(typing: Any, a: Any, bound: Any, values: Any) -> Any:
-    """`values` where a > bound, else 0; also where a is not a number."""
+    """Return `values` where a > bound, else 0; NaN in `a` also gives 0."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         above = builder.fcmp_ordered(">", given[0], given[1])
-        return builder.select(above, given[2], ir.Constant(_of(_FLOAT), [0.0] * LANES))
+        return builder.select(above, given[2], ir.Constant(_vector_type(_FLOAT), [0.0] * LANES))
 
     return vector(vector, vector, vector), build
 
 
 @intrinsic
 def power_of_two(typing: Any, a: Any) -> Any:
-    """2^a for whole a from -126 to 127."""
+    """Return 2^a for integral a from -126 to 127."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        exponent = builder.fptosi(given[0], _of(_INT32))
-        biased = builder.add(exponent, ir.Constant(_of(_INT32), [127] * LANES))
-        bits = builder.shl(biased, ir.Constant(_of(_INT32), [23] * LANES))
-        return builder.bitcast(bits, _of(_FLOAT))
+        exponent = builder.fptosi(given[0], _vector_type(_INT32))
+        biased = builder.add(exponent, ir.Constant(_vector_type(_INT32), [127] * LANES))
+        bits = builder.shl(biased, ir.Constant(_vector_type(_INT32), [23] * LANES))
+        return builder.bitcast(bits, _vector_type(_FLOAT))
 
     return vector(vector), build
 
 
 @intrinsic
-def total(typing: Any, a: Any) -> Any:
+def reduce_sum(typing: Any, a: Any) -> Any:
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        return _folded(builder, given[0], lambda b, x, y: b.fadd(x, y))
+        return _reduce(builder, given[0], lambda b, x, y: b.fadd(x, y))
 
     return types.float32(vector), build
 
 
 @intrinsic
-def largest(typing: Any, a: Any) -> Any:
-    return types.float32(vector), lambda context, builder, _, given: _folded(
-        builder, given[0], _larger
+def reduce_max(typing: Any, a: Any) -> Any:
+    return types.float32(vector), lambda context, builder, _, given: _reduce(
+        builder, given[0], _maximum
     )
 
 
 def _operator(symbol: Any, instruction: str) -> None:
-    """Lets two vectors be combined by an operator of Python."""
+    """Define a Python operator for two vectors."""
 
     @infer_global(symbol)
     class _Typing(AbstractTemplate):  # type: ignore[misc]
@@ -261,10 +269,12 @@ for _symbol, _instruction in (
 
 @inlined
 def exp(x: Any) -> Any:
-    """e^x to 2 units in the last place, 0 below -87. The polynomial is that of expf in Moshier's
-    Cephes library (1992)."""
+    """Return e^x within 2 units in the last place; 0 below -87.
+
+    The polynomial is that of expf in Moshier's Cephes library (1992).
+    """
     lowest = splat(np.float32(-87.0))
-    bounded = smaller(larger(x, lowest), splat(np.float32(88.0)))
+    bounded = minimum(maximum(x, lowest), splat(np.float32(88.0)))
     whole = rint(bounded * splat(np.float32(1.44269504)))
     rest = fma(whole, splat(np.float32(-0.693359375)), bounded)
     rest = fma(whole, splat(np.float32(2.12194440e-4)), rest)

@@ -1,3 +1,5 @@
+"""From prompts to batches: which rows may share one."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from packhorse.batching.cost import CostModel, Costs, PrefillMemory, WorkCounts
 from packhorse.batching.expected import expect, sizes_of
 from packhorse.batching.planned import LARGEST_BATCH
-from packhorse.batching.planning import plan
+from packhorse.batching.planner import plan_batches
 from packhorse.batching.sizes import Limits, RowSize, batch_tokens
 from packhorse.data import Batch, Prompt, SamplingParams
 from packhorse.engines.fake import FakeEngine
@@ -23,7 +25,7 @@ def prompts(*decodings: SamplingParams) -> list[Prompt]:
 
 
 def indices(rows: list[Prompt], *, mixed: bool) -> list[list[int]]:
-    batches = plan(rows, "fixed", Limits(8, 10_000), mixed_decoding=mixed)
+    batches = plan_batches(rows, "fixed", Limits(8, 10_000), mixed_decoding=mixed)
     return [[prompt.index for prompt in batch.prompts] for batch in batches]
 
 
@@ -47,17 +49,21 @@ HEAD = tuple(range(100, 140))
 
 def test_rows_with_a_common_head_are_planned_by_what_is_their_own() -> None:
     rows = [Prompt(i, (*HEAD, *range(i, 2 * i + 3)), GREEDY) for i in range(4)]
-    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True, share_prefixes=True)
+    (batch,) = plan_batches(
+        rows, "sorted", Limits(8, 10_000), mixed_decoding=True, share_prefixes=True
+    )
     assert batch.shared_prefix == len(HEAD)
     assert [prompt.index for prompt in batch.prompts] == [3, 2, 1, 0]
-    (batch,) = plan(rows, "sorted", Limits(8, 10_000), mixed_decoding=True)
+    (batch,) = plan_batches(rows, "sorted", Limits(8, 10_000), mixed_decoding=True)
     assert batch.shared_prefix == 0
 
 
 def test_different_heads_share_no_batch() -> None:
     other = tuple(range(500, 900))
     rows = [Prompt(i, (*((HEAD, other)[i % 2] * 2)[:400], i, i), GREEDY) for i in range(20)]
-    batches = plan(rows, "fixed", Limits(99, 10**6), mixed_decoding=True, share_prefixes=True)
+    batches = plan_batches(
+        rows, "fixed", Limits(99, 10**6), mixed_decoding=True, share_prefixes=True
+    )
     for batch in batches:
         prefixes = {prompt.token_ids[: batch.shared_prefix] for prompt in batch.prompts}
         assert len(prefixes) == 1
@@ -70,19 +76,21 @@ def test_continuous_admits_the_longest_first_whatever_they_share() -> None:
         Prompt(i, (*HEAD, *range(1000 * i, 1000 * i + n)), GREEDY) for i, n in enumerate(lengths)
     ]
     rows.append(Prompt(4, (7,) * 120, GREEDY))
-    batches = plan(rows, "continuous", Limits(2, 1), mixed_decoding=True, share_prefixes=True)
+    batches = plan_batches(
+        rows, "continuous", Limits(2, 1), mixed_decoding=True, share_prefixes=True
+    )
     indices = [[prompt.index for prompt in batch.prompts] for batch in batches]
     assert indices == [[3, 1], [4], [2, 0]]
     assert [batch.shared_prefix for batch in batches] == [len(HEAD), 0, len(HEAD)]
 
 
 SMOLLM_INT8 = WorkCounts(0.0142, 3.73e-4, 8.3e-7, 0.0125, 6.06e-4, 1.08e-5)
-"""What a worker of CTranslate2 took for a model of 135 million parameters (seconds)."""
+"""Measured on one CTranslate2 worker with a model of 135 million parameters (seconds)."""
 
 
 @st.composite
 def jobs(draw: st.DrawFn) -> list[Prompt]:
-    """Rows with some common heads, settings of sampling, limits and lengths."""
+    """Rows with some common prefixes, sampling parameters, limits and lengths."""
     heads = draw(st.lists(st.integers(8, 60), min_size=1, max_size=4))
     rows = draw(
         st.lists(
@@ -108,12 +116,12 @@ def jobs(draw: st.DrawFn) -> list[Prompt]:
 def job(
     prompts: list[Prompt], policy: str, limits: Limits, window: int, *, mixed: bool
 ) -> list[Batch]:
-    """Batches of all windows, planned one after another as a run plans them."""
+    """Return the batches of all windows, planned one after another as in a run."""
     assert limits.costs is not None
     batches: list[Batch] = []
     free: tuple[float, ...] = ()
     for start in range(0, len(prompts), window):
-        planned = plan(
+        planned = plan_batches(
             prompts[start : start + window],
             policy,
             limits,
@@ -132,7 +140,7 @@ def makespan(batches: list[Batch], costs: Costs) -> float:
 
 
 def prefill_bytes(sizes: list[RowSize], costs: Costs) -> float:
-    """Each row's positions at once hold their tokens, and pairs with all before them."""
+    """Count the tokens of all positions computed at once, and their pairs with earlier ones."""
     own = [row.prompt for row in sizes]
     width = min(own) if costs.model.rule == "min-prefix-prefill" else max(own)
     held = sizes[0].shared + width
@@ -168,7 +176,7 @@ COSTS = st.builds(
 def test_planned_is_never_costlier_than_sorted_dynamic(
     prompts: list[Prompt], limits: Limits, window: int, mixed: bool
 ) -> None:
-    """Whatever the groups, the windows and the workers."""
+    """Holds for any groups, windows and workers."""
     costs = limits.costs
     assert costs is not None
     batches = job(prompts, "planned", limits, window, mixed=mixed)
@@ -185,8 +193,7 @@ def test_planned_is_never_costlier_than_sorted_dynamic(
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_groups_share_the_workers(workers: int) -> None:
-    """Two temperatures, two workers: each group cut for all workers would be twice as many batches
-    for the same work."""
+    """Two temperatures, two workers: cutting each group for all workers doubles the batches."""
     rows = [
         Prompt(
             index,
@@ -196,16 +203,16 @@ def test_groups_share_the_workers(workers: int) -> None:
         for index in range(8 * workers)
     ]
     limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", workers, SMOLLM_INT8)))
-    batches = plan(rows, "planned", limits, mixed_decoding=False)
+    batches = plan_batches(rows, "planned", limits, mixed_decoding=False)
     assert sorted(len(batch.prompts) for batch in batches) == [8] * workers
 
 
 def test_a_window_before_others_is_cut_for_least_work() -> None:
-    """One batch leaves a worker idle only if nothing follows."""
+    """A single batch leaves a worker idle only if nothing follows."""
     rows = [Prompt(index, (index,) * 64, SamplingParams(max_new_tokens=64)) for index in range(8)]
     limits = Limits(8, 10**6, Costs(CostModel("min-prefix-prefill", 2, SMOLLM_INT8)))
-    assert len(plan(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
-    assert len(plan(rows, "planned", limits, mixed_decoding=True)) == 2
+    assert len(plan_batches(rows, "planned", limits, mixed_decoding=True, more=True)) == 1
+    assert len(plan_batches(rows, "planned", limits, mixed_decoding=True)) == 2
 
 
 @pytest.mark.parametrize("policy", ["dynamic", "sorted-dynamic", "planned"])
@@ -216,7 +223,7 @@ def test_long_prompts_are_kept_apart_where_memory_is_short(policy: str) -> None:
     costs = Costs(model, memory=PrefillMemory(150_000, 50))
     for available, batches in ((0.9e9, 2), (1.1e9, 1)):
         limits = Limits(8, 10**6, costs, available)
-        assert len(plan(rows, policy, limits, mixed_decoding=True)) == batches
+        assert len(plan_batches(rows, policy, limits, mixed_decoding=True)) == batches
 
 
 @pytest.mark.parametrize("policy", ["single", "fixed", "sorted-dynamic", "planned"])
@@ -234,7 +241,7 @@ def test_rows_whose_lengths_do_not_mix_share_no_batch(
     head = tuple(range(100, 110))
     rows = [Prompt(i, (*head, *range(i % 7)), GREEDY) for i in range(40)]
     costs = Costs(CostModel("padded", 1, WorkCounts(0.01, 1e-3, 1e-7, 0.01, 1e-3, 1e-6)))
-    batches = plan(
+    batches = plan_batches(
         rows,
         policy,
         Limits(8, 10**6, costs),

@@ -10,7 +10,7 @@ from typing import Any
 from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.calibration import Calibration, disturbance, stored_calibration
+from packhorse.calibration import Calibration, describe_disturbance, stored_calibration
 from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Prompt, SamplingParams
 from packhorse.errors import ConfigError, InputError, PackhorseError
@@ -30,11 +30,13 @@ LOSSLESS = ("float32",)
 
 
 @dataclass(frozen=True, slots=True)
-class ForecastConfig:
-    """Which job, and the techniques that could serve: engines x quantizations x batchings.
+class EstimateConfig:
+    """A job, and the techniques to consider: engines x quantizations x batchings.
 
-    max_hours: no technique that would take longer is recommended. pilot_seconds: how long a few
-    rows of the job are run to learn how long its answers are. allow_pickle: see `JobConfig`.
+    Attributes:
+        max_hours: Techniques that would take longer are not recommended.
+        pilot_seconds: How long rows of the job run to measure output lengths.
+        allow_pickle: See `JobConfig`.
     """
 
     model: str
@@ -51,11 +53,15 @@ class ForecastConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """equal_rows: that another row answers, which therefore need not run. predictions: fastest
-    first. recommended: the fastest that costs no accuracy, or, where none of those ends within
-    `max_hours`, the fastest of all that does; None where nothing does. failed: techniques that
-    cannot be calibrated, with the reason.
+class JobEstimate:
+    """Estimate of a job.
+
+    Attributes:
+        equal_rows: Rows that need not run because an equal row does.
+        predictions: Predictions, fastest first.
+        failed: Techniques that cannot be calibrated, with the reason.
+        recommended: The fastest technique without accuracy loss; if none finishes within
+            `max_hours`, the fastest of all that do; None if none does.
     """
 
     model: str
@@ -77,7 +83,7 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An engine and a format that are ready: prepared and calibrated."""
+    """An engine and a format that are prepared and calibrated."""
 
     engine: EngineConfig
     prepared: PreparedModel
@@ -85,14 +91,18 @@ class _Candidate:
     techniques: tuple[Combination, ...]
 
 
-def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
-    """Predicts the job for every technique.
+def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstimate:
+    """Predict time and memory of the job for every technique.
 
-    Formats that are not prepared and engines that are not calibrated are prepared and calibrated
-    first, once. Raises ConfigError and InputError for a job that makes no sense, ModelError for a
-    model that cannot be had, and EngineError when no technique can be calibrated.
+    Formats and engines that are not prepared or calibrated yet are prepared and calibrated first.
+
+    Raises:
+        ConfigError: An option is invalid.
+        InputError: The input cannot be read.
+        ModelError: The model cannot be found or prepared.
+        EngineError: No technique can be calibrated.
     """
-    _check(config)  # what is wrong with the input is said before minutes of measuring
+    _check(config)  # report input errors before minutes of calibration
     grid = combinations(
         config.engines,
         config.quantizations,
@@ -101,11 +111,11 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         config.batching.max_batch_tokens,
     )
     candidates, failed = _candidates(config, grid, report)
-    fastest = min(candidates, key=_seconds_a_token)
+    fastest = min(candidates, key=_seconds_per_token)
     policy = CONTINUOUS if fastest.calibration.capabilities.max_num_seqs else PLANNED
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
-        report(f"looking {config.input} over")
+        report(f"reading {config.input}")
         model.date = date_of(config.reading.date)
         tokenizer = Tokenizer(
             model.codec, config.reading.system, config.reading.on_too_long, model.date
@@ -116,7 +126,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         check_decoding(config.decoding, context)
         reading = for_model(config.reading, config.model)
         found = survey(Path(config.input), reading, tokenizer, config.decoding, context, report)
-        report(f"running a few of {found.rows:,} rows to learn how long answers are")
+        report(f"running a few of {found.rows:,} rows to measure output lengths")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
     running = distinct(found.prompts) if config.batching.deduplicate else found.prompts
     predictions = sorted(
@@ -128,7 +138,7 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         key=lambda prediction: prediction.load_seconds + prediction.seconds,
     )
     limit = config.decoding.max_new_tokens
-    return Forecast(
+    return JobEstimate(
         model=config.model,
         input=config.input,
         rows=found.rows,
@@ -140,30 +150,34 @@ def forecast(config: ForecastConfig, report: Callable[[str], None]) -> Forecast:
         pace=pilot.pace,
         predictions=tuple(predictions),
         failed=failed,
-        recommended=recommended(predictions, config.max_hours),
+        recommended=choose_recommended(predictions, config.max_hours),
     )
 
 
-def recommended(predictions: Sequence[Prediction], max_hours: float | None) -> Prediction | None:
-    """See `Forecast`; predictions are fastest first."""
+def choose_recommended(
+    predictions: Sequence[Prediction], max_hours: float | None
+) -> Prediction | None:
+    """Return the recommended prediction, see `JobEstimate`; `predictions` are fastest first."""
     allowed = float("inf") if max_hours is None else max_hours * 3600
     serving = [each for each in predictions if each.load_seconds + each.highest_seconds <= allowed]
     lossless = [each for each in serving if each.quantization in LOSSLESS]
     return next(iter(lossless or serving), None)
 
 
-def _check(config: ForecastConfig) -> None:
+def _check(config: EstimateConfig) -> None:
     check_decoding(config.decoding)
     if config.max_hours is not None and config.max_hours <= 0:
-        raise ConfigError(f"max_hours is {config.max_hours}", "give hours above 0")
+        raise ConfigError(
+            f"max_hours must be above 0, got {config.max_hours}", "give a number of hours, e.g. 2.5"
+        )
     if config.input == "-":
-        raise InputError("a plan cannot read standard input", "save it to a file first")
+        raise InputError("plan cannot read standard input", "save it to a file first")
     check_input(config.input)
     read_rows(Path(config.input), config.reading)
 
 
 def _candidates(
-    config: ForecastConfig, grid: Sequence[Combination], report: Callable[[str], None]
+    config: EstimateConfig, grid: Sequence[Combination], report: Callable[[str], None]
 ) -> tuple[list[_Candidate], dict[str, str]]:
     candidates: list[_Candidate] = []
     failed: dict[str, str] = {}
@@ -184,7 +198,7 @@ def _candidates(
             failed[f"{engine} {quantization}"] = str(error)
             continue
         if found.is_disturbed:
-            report(disturbance(found, config.model, chosen))
+            report(describe_disturbance(found, config.model, chosen))
         techniques = [
             each for each in grid if (each.engine, each.quantization) == (engine, quantization)
         ]
@@ -194,21 +208,30 @@ def _candidates(
     return candidates, failed
 
 
-def _seconds_a_token(candidate: _Candidate) -> float:
-    """Rough cost of a generated token, to choose who runs the pilot."""
+def _seconds_per_token(candidate: _Candidate) -> float:
+    """Return a rough cost per generated token, to choose the technique that runs the pilot."""
     cost = candidate.calibration.coefficients
     return (cost.steps / 8 + cost.row_steps) / candidate.calibration.capabilities.workers
 
 
 def _predict(
-    config: ForecastConfig,
+    config: EstimateConfig,
     candidate: _Candidate,
     technique: Combination,
     running: Sequence[Prompt],
     scale: float,
     pilot: Pilot,
 ) -> Prediction:
-    """running: rows that have to run, among those looked at; scale: see `Survey`."""
+    """Predict one technique.
+
+    Args:
+        config: The job.
+        candidate: Prepared engine and format.
+        technique: Technique to predict.
+        running: Surveyed rows that have to run.
+        scale: See `Survey`.
+        pilot: Result of the pilot run.
+    """
     calibration = candidate.calibration
     batching = replace(config.batching, policy=technique.batching)
     limit = config.decoding.max_new_tokens

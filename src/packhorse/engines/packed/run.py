@@ -1,4 +1,4 @@
-"""One `run` of the packed engine: threads that compute steps, and the rows they pass around."""
+"""One run of the packed engine: worker threads that compute steps, and the rows they share."""
 
 from __future__ import annotations
 
@@ -23,25 +23,31 @@ from packhorse.errors import EngineError
 
 Result = Generated | Scores
 QUEUE_SHARE = 4
-"""Rows wait for their turn up to this share of the rows under way."""
+"""The queue holds up to 1 / QUEUE_SHARE as many rows as may run at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
-    """A thread ended, by `error` or because nothing was left."""
+class _WorkerExit:
+    """A worker ended, by `error` or because no work was left."""
 
     error: BaseException | None
 
 
-_HUNGRY = object()
-"""Wakes the caller's thread: there is room for more rows."""
+NEEDS_INPUT = object()
+"""Wakes the caller's thread because there is room for more rows."""
 
 
 class Run:
-    """Rows from `batches` to results.
+    """One pass of rows from `batches` to results.
 
-    network, scheduler: of this run alone while it lasts. scratches: one a thread. end_ids: token
-    ids that end a row. scoring: what is asked of rows that are scored; None for rows that generate.
+    Args:
+        network: Model; used by this run alone while it lasts.
+        scheduler: Scheduler; used by this run alone.
+        scratches: Scratch buffers, one per thread.
+        end_ids: Token ids that end a row.
+        max_context: Maximum number of prompt and generated tokens per row.
+        on_token: Called with each generated token.
+        scoring: Continuations to score; None to generate.
     """
 
     def __init__(
@@ -57,35 +63,38 @@ class Run:
         self._network, self._scheduler, self._scratches = network, scheduler, scratches
         self._end_ids, self._max_context, self._on_token = end_ids, max_context, on_token
         self._scoring = scoring
-        self._queue_rows = max(1, len(scheduler.tables) // QUEUE_SHARE)
+        self._queue_rows = max(1, len(scheduler.block_tables) // QUEUE_SHARE)
         self._results: SimpleQueue[object] = SimpleQueue()
         self._changed = threading.Condition()
         self._has_input, self._is_cancelled = True, False
-        self._was_hungry = self._was_closed = False
+        self._input_requested = self._was_closed = False
         self._threads = [
-            threading.Thread(target=self._work, args=(scratch,), name="packed", daemon=True)
+            threading.Thread(target=self._run_steps, args=(scratch,), name="packed", daemon=True)
             for scratch in scratches
         ]
 
     def results(self, batches: Iterator[Batch]) -> Iterator[Result]:
-        """Results as rows finish. Rows are pulled as there is room; ready results go first."""
+        """Yield results as rows finish.
+
+        Rows are pulled when there is room; finished results are yielded first.
+        """
         working = len(self._threads)
         for thread in self._threads:
             thread.start()
         try:
             while working:
-                while self._wants_rows() and self._results.empty():
+                while self._needs_input() and self._results.empty():
                     batch = next(batches, None)
                     if batch is None:
                         self._end_input()
                     else:
-                        yield from self._enlist(batch)
+                        yield from self._enqueue(batch)
                 outcome = self._results.get()
-                if isinstance(outcome, _Ended):
+                if isinstance(outcome, _WorkerExit):
                     working -= 1
                     if outcome.error is not None:
                         raise outcome.error
-                elif outcome is not _HUNGRY:
+                elif outcome is not NEEDS_INPUT:
                     yield outcome  # type: ignore[misc]
         finally:
             self.cancel()
@@ -93,7 +102,11 @@ class Run:
             raise EngineError("the engine was closed during a run", "load the model again")
 
     def cancel(self, *, closes: bool = False) -> None:
-        """Ends the steps under way and waits for them. closes: the engine is closed."""
+        """Stop the running steps and wait for the workers.
+
+        Args:
+            closes: Whether the engine is being closed.
+        """
         with self._changed:
             self._is_cancelled = True
             self._was_closed |= closes and self._has_work()
@@ -102,10 +115,10 @@ class Run:
             if thread.ident is not None:
                 thread.join()
 
-    def _enlist(self, batch: Batch) -> Iterator[Result]:
-        """Lets a batch's rows wait for their turn; yields those that cannot run."""
+    def _enqueue(self, batch: Batch) -> Iterator[Result]:
+        """Queue the rows of a batch; yield failures of rows that cannot run."""
         rows = [Row(prompt) for prompt in batch.prompts]
-        vocabulary, positions = self._network.built.vocabulary, self._network.built.positions
+        vocabulary, positions = self._network.arch.vocabulary, self._network.arch.positions
         accepted = []
         for row in rows:
             prompt = row.prompt
@@ -113,19 +126,21 @@ class Run:
             if failure := refuse(row, self._max_context, vocabulary):
                 yield failure
             elif positions and last > positions:
-                yield row.fail("engine_error", f"the model has {positions} positions, not {last}")
+                yield row.fail(
+                    "engine_error", f"{last} positions are needed, the model has {positions}"
+                )
             else:
                 prefix = prompt.token_ids[: batch.shared_prefix]
-                ahead = [] if self._scoring is None else list(self._scoring.paths)
-                draws = row_generator(prompt.decoding)
-                accepted.append(Sequence(row, prefix, draws, ahead=ahead))
+                paths = [] if self._scoring is None else list(self._scoring.paths)
+                rng = row_generator(prompt.decoding)
+                accepted.append(Sequence(row, prefix, rng, pending_paths=paths))
         with self._changed:
             self._scheduler.add(accepted)
             self._changed.notify_all()
 
-    def _wants_rows(self) -> bool:
+    def _needs_input(self) -> bool:
         with self._changed:
-            self._was_hungry = False
+            self._input_requested = False
             return self._has_input and len(self._scheduler.waiting) < self._queue_rows
 
     def _end_input(self) -> None:
@@ -136,14 +151,13 @@ class Run:
     def _has_work(self) -> bool:
         return self._has_input or bool(self._scheduler.waiting or self._scheduler.running)
 
-    def _work(self, scratch: Scratch) -> None:
-        """Computes steps until nothing is left, in a thread of its own."""
+    def _run_steps(self, scratch: Scratch) -> None:
+        """Compute steps in a worker thread until no work is left."""
         usual, error = torch.get_num_threads(), None
         torch.set_num_threads(1)
-        tables = self._scheduler.tables
         try:
-            step = empty_step(scratch.stream.shape[0], len(tables))
-            while chosen := self._next():
+            step = empty_step(len(scratch.residual), len(self._scheduler.block_tables))
+            while chosen := self._schedule_step():
                 self._compute(chosen, step, scratch)
         except CallbackError as raised:
             error = raised.error
@@ -151,17 +165,17 @@ class Run:
             error = raised
         finally:
             torch.set_num_threads(usual)
-            self._results.put(_Ended(error))
+            self._results.put(_WorkerExit(error))
 
-    def _next(self) -> list[tuple[Sequence, int]]:
-        """Rows of the next step, once there are some; none when nothing is left to do."""
+    def _schedule_step(self) -> list[tuple[Sequence, int]]:
+        """Wait for the next step and return its rows; return nothing if no work is left."""
         with self._changed:
             while not self._is_cancelled and self._has_work():
                 chosen = self._scheduler.schedule()
                 if self._has_input and len(self._scheduler.waiting) < self._queue_rows:
-                    if not self._was_hungry:
-                        self._results.put(_HUNGRY)
-                    self._was_hungry = True
+                    if not self._input_requested:
+                        self._results.put(NEEDS_INPUT)
+                    self._input_requested = True
                 if chosen:
                     return chosen
                 self._changed.wait()
@@ -171,30 +185,32 @@ class Run:
     def _compute(self, chosen: list[tuple[Sequence, int]], step: Step, scratch: Scratch) -> None:
         try:
             ending = pack(chosen, step)
-            self._network.run(step, self._scheduler.tables, scratch)
-            results = self._answers(ending, step, scratch)
-        except Exception as error:  # noqa: BLE001 - what libraries raise is not theirs to choose
-            self._separate(chosen, error)
+            self._network.run(step, self._scheduler.block_tables, scratch)
+            results = self._collect_results(ending, step, scratch)
+        except Exception as error:  # noqa: BLE001 - libraries may raise anything
+            self._retry_separately(chosen, error)
             return
         with self._changed:
             for sequence, count in chosen:
                 self._scheduler.advance(sequence, count)
-                if sequence.row.answered or sequence.left == 0:
+                if sequence.row.answered or sequence.num_remaining_tokens == 0:
                     self._scheduler.remove(sequence, is_damaged=sequence.row.failed)
-                elif sequence.ahead:
+                elif sequence.pending_paths:
                     self._scheduler.fork(sequence)
             self._changed.notify_all()
         for outcome in results:
             self._results.put(outcome)
 
-    def _answers(self, ending: list[Sequence], step: Step, scratch: Scratch) -> list[Result]:
-        """Results of rows that end with this step."""
+    def _collect_results(
+        self, ending: list[Sequence], step: Step, scratch: Scratch
+    ) -> list[Result]:
+        """Return the results of rows that finish with this step."""
         if self._scoring is not None:
             found = self._scoring.log_probs(ending, step, self._network, scratch)
             with self._changed:
                 return [*self._scoring.results(found)]
         results: list[Result] = []
-        tokens, log_probs = self._tokens(ending, scratch)
+        tokens, log_probs = self._choose_tokens(ending, scratch)
         for place, (sequence, token) in enumerate(zip(ending, tokens, strict=True)):
             row = sequence.row
             if token is None:
@@ -203,11 +219,15 @@ class Run:
                 results.append(result)
         return results
 
-    def _tokens(
+    def _choose_tokens(
         self, ending: list[Sequence], scratch: Scratch
     ) -> tuple[list[int | None], dict[int, TokenLogProbs]]:
-        """The next token of each row, None for one whose logits are no numbers; by place, the
-        log-probabilities of those that ask for them."""
+        """Return the next token of each row and the log-probabilities that were requested.
+
+        Returns:
+            Tokens, None for rows whose logits are not finite, and log-probabilities by place in
+                `ending`.
+        """
         decodings = [sequence.row.prompt.decoding for sequence in ending]
         simple = len(ending) - sum(map(wants_all_logits, decodings))
         best, best_at = self._network.choose(simple, scratch)
@@ -219,19 +239,19 @@ class Run:
         for first in range(simple, len(ending), SAMPLED_AT_ONCE):
             rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = self._network.logits(rows, scratch)
-            draws = [sequence.draws for sequence in ending[rows]]
-            chosen = choose_tokens(torch.from_numpy(logits), decodings[rows], draws)
+            rngs = [sequence.rng for sequence in ending[rows]]
+            chosen = choose_tokens(torch.from_numpy(logits), decodings[rows], rngs)
             found = wanted_log_probs(chosen, decodings[rows], logits.__getitem__)
             log_probs |= {first + place: each for place, each in found.items()}
             tokens += chosen
         return tokens, log_probs
 
-    def _separate(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
-        """A step failed: its rows are tried again one by one; one that was alone has failed."""
+    def _retry_separately(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
+        """Retry the rows of a failed step one by one; a row that ran alone fails."""
         with self._changed:
             for sequence, _ in reversed(chosen):
                 if len(chosen) > 1:
-                    self._scheduler.put_back(sequence, has_failed=True)
+                    self._scheduler.preempt(sequence, has_failed=True)
                     continue
                 self._scheduler.remove(sequence, is_damaged=True)
                 if not sequence.row.answered:

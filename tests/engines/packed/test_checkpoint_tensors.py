@@ -1,4 +1,4 @@
-"""A turned checkpoint computes what it computed before, with nothing left that stands out."""
+"""Rotated checkpoints compute the same logits without outlier channels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
+from packhorse.engines.packed.checkpoint_tensors import CheckpointTensors, RotatedTensors
 from packhorse.engines.packed.memory import weight_bytes
-from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import ModelError
 from random_models import FAMILIES, saved
@@ -22,35 +22,38 @@ IDS = torch.arange(1, 60)[None]
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gpt2"])
-def test_a_turned_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+def test_a_rotated_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     expected = model(IDS).logits
-    turned, built = Rotated(tmp_path, read_architecture(tmp_path)), read_architecture(tmp_path)
-    head = turned.head(built, turned.read("embed_tokens.weight", built.vocabulary, built.hidden))
+    rotated, built = (
+        RotatedTensors(tmp_path, read_architecture(tmp_path)),
+        read_architecture(tmp_path),
+    )
+    head = rotated.head(built, rotated.read("embed_tokens.weight", built.vocabulary, built.hidden))
     for full, parameter in model.named_parameters():
         bare = full.removeprefix("model.")
         if bare != "lm_head.weight":
-            parameter.copy_(turned.get(bare, *parameter.shape))
+            parameter.copy_(rotated.get(bare, *parameter.shape))
     model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     changed = (model(IDS).logits - expected).abs().max() / expected.abs().max()
     assert 0 < changed < 1e-4
 
 
-def test_a_channel_that_stands_out_is_spread(tmp_path: Path) -> None:
+def test_an_outlier_channel_is_spread(tmp_path: Path) -> None:
     model = saved(FAMILIES["llama"], tmp_path)
     model.model.embed_tokens.weight[:, 5] *= 100
     model.save_pretrained(tmp_path)
     built = read_architecture(tmp_path)
     shape = built.vocabulary, built.hidden
-    before = Stored(tmp_path).get("embed_tokens.weight", *shape).abs().amax(0)
-    after = Rotated(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
+    before = CheckpointTensors(tmp_path).get("embed_tokens.weight", *shape).abs().amax(0)
+    after = RotatedTensors(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
     assert before.max() / before.median() > 50
     assert after.max() / after.median() < 2
 
 
 def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
     engine = PackedEngine(
-        folder, end_ids=(), max_context=128, quantization=quantization, threads=1, rows=8,
+        folder, end_ids=(), max_context=128, quantization=quantization, threads=1, max_num_seqs=8,
         max_num_batched_tokens=32,
     )  # fmt: skip
     found = engine.logits_after(tuple(IDS[0].tolist()), 40)
@@ -59,8 +62,7 @@ def logits(folder: Path, quantization: str = "float32") -> np.ndarray[Any, Any]:
 
 
 def with_head(folder: Path, *, equal: bool) -> Any:
-    """A checkpoint whose config ties its head and whose files have one; the model that transformers
-    makes of it."""
+    """Save a checkpoint with a head although its config ties it; return its transformers model."""
     saved(FAMILIES["llama, biases, own head size, tied"], folder)
     weights = load_file(folder / "model.safetensors")
     head = weights["model.embed_tokens.weight"].clone()
@@ -71,7 +73,7 @@ def with_head(folder: Path, *, equal: bool) -> Any:
 
 @pytest.mark.parametrize("equal", [True, False])
 @pytest.mark.parametrize(("quantization", "off"), [("float32", 2e-5), ("int8", 0.1)])
-def test_a_head_that_is_stored_though_it_is_tied(
+def test_a_stored_head_of_a_config_that_ties_it(
     quantization: str, off: float, equal: bool, tmp_path: Path
 ) -> None:
     expected = with_head(tmp_path, equal=equal)(IDS).logits[0, -40:].numpy()
@@ -79,11 +81,11 @@ def test_a_head_that_is_stored_though_it_is_tied(
     assert logits(tmp_path, quantization) == pytest.approx(expected, abs=off * largest)
 
 
-def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> None:
+def test_the_memory_of_an_untied_head_is_counted(tmp_path: Path) -> None:
     found = []
     for equal in (True, False):
         with_head(tmp_path, equal=equal)
-        engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, rows=8)
+        engine = PackedEngine(tmp_path, end_ids=(), max_context=128, threads=1, max_num_seqs=8)
         found.append(engine.capabilities.model_bytes)
         engine.close()
     built = read_architecture(tmp_path)
@@ -92,7 +94,7 @@ def test_its_memory_is_counted_where_it_is_a_head_of_its_own(tmp_path: Path) -> 
 
 
 def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
-    """Nor do they keep it in memory."""
+    """They do not keep the file in memory either."""
     saved(FAMILIES["llama"], tmp_path)
     weights = load_weights(tmp_path, read_architecture(tmp_path), quantized=False)
     before = weights.embeddings.copy(), weights.layers[1].down.weight.clone()
@@ -104,7 +106,7 @@ def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
 
 
 def pickled(folder: Path, **options: Any) -> Path:
-    """The model of a folder as a .bin file."""
+    """Save the model of a folder as a .bin file."""
     saved(FAMILIES["llama"], folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -124,7 +126,7 @@ def test_pickles_in_the_old_format_are_read(tmp_path: Path) -> None:
 def test_damaged_pickles_are_a_model_error(tmp_path: Path, old: bool) -> None:
     file = pickled(tmp_path, _use_new_zipfile_serialization=not old)
     whole = file.read_bytes()
-    for content in (whole[:-3000], whole[:40], b"no pickle at all"):
+    for content in (whole[:-3000], whole[:4000], b"no pickle at all" * 500):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=r"pytorch_model\.bin cannot be read: .") as refused:
             logits(tmp_path)
