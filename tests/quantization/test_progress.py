@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from packhorse.quantization.progress import Steps
+from packhorse.quantization.progress import StepProgress
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 
 def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
     clock, lines = Clock(), list[str]()
-    steps = Steps(
+    steps = StepProgress(
         "making m ready", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
     )
     steps.begin("loading")
@@ -37,7 +37,7 @@ def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
 
 def test_a_step_that_is_left_out_counts_as_done() -> None:
     clock, lines = Clock(), list[str]()
-    steps = Steps("m", {"a": 1, "b": 8, "c": 1}, lines.append, clock)
+    steps = StepProgress("m", {"a": 1, "b": 8, "c": 1}, lines.append, clock)
     clock.now = 9.0
     steps.begin("c")
     assert lines == ["m: c, about 1 s left"]

@@ -183,7 +183,7 @@ def test_without_memory_for_the_search_nothing_is_kept(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain int8 would be preferred from then on, though nobody compared it."""
-    monkeypatch.setattr("packhorse.models.quantized.available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("packhorse.models.int8_preparation.available_bytes", lambda: 1_000_000)
     with pytest.raises(
         ModelError, match=r"the search takes 1\.0 GB of memory, and 0\.0 GB are free"
     ):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.claims import (
+from packhorse.models.config_checks import (
     StoredSizes,
     require_plausible,
     require_types,
@@ -22,7 +22,7 @@ from packhorse.models.claims import (
 )
 from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.quantized_formats import method_of_config, require_known_format
+from packhorse.models.quantized_formats import quantization_method, require_known_format
 from packhorse.models.recognize import describe_weights, require_content, require_tokenizer_content
 from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
 from packhorse.storage.json_files import decode, read_object, shown
@@ -89,13 +89,14 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     others = ("config.json", "generation_config.json", "model.safetensors.index.json",
               "pytorch_model.bin.index.json")  # fmt: skip
     kept = [name for name in others if (folder / name).is_file()]
+    method = quantization_method(config.get("quantization_config"))
     return Checkpoint(
         folder=folder,
         config=config,
         weights=weights,
         pickled=pickled,
         files=tuple(sorted({*weights, *tokenizer, *kept})),
-        quantization=method_of_config(config) or _number_format(config, tensors),
+        quantization=method or _number_format(config, tensors),
     )
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packhorse.models.quantized_formats import (
+    OWN_METHOD,
+    needed_package,
+    quantization_method,
+    runs_on_transformers,
+)
 from packhorse.models.quiet import quiet_transformers
 
 PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,17 +31,6 @@ _FORMATS = {
 }
 FORMATS: Mapping[str, tuple[str, ...]] = _FORMATS
 """Number formats of engines that do not run all of them."""
-_LIBRARIES = {
-    "awq": "gptqmodel",
-    "gptq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-    "quanto": "optimum",
-    "torchao": "torchao",
-    "hqq": "hqq",
-    "aqlm": "aqlm",
-}
-"""What transformers needs to compute with checkpoints of a quantization method."""
 
 
 def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tuple[str, ...]:
@@ -64,9 +58,9 @@ def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
         return "use " + " or ".join(f"--engine {engine}" for engine in engines)
     if engines := other_engines(config, refusing):
         return f"no engine runs it in {quantization}: use --engine {engines[0]} in another format"
-    if method := quantization_method(config):
-        library = _LIBRARIES.get(method)
-        needed = f", or install {library} and use --engine transformers" if library else ""
+    if method := _method(config):
+        package = needed_package(method)
+        needed = f", or install {package} and use --engine transformers" if package else ""
         return f"give the unquantized model{needed}"
     return "use a model of another family"
 
@@ -98,20 +92,14 @@ def config_of(place: Path) -> Any:
         return None
 
 
-def quantization_method(config: Any) -> str:
-    """How a checkpoint is quantized already, by transformers' names; "" where it is not."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return ""
-    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-    return str(getattr(method, "value", method) or "quantized")
+def _method(config: Any) -> str:
+    return quantization_method(getattr(config, "quantization_config", None))
 
 
 def transformers_refusal(config: Any) -> str | None:
-    """What transformers lacks for a model of a family that it knows; None for nothing."""
-    method = quantization_method(config)
-    library = _LIBRARIES.get(method)
-    if method == "packhorse" or (library and find_spec(library) is None):
+    """Return what transformers cannot run of a model of a known family, None if it runs it."""
+    method = _method(config)
+    if method and not runs_on_transformers(method):
         return f"checkpoints quantized with {method}"
     return None
 
@@ -124,8 +112,7 @@ def packed_refusal(config: Any) -> str | None:
     family = str(config.model_type)
     if family not in PACKED_FAMILIES:
         return f"models of family {family!r}, only {', '.join(PACKED_FAMILIES)}"
-    method = quantization_method(config)
-    if method and method != "packhorse":
+    if _method(config) not in ("", OWN_METHOD):
         return "checkpoints that are quantized already"
     refusal = _gpt2_refusal(config) if family == "gpt2" else _llama_like_refusal(family, config)
     if refusal:
@@ -176,7 +163,7 @@ def ctranslate2_refusal(config: Any) -> str | None:
     family = str(config.model_type)
     if family not in CTRANSLATE2_FAMILIES:
         return f"{family} models"
-    if quantization_method(config):
+    if _method(config):
         return "checkpoints that are quantized already"
     if getattr(config, "rope_parameters", None) and _rotation(config) not in _CTRANSLATE2_ROTATIONS:
         return f"rotary positions of type {_rotation(config)!r}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from packhorse.errors import model_errors
 from packhorse.models.checkpoint import require_all_weights
-from packhorse.models.gguf_claims import read_field, require_language_model
+from packhorse.models.gguf_checks import read_field, require_language_model
 from packhorse.models.gguf_header import read_header
 from packhorse.models.loading import require_fitting_config
 from packhorse.models.prepared import Report

@@ -25,15 +25,6 @@ _TEXT, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_NUMBER = 1 << 48
 _MIN_ENTRY_BYTES, _MIN_TENSOR_BYTES = 13, 32
-_BLOCKS: dict[int, tuple[int, int]] = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-    9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
-    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
-    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
-    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
-    40: (64, 36), 41: (128, 18),
-}  # fmt: skip
-"""Number format -> numbers and bytes of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +162,20 @@ def _tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
 def _require_data(
     fields: Mapping[str, Any], tensors: Mapping[str, GgufTensor], size: int, header: int
 ) -> None:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    blocks = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {shown(alignment)}, which is no power of two")
     start = -(-header // alignment) * alignment
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if tensor.number_format not in _BLOCKS:
+        if tensor.number_format not in blocks:
             raise ValueError(
                 f"the tensor {shown(name)} has the unknown number format {tensor.number_format}"
             )
-        numbers, block_bytes = _BLOCKS[tensor.number_format]
+        numbers, block_bytes = blocks[tensor.number_format]
         if tensor.offset < end or tensor.offset % alignment:
             raise ValueError(f"the tensor {shown(name)} lies at {tensor.offset:,}, on another one")
         end = tensor.offset + -(-tensor.elements // numbers) * block_bytes

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
 from packhorse.errors import ConfigError, ModelError, model_errors
-from packhorse.models import cache
-from packhorse.models import ctranslate2_folder as ready
+from packhorse.models import cache, ctranslate2_folder
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
@@ -18,16 +17,16 @@ from packhorse.models.engine_support import FORMATS, engines_of_folder
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.original import Original, find_source, say_if_long
-from packhorse.models.prepared import PreparedModel, Report, fake_model
-from packhorse.models.quantized import (
+from packhorse.models.int8_preparation import (
     CannotFoldError,
     QuantizationMethodChoice,
-    convert_ready,
-    method_of,
-    way_for,
-    write_int8,
+    choose_method,
+    convert_to_int8,
+    read_quantization_method,
+    write_packed_int8,
 )
+from packhorse.models.original import Original, find_source, say_if_long
+from packhorse.models.prepared import PreparedModel, Report, fake_model
 from packhorse.models.resolve import (
     CTranslate2Folder,
     HubModel,
@@ -66,12 +65,12 @@ def prepare(
         return fake_model(model)
     _check_names(quantization, device)
     require_known(quantization_method)
-    asked = _PrepareRequest(
+    request = PrepareRequest(
         model, engine, quantization, device, quantization_method, allow_pickle, report
     )
     with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
         try:
-            return _prepare(asked)
+            return _prepare(request)
         except OSError as error:
             where = error.filename or model
             raise ModelError(
@@ -80,8 +79,8 @@ def prepare(
 
 
 @dataclass(frozen=True, slots=True)
-class _PrepareRequest:
-    """What `prepare` was asked for; see there."""
+class PrepareRequest:
+    """What `prepare` was request for; see there."""
 
     model: str
     engine: str
@@ -92,24 +91,24 @@ class _PrepareRequest:
     report: Report
 
 
-def _prepare(asked: _PrepareRequest) -> PreparedModel:
-    if isinstance(resolve(asked.model), HubModel):
-        _check_formats(asked.engine, asked.quantization)
-    source = find_source(asked.model, allow_pickle=asked.allow_pickle, report=asked.report)
-    chosen = engine_for(source, asked.engine)
-    _check_formats(chosen, asked.quantization, source)
+def _prepare(request: PrepareRequest) -> PreparedModel:
+    if isinstance(resolve(request.model), HubModel):
+        _check_formats(request.engine, request.quantization)
+    source = find_source(request.model, allow_pickle=request.allow_pickle, report=request.report)
+    chosen = engine_for(source, request.engine)
+    _check_formats(chosen, request.quantization, source)
     if isinstance(source, CTranslate2Folder):
-        return _ready(asked.model, source.path, asked.report)
+        return _ready(request.model, source.path, request.report)
     assert not isinstance(source, HubModel)
-    _check_method(asked)
-    original = Original(source, asked.allow_pickle, asked.report)
+    _check_method(request)
+    original = Original(source, request.allow_pickle, request.report)
     if chosen == "ctranslate2":
-        return _for_ctranslate2(original, asked)
+        return _for_ctranslate2(original, request)
     if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
         require_unquantized(own)
-    if chosen == "packed" and asked.quantization == "int8":
-        return _for_packed_int8(original, asked)
-    return replace(original.prepared(asked.model), asked_engine=chosen)
+    if chosen == "packed" and request.quantization == "int8":
+        return _for_packed_int8(original, request)
+    return replace(original.prepared(request.model), asked_engine=chosen)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
@@ -154,92 +153,96 @@ def torch_device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _for_ctranslate2(original: Original, asked: _PrepareRequest) -> PreparedModel:
-    form = resolve_quantization(asked.quantization, asked.device)
+def _for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedModel:
+    form = resolve_quantization(request.quantization, request.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
     plain = QuantizationMethodChoice(PLAIN)
-    way = way_for(asked.method, original.title, identity, asked.report) if is_int8 else plain
+    choice = (
+        choose_method(request.method, original.title, identity, request.report)
+        if is_int8
+        else plain
+    )
     try:
-        entry = _converted(original, identity, form, way)
+        entry = _converted(original, identity, form, choice)
     except CannotFoldError as error:
-        if asked.method != AUTO:
+        if request.method != AUTO:
             raise
-        asked.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
+        request.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
         entry = _converted(original, identity, form, plain)
     return PreparedModel(
-        name=asked.model,
+        name=request.model,
         kind="ctranslate2",
         folder=entry.folder,
-        tokenizer_folder=ready.tokenizer_folder(entry.folder),
+        tokenizer_folder=ctranslate2_folder.tokenizer_folder(entry.folder),
         quantization=form,
         fingerprint=entry.fingerprint,
         bytes_on_disk=entry.size_bytes,
-        quantization_method=method_of(entry.folder) or (PLAIN if is_int8 else ""),
+        quantization_method=read_quantization_method(entry.folder) or (PLAIN if is_int8 else ""),
     )
 
 
 def _converted(
-    original: Original, identity: tuple[str, ...], form: str, way: QuantizationMethodChoice
+    original: Original, identity: tuple[str, ...], form: str, choice: QuantizationMethodChoice
 ) -> cache.Entry:
     """The cached CTranslate2 folder of a model, its weights stored in `form`."""
     report = original.report
 
     def build(contents: Path, _: Path) -> None:
         checkpoint = original.checkpoint()
-        if way.is_plain:
+        if choice.is_plain:
             report(f"converting {original.title} to CTranslate2 {form}")
             convert_checkpoint(checkpoint, form, contents)
         else:
-            convert_ready(checkpoint, form, way, contents, original.title, report)
+            convert_to_int8(checkpoint, form, choice, contents, original.title, report)
 
-    decides = (*identity, converter_version(), *way.decides())
-    key = cache.Key(original.title, "ctranslate2", way.variant(form), form, decides)
+    decides = (*identity, converter_version(), *choice.cache_key_parts())
+    key = cache.Key(original.title, "ctranslate2", choice.variant(form), form, decides)
     return cache.obtain(key, build, report)
 
 
-def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedModel:
-    """A folder of int8 weights; the model's own where it is one already, where its way is plain,
+def _for_packed_int8(original: Original, request: PrepareRequest) -> PreparedModel:
+    """A folder of int8 weights; the model's own where it is one already, where its choice is plain,
     and where it cannot be folded: the engine then rounds while it loads.
 
     What is in the cache needs no original: nothing is unpacked before something is to be built.
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
-        return _int8(asked, own.folder, identity[-1], own.bytes_on_disk)
+        return _int8(request, own.folder, identity[-1], own.bytes_on_disk)
 
     def as_it_is() -> PreparedModel:
-        return replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+        return replace(original.prepared(request.model, PLAIN), asked_engine="packed")
 
-    way = way_for(asked.method, original.title, identity, asked.report)
-    if way.is_plain or (own and not methods_for(str(own.config["model_type"]), asked.method)):
+    choice = choose_method(request.method, original.title, identity, request.report)
+    if choice.is_plain or (own and not methods_for(str(own.config["model_type"]), request.method)):
         return as_it_is()
 
     def build(contents: Path, _: Path) -> None:
-        write_int8(original.checkpoint(), way, contents, original.title, asked.report)
+        write_packed_int8(original.checkpoint(), choice, contents, original.title, request.report)
 
-    decides = (*identity, version("transformers"), *way.decides())
-    key = cache.Key(original.title, "huggingface", way.variant("packed-int8"), "int8", decides)
+    decides = (*identity, version("transformers"), *choice.cache_key_parts())
+    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", decides)
     try:
-        entry = cache.obtain(key, build, asked.report)
+        entry = cache.obtain(key, build, request.report)
     except CannotFoldError as error:
-        if asked.method != AUTO:
+        if request.method != AUTO:
             raise
-        asked.report(f"{error}: its weights are rounded to nearest, which is less accurate")
+        request.report(f"{error}: its weights are rounded to nearest, which is less accurate")
         return as_it_is()
-    return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
+    return _int8(request, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8(asked: _PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8(request: PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
     return PreparedModel(
-        name=asked.model,
+        name=request.model,
         kind="huggingface",
         folder=folder,
         tokenizer_folder=folder,
         quantization="int8",
         fingerprint=digest,
         bytes_on_disk=size,
-        quantization_method=method_of(folder),
+        quantization_method=read_quantization_method(folder),
         asked_engine="packed",
     )
 
@@ -248,11 +251,11 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
     from packhorse.models.ct2_spec import require_faithful_folder
 
-    variables = ready.read_variables(folder)
-    ready.require_readable(folder)
+    variables = ctranslate2_folder.read_variables(folder)
+    ctranslate2_folder.require_readable(folder)
     require_faithful_folder(folder, variables)
-    tokenizer = ready.tokenizer_folder(folder)
-    files = ready.deciding_files(folder)
+    tokenizer = ctranslate2_folder.tokenizer_folder(folder)
+    files = ctranslate2_folder.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
     say_if_long(folder, size, report)
     return PreparedModel(
@@ -260,10 +263,10 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
         kind="ctranslate2",
         folder=folder,
         tokenizer_folder=tokenizer,
-        quantization=ready.stored_quantization(variables),
+        quantization=ctranslate2_folder.stored_quantization(variables),
         fingerprint=fingerprint(file_digests(folder, files)),
         bytes_on_disk=size,
-        quantization_method=method_of(folder),
+        quantization_method=read_quantization_method(folder),
     )
 
 
@@ -276,11 +279,11 @@ def _check_names(quantization: str, device: str) -> None:
         raise ConfigError(f"there is no device {device!r}", f"one of {', '.join(DEVICES)}")
 
 
-def _check_method(asked: _PrepareRequest) -> None:
-    form = resolve_quantization(asked.quantization, asked.device)
-    if asked.method not in (AUTO, PLAIN) and not form.startswith("int8"):
+def _check_method(request: PrepareRequest) -> None:
+    form = resolve_quantization(request.quantization, request.device)
+    if request.method not in (AUTO, PLAIN) and not form.startswith("int8"):
         raise ConfigError(
-            f"the quantization method {asked.method} is for int8, not for {form}",
+            f"the quantization method {request.method} is for int8, not for {form}",
             "add --quantization int8, or leave the method out",
         )
 

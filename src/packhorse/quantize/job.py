@@ -24,16 +24,16 @@ from packhorse.inference.model import prepare_for
 from packhorse.inputs import read_rows
 from packhorse.models import PreparedModel, model_facts
 from packhorse.models.checkpoint import Checkpoint
-from packhorse.models.original import find_original
-from packhorse.models.quantized import (
+from packhorse.models.int8_preparation import (
     CannotFoldError,
     require_foldable,
     require_memory,
     search_bytes,
     store_recipe,
 )
+from packhorse.models.original import find_original
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
-from packhorse.quantization.progress import Steps
+from packhorse.quantization.progress import StepProgress
 from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
 from packhorse.quantization.recipe import CalibrationRow, Recipe
 from packhorse.quantize.accuracy import Accuracy, accuracy
@@ -115,7 +115,7 @@ def quantize(
         needed = search_bytes(checkpoint, judging * (config.max_new_tokens + 1))
         require_memory("the search", needed, "do without: int8 is made ready by default")
     shares = {name: _METHOD_SHARES[name] for name in methods}
-    steps = Steps(
+    steps = StepProgress(
         f"quantizing {original.title}",
         {"answering": 8, "plain": 2, **shares, "converting": 12, "measuring": 10},
         report,
@@ -202,7 +202,7 @@ def _requests(config: QuantizeConfig, report: Callable[[str], None]) -> list[Req
 
 
 def _answered(
-    config: QuantizeConfig, steps: Steps, report: Callable[[str], None]
+    config: QuantizeConfig, steps: StepProgress, report: Callable[[str], None]
 ) -> list[CalibrationRow]:
     """Calibration rows with the float32 model's own greedy answers; an end token belongs to an
     answer that ended."""
@@ -239,7 +239,7 @@ def _search(
     methods: Sequence[str],
     rows: Sequence[CalibrationRow],
     held_out: Sequence[CalibrationRow],
-    steps: Steps,
+    steps: StepProgress,
 ) -> tuple[Recipe, dict[str, float]]:
     """The best recipe, and the KL divergence of every method on the held-out rows."""
     if not methods:
@@ -258,7 +258,7 @@ def _search(
     return found.best.recipe, {trial.recipe.method: trial.divergence.kl for trial in found.trials}
 
 
-def _converted(config: QuantizeConfig, steps: Steps) -> tuple[PreparedModel, PreparedModel]:
+def _converted(config: QuantizeConfig, steps: StepProgress) -> tuple[PreparedModel, PreparedModel]:
     """The model in int8 as CTranslate2 would convert it, and as it was found to be best."""
     steps.begin("converting")
     engine = EngineConfig("ctranslate2", quantization=config.quantization)
@@ -278,7 +278,7 @@ def _judged(
     plain: PreparedModel,
     ready: PreparedModel,
     held_out: Sequence[CalibrationRow],
-    steps: Steps,
+    steps: StepProgress,
 ) -> tuple[Accuracy, Accuracy]:
     advance = steps.begin("measuring")
     engine = EngineConfig("transformers", "cpu", "float32")

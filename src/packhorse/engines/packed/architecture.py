@@ -17,7 +17,7 @@ from packhorse.models.engine_support import (
 )
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
-from packhorse.quantization.online_hadamard import turned_together
+from packhorse.quantization.online_hadamard import hadamard_order
 
 LLAMA_LIKE = PACKED_LLAMA_LIKE
 FAMILIES = PACKED_FAMILIES
@@ -94,7 +94,7 @@ class Architecture:
     @property
     def hadamard(self) -> int:
         """Vectors that are turned together before the MLP's second product in int8."""
-        return turned_together(self.inner)
+        return hadamard_order(self.inner)
 
 
 def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:

@@ -2,8 +2,8 @@
 
 float32 ones are kept as they are. int8 ones have one scale for each output channel; activations
 have one for each row, so that a row's numbers never depend on its neighbours. The input of the
-MLP's second product is turned while the engine runs (`quantization.turning`). A folder of int8
-weights made ready for that (`models.int8_folder`) is read as it is. Weights of another are rounded
+MLP's second product is rotated at run time (`quantization.online_hadamard`). A folder of int8
+weights prepared for that (`models.int8_folder`) is read as it is. Weights of another are rounded
 here, to nearest: `stored` turns them first, and those of queries, keys and values, which lose most
 to rounding, get two int8 digits.
 """
@@ -28,7 +28,7 @@ from packhorse.engines.packed.int8_products import (
 )
 from packhorse.engines.packed.stored import Rotated, Stored
 from packhorse.errors import EngineError
-from packhorse.quantization.online_hadamard import turned_back
+from packhorse.quantization.online_hadamard import fuse_inverse_hadamard
 
 HEAD_COLUMNS = 8192
 """Columns of the vocabulary that are multiplied at once: their logits stay in the cache."""
@@ -190,7 +190,7 @@ class _Maker:
     def down(self, weight: Tensor, bias: Tensor) -> Linear:
         """The MLP's second product: [hidden, inner], of an input that is turned in int8."""
         turns = self.quantized and not self.built.holds_int8
-        return self.linear(turned_back(weight) if turns else weight, bias)
+        return self.linear(fuse_inverse_hadamard(weight) if turns else weight, bias)
 
 
 def _llama_layer(stored: Stored, make: _Maker, number: int) -> Layer:

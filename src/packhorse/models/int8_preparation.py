@@ -26,7 +26,7 @@ from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
-from packhorse.quantization.progress import Steps
+from packhorse.quantization.progress import StepProgress
 from packhorse.quantization.prompts import (
     MAX_PROMPT_TOKENS,
     prompt_ids,
@@ -40,7 +40,7 @@ from packhorse.tokenization import HuggingFaceCodec
 
 if TYPE_CHECKING:
     from packhorse.models.reference_logits import ReferenceLogits
-    from packhorse.quantization.structure import Structure
+    from packhorse.quantization.foldable_model import FoldableModel
 
 _STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
 _LIBRARIES_BYTES = 1_000_000_000
@@ -64,7 +64,7 @@ class QuantizationMethodChoice:
             return form
         return f"{form}-tuned" if self.recipe else f"{form}-{self.asked}"
 
-    def decides(self) -> tuple[str, ...]:
+    def cache_key_parts(self) -> tuple[str, ...]:
         """What of an entry's key comes from the way; () for plain."""
         if self.is_plain:
             return ()
@@ -73,7 +73,7 @@ class QuantizationMethodChoice:
         return ("quick", self.asked, CODE, sha256(shipped_bytes()).hexdigest())
 
 
-def way_for(
+def choose_method(
     asked: str, title: str, origin: Sequence[str], report: Report
 ) -> QuantizationMethodChoice:
     """`asked` with "auto" looked up: what `packhorse quantize` found for this model, if it ran."""
@@ -85,10 +85,10 @@ class CannotFoldError(ModelError):
     """This model cannot be made ready for int8, here or at all; its message says why."""
 
 
-def convert_ready(
+def convert_to_int8(
     checkpoint: Checkpoint,
     form: str,
-    way: QuantizationMethodChoice,
+    choice: QuantizationMethodChoice,
     folder: Path,
     title: str,
     report: Report,
@@ -97,45 +97,49 @@ def convert_ready(
 
     Raises CannotFoldError for a family nobody knows how to fold, or for want of memory.
     """
-    from packhorse.quantization.rounding import round_weights
+    from packhorse.quantization.gptq import round_weights
 
-    steps = Steps(f"making {title} ready for int8", _STEPS, report)
-    structure, recipe, reference = _folded(checkpoint, way, steps)
-    round_weights(structure, recipe.rows, steps.begin("rounding weights"))
+    steps = StepProgress(f"making {title} ready for int8", _STEPS, report)
+    foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
+    round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
-    model = structure.model
-    del structure  # its views keep weights alive that the converter lets go of
+    model = foldable.model
+    del foldable  # its views keep weights alive that the converter lets go of
     convert_checkpoint(checkpoint, form, folder, model, reference)
-    write_json(folder / NOTE, _note(way, recipe))
+    write_json(folder / NOTE, _note(choice, recipe))
 
 
-def write_int8(
-    checkpoint: Checkpoint, way: QuantizationMethodChoice, folder: Path, title: str, report: Report
+def write_packed_int8(
+    checkpoint: Checkpoint,
+    choice: QuantizationMethodChoice,
+    folder: Path,
+    title: str,
+    report: Report,
 ) -> None:
     """Writes `checkpoint` into `folder` in int8 for the packed engine, made ready in the same way
     and with the input of the MLP's second projection turned. Raises CannotFoldError as
-    `convert_ready`."""
+    `convert_to_int8`."""
+    from packhorse.quantization.gptq import round_weights
     from packhorse.quantization.online_hadamard import rotate_inputs_online
-    from packhorse.quantization.rounding import round_weights
 
-    steps = Steps(f"making {title} ready for int8", _STEPS, report)
-    structure, recipe, reference = _folded(checkpoint, way, steps)
-    rotate_inputs_online(structure)
-    round_weights(structure, recipe.rows, steps.begin("rounding weights"))
+    steps = StepProgress(f"making {title} ready for int8", _STEPS, report)
+    foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
+    rotate_inputs_online(foldable)
+    round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
-    write_int8_folder(structure, folder)
+    write_int8_folder(foldable, folder)
     checkpoint.copy_tokenizer(folder)
     if reference is not None:
         reference.save(folder)
-    write_json(folder / NOTE, _note(way, recipe))
+    write_json(folder / NOTE, _note(choice, recipe))
 
 
-def _note(way: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
-    source = "packhorse quantize" if way.recipe else "default"
+def _note(choice: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
+    source = "packhorse quantize" if choice.recipe else "default"
     return {"method": recipe.method, "recipe": source}
 
 
-def method_of(folder: Path) -> str:
+def read_quantization_method(folder: Path) -> str:
     """How the model in a folder was made ready for int8; "" where nothing tells."""
     try:
         return str(read_object(folder / NOTE).get("method", ""))
@@ -143,28 +147,28 @@ def method_of(folder: Path) -> str:
         return ""
 
 
-def _folded(
-    checkpoint: Checkpoint, way: QuantizationMethodChoice, steps: Steps
-) -> tuple[Structure, Recipe, ReferenceLogits | None]:
+def _load_and_fold(
+    checkpoint: Checkpoint, choice: QuantizationMethodChoice, steps: StepProgress
+) -> tuple[FoldableModel, Recipe, ReferenceLogits | None]:
     """The checkpoint loaded and folded, by which recipe, and its logits before."""
-    methods = require_foldable(checkpoint, way.recipe.method if way.recipe else way.asked)
-    needed = ready_bytes(checkpoint)
+    methods = require_foldable(checkpoint, choice.recipe.method if choice.recipe else choice.asked)
+    needed = preparation_bytes(checkpoint)
     require_memory("making the model ready for int8", needed, "choose --quantization-method plain")
     from packhorse.models.reference_logits import reference_logits
-    from packhorse.quantization.folding import fold, quick_recipe
-    from packhorse.quantization.structure import structure_of
+    from packhorse.quantization.foldable_model import make_foldable
+    from packhorse.quantization.folding import default_recipe, fold
 
     steps.begin("loading")
-    structure = structure_of(load_float32(checkpoint))
-    reference = reference_logits(structure.model)
-    recipe = way.recipe
+    foldable = make_foldable(load_float32(checkpoint))
+    reference = reference_logits(foldable.model)
+    recipe = choice.recipe
     if recipe is None:
         room = stated_context(checkpoint.config) or MAX_PROMPT_TOKENS
         codec = HuggingFaceCodec(checkpoint.folder)
         prompts = prompt_ids(codec, shipped_requests(), min(room, MAX_PROMPT_TOKENS))
-        recipe = quick_recipe(structure, methods[-1], prompts)
-    fold(structure, recipe, steps.begin("reading prompts"))
-    return structure, recipe, reference
+        recipe = default_recipe(foldable, methods[-1], prompts)
+    fold(foldable, recipe, steps.begin("reading prompts"))
+    return foldable, recipe, reference
 
 
 def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
@@ -185,10 +189,10 @@ def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
     return methods
 
 
-def ready_bytes(checkpoint: Checkpoint) -> int:
+def preparation_bytes(checkpoint: Checkpoint) -> int:
     """Memory that making a model ready takes at most: the model, and beside it first what rounding
     needs, then its int8 weights (bytes)."""
-    from packhorse.quantization.rounding import working_bytes
+    from packhorse.quantization.gptq import working_bytes
 
     size = loaded_size(checkpoint)
     converting = size.model // 4 + 3 * size.head
@@ -198,10 +202,10 @@ def ready_bytes(checkpoint: Checkpoint) -> int:
 def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:
     """Memory that `quantization.search` takes at most: three models, distributions at the tokens
     that judge, and copies of the head while it is rounded (bytes)."""
-    from packhorse.quantization.rows import TOKENS_AT_ONCE
+    from packhorse.quantization.activations import MAX_BATCH_TOKENS
 
     size = loaded_size(checkpoint)
-    distributions = 4 * size.vocabulary * (scored_tokens + 2 * TOKENS_AT_ONCE)
+    distributions = 4 * size.vocabulary * (scored_tokens + 2 * MAX_BATCH_TOKENS)
     return 3 * size.model + distributions + 3 * size.head + _LIBRARIES_BYTES
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.claims import MAX_CONTEXT
+from packhorse.models.config_checks import MAX_CONTEXT
 from packhorse.models.gguf_header import GgufHeader
 from packhorse.storage.json_files import decode, shown
 
