@@ -1,4 +1,4 @@
-"""int8 models in the cache: how they were made ready, what is preferred, what cannot be done."""
+"""int8 models in the cache: how they were prepared, what is preferred, what cannot be done."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_family_that_cannot_be_folded_is_converted_plain(
     prepared = int8(folder, report=messages.append)
     assert prepared.quantization_method == "plain"
     assert messages == [
-        "gptj models cannot be made ready for int8: it is converted as it is, and may lose much of "
+        "gptj models cannot be prepared for int8: it is converted as it is, and may lose much of "
         "its accuracy",
         "converting gptj to CTranslate2 int8",
     ]
@@ -323,6 +323,6 @@ def test_packed_int8_that_is_not_made_ready(
     monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 1_000_000_000)
     assert packed_int8(folder, report=messages.append).folder == folder
     assert messages == [
-        "making the model ready for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
+        "preparing the model for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
         "are rounded to nearest, which is less accurate"
     ]

@@ -16,7 +16,7 @@ class Clock:
 def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
     clock, lines = Clock(), list[str]()
     steps = StepProgress(
-        "making m ready", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
+        "preparing m", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
     )
     steps.begin("loading")
     clock.now = 10.0
@@ -28,10 +28,10 @@ def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
     clock.now = 400.0
     steps.begin("rounding")(1.0)
     assert lines == [
-        "making m ready: loading",
-        "making m ready: reading, about 90 s left".replace("90 s", "2 min"),
-        "making m ready: reading, 50%, about 60 s left",
-        "making m ready: rounding, about 10 min left",
+        "preparing m: loading",
+        "preparing m: reading, about 90 s left".replace("90 s", "2 min"),
+        "preparing m: reading, 50%, about 60 s left",
+        "preparing m: rounding, about 10 min left",
     ]
 
 

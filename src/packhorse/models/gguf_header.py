@@ -1,4 +1,6 @@
-"""The header of a GGUF file, read with limits before any library sees the file.
+"""Read the header of a GGUF file with limits, before any library reads the file.
+
+The gguf package trusts counts and lengths of a file, and takes all memory or minutes if they lie.
 
 Format, versions 2 and 3, little-endian: "GGUF", u32 version, u64 tensors, u64 metadata entries;
 entries of text name, u32 type, value; tensors of text name, u32 dimensions, u64 each, u32 number
@@ -29,7 +31,7 @@ _MIN_ENTRY_BYTES, _MIN_TENSOR_BYTES = 13, 32
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor as the header describes it; offset: in the data (bytes)."""
+    """A tensor as the header describes it; `offset` is relative to the data (bytes)."""
 
     shape: tuple[int, ...]
     number_format: int
@@ -42,14 +44,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """fields: metadata by name. tensors: by name."""
+    """Metadata and tensors of a GGUF file, by name."""
 
     fields: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
 
 class _Reader:
-    """Reads values that must lie within the file."""
+    """Reader of values that must lie within the file; ValueError otherwise."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.left = file, size
@@ -67,7 +69,7 @@ class _Reader:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def count(self, least_bytes: int) -> int:
-        """How many things follow, each of `least_bytes` at least."""
+        """Read the number of the entries that follow, each of at least `least_bytes` bytes."""
         found: int = self.number("<Q")
         if found * least_bytes > self.left:
             raise ValueError(f"{found:,} entries are announced and {self.left:,} bytes are left")
@@ -129,7 +131,7 @@ def _version(reader: _Reader) -> int:
     reader.take(4)
     version: int = reader.number("<I")
     if version and not version & 0xFFFF:
-        raise ValueError("it is big-endian, for another kind of computer")
+        raise ValueError("it is big-endian")
     return version
 
 

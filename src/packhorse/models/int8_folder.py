@@ -1,5 +1,6 @@
-"""The folder of int8 weights that the packed engine reads: a Hugging Face folder, in a form that
-nothing else takes for a model's usual weights.
+"""Write the folder of int8 weights that the packed engine reads.
+
+It is a Hugging Face folder whose weights no other library takes for ordinary ones:
 
     config.json         the model's own, and
                         "quantization_config": {"quant_method": "packhorse", "version": 1}
@@ -7,7 +8,7 @@ nothing else takes for a model's usual weights.
                         so that their product is the weight; the embedding in float16, the rest in
                         float32
 
-Weights of the MLP's second projection are those of a turned input (`quantization.turning`).
+Weights of the MLP's down projection expect a rotated input (`quantization.online_hadamard`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _VERSION = 1
 
 
 def is_int8_folder(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one of these; ModelError for a version that is not known here."""
+    """Return whether a config.json belongs to such a folder; ModelError for an unknown version."""
     found = config.get("quantization_config")
     if not isinstance(found, dict) or found.get("quant_method") != OWN_METHOD:
         return False
@@ -42,8 +43,10 @@ def is_int8_folder(config: Mapping[str, Any]) -> bool:
 
 
 def write_int8_folder(foldable: FoldableModel, folder: Path) -> None:
-    """Writes a model whose weights were rounded by `quantization.gptq`; nothing is rounded any
-    more, but the embedding to float16."""
+    """Write a model whose weights were rounded by `quantization.gptq`.
+
+    The embedding is rounded to float16, nothing else is changed.
+    """
     from safetensors.torch import save_file
 
     projections = {

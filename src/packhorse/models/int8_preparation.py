@@ -1,8 +1,8 @@
-"""Checkpoints made ready for int8 and converted, and the recipes that `packhorse quantize` found.
+"""Prepare checkpoints for int8 and convert them; store the recipes of `packhorse quantize`.
 
-    $PACKHORSE_HOME/recipes/<model>-<digest>.json     the recipe of a model, preferred from then on
+    $PACKHORSE_HOME/recipes/<model>-<digest>.json     the recipe of a model, used from then on
 
-What a conversion did is in the entry itself (`quantization.json`): it moves with the folder.
+Each converted folder names the method it was prepared with (`quantization.json`).
 """
 
 from __future__ import annotations
@@ -44,45 +44,45 @@ if TYPE_CHECKING:
 
 _STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
 _LIBRARIES_BYTES = 1_000_000_000
-"""Code and buffers of torch, and the activations of a batch of calibration rows."""
+"""Memory for code and buffers of torch, and for the activations of a batch of calibration rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizationMethodChoice:
-    """How a model is to be made ready: by the method that was asked for, or by a recipe."""
+    """How to prepare a model for int8: by the requested method, or by a recipe."""
 
-    asked: str
+    requested: str
     recipe: Recipe | None = None
 
     @property
     def is_plain(self) -> bool:
-        return self.asked == PLAIN or (self.recipe is not None and self.recipe.method == PLAIN)
+        return self.requested == PLAIN or (self.recipe is not None and self.recipe.method == PLAIN)
 
     def variant(self, form: str) -> str:
-        """The name of the entry's kind, for people: "int8", "int8-auto", "int8-tuned"."""
+        """Return the variant in the name of the cache entry: "int8", "int8-auto", "int8-tuned"."""
         if self.is_plain:
             return form
-        return f"{form}-tuned" if self.recipe else f"{form}-{self.asked}"
+        return f"{form}-tuned" if self.recipe else f"{form}-{self.requested}"
 
     def cache_key_parts(self) -> tuple[str, ...]:
-        """What of an entry's key comes from the way; () for plain."""
+        """Return the parts of a cache key that the choice determines, () for plain."""
         if self.is_plain:
             return ()
         if self.recipe:
             return ("recipe", self.recipe.digest)
-        return ("quick", self.asked, CODE, sha256(shipped_bytes()).hexdigest())
+        return ("quick", self.requested, CODE, sha256(shipped_bytes()).hexdigest())
 
 
 def choose_method(
-    asked: str, title: str, origin: Sequence[str], report: Report
+    requested: str, title: str, origin: Sequence[str], report: Report
 ) -> QuantizationMethodChoice:
-    """`asked` with "auto" looked up: what `packhorse quantize` found for this model, if it ran."""
-    recipe = stored_recipe(title, origin, report) if asked == AUTO else None
-    return QuantizationMethodChoice(asked, recipe)
+    """Return the choice for a requested method; "auto" uses the stored recipe if there is one."""
+    recipe = stored_recipe(title, origin, report) if requested == AUTO else None
+    return QuantizationMethodChoice(requested, recipe)
 
 
 class CannotFoldError(ModelError):
-    """This model cannot be made ready for int8, here or at all; its message says why."""
+    """The model cannot be prepared for int8, on this machine or at all."""
 
 
 def convert_to_int8(
@@ -93,13 +93,22 @@ def convert_to_int8(
     title: str,
     report: Report,
 ) -> None:
-    """Writes `checkpoint` into `folder` as a CTranslate2 folder in an int8 format, made ready.
+    """Prepare a checkpoint for int8 and write it as a CTranslate2 folder.
 
-    Raises CannotFoldError for a family nobody knows how to fold, or for want of memory.
+    Args:
+        checkpoint: The checkpoint.
+        form: An int8 format of CTranslate2.
+        choice: Method or recipe.
+        folder: An empty folder.
+        title: Name of the model for progress lines.
+        report: Receives progress lines.
+
+    Raises:
+        CannotFoldError: The model's family is not supported, or there is too little memory.
     """
     from packhorse.quantization.gptq import round_weights
 
-    steps = StepProgress(f"making {title} ready for int8", _STEPS, report)
+    steps = StepProgress(f"preparing {title} for int8", _STEPS, report)
     foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
     round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
     steps.begin("converting")
@@ -116,13 +125,15 @@ def write_packed_int8(
     title: str,
     report: Report,
 ) -> None:
-    """Writes `checkpoint` into `folder` in int8 for the packed engine, made ready in the same way
-    and with the input of the MLP's second projection turned. Raises CannotFoldError as
-    `convert_to_int8`."""
+    """Prepare a checkpoint for int8 and write it as a folder for the packed engine.
+
+    Arguments and errors are those of `convert_to_int8`. In addition the input of the MLP's down
+    projection is rotated online (`quantization.online_hadamard`).
+    """
     from packhorse.quantization.gptq import round_weights
     from packhorse.quantization.online_hadamard import rotate_inputs_online
 
-    steps = StepProgress(f"making {title} ready for int8", _STEPS, report)
+    steps = StepProgress(f"preparing {title} for int8", _STEPS, report)
     foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
     rotate_inputs_online(foldable)
     round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
@@ -140,7 +151,7 @@ def _note(choice: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
 
 
 def read_quantization_method(folder: Path) -> str:
-    """How the model in a folder was made ready for int8; "" where nothing tells."""
+    """Return the method by which a model was prepared for int8, "" if the folder names none."""
     try:
         return str(read_object(folder / NOTE).get("method", ""))
     except ModelError:
@@ -150,10 +161,11 @@ def read_quantization_method(folder: Path) -> str:
 def _load_and_fold(
     checkpoint: Checkpoint, choice: QuantizationMethodChoice, steps: StepProgress
 ) -> tuple[FoldableModel, Recipe, ReferenceLogits | None]:
-    """The checkpoint loaded and folded, by which recipe, and its logits before."""
-    methods = require_foldable(checkpoint, choice.recipe.method if choice.recipe else choice.asked)
+    """Return the loaded and folded checkpoint, the recipe used, and the logits before folding."""
+    requested = choice.recipe.method if choice.recipe else choice.requested
+    methods = require_foldable(checkpoint, requested)
     needed = preparation_bytes(checkpoint)
-    require_memory("making the model ready for int8", needed, "choose --quantization-method plain")
+    require_memory("preparing the model for int8", needed, "choose --quantization-method plain")
     from packhorse.models.reference_logits import reference_logits
     from packhorse.quantization.foldable_model import make_foldable
     from packhorse.quantization.folding import default_recipe, fold
@@ -171,27 +183,31 @@ def _load_and_fold(
     return foldable, recipe, reference
 
 
-def require_foldable(checkpoint: Checkpoint, asked: str) -> tuple[str, ...]:
-    """The methods that `asked` allows for this checkpoint, the best last.
+def require_foldable(checkpoint: Checkpoint, requested: str) -> tuple[str, ...]:
+    """Return the methods that a request allows for a checkpoint, the best one last.
 
-    Raises CannotFoldError for a family nobody knows how to fold, ConfigError for a method by name
-    that the family cannot have, ModelError for weights that are quantized.
+    Raises:
+        CannotFoldError: No method supports the model's family.
+        ConfigError: The family does not support the requested method.
+        ModelError: The weights are quantized already.
     """
     require_own_class(checkpoint)
     require_unquantized(checkpoint)
     family = str(checkpoint.config["model_type"])
-    methods = methods_for(family, asked)
+    methods = methods_for(family, requested)
     if not methods:
         raise CannotFoldError(
-            f"{family} models cannot be made ready for int8",
-            f"this can be done for {', '.join(FAMILIES)}",
+            f"{family} models cannot be prepared for int8",
+            f"supported families: {', '.join(FAMILIES)}",
         )
     return methods
 
 
 def preparation_bytes(checkpoint: Checkpoint) -> int:
-    """Memory that making a model ready takes at most: the model, and beside it first what rounding
-    needs, then its int8 weights (bytes)."""
+    """Return the most memory that preparing a model for int8 takes (bytes).
+
+    It holds the model, and beside it first the Hessians of rounding, then the int8 weights.
+    """
     from packhorse.quantization.gptq import working_bytes
 
     size = loaded_size(checkpoint)
@@ -200,8 +216,11 @@ def preparation_bytes(checkpoint: Checkpoint) -> int:
 
 
 def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:
-    """Memory that `quantization.search` takes at most: three models, distributions at the tokens
-    that judge, and copies of the head while it is rounded (bytes)."""
+    """Return the most memory that `quantization.search` takes (bytes).
+
+    It holds three models, distributions at the scored tokens, and copies of the head while it is
+    rounded.
+    """
     from packhorse.quantization.activations import MAX_BATCH_TOKENS
 
     size = loaded_size(checkpoint)
@@ -210,7 +229,7 @@ def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:
 
 
 def require_memory(work: str, needed: int, instead: str) -> None:
-    """CannotFoldError when fewer than `needed` bytes are free for `work`."""
+    """Raise CannotFoldError if fewer than `needed` bytes are free for `work`."""
     free = available_bytes()
     if needed > free:
         raise CannotFoldError(
@@ -222,9 +241,16 @@ def require_memory(work: str, needed: int, instead: str) -> None:
 def store_recipe(
     title: str, origin: Sequence[str], recipe: Recipe, found: Mapping[str, Any]
 ) -> Path:
-    """Keeps the recipe of a model; what was kept before is replaced. found: what it came to.
+    """Store the recipe of a model in place of an earlier one, and return its path.
 
-    Raises ModelError for a cache that cannot be written.
+    Args:
+        title: Name of the model.
+        origin: Identity of the model, see `Original.identity`.
+        recipe: The recipe.
+        found: Measurements to store beside it.
+
+    Raises:
+        ModelError: The cache cannot be written.
     """
     path = _recipe_path(title, origin)
     try:
@@ -232,14 +258,15 @@ def store_recipe(
         write_json(path, {"recipe": recipe.to_json(), "found": dict(found)})
     except (OSError, OutputError) as error:
         raise ModelError(
-            f"the recipe cannot be kept: {error}",
-            "set PACKHORSE_HOME to a folder you may write to",
+            f"the recipe cannot be stored: {error}",
+            "set PACKHORSE_HOME to a folder that you may write to",
         ) from error
     return path
 
 
 def stored_recipe(title: str, origin: Sequence[str], report: Report) -> Recipe | None:
-    """The recipe that was kept for a model; None for none, or, with a word, for one unusable."""
+    """Return the stored recipe of a model; None if there is none or, with a report, if it is
+    unusable."""
     path = _recipe_path(title, origin)
     if not path.exists():
         return None

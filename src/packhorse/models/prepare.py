@@ -1,4 +1,4 @@
-"""From what a person calls a model to a verified folder that an engine can load."""
+"""Prepare a model: resolve its name, fetch, convert, cache and verify it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from packhorse.models.int8_preparation import (
     read_quantization_method,
     write_packed_int8,
 )
-from packhorse.models.original import Original, find_source, say_if_long
+from packhorse.models.original import Original, find_source, report_if_long
 from packhorse.models.prepared import PreparedModel, Report, fake_model
 from packhorse.models.resolve import (
     CTranslate2Folder,
@@ -50,16 +50,24 @@ def prepare(
     allow_pickle: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
-    """The verified folder of `model` in the form that `engine` loads.
+    """Return the verified folder of a model in the form that an engine loads.
 
-    model: see `resolve`. What has to be fetched or converted lands in the cache; a folder of the
-    person's own stays where it is. quantization: of the weights a conversion to CTranslate2
-    stores; transformers converts while it loads. quantization_method: how it is made ready for
-    int8 (`packhorse.quantization.methods`); "auto" is what `packhorse quantize` found for it,
-    else the best its family can have. report: is told what takes long.
+    Fetched and converted models are stored in the cache; a user's own folder stays where it is.
 
-    Raises ModelError for a model that cannot be found, fetched, converted or verified, and
-    ConfigError for an engine and a quantization that do not go together.
+    Args:
+        model: Name or path, see `resolve`.
+        engine: Name of an engine; "auto" chooses one by the form of the model.
+        quantization: Number format of the weights that a conversion to CTranslate2 stores;
+            transformers converts them while it loads.
+        device: "cpu", "cuda" or "auto"; determines the format that "auto" stands for.
+        quantization_method: How the model is prepared for int8 (`quantization.methods`). "auto" is
+            the recipe that `packhorse quantize` stored, or the best method for the model's family.
+        allow_pickle: Accept PyTorch pickles as weights.
+        report: Receives a line before each long step.
+
+    Raises:
+        ModelError: The model cannot be found, fetched, converted or verified.
+        ConfigError: The engine does not run the quantization.
     """
     if engine == "fake":
         return fake_model(model)
@@ -80,7 +88,7 @@ def prepare(
 
 @dataclass(frozen=True, slots=True)
 class PrepareRequest:
-    """What `prepare` was request for; see there."""
+    """Arguments of `prepare`."""
 
     model: str
     engine: str
@@ -98,21 +106,29 @@ def _prepare(request: PrepareRequest) -> PreparedModel:
     chosen = engine_for(source, request.engine)
     _check_formats(chosen, request.quantization, source)
     if isinstance(source, CTranslate2Folder):
-        return _ready(request.model, source.path, request.report)
+        return _prepare_ctranslate2_folder(request.model, source.path, request.report)
     assert not isinstance(source, HubModel)
     _check_method(request)
     original = Original(source, request.allow_pickle, request.report)
     if chosen == "ctranslate2":
-        return _for_ctranslate2(original, request)
+        return _prepare_for_ctranslate2(original, request)
     if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
         require_unquantized(own)
     if chosen == "packed" and request.quantization == "int8":
-        return _for_packed_int8(original, request)
+        return _prepare_packed_int8(original, request)
     return replace(original.prepared(request.model), asked_engine=chosen)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
-    """A verified folder in sentence-transformers' layout: of a catalog name, or the given one."""
+    """Return a verified folder in the layout of sentence-transformers.
+
+    Args:
+        name_or_folder: A name of the catalog, or a folder.
+        report: Receives a line before each long step.
+
+    Raises:
+        ModelError: There is no such model, or the folder has another layout.
+    """
     path = Path(name_or_folder).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
@@ -124,8 +140,8 @@ def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path
     entry = CATALOG.get(name_or_folder.lower())
     if entry is None or entry.purpose != "embedding":
         raise ModelError(
-            f"no embedding model {name_or_folder!r}: it is no folder here and no catalog name",
-            f"embedding models that need no files: {', '.join(names('embedding'))}",
+            f"no embedding model {name_or_folder!r}: it is neither a folder nor a catalog name",
+            f"embedding models of the catalog: {', '.join(names('embedding'))}",
         )
     key = cache.Key(entry.name, "huggingface", "embedding", "float32", (entry.sha256, entry.member))
 
@@ -136,40 +152,40 @@ def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path
 
 
 def resolve_quantization(quantization: str, device: str) -> str:
-    """`quantization` with "auto" decided: float32 on a CPU, float16 on a GPU; device "auto" is a
-    GPU where torch sees one."""
+    """Return `quantization`, with "auto" replaced by float32 on a CPU and float16 on a GPU.
+
+    Device "auto" is a GPU if torch finds one.
+    """
     _check_names(quantization, device)
     if quantization != "auto":
         return quantization
     return "float16" if torch_device(device) == "cuda" else "float32"
 
 
-def torch_device(asked: str) -> str:
-    """`asked` with "auto" decided: a GPU where torch sees one."""
-    if asked != "auto":
-        return asked
+def torch_device(device: str) -> str:
+    """Return `device`, with "auto" replaced by "cuda" if torch finds a GPU, else by "cpu"."""
+    if device != "auto":
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedModel:
+def _prepare_for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedModel:
     form = resolve_quantization(request.quantization, request.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
     plain = QuantizationMethodChoice(PLAIN)
-    choice = (
-        choose_method(request.method, original.title, identity, request.report)
-        if is_int8
-        else plain
-    )
+    choice = plain
+    if is_int8:
+        choice = choose_method(request.method, original.title, identity, request.report)
     try:
-        entry = _converted(original, identity, form, choice)
+        entry = _obtain_converted(original, identity, form, choice)
     except CannotFoldError as error:
         if request.method != AUTO:
             raise
         request.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
-        entry = _converted(original, identity, form, plain)
+        entry = _obtain_converted(original, identity, form, plain)
     return PreparedModel(
         name=request.model,
         kind="ctranslate2",
@@ -182,10 +198,10 @@ def _for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedMod
     )
 
 
-def _converted(
+def _obtain_converted(
     original: Original, identity: tuple[str, ...], form: str, choice: QuantizationMethodChoice
 ) -> cache.Entry:
-    """The cached CTranslate2 folder of a model, its weights stored in `form`."""
+    """Return the cached CTranslate2 folder of a model with weights in `form`, built if missing."""
     report = original.report
 
     def build(contents: Path, _: Path) -> None:
@@ -196,44 +212,45 @@ def _converted(
         else:
             convert_to_int8(checkpoint, form, choice, contents, original.title, report)
 
-    decides = (*identity, converter_version(), *choice.cache_key_parts())
-    key = cache.Key(original.title, "ctranslate2", choice.variant(form), form, decides)
+    origin = (*identity, converter_version(), *choice.cache_key_parts())
+    key = cache.Key(original.title, "ctranslate2", choice.variant(form), form, origin)
     return cache.obtain(key, build, report)
 
 
-def _for_packed_int8(original: Original, request: PrepareRequest) -> PreparedModel:
-    """A folder of int8 weights; the model's own where it is one already, where its choice is plain,
-    and where it cannot be folded: the engine then rounds while it loads.
+def _prepare_packed_int8(original: Original, request: PrepareRequest) -> PreparedModel:
+    """Return a folder of int8 weights for the packed engine.
 
-    What is in the cache needs no original: nothing is unpacked before something is to be built.
+    The model's own folder is returned if it holds such weights, if the method is plain, or if the
+    model cannot be folded; in the last two cases the engine rounds while it loads. A GGUF file is
+    unpacked only if the int8 folder is not in the cache.
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
-        return _int8(request, own.folder, identity[-1], own.bytes_on_disk)
+        return _int8_model(request, own.folder, identity[-1], own.bytes_on_disk)
 
-    def as_it_is() -> PreparedModel:
+    def unchanged() -> PreparedModel:
         return replace(original.prepared(request.model, PLAIN), asked_engine="packed")
 
     choice = choose_method(request.method, original.title, identity, request.report)
     if choice.is_plain or (own and not methods_for(str(own.config["model_type"]), request.method)):
-        return as_it_is()
+        return unchanged()
 
     def build(contents: Path, _: Path) -> None:
         write_packed_int8(original.checkpoint(), choice, contents, original.title, request.report)
 
-    decides = (*identity, version("transformers"), *choice.cache_key_parts())
-    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", decides)
+    origin = (*identity, version("transformers"), *choice.cache_key_parts())
+    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", origin)
     try:
         entry = cache.obtain(key, build, request.report)
     except CannotFoldError as error:
         if request.method != AUTO:
             raise
         request.report(f"{error}: its weights are rounded to nearest, which is less accurate")
-        return as_it_is()
-    return _int8(request, entry.folder, entry.fingerprint, entry.size_bytes)
+        return unchanged()
+    return _int8_model(request, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8(request: PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8_model(request: PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
     return PreparedModel(
         name=request.model,
         kind="huggingface",
@@ -247,8 +264,8 @@ def _int8(request: PrepareRequest, folder: Path, digest: str, size: int) -> Prep
     )
 
 
-def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
-    """A CTranslate2 folder of the person's own."""
+def _prepare_ctranslate2_folder(model: str, folder: Path, report: Report) -> PreparedModel:
+    """Return a user's own CTranslate2 folder after checking it."""
     from packhorse.models.ct2_spec import require_faithful_folder
 
     variables = ctranslate2_folder.read_variables(folder)
@@ -257,7 +274,7 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     tokenizer = ctranslate2_folder.tokenizer_folder(folder)
     files = ctranslate2_folder.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
-    say_if_long(folder, size, report)
+    report_if_long(folder, size, report)
     return PreparedModel(
         name=model,
         kind="ctranslate2",
@@ -273,10 +290,11 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
 def _check_names(quantization: str, device: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ConfigError(
-            f"there is no quantization {quantization!r}", f"one of {', '.join(QUANTIZATIONS)}"
+            f"there is no quantization {quantization!r}",
+            f"choose one of {', '.join(QUANTIZATIONS)}",
         )
     if device not in DEVICES:
-        raise ConfigError(f"there is no device {device!r}", f"one of {', '.join(DEVICES)}")
+        raise ConfigError(f"there is no device {device!r}", f"choose one of {', '.join(DEVICES)}")
 
 
 def _check_method(request: PrepareRequest) -> None:
@@ -284,12 +302,12 @@ def _check_method(request: PrepareRequest) -> None:
     if request.method not in (AUTO, PLAIN) and not form.startswith("int8"):
         raise ConfigError(
             f"the quantization method {request.method} is for int8, not for {form}",
-            "add --quantization int8, or leave the method out",
+            "add --quantization int8, or remove --quantization-method",
         )
 
 
 def _check_formats(engine: str, quantization: str, source: Source | None = None) -> None:
-    """source: the model, once it is here; engines are named that run it in this format."""
+    """Raise ConfigError if an engine does not run a format; with `source`, name one that does."""
     formats = FORMATS.get(engine, (quantization,))
     if quantization in formats:
         return
