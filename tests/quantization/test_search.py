@@ -12,7 +12,11 @@ import pytest
 import torch
 from foldable_models import logits, random_model, random_rows
 
-from packhorse.quantization.divergence import divergence, int8_divergence, reference
+from packhorse.quantization.divergence import (
+    compute_reference,
+    measure_divergence,
+    measure_int8_divergence,
+)
 from packhorse.quantization.foldable_model import make_foldable
 from packhorse.quantization.folding import fold
 from packhorse.quantization.int8 import fake_quantize, simulate_int8
@@ -100,10 +104,12 @@ def test_the_recipe_gives_again_what_the_search_measured() -> None:
     best = search(model, ("rotate-smooth",), ROWS, HELD_OUT).best
     assert torch.equal(logits(model, HELD_OUT)[0], before[0]), "the model itself is left alone"
     foldable = make_foldable(model)
-    expected = reference(foldable, HELD_OUT)
+    expected = compute_reference(foldable, HELD_OUT)
     fold(foldable, Recipe.from_json(best.recipe.to_json()))
-    assert divergence(foldable, expected).kl < 1e-6
-    assert int8_divergence(foldable, expected).kl == pytest.approx(best.divergence.kl, rel=0.02)
+    assert measure_divergence(foldable, expected).kl < 1e-6
+    assert measure_int8_divergence(foldable, expected).kl == pytest.approx(
+        best.divergence.kl, rel=0.02
+    )
 
 
 def test_progress_is_told_by_method() -> None:

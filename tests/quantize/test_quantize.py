@@ -19,7 +19,7 @@ from packhorse.cli import main
 from packhorse.data import SamplingParams
 from packhorse.errors import ModelError, OutputError, PackhorseError
 from packhorse.models import prepare
-from packhorse.quantization.prompts import prompt_ids, shipped_requests
+from packhorse.quantization.prompts import shipped_requests, tokenize_prompts
 from packhorse.quantize import QuantizeConfig, quantize
 from packhorse.tokenization import ByteCodec
 
@@ -29,7 +29,7 @@ Tiny = Callable[[str], Path]
 def test_the_shipped_prompts_are_many_and_mixed() -> None:
     requests = shipped_requests()
     assert len({str(request.content) for request in requests}) == 96
-    rows = prompt_ids(ByteCodec(), requests)
+    rows = tokenize_prompts(ByteCodec(), requests)
     assert len(rows) == 96
     assert max(map(len, rows)) <= 512
     roles = [{message["role"] for message in request.content} for request in requests]  # type: ignore[index]

@@ -105,11 +105,11 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
     require_types(folder, config)
     _require_generator(folder, config)
     refuse_kernels(folder, config)
-    weights, pickled = _weights(folder, allow_pickle)
-    tensors = {} if pickled else _tensors(folder, weights)
+    weights, pickled = _find_weights(folder, allow_pickle)
+    tensors = {} if pickled else _read_tensors(folder, weights)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     require_known_format(folder, config, tensors, dtypes)
-    require_plausible(folder, config, _stored(folder, weights, tensors))
+    require_plausible(folder, config, _measure_weights(folder, weights, tensors))
     tokenizer = tokenizer_files(folder)
     _require_tokenizer(folder, tokenizer)
     others = ("config.json", "generation_config.json", "model.safetensors.index.json",
@@ -122,7 +122,7 @@ def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
         weights=weights,
         pickled=pickled,
         files=tuple(sorted({*weights, *tokenizer, *kept})),
-        quantization=method or _number_format(config, tensors),
+        quantization=method or _main_number_format(config, tensors),
     )
 
 
@@ -130,8 +130,8 @@ def require_sound_folder(folder: Path) -> None:
     """Raise ModelError if the config, weights or tokenizer of any kind of model are invalid."""
     config = read_object(folder / "config.json")
     require_types(folder, config)
-    weights, _ = _weights(folder, allow_pickle=False)
-    require_plausible(folder, config, stored_sizes(_tensors(folder, weights)))
+    weights, _ = _find_weights(folder, allow_pickle=False)
+    require_plausible(folder, config, stored_sizes(_read_tensors(folder, weights)))
     names = tokenizer_files(folder)
     for name in names:
         require_tokenizer_content(folder / name)
@@ -139,8 +139,9 @@ def require_sound_folder(folder: Path) -> None:
 
 def stored_elements(folder: Path) -> int:
     """Return the number of elements in the weights of a folder, at most."""
-    weights, pickled = _weights(folder, allow_pickle=True)
-    return _stored(folder, weights, {} if pickled else _tensors(folder, weights)).elements
+    weights, pickled = _find_weights(folder, allow_pickle=True)
+    tensors = {} if pickled else _read_tensors(folder, weights)
+    return _measure_weights(folder, weights, tensors).elements
 
 
 def tokenizer_files(folder: Path) -> list[str]:
@@ -187,7 +188,7 @@ def require_own_class(checkpoint: Checkpoint) -> None:
         return
     if "auto_map" in checkpoint.config:
         raise ModelError(
-            f"{checkpoint.folder} needs Python code of its own ({_name(model_type)}), "
+            f"{checkpoint.folder} needs Python code of its own ({_show_name(model_type)}), "
             "and packhorse runs no code that comes with a model",
             "use a model that transformers knows, or a version of transformers that knows this one",
         )
@@ -274,7 +275,7 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         kind = "an encoder-decoder model"
     elif (named and not generates) or (model_type in ENCODERS and not config.get("is_decoder")):
-        kind = f"a {_name(named[0] if named else model_type)}"
+        kind = f"a {_show_name(named[0] if named else model_type)}"
     else:
         return
     raise ModelError(
@@ -283,12 +284,12 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
+def _find_weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
     """Return the weight files that transformers prefers, and whether they are pickles."""
-    names = _one_or_shards(folder, "model.safetensors")
+    names = _find_shards(folder, "model.safetensors")
     if names:
         return names, False
-    pickles = _one_or_shards(folder, "pytorch_model.bin")
+    pickles = _find_shards(folder, "pytorch_model.bin")
     if pickles and allow_pickle:
         for name in pickles:
             require_content(folder / name, allow_pickle=True)
@@ -306,7 +307,7 @@ def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
     )
 
 
-def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
+def _find_shards(folder: Path, name: str) -> tuple[str, ...]:
     """Return `name`, or the shards that its index lists; () if there is neither."""
     if (folder / name).is_file():
         return (name,)
@@ -320,7 +321,7 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
         raise ModelError(f"{index} is damaged: {error}", _AGAIN) from error
     if not shards:
         raise ModelError(f"{index} lists no weight files", _AGAIN)
-    outside = [shard for shard in shards if not _is_beside(shard, Path(name).suffix)]
+    outside = [shard for shard in shards if not _is_weight_file_name(shard, Path(name).suffix)]
     if outside:
         raise ModelError(
             f"{index} names {shown(outside[0])}, which is no weight file beside it",
@@ -335,17 +336,17 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def _is_beside(shard: str, suffix: str) -> bool:
+def _is_weight_file_name(shard: str, suffix: str) -> bool:
     """Return whether an index names a file of its own folder."""
     return Path(shard).name == shard and Path(shard).suffix == suffix and len(shard) <= NAME_MAX
 
 
-def _name(text: object) -> str:
+def _show_name(text: object) -> str:
     """Return a name from a config for a message."""
     return shown(text).strip("'")
 
 
-def _stored(
+def _measure_weights(
     folder: Path, weights: tuple[str, ...], tensors: Mapping[str, TensorEntry]
 ) -> StoredSizes:
     """Return the sizes of the weights, by headers, or by the size of files if they are pickles."""
@@ -354,7 +355,7 @@ def _stored(
     return sizes_of_bytes(total_bytes(folder, weights))
 
 
-def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
+def _read_tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
     found: dict[str, TensorEntry] = {}
     for name in weights:
         found |= read_header(folder / name)
@@ -363,7 +364,7 @@ def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
     return found
 
 
-def _number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
+def _main_number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
     if not tensors:
         return str(config.get("dtype") or config.get("torch_dtype") or "as stored")
     return bytes_by_dtype(tensors).most_common(1)[0][0]

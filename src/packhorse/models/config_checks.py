@@ -78,7 +78,7 @@ def sizes_of_bytes(count: int) -> StoredSizes:
 
 def require_types(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise ModelError if a value of a config.json has the wrong type."""
-    for prefix, part in _parts(config):
+    for prefix, part in _nested_configs(config):
         for name, annotation in _TYPES.items():
             if part.get(name) is not None:
                 _decode(folder, annotation, part[name], f"{prefix}{name}")
@@ -87,7 +87,7 @@ def require_types(folder: Path, config: Mapping[str, Any]) -> None:
 def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSizes) -> None:
     """Raise ModelError if a number in a config.json does not fit the weights."""
     widest = max(stored.largest_dimension, 1)
-    for prefix, part in _parts(config):
+    for prefix, part in _nested_configs(config):
         is_text = not prefix or prefix.removesuffix(".") in _TEXT_CONFIGS
         layers = max(stored.tensors, 1) if is_text else _SANE_PARTS
         widths = widest if is_text else _MAX_SIZE
@@ -103,7 +103,7 @@ def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSiz
                     require_counts(where, part[name], (least, most), reason, _HINT)
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _nested_configs(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the config and the configs inside it, each with the prefix of its keys."""
     yield "", config
     for name, value in config.items():

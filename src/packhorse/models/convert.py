@@ -101,9 +101,9 @@ def _convert(
 
     from packhorse.models.ct2_spec import (
         ModelLostError,
-        complete,
+        complete_spec,
+        read_rotary_embeddings,
         require_faithful,
-        rotations_of,
         text_elements,
         vocabulary_names,
     )
@@ -122,7 +122,7 @@ def _convert(
                     path, output_loading_info=True, **options
                 )
                 require_all_weights(loading)
-            self.config, self.rotations = model.config, rotations_of(model)
+            self.config, self.rotary_embeddings = model.config, read_rotary_embeddings(model)
             self.original = _OriginalModel(
                 reference or reference_logits(model), text_elements(model)
             )
@@ -132,8 +132,8 @@ def _convert(
         def _load(self) -> Any:
             spec = super()._load()
             spec.register_vocabulary(vocabulary_names(self.vocabulary, self.token_ids))
-            complete(spec, self.config)
-            require_faithful(spec, self.config, self.rotations)
+            complete_spec(spec, self.config)
+            require_faithful(spec, self.config, self.rotary_embeddings)
             return spec
 
         def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:

@@ -41,7 +41,7 @@ class ModelLostError(ModelError):
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
+class RotaryEmbedding:
     """Rotary position embedding of a layer.
 
     Attributes:
@@ -53,7 +53,7 @@ class Rotation:
     scale: float
 
 
-def rotations_of(model: Any) -> dict[str, Rotation]:
+def read_rotary_embeddings(model: Any) -> dict[str, RotaryEmbedding]:
     """Return the rotary embeddings of a transformers model by kind of layer.
 
     The key "" stands for layers without a kind of their own. The result is empty for models without
@@ -66,11 +66,11 @@ def rotations_of(model: Any) -> dict[str, Rotation]:
             if kind != name and "original" not in kind:
                 scale = float(getattr(module, f"{kind}attention_scaling", 1.0))
                 frequencies = values.double().numpy()
-                found[kind.rstrip("_")] = Rotation(frequencies, scale)
+                found[kind.rstrip("_")] = RotaryEmbedding(frequencies, scale)
     return found
 
 
-def complete(spec: Any, config: Any) -> None:
+def complete_spec(spec: Any, config: Any) -> None:
     """Add to a decoder's spec the settings that its converter left out.
 
     Args:
@@ -89,7 +89,7 @@ def complete(spec: Any, config: Any) -> None:
     if cap:
         spec.decoder.final_logit_softcapping = np.float32(cap)
     scaling = getattr(text, "rope_parameters", None) or {}
-    for number, attention in enumerate(_attentions(spec)):
+    for number, attention in enumerate(_iterate_attentions(spec)):
         settings = vars(attention)  # a spec refuses to be assigned what it was not made with
         if own_head_size and "head_dim" not in settings:
             settings["head_dim"] = np.int32(own_head_size)
@@ -104,16 +104,16 @@ def complete(spec: Any, config: Any) -> None:
             )
 
 
-def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> None:
+def require_faithful(spec: Any, config: Any, rotary_embeddings: dict[str, RotaryEmbedding]) -> None:
     """Raise ModelLostError if a decoder's spec is known to compute other results than the model.
 
     Args:
         spec: Spec of the converted model.
         config: transformers config of the model.
-        rotations: Result of `rotations_of` for the model.
+        rotary_embeddings: Result of `read_rotary_embeddings` for the model.
     """
-    attentions = [dict(vars(each)) for each in _attentions(spec)]
-    if lost := _lost(attentions, int(spec.decoder.activation), config, rotations):
+    attentions = [dict(vars(each)) for each in _iterate_attentions(spec)]
+    if lost := _find_loss(attentions, int(spec.decoder.activation), config, rotary_embeddings):
         raise ModelLostError(
             f"CTranslate2 would run another model than this {config.get_text_config().model_type}: "
             f"its converter loses {lost}",
@@ -128,7 +128,7 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
     """
     from packhorse.models.engine_support import PACKED_LLAMA_LIKE, config_of
 
-    attentions = [_settings(variables, number) for number in range(layer_count(variables))]
+    attentions = [_read_settings(variables, number) for number in range(layer_count(variables))]
     lost = None
     if any(
         each.get("rotary_scaling_type") == RotaryScalingType.Llama3 and not set(_LLAMA3) <= {*each}
@@ -139,12 +139,12 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
     config = next((config_of(path) for path in places if path.is_file()), None)
     activation = variables.get("decoder/activation")
     if config is not None and activation is not None and not lost:
-        text, rotations = config.get_text_config(), {}
+        text, rotary_embeddings = config.get_text_config(), {}
         if text.model_type in PACKED_LLAMA_LIKE:
             from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-            rotations = rotations_of(LlamaRotaryEmbedding(text))
-        lost = _lost(attentions, int(activation.value or 0), config, rotations)
+            rotary_embeddings = read_rotary_embeddings(LlamaRotaryEmbedding(text))
+        lost = _find_loss(attentions, int(activation.value or 0), config, rotary_embeddings)
     if lost:
         raise ModelError(
             f"{folder} holds another model than it was made from: its converter lost {lost}",
@@ -152,18 +152,18 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
         )
 
 
-def _settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
+def _read_settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
     """Return the settings of a layer's attention in a CTranslate2 folder, by names of the spec."""
     start = f"decoder/layer_{number}/self_attention/"
     held = {name.removeprefix(start): v for name, v in variables.items() if name.startswith(start)}
     return {name: each.value for name, each in held.items() if each.value is not None}
 
 
-def _lost(
+def _find_loss(
     attentions: Sequence[Mapping[str, Any]],
     activation: int,
     config: Any,
-    rotations: dict[str, Rotation],
+    rotary_embeddings: dict[str, RotaryEmbedding],
 ) -> str | None:
     """Return what the settings are known to lose of a model, None for nothing."""
     text = config.get_text_config()
@@ -172,18 +172,18 @@ def _lost(
     lost = None
     if getattr(text, "attn_logit_softcapping", None):
         lost = "the cap of its attention scores"
-    if activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
-        lost = f"its activation {_activation(text)!r}"
+    if activation == Activation.SWISH and _activation_name(text) not in ("silu", "swish"):
+        lost = f"its activation {_activation_name(text)!r}"
     if len(attentions) != len(kinds):
         return f"{len(kinds) - len(attentions)} of its layers"
     for number, attention in enumerate(attentions):
-        wanted = rotations.get(kinds[number]) or rotations.get("")
+        wanted = rotary_embeddings.get(kinds[number]) or rotary_embeddings.get("")
         window = int(attention.get("sliding_window") or 0)
-        if (wide := _window(text, kinds[number])) and window != wide:
+        if (wide := _layer_window(text, kinds[number])) and window != wide:
             lost = "the window of its attention"
         elif wanted and "rotary_dim" in attention:
-            given = _frequencies(attention, head_size)
-            if wanted.scale != 1 or not _equal(given, wanted.frequencies):
+            given = _compute_frequencies(attention, head_size)
+            if wanted.scale != 1 or not _are_equal(given, wanted.frequencies):
                 lost = "how its positions rotate"
     return lost
 
@@ -239,11 +239,11 @@ def vocabulary_names(tokens: Mapping[str, int], size: int) -> list[str]:
     return [names.get(token_id, f"<{mark}_id_{token_id}>") for token_id in range(size)]
 
 
-def _attentions(spec: Any) -> Iterator[Any]:
+def _iterate_attentions(spec: Any) -> Iterator[Any]:
     return (layer.self_attention for layer in spec.decoder.layer)
 
 
-def _activation(text: Any) -> str:
+def _activation_name(text: Any) -> str:
     return str(getattr(text, "hidden_act", None) or "silu")
 
 
@@ -256,14 +256,14 @@ def _layer_kinds(text: Any) -> list[str]:
     return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
 
 
-def _window(text: Any, kind: str) -> int:
+def _layer_window(text: Any, kind: str) -> int:
     """Return the attention window of a kind of layer (tokens), 0 for full attention."""
     window = getattr(text, "sliding_window", None) or 0
     context = getattr(text, "max_position_embeddings", math.inf)
     return window if kind == "sliding_attention" and window < context else 0
 
 
-def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
+def _compute_frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
     """Return the frequencies that CTranslate2 computes from a layer's settings.
 
     Source: src/layers/attention_layer.cc, RotaryEmbeddings::initialize.
@@ -281,8 +281,8 @@ def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
     return (1 - share) * plain / float(factor) + share * plain
 
 
-def _equal(given: Frequencies, wanted: Frequencies) -> bool:
-    """Return whether two rotations are equal; missing pairs do not rotate."""
+def _are_equal(given: Frequencies, wanted: Frequencies) -> bool:
+    """Return whether two rotary embeddings are equal; missing pairs do not rotate."""
     if len(given) > len(wanted):
         return False
     padded = np.pad(given, (0, len(wanted) - len(given)))

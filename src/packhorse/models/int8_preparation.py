@@ -25,13 +25,13 @@ from packhorse.models.int8_folder import write_int8_folder
 from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root
-from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, methods_for
+from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, supported_methods
 from packhorse.quantization.progress import StepProgress
 from packhorse.quantization.prompts import (
     MAX_PROMPT_TOKENS,
-    prompt_ids,
     shipped_bytes,
     shipped_requests,
+    tokenize_prompts,
 )
 from packhorse.quantization.recipe import CODE, Recipe
 from packhorse.storage.atomic_files import write_json
@@ -115,7 +115,7 @@ def convert_to_int8(
     model = foldable.model
     del foldable  # its views keep weights alive that the converter lets go of
     convert_checkpoint(checkpoint, form, folder, model, reference)
-    write_json(folder / NOTE, _note(choice, recipe))
+    write_json(folder / NOTE, _describe_method(choice, recipe))
 
 
 def write_packed_int8(
@@ -142,10 +142,10 @@ def write_packed_int8(
     checkpoint.copy_tokenizer(folder)
     if reference is not None:
         reference.save(folder)
-    write_json(folder / NOTE, _note(choice, recipe))
+    write_json(folder / NOTE, _describe_method(choice, recipe))
 
 
-def _note(choice: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
+def _describe_method(choice: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
     source = "packhorse quantize" if choice.recipe else "default"
     return {"method": recipe.method, "recipe": source}
 
@@ -177,7 +177,7 @@ def _load_and_fold(
     if recipe is None:
         room = stated_context(checkpoint.config) or MAX_PROMPT_TOKENS
         codec = HuggingFaceCodec(checkpoint.folder)
-        prompts = prompt_ids(codec, shipped_requests(), min(room, MAX_PROMPT_TOKENS))
+        prompts = tokenize_prompts(codec, shipped_requests(), min(room, MAX_PROMPT_TOKENS))
         recipe = default_recipe(foldable, methods[-1], prompts)
     fold(foldable, recipe, steps.begin("reading prompts"))
     return foldable, recipe, reference
@@ -194,7 +194,7 @@ def require_foldable(checkpoint: Checkpoint, requested: str) -> tuple[str, ...]:
     require_own_class(checkpoint)
     require_unquantized(checkpoint)
     family = str(checkpoint.config["model_type"])
-    methods = methods_for(family, requested)
+    methods = supported_methods(family, requested)
     if not methods:
         raise CannotFoldError(
             f"{family} models cannot be prepared for int8",

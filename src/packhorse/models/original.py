@@ -56,7 +56,7 @@ class Original:
         """Return the digest or pinned location of the source: equal identities, equal models."""
         if isinstance(self.source, HuggingFaceFolder):
             return ("checkpoint", self._fingerprint)
-        return self._key(self.source).origin
+        return self._cache_key(self.source).origin
 
     def checkpoint(self) -> Checkpoint:
         """Return the Hugging Face folder; a GGUF file is unpacked into the cache first."""
@@ -110,14 +110,14 @@ class Original:
                 file = scratch / Path(source.entry.member).name
             convert_gguf(file, contents, scratch, self.report)
 
-        return cache.obtain(self._key(source), build, self.report)
+        return cache.obtain(self._cache_key(source), build, self.report)
 
     @cached_property
     def _gguf_digest(self) -> str:
         assert isinstance(self.source, GgufFile)
         return file_sha256(self.source.path)
 
-    def _key(self, source: GgufFile | CatalogModel) -> cache.Key:
+    def _cache_key(self, source: GgufFile | CatalogModel) -> cache.Key:
         origin: tuple[str, ...]
         if isinstance(source, GgufFile):
             origin = ("gguf", self._gguf_digest)

@@ -35,7 +35,7 @@ from packhorse.models.resolve import (
     engine_for,
     resolve,
 )
-from packhorse.quantization.methods import AUTO, PLAIN, methods_for, require_known
+from packhorse.quantization.methods import AUTO, PLAIN, require_known, supported_methods
 
 _warn: Report = logging.getLogger("packhorse.models").warning
 
@@ -232,7 +232,9 @@ def _prepare_packed_int8(original: Original, request: PrepareRequest) -> Prepare
         return replace(original.prepared(request.model, PLAIN), asked_engine="packed")
 
     choice = choose_method(request.method, original.title, identity, request.report)
-    if choice.is_plain or (own and not methods_for(str(own.config["model_type"]), request.method)):
+    if choice.is_plain or (
+        own and not supported_methods(str(own.config["model_type"]), request.method)
+    ):
         return unchanged()
 
     def build(contents: Path, _: Path) -> None:

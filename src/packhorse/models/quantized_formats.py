@@ -23,7 +23,7 @@ _PACKAGES: Mapping[str, str] = {
 }  # fmt: skip
 """Method known to transformers -> package that computes it, "" if none is needed."""
 _MODULES = {"fbgemm-gpu": "fbgemm_gpu", "flute-kernel": "flute", "optimum-quanto": "optimum.quanto"}
-_MARKS: Mapping[str, str] = {
+_TENSOR_SUFFIXES: Mapping[str, str] = {
     ".qweight": "GPTQ or AWQ", ".absmax": "bitsandbytes", ".SCB": "bitsandbytes",
     ".weight_packed": "compressed-tensors", ".B_24": "Marlin",
 }  # fmt: skip
@@ -75,7 +75,7 @@ def require_known_format(
         )
     method = quantization_method(config.get("quantization_config"))
     if not method:
-        _require_no_marks(folder, tensors)
+        _require_no_quantized_tensors(folder, tensors)
     elif method == OWN_METHOD:
         return
     elif method not in _PACKAGES:
@@ -92,9 +92,9 @@ def require_known_format(
         )
 
 
-def _require_no_marks(folder: Path, tensors: Iterable[str]) -> None:
+def _require_no_quantized_tensors(folder: Path, tensors: Iterable[str]) -> None:
     for name in tensors:
-        for ending, tool in _MARKS.items():
+        for ending, tool in _TENSOR_SUFFIXES.items():
             if name.endswith(ending):
                 raise ModelError(
                     f"{folder} holds quantized weights ({tool}), and its config.json does not say "

@@ -59,7 +59,7 @@ def resolve(model: str) -> Source:
     """
     if not model.strip():
         raise ModelError("no model was given", _catalog_hint())
-    path = _expanded(model)
+    path = _expand_user(model)
     if path.is_dir():
         return classify_folder(path)
     if path.is_file():
@@ -75,7 +75,7 @@ def resolve(model: str) -> Source:
     match = HUB_ID.fullmatch(model)
     if match:
         return HubModel(match["repository"], match["revision"])
-    raise _unknown(model)
+    raise _unknown_model(model)
 
 
 def resolve_engine(model: str, engine: str = "auto") -> str:
@@ -145,7 +145,7 @@ def _generation_entry(entry: CatalogEntry) -> CatalogModel:
     return CatalogModel(entry)
 
 
-def _expanded(model: str) -> Path:
+def _expand_user(model: str) -> Path:
     try:
         return Path(model).expanduser()
     except RuntimeError:  # ~name of an unknown user
@@ -161,7 +161,7 @@ def _catalog_hint() -> str:
     return f"names that need no files: {', '.join(names('generation'))}"
 
 
-def _unknown(model: str) -> ModelError:
+def _unknown_model(model: str) -> ModelError:
     closest = difflib.get_close_matches(model.lower(), names("generation"), n=1, cutoff=0.4)
     meant = f"did you mean {closest[0]}? " if closest else ""
     return ModelError(

@@ -55,7 +55,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raise ModelError(f"{path} is truncated or no safetensors file", COPY_COMPLETELY)
         data = file.read(header_bytes)
     try:
-        tensors = _tensors(parse_json(data, allow_nan=False))
+        tensors = _decode_tensors(parse_json(data, allow_nan=False))
         end = _require_tiling(tensors)
     except ValueError as error:
         raise ModelError(
@@ -76,7 +76,7 @@ def bytes_by_dtype(tensors: Mapping[str, TensorEntry]) -> Counter[str]:
     return found
 
 
-def _tensors(header: Any) -> dict[str, TensorEntry]:
+def _decode_tensors(header: Any) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise ValueError(f"must hold an object, got {shown(header)}")
     metadata = header.pop("__metadata__", {})

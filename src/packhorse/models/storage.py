@@ -59,11 +59,11 @@ def storage_errors(
     try:
         yield
     except Exception as error:
-        trouble = _trouble(error, root, networked)
-        if trouble is None:
+        reason = _find_disk_error(error, root, networked)
+        if reason is None:
             raise
         raise ModelError(
-            f"the model cache {root} cannot be written: {trouble}", _ELSEWHERE.format(variable)
+            f"the model cache {root} cannot be written: {reason}", _ELSEWHERE.format(variable)
         ) from error
 
 
@@ -73,12 +73,12 @@ def full_disk(text: str) -> OSError | None:
     return OSError(found[0], os.strerror(found[0])) if found else None
 
 
-def _trouble(error: BaseException | None, root: Path, networked: bool) -> str | None:
+def _find_disk_error(error: BaseException | None, root: Path, networked: bool) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return os.strerror(error.errno or 0)
         closed = error if isinstance(error, OSError) and error.errno in _CLOSED else None
-        if closed and _concerns(closed, root, networked):
+        if closed and _is_about(closed, root, networked):
             return os.strerror(closed.errno or 0)
         for code in _FULL:  # Rust libraries (safetensors, tokenizers) give only a text
             if f"(os error {code})" in str(error):
@@ -87,7 +87,7 @@ def _trouble(error: BaseException | None, root: Path, networked: bool) -> str | 
     return None
 
 
-def _concerns(error: OSError, root: Path, networked: bool) -> bool:
+def _is_about(error: OSError, root: Path, networked: bool) -> bool:
     """Return whether the failing path is the cache, inside it, or one of its parents."""
     if error.filename is None:
         return not networked

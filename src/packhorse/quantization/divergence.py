@@ -41,7 +41,7 @@ class Reference:
     log_probs: tuple[Tensor, ...]
 
 
-def reference(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Reference:
+def compute_reference(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Reference:
     """Compute the reference with the model as it is now.
 
     Memory: scored tokens x vocabulary x 4 bytes.
@@ -49,13 +49,13 @@ def reference(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Refere
     return Reference(tuple(rows), tuple(_log_probs(foldable, rows)))
 
 
-def int8_divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
+def measure_int8_divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
     """Return the divergence of the model in simulated int8 from the reference."""
     with simulate_int8(foldable):
-        return divergence(foldable, reference)
+        return measure_divergence(foldable, reference)
 
 
-def divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
+def measure_divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
     """Return the divergence of the model as it is from the reference."""
     kl = agreeing = 0.0
     count = 0

@@ -154,8 +154,10 @@ def _llama(model: Any) -> FoldableModel:
     attentions: list[Attention] = []
     for number, layer in enumerate(model.model.layers):
         attention, mlp = layer.self_attn, layer.mlp
-        q, k, v, o = (_linear(getattr(attention, f"{name}_proj")) for name in "qkvo")
-        gate, up, down = (_linear(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down"))
+        q, k, v, o = (_as_projection(getattr(attention, f"{name}_proj")) for name in "qkvo")
+        gate, up, down = (
+            _as_projection(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")
+        )
         before, between = (
             norm.weight.data for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         )
@@ -164,11 +166,11 @@ def _llama(model: Any) -> FoldableModel:
         attentions.append(Attention(v, o, attention.head_dim))
         groups += [
             LinearGroup(number, "qkv", (before,), (q, k, v)),
-            LinearGroup(number, "o", _rows(v), (o,), heads),
+            LinearGroup(number, "o", _output_tensors(v), (o,), heads),
             LinearGroup(number, "mlp", (between,), (gate, up)),
-            LinearGroup(number, "down", _rows(up), (down,)),
+            LinearGroup(number, "down", _output_tensors(up), (down,)),
         ]
-    head, last = _linear(model.lm_head), model.model.norm.weight.data
+    head, last = _as_projection(model.lm_head), model.model.norm.weight.data
     norms.append((last, (head,)))
     groups.append(LinearGroup(len(model.model.layers), "head", (last,), (head,)))
     return FoldableModel(
@@ -183,8 +185,8 @@ def _gpt2(model: Any) -> FoldableModel:
     body, width = model.transformer, model.config.n_embd
     groups: list[LinearGroup] = []
     for number, block in enumerate(body.h):
-        qkv, o = _linear(block.attn.c_attn), _linear(block.attn.c_proj)
-        up, down = _linear(block.mlp.c_fc), _linear(block.mlp.c_proj)
+        qkv, o = _as_projection(block.attn.c_attn), _as_projection(block.attn.c_proj)
+        up, down = _as_projection(block.mlp.c_fc), _as_projection(block.mlp.c_proj)
         assert qkv.bias is not None
         values = qkv.weight[2 * width :], qkv.bias[2 * width :]
         groups += [
@@ -193,7 +195,7 @@ def _gpt2(model: Any) -> FoldableModel:
             LinearGroup(number, "mlp", _gain_and_bias(block.ln_2), (up,)),
             LinearGroup(number, "down", (), (down,)),
         ]
-    head = _linear(model.lm_head)
+    head = _as_projection(model.lm_head)
     groups.append(LinearGroup(len(body.h), "head", _gain_and_bias(body.ln_f), (head,)))
     return FoldableModel(model, body, body.wte, tuple(groups))
 
@@ -207,13 +209,13 @@ _BUILDERS: Mapping[str, Callable[[Any], FoldableModel]] = {
 }
 
 
-def _linear(module: Any) -> Projection:
+def _as_projection(module: Any) -> Projection:
     weight = module.weight.data
     bias = None if module.bias is None else module.bias.data
     return Projection(module, weight if isinstance(module, nn.Linear) else weight.T, bias)
 
 
-def _rows(projection: Projection) -> tuple[Tensor, ...]:
+def _output_tensors(projection: Projection) -> tuple[Tensor, ...]:
     """Return the tensors to divide in order to divide the projection's output."""
     bias = projection.bias
     return (projection.weight,) if bias is None else (projection.weight, bias)

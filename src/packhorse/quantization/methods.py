@@ -27,7 +27,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 """transformers' model type -> methods that support it, the best one last."""
 
 
-def methods_for(family: str, asked: str) -> tuple[str, ...]:
+def supported_methods(family: str, asked: str) -> tuple[str, ...]:
     """Return the methods that a request allows for a family, the best one last.
 
     Args:

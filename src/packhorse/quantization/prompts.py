@@ -30,7 +30,7 @@ def shipped_requests() -> list[Request]:
     ]
 
 
-def prompt_ids(
+def tokenize_prompts(
     codec: Codec, requests: Iterable[Request], max_tokens: int = MAX_PROMPT_TOKENS
 ) -> list[tuple[int, ...]]:
     """Return token ids of the requests that can be tokenized, cut to their last tokens.

@@ -17,7 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from packhorse.quantization.divergence import Divergence, Reference, int8_divergence, reference
+from packhorse.quantization.divergence import (
+    Divergence,
+    Reference,
+    compute_reference,
+    measure_int8_divergence,
+)
 from packhorse.quantization.foldable_model import FoldableModel, LinearGroup, make_foldable
 from packhorse.quantization.methods import PLAIN
 from packhorse.quantization.recipe import DEFAULT_ALPHAS, CalibrationRow, Recipe
@@ -70,9 +75,9 @@ def search(
         advance: Receives the method and the share of its work done.
     """
     original = make_foldable(model)
-    expected = reference(original, held_out)
+    expected = compute_reference(original, held_out)
     plain = Recipe(PLAIN, 0, {}, ())
-    trials = [Trial(plain, int8_divergence(original, expected))]
+    trials = [Trial(plain, measure_int8_divergence(original, expected))]
     for method in methods:
         foldable = make_foldable(copy.deepcopy(model))
         trials.append(_try_method(foldable, method, rows, expected, partial(advance, method)))
@@ -95,7 +100,9 @@ def _try_method(
     kinds = DEFAULT_ALPHAS[method]
     groups = [group for group in foldable.scalable_groups() if group.kind in kinds]
     if not groups:
-        return Trial(Recipe(method, 0, {}, tuple(rows)), int8_divergence(foldable, expected))
+        return Trial(
+            Recipe(method, 0, {}, tuple(rows)), measure_int8_divergence(foldable, expected)
+        )
     maxima = activation_maxima(foldable, rows, groups)
     candidates = {
         s.name: [smoothing_scales(s, maxima[s.name], alpha) for alpha in ALPHAS] for s in groups
@@ -110,14 +117,14 @@ def _try_method(
             group.name: smoothing_scales(group, maxima[group.name], alphas[group.name])
             for group in groups
         }
-        _scale(groups, chosen)
+        _apply_scales(groups, chosen)
         recipe = Recipe(method, 0, alphas, tuple(rows))
-        trials.append(Trial(recipe, int8_divergence(foldable, expected)))
-        _scale(groups, {name: 1 / values for name, values in chosen.items()})
+        trials.append(Trial(recipe, measure_int8_divergence(foldable, expected)))
+        _apply_scales(groups, {name: 1 / values for name, values in chosen.items()})
     return min(trials, key=_kl)
 
 
-def _scale(groups: Sequence[LinearGroup], values: Mapping[str, Tensor]) -> None:
+def _apply_scales(groups: Sequence[LinearGroup], values: Mapping[str, Tensor]) -> None:
     for group in groups:
         group.scale(values[group.name])
 

@@ -33,7 +33,7 @@ from packhorse.models.int8_preparation import (
 from packhorse.models.original import find_original
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 from packhorse.quantization.progress import StepProgress
-from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
+from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, shipped_requests, tokenize_prompts
 from packhorse.quantization.recipe import CalibrationRow, Recipe
 from packhorse.quantize.accuracy import Accuracy, measure_accuracy
 from packhorse.quantize.answers import generate_greedy
@@ -244,7 +244,9 @@ def _calibration_rows(
             f"got {config.max_new_tokens}",
             "lower max_new_tokens",
         )
-    prompts = prompt_ids(prepared.codec(), _requests(config, report), min(room, MAX_PROMPT_TOKENS))
+    prompts = tokenize_prompts(
+        prepared.codec(), _requests(config, report), min(room, MAX_PROMPT_TOKENS)
+    )
     if len(prompts) < FEWEST_ROWS:
         raise InputError(
             f"at least {FEWEST_ROWS} prompts are needed, got {len(prompts)} usable ones",
