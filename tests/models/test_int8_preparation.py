@@ -1,4 +1,4 @@
-"""int8 models in the cache: how they were prepared, what is preferred, what cannot be done."""
+"""int8 models in the cache: their preparation, stored recipes, and what is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def divergence(reference: TeacherForcedModel, prepared: PreparedModel) -> float:
         ("gpt2", "auto", "smooth"),
     ],
 )
-def test_an_int8_model_says_how_it_was_made_ready(
+def test_an_int8_model_names_its_quantization_method(
     tiny: Tiny, home: Path, name: str, asked: str, method: str
 ) -> None:
     folder = tiny(name)
@@ -126,7 +126,7 @@ def test_too_little_memory(
 
 
 def test_memory_grows_with_width_and_vocabulary(tiny: Tiny) -> None:
-    """Statistics and their inverse are channels x channels, the head is no longer shared."""
+    """Hessians and their inverse are channels x channels, and the head is untied."""
     checkpoint = find_original(str(tiny("tied")), allow_pickle=False, report=print).checkpoint()
     path = checkpoint.folder / "config.json"
     config = json.loads(path.read_text())
@@ -228,7 +228,7 @@ def test_the_packed_engine_gets_int8_weights(
     assert found.kl_divergence.value < 0.1
 
 
-def test_packed_int8_loses_less_when_it_is_made_ready(tiny: Tiny, home: Path) -> None:
+def test_packed_int8_loses_less_when_it_is_prepared(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
     reference = TransformersLogProbs(folder)
 
@@ -261,7 +261,7 @@ def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> 
         packed_int8(folder)
 
 
-def test_packed_int8_that_is_ready_needs_no_original(
+def test_cached_packed_int8_needs_no_original(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither unpacked again nor read again, and a GGUF file is read once."""
@@ -310,7 +310,7 @@ def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -
     assert packed_int8(folder, "rotate-smooth").quantization_method == quick.quantization_method
 
 
-def test_packed_int8_that_is_not_made_ready(
+def test_packed_int8_that_is_not_prepared(
     tiny: Tiny, tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("gpt2")

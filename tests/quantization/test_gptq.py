@@ -1,4 +1,4 @@
-"""Weights rounded for their outputs: still CTranslate2's int8, and closer to the model."""
+"""GPTQ: weights are on CTranslate2's int8 grid, and outputs are closer to the model's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turned inputs and turned weights: the same product, and what stood out is spread."""
+"""Online Hadamard rotation: the same product, and outliers are spread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from packhorse.quantization.online_hadamard import (
 )
 
 
-def test_it_turns_the_vectors_of_the_engine() -> None:
+def test_lanes_are_those_of_the_engine() -> None:
     assert LANES == vectors.LANES
 
 
@@ -49,7 +49,7 @@ def test_one_large_channel_is_spread_over_its_block() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_model_computes_the_same_and_watchers_see_the_turned_input(family: str) -> None:
+def test_the_model_computes_the_same_and_hooks_see_the_rotated_input(family: str) -> None:
     changes: dict[str, Any] = {} if family == "gpt2" else {"intermediate_size": 128}
     model, rows = random_model(family, **changes), random_rows(3)
     foldable = make_foldable(model)

@@ -1,4 +1,4 @@
-"""The search, and the prediction it rests on."""
+"""The search, and its prediction of divergence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS, HELD_OUT = random_rows(24, seed=1), random_rows(12, seed=2)
 
 
 def with_outliers(family: str) -> Any:
-    """A model one of whose channels is much larger than the rest, in the stream and in its MLP."""
+    """A model with an outlier channel in the residual stream and in its MLP."""
     model = random_model(family)
     if family == "gpt2":
         model.transformer.h[1].ln_2.weight[7] *= 60
@@ -56,8 +56,8 @@ def kl(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_what_rounding_at_one_place_costs_is_predicted(family: str) -> None:
-    """Against the divergence measured with that one place rounded."""
+def test_the_cost_of_rounding_one_group_is_predicted(family: str) -> None:
+    """Compared with the divergence measured with that one group rounded."""
     model = random_model(family)
     foldable = make_foldable(model)
     foldable.embedding.weight.data.copy_(fake_quantize(foldable.embedding.weight.data))
@@ -78,7 +78,7 @@ def test_what_rounding_at_one_place_costs_is_predicted(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outliers_are_found_and_dealt_with(family: str) -> None:
+def test_methods_reduce_the_divergence_of_outliers(family: str) -> None:
     model = with_outliers(family)
     found = search(model, FAMILIES[family], ROWS, HELD_OUT)
     assert {trial.recipe.method for trial in found.trials} == {"plain", *FAMILIES[family]}

@@ -1,4 +1,4 @@
-"""`packhorse quantize`, from prompts to what it gained."""
+"""`packhorse quantize`, from prompts to the measured gain."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_an_output_that_cannot_be_written_costs_no_search(
 def test_without_memory_for_the_search_nothing_is_kept(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain int8 would be preferred from then on, though nobody compared it."""
+    """A stored plain recipe would be used from then on without having been compared."""
     monkeypatch.setattr("packhorse.models.int8_preparation.available_bytes", lambda: 1_000_000)
     with pytest.raises(
         ModelError, match=r"the search takes 1\.0 GB of memory, and 0\.0 GB are free"

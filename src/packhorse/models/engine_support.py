@@ -137,7 +137,7 @@ def _llama_like_refusal(family: str, config: Any) -> str | None:
     if rope_type not in PACKED_ROPE_TYPES:
         return f"rotary positions of type {rope_type!r}, only {', '.join(PACKED_ROPE_TYPES)}"
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        return "heads that are rotated in part"
+        return "partial rotary embeddings"
     if config.hidden_act != "silu":
         return f"the activation {config.hidden_act!r} in a {family} model, only silu"
     if family in ("qwen2", "qwen3"):
@@ -152,7 +152,7 @@ def _gpt2_refusal(config: Any) -> str | None:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"the activation {config.activation_function!r} in a gpt2 model"
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        return "GPT-2 attention that is scaled in another way than by 1/sqrt(head size)"
+        return "GPT-2 attention scaled by another factor than 1/sqrt(head size)"
     if getattr(config, "add_cross_attention", False):
         return "GPT-2 with cross-attention"
     return None
@@ -174,7 +174,7 @@ def ctranslate2_refusal(config: Any) -> str | None:
     if family in PACKED_LLAMA_LIKE:
         partial = config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
         if partial or config.hidden_act != "silu":
-            return f"this kind of {family}"
+            return f"{family} models with partial rotary embeddings or another activation than silu"
     if attention_window(config):
         return "attention windows"
     if family == "falcon" and config.new_decoder_architecture:

@@ -116,7 +116,7 @@ def _read_ctranslate2_facts(prepared: PreparedModel, report: Report | None) -> M
 
 
 def _find_ctranslate2_end_tokens(prepared: PreparedModel, size: int) -> tuple[int, ...]:
-    """Return the same as `_find_end_tokens`; CTranslate2's own config.json names a token instead of an id."""
+    """Return the end tokens of a CTranslate2 folder, whose config.json names a token, not an id."""
     named = _read_if_present(prepared.folder / "config.json").get("eos_token")
     tokens = vocabulary(prepared.folder)
     stated = [tokens.index(named)] if named in tokens else []

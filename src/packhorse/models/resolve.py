@@ -96,7 +96,7 @@ def engine_for(source: Source, engine: str) -> str:
         return "ctranslate2" if is_converted else "transformers"
     if engine not in ("transformers", "ctranslate2", "packed"):
         raise ConfigError(
-            f"the engine {engine!r} takes no model", "use transformers, ctranslate2 or packed"
+            f"the engine {engine!r} does not run models", "use transformers, ctranslate2 or packed"
         )
     if is_converted and engine != "ctranslate2":
         raise ConfigError(
@@ -165,6 +165,6 @@ def _unknown_model(model: str) -> ModelError:
     closest = difflib.get_close_matches(model.lower(), names("generation"), n=1, cutoff=0.4)
     meant = f"did you mean {closest[0]}? " if closest else ""
     return ModelError(
-        f"no model {model!r}: it is no folder or GGUF file here, no catalog name and no hub id",
+        f"no model {model!r}: it is not a folder, a GGUF file, a catalog name or a hub id",
         f"{meant}{_catalog_hint()}; a hub id looks like organisation/name",
     )
