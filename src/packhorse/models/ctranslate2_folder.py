@@ -126,9 +126,11 @@ def vocabulary(folder: Path) -> list[str]:
 
 def require_readable(folder: Path) -> None:
     """Raise ModelError if the config, vocabulary or tokenizer is invalid."""
-    read_object(folder / "config.json")
     vocabulary(folder)
     where = tokenizer_folder(folder)
+    for path in (folder / "config.json", folder / "hf_config.json", where / "config.json"):
+        if path.is_file():  # a tokenizer reads the config beside it
+            read_object(path)
     for name in tokenizer_files(where):
         require_tokenizer_content(where / name)
 
