@@ -1,8 +1,8 @@
-"""Sentence vectors from an ordinary sentence-transformers folder, with plain transformers.
+"""Compute sentence embeddings from a sentence-transformers folder, with plain transformers.
 
-Understood are Transformer + Pooling (mean or cls) [+ Normalize], which is what nearly every
-published sentence-embedding model is; anything else is refused, never approximated. Vectors are
-always scaled to length 1, so that a dot product is a cosine.
+Supported are Transformer + Pooling (mean or cls) [+ Normalize], which nearly every published
+sentence-embedding model consists of; anything else is refused, never approximated. Embeddings are
+always scaled to length 1, so that a dot product is a cosine similarity.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ _ACCEPTED = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a sentence-transformers folder says about itself.
+    """Settings of a sentence-transformers folder.
 
-    transformer: folder of weights and tokenizer. pooling: "mean" or "cls". max_tokens: longer
-    texts are cut; None leaves it to the tokenizer and the model. prefix: put before each text.
+    Attributes:
+        transformer: Folder of weights and tokenizer.
+        pooling: "mean" or "cls".
+        max_tokens: Maximum length of a text; longer texts are truncated (tokens). None leaves it to
+            the tokenizer and the model.
+        lowercase: Convert texts to lower case.
+        prefix: Text put before each text.
     """
 
     transformer: Path
@@ -54,7 +59,7 @@ class _Module:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What is read of sentence_bert_config.json."""
+    """The settings read from sentence_bert_config.json."""
 
     max_seq_length: int | None = None
     do_lower_case: bool | None = None
@@ -62,14 +67,14 @@ class _Settings:
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """What is read of config_sentence_transformers.json."""
+    """The settings read from config_sentence_transformers.json."""
 
     prompts: dict[str, str] | None = None
     default_prompt_name: str | None = None
 
 
 def read_layout(folder: Path) -> Layout:
-    """The layout of a folder; ModelError for any other kind of folder."""
+    """Return the settings of a sentence-transformers folder; ModelError for another folder."""
     modules = _read(folder / "modules.json", list[_Module], required=True)
     kinds = [module.type.rpartition(".")[2] for module in modules]
     if kinds not in _ACCEPTED:
@@ -96,7 +101,7 @@ class SentenceEncoder:
     """A loaded sentence-embedding model on the CPU, float32."""
 
     def __init__(self, folder: Path) -> None:
-        """ModelError where the folder is of another kind or cannot be loaded."""
+        """Load a folder; ModelError if it is of another kind or cannot be loaded."""
         from transformers import AutoModel, AutoTokenizer
 
         self.layout = read_layout(folder)
@@ -118,7 +123,7 @@ class SentenceEncoder:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that count, special tokens included; what is longer is cut."""
+        """Maximum length of a text (tokens), special tokens included; the rest is truncated."""
         limits = (
             self.layout.max_tokens,
             self._tokenizer.model_max_length,
@@ -127,10 +132,10 @@ class SentenceEncoder:
         return min(int(limit) for limit in limits if limit)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, shape (texts, dimensions), in the order of `texts`.
+        """Return embeddings of length 1, [texts, dimensions], in the order of `texts`.
 
-        Texts go through in batches of near-equal length, longest first; a text's vector does not
-        depend on its batch-mates beyond float32 rounding.
+        Texts are batched by length, longest first. An embedding does not depend on the other texts
+        of its batch beyond float32 rounding.
         """
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         if not texts:
@@ -141,7 +146,7 @@ class SentenceEncoder:
         return vectors
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, never cut."""
+        """Return the token ids of each text, special tokens included, never truncated."""
         return self._token_ids(texts, truncation=False)
 
     def _token_ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
@@ -152,7 +157,11 @@ class SentenceEncoder:
         return found
 
     def forward(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1 of one batch. rows: token ids, at most `max_tokens` each."""
+        """Return embeddings of length 1 of one batch, [rows, dimensions].
+
+        Args:
+            rows: Token ids, at most `max_tokens` each.
+        """
         import torch
         from torch.nn.functional import normalize
 
@@ -169,14 +178,14 @@ class SentenceEncoder:
 
 
 def batches_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of texts of near-equal length, BATCH_ROWS at a time, longest first."""
+    """Yield positions of texts of near-equal length, BATCH_ROWS at a time, longest first."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     for start in range(0, len(order), BATCH_ROWS):
         yield order[start : start + BATCH_ROWS]
 
 
 def embed(texts: Sequence[str], folder: Path) -> npt.NDArray[np.float32]:
-    """`SentenceEncoder(folder).embed(texts)`: unit vectors (texts, d), float32.
+    """Return embeddings of length 1, [texts, dimensions] in float32, with the model in `folder`.
 
     Source: Reimers and Gurevych 2019 (Sentence-BERT), mean pooling over the tokens of a text.
     """
@@ -184,7 +193,7 @@ def embed(texts: Sequence[str], folder: Path) -> npt.NDArray[np.float32]:
 
 
 def _pooling(path: Path, prefixed: bool) -> str:
-    """ "mean" or "cls" from a Pooling module's settings: flags a mode, or one mode by name."""
+    """Return "mean" or "cls" by the settings of a Pooling module: a name, or one flag per mode."""
     settings = _read(path, dict[str, Any], required=True)
     named = settings.get("pooling_mode")
     flags = [
@@ -201,7 +210,7 @@ def _pooling(path: Path, prefixed: bool) -> str:
 
 
 def _read(path: Path, kind: Any, *, required: bool = False) -> Any:
-    """A JSON file as `kind`; one that is missing and not required is `kind()`."""
+    """Read a JSON file as `kind`; a missing file that is not required is `kind()`."""
     if not path.exists():
         if required:
             raise ModelError(f"{path} is missing: no sentence-transformers folder", _HINT)

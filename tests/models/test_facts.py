@@ -177,7 +177,7 @@ def test_a_conversion_keeps_all_facts(tiny: Tiny, home: Path, name: str) -> None
         ("gpt2", ["tokenizer.json"], 256, (0,)),
     ],
 )
-def test_a_ready_folder_is_asked_itself(
+def test_a_converted_folder_without_config_is_read_itself(
     tiny: Tiny,
     tmp_path: Path,
     messages: list[str],
@@ -200,7 +200,7 @@ def test_a_ready_folder_is_asked_itself(
     assert model_facts(prepare(str(tmp_path / "ready"))).max_context == 256
 
 
-def test_a_ready_folder_that_names_no_end(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_converted_folder_that_names_no_end_token(tiny: Tiny, tmp_path: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
     ready = tmp_path / "ready"

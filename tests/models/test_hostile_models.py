@@ -1,4 +1,4 @@
-"""What lies in its files is refused: exit code 2, one line and a hint, soon, and no code is run."""
+"""Invalid model files are refused quickly: exit code 2, one line and a hint, and no code is run."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_gguf_files_with_changed_bytes(gguf: bytes, tmp_path: Path, home: Path, 
 
 @pytest.fixture(scope="module")
 def converted(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CTranslate2 folder of a person's own."""
+    """A user's own CTranslate2 folder."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PACKHORSE_HOME", str(tmp_path_factory.mktemp("home")))
         entry = prepare(str(built["llama"]), engine="ctranslate2", report=lambda _: None).folder

@@ -1,4 +1,4 @@
-"""What is said of a file or folder that is no model as packhorse reads one."""
+"""Messages for files and folders that are not a model that packhorse reads."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from packhorse.evaluation.teacher_forcing import CTranslate2LogProbs, log_softma
 from packhorse.models import prepare
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.loading import load_float32
-from packhorse.quantization.int8 import int8_arithmetic, rounded, row_scale
-from packhorse.quantization.structure import structure_of
+from packhorse.quantization.foldable_model import make_foldable
+from packhorse.quantization.int8 import fake_quantize, row_scale, simulate_int8
 
 PROMPTS = [tuple(range(5, 40, 3)), (7, 9, 250, 31, 8, 120), tuple(range(299, 200, -7))]
 
@@ -33,7 +33,7 @@ def test_integers_of_a_row(row: list[float], expected: list[int]) -> None:
     """Rounding is to nearest, ties to even; the largest magnitude becomes 127."""
     values = torch.tensor(row)
     assert torch.round(values * row_scale(values)).tolist() == expected
-    torch.testing.assert_close(rounded(values), torch.tensor(expected) / row_scale(values))
+    torch.testing.assert_close(fake_quantize(values), torch.tensor(expected) / row_scale(values))
 
 
 @pytest.mark.parametrize("make", [tiny_models.tiny_llama, tiny_models.tiny_gpt2])
@@ -45,7 +45,7 @@ def test_simulated_and_real_int8_say_the_same(make: Any, tmp_path: Path, home: P
     real = CTranslate2LogProbs(converted.folder, "int8")
     model = load_float32(open_checkpoint(folder))
     exact, simulated = [_logs(model, ids) for ids in PROMPTS], []
-    with int8_arithmetic(structure_of(model)):
+    with simulate_int8(make_foldable(model)):
         simulated = [_logs(model, ids) for ids in PROMPTS]
     for ids, without, ours in zip(PROMPTS, exact, simulated, strict=True):
         theirs = real.log_probs(ids[:1], ids[1:])
@@ -65,7 +65,7 @@ def test_the_model_is_as_it_was_afterwards() -> None:
     before = logits(model, rows)
 
     def interrupted() -> None:
-        with int8_arithmetic(structure_of(model)):
+        with simulate_int8(make_foldable(model)):
             assert not torch.equal(logits(model, rows)[0], before[0])
             raise RuntimeError("interrupted")
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from packhorse.quantization.progress import Steps
+from packhorse.quantization.progress import StepProgress
 
 
 class Clock:
@@ -15,8 +15,8 @@ class Clock:
 
 def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
     clock, lines = Clock(), list[str]()
-    steps = Steps(
-        "making m ready", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
+    steps = StepProgress(
+        "preparing m", {"loading": 1, "reading": 3, "rounding": 6}, lines.append, clock
     )
     steps.begin("loading")
     clock.now = 10.0
@@ -28,16 +28,16 @@ def test_lines_tell_the_step_its_share_and_the_time_left() -> None:
     clock.now = 400.0
     steps.begin("rounding")(1.0)
     assert lines == [
-        "making m ready: loading",
-        "making m ready: reading, about 90 s left".replace("90 s", "2 min"),
-        "making m ready: reading, 50%, about 60 s left",
-        "making m ready: rounding, about 10 min left",
+        "preparing m: loading",
+        "preparing m: reading, about 90 s left".replace("90 s", "2 min"),
+        "preparing m: reading, 50%, about 60 s left",
+        "preparing m: rounding, about 10 min left",
     ]
 
 
 def test_a_step_that_is_left_out_counts_as_done() -> None:
     clock, lines = Clock(), list[str]()
-    steps = Steps("m", {"a": 1, "b": 8, "c": 1}, lines.append, clock)
+    steps = StepProgress("m", {"a": 1, "b": 8, "c": 1}, lines.append, clock)
     clock.now = 9.0
     steps.begin("c")
     assert lines == ["m: c, about 1 s left"]

@@ -1,4 +1,4 @@
-"""The search, and the prediction it rests on."""
+"""The search, and its prediction of divergence."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ import pytest
 import torch
 from foldable_models import logits, random_model, random_rows
 
-from packhorse.quantization.divergence import divergence, int8_divergence, reference
+from packhorse.quantization.divergence import (
+    compute_reference,
+    measure_divergence,
+    measure_int8_divergence,
+)
+from packhorse.quantization.foldable_model import make_foldable
 from packhorse.quantization.folding import fold
-from packhorse.quantization.int8 import int8_arithmetic, rounded
+from packhorse.quantization.int8 import fake_quantize, simulate_int8
 from packhorse.quantization.methods import FAMILIES
 from packhorse.quantization.recipe import Recipe
 from packhorse.quantization.search import ALPHAS, search
 from packhorse.quantization.sensitivity import predicted_divergence
-from packhorse.quantization.structure import structure_of
 
 ROWS, HELD_OUT = random_rows(24, seed=1), random_rows(12, seed=2)
 
 
 def with_outliers(family: str) -> Any:
-    """A model one of whose channels is much larger than the rest, in the stream and in its MLP."""
+    """A model with an outlier channel in the residual stream and in its MLP."""
     model = random_model(family)
     if family == "gpt2":
         model.transformer.h[1].ln_2.weight[7] *= 60
@@ -52,29 +56,29 @@ def kl(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
-def test_what_rounding_at_one_place_costs_is_predicted(family: str) -> None:
-    """Against the divergence measured with that one place rounded."""
+def test_the_cost_of_rounding_one_group_is_predicted(family: str) -> None:
+    """Compared with the divergence measured with that one group rounded."""
     model = random_model(family)
-    structure = structure_of(model)
-    structure.embedding.weight.data.copy_(rounded(structure.embedding.weight.data))
+    foldable = make_foldable(model)
+    foldable.embedding.weight.data.copy_(fake_quantize(foldable.embedding.weight.data))
     rows = random_rows(60, answers=False)
     before = logits(model, rows)
-    sites = [site for site in structure.scalable_sites() if site.layer == 1]
+    groups = [group for group in foldable.scalable_groups() if group.layer == 1]
     ones = {
-        site.name: [torch.ones(len(site.makers[0])), torch.ones(len(site.makers[0]))]
-        for site in sites
+        group.name: [torch.ones(len(group.producers[0])), torch.ones(len(group.producers[0]))]
+        for group in groups
     }
-    predicted = predicted_divergence(structure, rows, ones)
-    for site in sites:
-        with int8_arithmetic(replace(structure, sites=(site,))):
+    predicted = predicted_divergence(foldable, rows, ones)
+    for group in groups:
+        with simulate_int8(replace(foldable, groups=(group,))):
             measured = kl(before, logits(model, rows))
-        first, second = predicted[site.name]
+        first, second = predicted[group.name]
         assert first == pytest.approx(second)
         assert first == pytest.approx(measured, rel=0.5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_outliers_are_found_and_dealt_with(family: str) -> None:
+def test_methods_reduce_the_divergence_of_outliers(family: str) -> None:
     model = with_outliers(family)
     found = search(model, FAMILIES[family], ROWS, HELD_OUT)
     assert {trial.recipe.method for trial in found.trials} == {"plain", *FAMILIES[family]}
@@ -99,11 +103,13 @@ def test_the_recipe_gives_again_what_the_search_measured() -> None:
     before = logits(model, HELD_OUT)
     best = search(model, ("rotate-smooth",), ROWS, HELD_OUT).best
     assert torch.equal(logits(model, HELD_OUT)[0], before[0]), "the model itself is left alone"
-    structure = structure_of(model)
-    expected = reference(structure, HELD_OUT)
-    fold(structure, Recipe.from_json(best.recipe.to_json()))
-    assert divergence(structure, expected).kl < 1e-6
-    assert int8_divergence(structure, expected).kl == pytest.approx(best.divergence.kl, rel=0.02)
+    foldable = make_foldable(model)
+    expected = compute_reference(foldable, HELD_OUT)
+    fold(foldable, Recipe.from_json(best.recipe.to_json()))
+    assert measure_divergence(foldable, expected).kl < 1e-6
+    assert measure_int8_divergence(foldable, expected).kl == pytest.approx(
+        best.divergence.kl, rel=0.02
+    )
 
 
 def test_progress_is_told_by_method() -> None:

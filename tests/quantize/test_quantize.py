@@ -1,4 +1,4 @@
-"""`packhorse quantize`, from prompts to what it gained."""
+"""`packhorse quantize`, from prompts to the measured gain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from packhorse.cli import main
 from packhorse.data import SamplingParams
 from packhorse.errors import ModelError, OutputError, PackhorseError
 from packhorse.models import prepare
-from packhorse.quantization.prompts import prompt_ids, shipped_requests
+from packhorse.quantization.prompts import shipped_requests, tokenize_prompts
 from packhorse.quantize import QuantizeConfig, quantize
 from packhorse.tokenization import ByteCodec
 
@@ -29,7 +29,7 @@ Tiny = Callable[[str], Path]
 def test_the_shipped_prompts_are_many_and_mixed() -> None:
     requests = shipped_requests()
     assert len({str(request.content) for request in requests}) == 96
-    rows = prompt_ids(ByteCodec(), requests)
+    rows = tokenize_prompts(ByteCodec(), requests)
     assert len(rows) == 96
     assert max(map(len, rows)) <= 512
     roles = [{message["role"] for message in request.content} for request in requests]  # type: ignore[index]
@@ -127,7 +127,7 @@ def test_a_family_that_cannot_be_folded(
     folder = str(tiny_models.tiny_gptj(tmp_path / "gptj"))
     assert main(["quantize", folder, "--rows", "9"]) == 0
     shown = capsys.readouterr()
-    assert "gptj models cannot be made ready for int8: plain int8 is all there is" in shown.err
+    assert "gptj models cannot be prepared for int8: only plain int8 is available" in shown.err
     assert shown.out.startswith(f"{folder} in int8: plain\n  measured on 3 rows")
     assert main(["quantize", folder, "--rows", "9", "--method", "rotate"]) == 2
 
@@ -137,11 +137,11 @@ def test_a_family_that_cannot_be_folded(
     [
         ({"quantization": "float32"}, "float32 needs no search"),
         ({"quantization": "int16"}, "int16 needs no search"),
-        ({"rows": 8}, "rows is 8"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_new_tokens": 256}, "leaves no room for a prompt"),
-        ({"output": Path()}, "is there already"),
-        ({"output": Path("/dev/null/model")}, "cannot be made in /dev/null"),
+        ({"rows": 8}, "rows must be at least 9, got 8"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 256}, "must be less than the model's context of 256 tokens, got 256"),
+        ({"output": Path()}, "exists already"),
+        ({"output": Path("/dev/null/model")}, "cannot be created in /dev/null"),
         ({"method": "awq"}, "no quantization method 'awq'"),
         ({"calibration": Path("absent.jsonl")}, "absent.jsonl does not exist"),
     ],
@@ -173,7 +173,7 @@ def test_an_output_that_cannot_be_written_costs_no_search(
         patch.setattr(shutil, "copyfileobj", full_disk)
         with pytest.raises(OutputError, match="model cannot be written: No space left") as caught:
             quantize(config)
-    assert caught.value.hint.startswith(f"what was found is kept; copy {home}")
+    assert caught.value.hint.startswith(f"the recipe is stored; copy {home}")
     assert list(output.parent.iterdir()) == []
     assert quantize(config).folder == output
     assert prepare(str(output)).engine == "ctranslate2"
@@ -182,8 +182,8 @@ def test_an_output_that_cannot_be_written_costs_no_search(
 def test_without_memory_for_the_search_nothing_is_kept(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain int8 would be preferred from then on, though nobody compared it."""
-    monkeypatch.setattr("packhorse.models.quantized.available_bytes", lambda: 1_000_000)
+    """A stored plain recipe would be used from then on without having been compared."""
+    monkeypatch.setattr("packhorse.models.int8_preparation.available_bytes", lambda: 1_000_000)
     with pytest.raises(
         ModelError, match=r"the search takes 1\.0 GB of memory, and 0\.0 GB are free"
     ):
@@ -194,5 +194,5 @@ def test_without_memory_for_the_search_nothing_is_kept(
 def test_too_few_rows_of_ones_own(tiny: Tiny, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "few.jsonl"
     file.write_text('{"prompt": "one"}\n{"broken\n' + '{"prompt": ""}\n' * 20)
-    with pytest.raises(PackhorseError, match="1 prompts can be read"):
+    with pytest.raises(PackhorseError, match="at least 9 prompts are needed, got 1 usable"):
         quantize(QuantizeConfig(str(tiny("llama")), calibration=file))

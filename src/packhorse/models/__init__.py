@@ -1,8 +1,8 @@
-"""From what a person calls a model to a verified folder that an engine can load.
+"""Find, fetch, convert, verify and cache models.
 
-prepare              resolve a name, fetch, convert, cache, verify
-model_facts          context, end tokens and sizes of what was prepared
-cached_models        what lies in the cache
+prepare              return a verified folder that an engine can load, for the name of a model
+model_facts          return context length, end tokens and sizes of a prepared model
+cached_models        list the models in the cache
 """
 
 from packhorse.models.cache import CachedModel, cached_models

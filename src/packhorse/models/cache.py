@@ -1,12 +1,12 @@
-"""Folders that were fetched or converted once, and are checked byte for byte each time.
+"""Cache of fetched and converted models; every byte is verified each time an entry is used.
 
     $PACKHORSE_HOME/
         smollm2-135m-instruct-hf-0123456789ab/    an entry: its key is in its name
             packhorse-manifest.json               written last: key, sizes, sha256, versions
         .locks/<entry>.lock                       held while an entry is built
-        .building~<entry>~<random>/               an entry on its way; renamed when complete
+        .building~<entry>~<random>/               an entry being built; renamed when complete
 
-An entry that is altered or incomplete is never used but built again, with a message.
+An altered or incomplete entry is never used; it is reported and built again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from packhorse import __version__
 from packhorse.errors import ModelError
@@ -34,25 +33,29 @@ from packhorse.storage.json_files import decode, read_object
 FORMAT = 1
 MANIFEST = "packhorse-manifest.json"
 REFERENCE_LOGITS = "reference_logits.npz"
-"""File that judges a model and decides none of its results: see `reference_logits`."""
+"""File that checks a model and affects none of its results, see `reference_logits`."""
 _BUILDING = ".building~"
 
 Build = Callable[[Path, Path], None]
-"""Fills the empty folder given first; the second is scratch space that is removed afterwards."""
+"""Fills an empty folder (first argument); the second is scratch space, removed afterwards."""
 
 
 def slug(model: str) -> str:
-    """What a person calls a model, as a part of a file name."""
+    """Return the name of a model as a part of a file name."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in model)
     return kept.lower().strip(".-_")[:60] or "model"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What an entry is made from and how; equal keys share an entry.
+    """What an entry is built from, and how; equal keys share an entry.
 
-    model: what a person calls it, for the folder's name. variant: "hf" or a quantization.
-    origin: digest or pinned place of the source, with the versions of whatever decides the result.
+    Attributes:
+        model: Name of the model, for the name of the folder.
+        kind: Form of the folder.
+        variant: "hf" or a quantization, for the name of the folder.
+        quantization: Number format of the weights.
+        origin: Digest or pinned location of the source, and the versions that affect the result.
     """
 
     model: str
@@ -72,7 +75,13 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A verified entry. digests: file name -> sha256 of every file. size_bytes: of them all."""
+    """A verified entry.
+
+    Attributes:
+        folder: Folder of the entry.
+        digests: File name -> sha256 of every file.
+        size_bytes: Size of all files (bytes).
+    """
 
     folder: Path
     digests: Mapping[str, str]
@@ -80,14 +89,16 @@ class Entry:
 
     @property
     def fingerprint(self) -> str:
-        """Over all files that decide a result; reference logits only judge, and their last bits
-        differ between machines."""
+        """Fingerprint of all files that affect results.
+
+        Reference logits are left out: they only check, and their last bits differ between machines.
+        """
         return fingerprint({n: d for n, d in self.digests.items() if n != REFERENCE_LOGITS})
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """One line of `packhorse models`. verified: None where it was not checked."""
+    """A line of `packhorse models`; `verified` is None if the entry was not checked."""
 
     name: str
     kind: str
@@ -107,7 +118,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _NamedKey:
-    """What of a `Key` the manifest is read for."""
+    """The part of a `Key` that is read from a manifest."""
 
     model: str
     kind: str
@@ -116,28 +127,43 @@ class _NamedKey:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """The types that a manifest must have."""
+    """The part of a manifest that is read."""
 
     digest: str
     key: _NamedKey
     files: dict[str, _File]
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+    def entry(self, folder: Path) -> Entry:
+        digests = {name: file.sha256 for name, file in self.files.items()}
+        return Entry(folder, digests, self.size_bytes)
+
 
 class _UnusableError(Exception):
-    """Why an entry cannot be used; empty when there is none."""
+    """Reason why an entry cannot be used; empty if there is no entry."""
 
 
 def obtain(key: Key, build: Build, report: Report) -> Entry:
-    """The verified entry of `key`, built first if it is not there or not as it was written.
+    """Return the verified entry of `key`; build it if it is missing or damaged.
 
-    One process builds, others wait for it. Raises ModelError when the cache cannot be written,
-    and whatever `build` raises; nothing half-made is left in the place of an entry.
+    One process builds an entry, others wait for it. No partial entry is left behind.
+
+    Args:
+        key: Key of the entry.
+        build: Fills the entry's folder; its exceptions are passed on.
+        report: Receives a line if the entry is damaged or another process builds it.
+
+    Raises:
+        ModelError: The cache cannot be written.
     """
     folder = cache_root() / key.folder_name
     try:
         return _verify(folder, key)
     except _UnusableError:
-        pass  # looked at again under the lock, which a read-only cache cannot give
+        pass  # verified again under the lock, which a read-only cache does not allow
     with storage_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, report):
@@ -151,7 +177,7 @@ def obtain(key: Key, build: Build, report: Report) -> Entry:
 
 
 def cached_models(*, verify: bool = False) -> list[CachedModel]:
-    """All entries, by name; with `verify` every byte of them is checked."""
+    """Return all entries by name; with `verify`, check every byte of them."""
     manifests = sorted(cache_root().glob(f"*/{MANIFEST}"))
     return [_describe(manifest.parent, verify) for manifest in manifests]
 
@@ -159,8 +185,6 @@ def cached_models(*, verify: bool = False) -> list[CachedModel]:
 def _describe(folder: Path, verify: bool) -> CachedModel:
     try:
         manifest = _read_manifest(folder)
-        key = manifest["key"]
-        name, kind, quantization = key["model"], key["kind"], key["quantization"]
     except _UnusableError:
         return CachedModel(folder.name, "unreadable", "", folder, 0, False)
     verified = None
@@ -170,36 +194,36 @@ def _describe(folder: Path, verify: bool) -> CachedModel:
             verified = True
         except _UnusableError:
             verified = False
-    size = sum(file["bytes"] for file in manifest["files"].values())
-    return CachedModel(name, kind, quantization, folder, size, verified)
+    key, size = manifest.key, manifest.size_bytes
+    return CachedModel(key.model, key.kind, key.quantization, folder, size, verified)
 
 
 def _verify(folder: Path, key: Key) -> Entry:
     if not folder.is_dir():
         raise _UnusableError
     manifest = _read_manifest(folder)
-    if manifest.get("digest") != key.digest:
+    if manifest.digest != key.digest:
         raise _UnusableError(f"{MANIFEST} belongs to something else")
     return _verify_files(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> _Manifest:
     try:
-        manifest = read_object(folder / MANIFEST, allow_nan=False)
+        document = read_object(folder / MANIFEST, allow_nan=False)
     except ModelError:
         raise _UnusableError(f"it has no readable {MANIFEST}") from None
-    if manifest.get("format") != FORMAT:
+    if document.get("format") != FORMAT:
         raise _UnusableError(f"{MANIFEST} has another format")
     try:
-        decode(_Manifest, manifest, MANIFEST)
+        manifest: _Manifest = decode(_Manifest, document, MANIFEST)
     except ValueError as error:
         raise _UnusableError(str(error)) from None
     return manifest
 
 
-def _verify_files(folder: Path, manifest: dict[str, Any]) -> Entry:
-    """Every listed file has its size and digest, and there is no other."""
-    expected: dict[str, dict[str, Any]] = manifest["files"]
+def _verify_files(folder: Path, manifest: _Manifest) -> Entry:
+    """Check that every listed file has its size and digest, and that there is no other."""
+    expected = manifest.files
     try:
         found = _sizes(folder)
         for name in sorted(expected.keys() | found.keys()):
@@ -207,15 +231,14 @@ def _verify_files(folder: Path, manifest: dict[str, Any]) -> Entry:
                 raise _UnusableError(f"{name} is missing")
             if name not in expected:
                 raise _UnusableError(f"{name} does not belong to it")
-            if found[name] != expected[name]["bytes"]:
+            if found[name] != expected[name].bytes:
                 raise _UnusableError(f"{name} has another size")
         for name, record in expected.items():
-            if file_sha256(folder / name) != record["sha256"]:
+            if file_sha256(folder / name) != record.sha256:
                 raise _UnusableError(f"{name} was altered")
     except OSError as error:
         raise _UnusableError(str(error)) from error
-    digests = {name: record["sha256"] for name, record in expected.items()}
-    return Entry(folder, digests, sum(found.values()))
+    return manifest.entry(folder)
 
 
 def _build(folder: Path, key: Key, build: Build) -> Entry:
@@ -226,45 +249,42 @@ def _build(folder: Path, key: Key, build: Build) -> Entry:
         contents.mkdir()
         scratch.mkdir()
         build(contents, scratch)
-        manifest = _manifest(contents, key)
-        _write_manifest(contents, manifest)
+        manifest = _write_manifest(contents, key)
         if folder.exists():
             folder.rename(workspace / "damaged")
         contents.rename(folder)
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-    digests = {name: record["sha256"] for name, record in manifest["files"].items()}
-    return Entry(folder, digests, sum(file["bytes"] for file in manifest["files"].values()))
+    return manifest.entry(folder)
 
 
-def _manifest(contents: Path, key: Key) -> dict[str, Any]:
-    return {
+def _write_manifest(contents: Path, key: Key) -> _Manifest:
+    """Write the manifest, sync all files, and give them the permissions of a new file."""
+    files = {
+        name: _File(size, file_sha256(contents / name))
+        for name, size in sorted(_sizes(contents).items())
+    }
+    document = {
         "format": FORMAT,
         "digest": key.digest,
         "key": asdict(key),
         "versions": library_versions(),
-        "files": {
-            name: {"bytes": size, "sha256": file_sha256(contents / name)}
-            for name, size in sorted(_sizes(contents).items())
-        },
+        "files": {name: asdict(file) for name, file in files.items()},
     }
-
-
-def _write_manifest(contents: Path, manifest: dict[str, Any]) -> None:
-    """Written after all files are on the disk, with the rights a new file gets."""
     path = contents / MANIFEST
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     mode = path.stat().st_mode
-    for name in manifest["files"]:
+    for name in files:
         (contents / name).chmod(mode)  # safetensors lets only the owner read
         _sync(contents / name)
     _sync(path)
     sync_folder(contents)
+    return _Manifest(key.digest, _NamedKey(key.model, key.kind, key.quantization), files)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """File name -> bytes of all files but the manifest, relative, with forward slashes."""
+    """Return the size of each file but the manifest, by relative path with forward slashes."""
     files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
@@ -279,7 +299,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, report: Report) -> Iterator[None]:
-    """Holds the entry's lock; it dies with the process that holds it."""
+    """Hold the lock of an entry; the lock ends with the process that holds it."""
     import filelock
 
     locks = folder.parent / ".locks"
@@ -297,13 +317,13 @@ def _locked(folder: Path, report: Report) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left; call it only with the entry's lock."""
+    """Remove the leftovers of killed processes; requires the lock of the entry."""
     for leftover in folder.parent.glob(f"{_BUILDING}{folder.name}~*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of packhorse and of the libraries that decide what it makes and answers."""
+    """Return the versions of packhorse and of the libraries that affect its results."""
     found = {"packhorse": __version__}
     for name in ("torch", "transformers", "tokenizers", "ctranslate2", "gguf"):
         try:

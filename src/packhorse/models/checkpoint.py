@@ -1,19 +1,19 @@
-"""A Hugging Face folder: which of its files decide a result, and whether we may use it.
+"""Open a Hugging Face folder: list the files that affect results, refuse unusable models.
 
-Looks at names, JSON and headers only; loads no library.
+Only names, JSON and headers are read; no library is loaded unless a function says so.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.claims import (
+from packhorse.models.config_checks import (
     StoredSizes,
     require_plausible,
     require_types,
@@ -22,8 +22,13 @@ from packhorse.models.claims import (
 )
 from packhorse.models.engine_support import instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.quantized_formats import method_of_config, require_known_format
-from packhorse.models.recognize import describe_weights, require_content, require_tokenizer_content
+from packhorse.models.quantized_formats import quantization_method, require_known_format
+from packhorse.models.recognize import (
+    DECODER_ONLY,
+    describe_weights,
+    require_content,
+    require_tokenizer_content,
+)
 from packhorse.models.safetensors_header import TensorEntry, bytes_by_dtype, read_header
 from packhorse.storage.json_files import decode, read_object, shown
 
@@ -42,16 +47,22 @@ TOKENIZER_NAMES = VOCABULARIES | {
     "chat_template.json", "chat_template.jinja",
 }  # fmt: skip
 
+BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+_AGAIN = "copy or fetch it again"
 _IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder that was looked at.
+    """A Hugging Face folder that was checked.
 
-    weights: file names of the weights transformers would load. pickled: they are .bin files.
-    files: all files that decide a result, weights included, relative to the folder.
-    quantization: number format of most of the weights.
+    Attributes:
+        folder: The folder.
+        config: Its config.json.
+        weights: Names of the weight files that transformers would load.
+        pickled: The weights are PyTorch pickles (.bin).
+        files: All files that affect results, weights included, relative to the folder.
+        quantization: Number format of most of the weights, or method of a quantized checkpoint.
     """
 
     folder: Path
@@ -63,62 +74,78 @@ class Checkpoint:
 
     @property
     def bytes_on_disk(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.files)
+        return total_bytes(self.folder, self.files)
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weights, estimated from the size of the files."""
+        stored = total_bytes(self.folder, self.weights)
+        return stored // BYTES_PER_WEIGHT.get(self.quantization, 4)
 
     def copy_tokenizer(self, folder: Path, *others: str) -> None:
-        """Copies the tokenizer and generation_config.json, and `others` where they are there."""
+        """Copy the tokenizer, generation_config.json, and those of `others` that exist."""
         for name in [*tokenizer_files(self.folder), "generation_config.json", *others]:
             if (self.folder / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, folder / name)
 
 
+def total_bytes(folder: Path, names: Iterable[str]) -> int:
+    """Return the size of files in a folder (bytes)."""
+    return sum((folder / name).stat().st_size for name in names)
+
+
 def open_checkpoint(folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """The checkpoint in `folder`; ModelError for what packhorse cannot or may not run."""
+    """Open the checkpoint in `folder`.
+
+    Raises:
+        ModelError: packhorse cannot run the model, or may not: pickles need `allow_pickle`.
+    """
     config = read_object(folder / "config.json")
     require_types(folder, config)
     _require_generator(folder, config)
     refuse_kernels(folder, config)
-    weights, pickled = _weights(folder, allow_pickle)
-    tensors = {} if pickled else _tensors(folder, weights)
+    weights, pickled = _find_weights(folder, allow_pickle)
+    tensors = {} if pickled else _read_tensors(folder, weights)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     require_known_format(folder, config, tensors, dtypes)
-    require_plausible(folder, config, _stored(folder, weights, tensors))
+    require_plausible(folder, config, _measure_weights(folder, weights, tensors))
     tokenizer = tokenizer_files(folder)
     _require_tokenizer(folder, tokenizer)
     others = ("config.json", "generation_config.json", "model.safetensors.index.json",
               "pytorch_model.bin.index.json")  # fmt: skip
     kept = [name for name in others if (folder / name).is_file()]
+    method = quantization_method(config.get("quantization_config"))
     return Checkpoint(
         folder=folder,
         config=config,
         weights=weights,
         pickled=pickled,
         files=tuple(sorted({*weights, *tokenizer, *kept})),
-        quantization=method_of_config(config) or _number_format(config, tensors),
+        quantization=method or _main_number_format(config, tensors),
     )
 
 
 def require_sound_folder(folder: Path) -> None:
-    """Raise ModelError for a folder of weights of any kind of model whose config, weights or
-    tokenizer cannot be what they claim to be."""
+    """Raise ModelError if the config, weights or tokenizer of any kind of model are invalid."""
     config = read_object(folder / "config.json")
     require_types(folder, config)
-    weights, _ = _weights(folder, allow_pickle=False)
-    require_plausible(folder, config, stored_sizes(_tensors(folder, weights)))
+    weights, _ = _find_weights(folder, allow_pickle=False)
+    require_plausible(folder, config, stored_sizes(_read_tensors(folder, weights)))
     names = tokenizer_files(folder)
     for name in names:
         require_tokenizer_content(folder / name)
 
 
 def stored_elements(folder: Path) -> int:
-    """How many numbers the weights in a folder hold at most."""
-    weights, pickled = _weights(folder, allow_pickle=True)
-    return _stored(folder, weights, {} if pickled else _tensors(folder, weights)).elements
+    """Return the number of elements in the weights of a folder, at most."""
+    weights, pickled = _find_weights(folder, allow_pickle=True)
+    tensors = {} if pickled else _read_tensors(folder, weights)
+    return _measure_weights(folder, weights, tensors).elements
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Names of the tokenizer's files in `folder`, chat templates included, sorted."""
+    """Return the names of the tokenizer's files in `folder`, chat templates included, sorted."""
     templates = [*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja")]
     named = [folder / name for name in TOKENIZER_NAMES]
     found = {path for path in [*templates, *named] if path.is_file()}
@@ -126,8 +153,10 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
-    """ModelError if a config asks for a kernel of a repository, which transformers would fetch and
-    run; at any depth, since vision-language models have configs in their config."""
+    """Raise ModelError if a config asks for a kernel of a repository, at any depth.
+
+    transformers would fetch and run it. Vision-language models have configs inside their config.
+    """
     pending: list[tuple[str, Any]] = list(config.items())
     while pending:
         name, value = pending.pop()
@@ -145,9 +174,11 @@ def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:
-    """ModelError when transformers has no class of its own for the model: packhorse runs no code
-    that comes with weights; or when its weights are in a form that only the packed engine reads.
-    Imports transformers."""
+    """Raise ModelError unless transformers has its own class for the model. Imports transformers.
+
+    packhorse runs no code that comes with weights. Int8 weights in the form of the packed engine
+    are refused too.
+    """
     import transformers
 
     _require_usual_weights(checkpoint)
@@ -157,7 +188,7 @@ def require_own_class(checkpoint: Checkpoint) -> None:
         return
     if "auto_map" in checkpoint.config:
         raise ModelError(
-            f"{checkpoint.folder} needs Python code of its own ({_name(model_type)}), "
+            f"{checkpoint.folder} needs Python code of its own ({_show_name(model_type)}), "
             "and packhorse runs no code that comes with a model",
             "use a model that transformers knows, or a version of transformers that knows this one",
         )
@@ -168,7 +199,7 @@ def require_own_class(checkpoint: Checkpoint) -> None:
 
 
 def _require_text_class(folder: Path, model_type: str) -> None:
-    """ModelError for a family that transformers runs for something else than to continue text."""
+    """Raise ModelError unless transformers has a causal language model of this family."""
     from transformers.models.auto import modeling_auto
 
     if model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -183,17 +214,19 @@ def _require_text_class(folder: Path, model_type: str) -> None:
         if model_type in mapping:
             raise ModelError(
                 f"{folder} is {kind} ({model_type}), which packhorse does not run",
-                "give a model for text alone, such as its text model if it is published apart",
+                "give a text-only model, such as its language model if published separately",
             )
     raise ModelError(
         f"{folder} is a {model_type}, which does not continue text",
-        "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+        DECODER_ONLY,
     )
 
 
 def require_unquantized(checkpoint: Checkpoint) -> None:
-    """ModelError for weights that somebody quantized (GPTQ, AWQ, ...): only transformers, with the
-    library of that format, computes with them."""
+    """Raise ModelError for a checkpoint quantized by another tool (GPTQ, AWQ, ...).
+
+    Only transformers, with the package of that method, computes with such weights.
+    """
     if checkpoint.config.get("quantization_config") is not None:
         raise ModelError(
             f"{checkpoint.folder} is quantized already ({checkpoint.quantization})",
@@ -202,14 +235,19 @@ def require_unquantized(checkpoint: Checkpoint) -> None:
 
 
 def require_all_weights(loading: Mapping[str, Any]) -> None:
-    """ModelError when weights were missing or of another shape; give it what transformers returns
-    for `output_loading_info`. transformers would run on with random numbers in their place."""
+    """Raise ModelError if weights are missing or have another shape.
+
+    transformers would initialize them randomly and continue.
+
+    Args:
+        loading: Result of `from_pretrained` for `output_loading_info`.
+    """
     lacking = sorted({str(name) for name in loading["missing_keys"]})
     lacking += sorted(str(entry[0]) for entry in loading["mismatched_keys"])
     if lacking:
         raise ModelError(
             f"{len(lacking)} weights are missing or have another shape, e.g. {lacking[0]}",
-            "the files do not belong to their config; copy or fetch the model again",
+            "config.json and weights do not belong together; copy or fetch the model again",
         )
 
 
@@ -222,7 +260,7 @@ def _require_usual_weights(checkpoint: Checkpoint) -> None:
 
 
 def _require_generator(folder: Path, config: dict[str, Any]) -> None:
-    """Refuses what is no decoder-only language model."""
+    """Raise ModelError unless a config describes a decoder-only language model."""
     model_type = config.get("model_type")
     if not model_type:
         if found := describe_weights(folder):
@@ -237,22 +275,21 @@ def _require_generator(folder: Path, config: dict[str, Any]) -> None:
     if config.get("is_encoder_decoder"):
         kind = "an encoder-decoder model"
     elif (named and not generates) or (model_type in ENCODERS and not config.get("is_decoder")):
-        kind = f"a {_name(named[0] if named else model_type)}"
+        kind = f"a {_show_name(named[0] if named else model_type)}"
     else:
         return
     raise ModelError(
         f"{folder} is {kind}, not a language model that continues text",
-        "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+        DECODER_ONLY,
     )
 
 
-def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
-    """Names of the weight files, in transformers' order of preference, and whether they are
-    pickles."""
-    names = _one_or_shards(folder, "model.safetensors")
+def _find_weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
+    """Return the weight files that transformers prefers, and whether they are pickles."""
+    names = _find_shards(folder, "model.safetensors")
     if names:
         return names, False
-    pickles = _one_or_shards(folder, "pytorch_model.bin")
+    pickles = _find_shards(folder, "pytorch_model.bin")
     if pickles and allow_pickle:
         for name in pickles:
             require_content(folder / name, allow_pickle=True)
@@ -270,8 +307,8 @@ def _weights(folder: Path, allow_pickle: bool) -> tuple[tuple[str, ...], bool]:
     )
 
 
-def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
-    """`name`, or the shards its index lists; () when there is neither."""
+def _find_shards(folder: Path, name: str) -> tuple[str, ...]:
+    """Return `name`, or the shards that its index lists; () if there is neither."""
     if (folder / name).is_file():
         return (name,)
     index = folder / f"{name}.index.json"
@@ -281,14 +318,14 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     try:
         shards = sorted(set(decode(dict[str, str], placed, "weight_map").values()))
     except ValueError as error:
-        raise ModelError(f"{index} is damaged: {error}", "copy or fetch it again") from error
+        raise ModelError(f"{index} is damaged: {error}", _AGAIN) from error
     if not shards:
-        raise ModelError(f"{index} lists no weight files", "copy or fetch it again")
-    outside = [shard for shard in shards if not _is_beside(shard, Path(name).suffix)]
+        raise ModelError(f"{index} lists no weight files", _AGAIN)
+    outside = [shard for shard in shards if not _is_weight_file_name(shard, Path(name).suffix)]
     if outside:
         raise ModelError(
             f"{index} names {shown(outside[0])}, which is no weight file beside it",
-            "copy or fetch it again",
+            _AGAIN,
         )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -299,42 +336,42 @@ def _one_or_shards(folder: Path, name: str) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def _is_beside(shard: str, suffix: str) -> bool:
-    """Whether an index names a file of its own folder."""
+def _is_weight_file_name(shard: str, suffix: str) -> bool:
+    """Return whether an index names a file of its own folder."""
     return Path(shard).name == shard and Path(shard).suffix == suffix and len(shard) <= NAME_MAX
 
 
-def _name(text: object) -> str:
-    """A name that a config gives, for a message."""
+def _show_name(text: object) -> str:
+    """Return a name from a config for a message."""
     return shown(text).strip("'")
 
 
-def _stored(
+def _measure_weights(
     folder: Path, weights: tuple[str, ...], tensors: Mapping[str, TensorEntry]
 ) -> StoredSizes:
-    """The sizes of what the files hold: by their headers, or by their bytes if they are pickles."""
+    """Return the sizes of the weights, by headers, or by the size of files if they are pickles."""
     if tensors:
         return stored_sizes(tensors)
-    return sizes_of_bytes(sum((folder / name).stat().st_size for name in weights))
+    return sizes_of_bytes(total_bytes(folder, weights))
 
 
-def _tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
+def _read_tensors(folder: Path, weights: tuple[str, ...]) -> dict[str, TensorEntry]:
     found: dict[str, TensorEntry] = {}
     for name in weights:
         found |= read_header(folder / name)
     if not found:
-        raise ModelError(f"{folder} holds no weights in {weights[0]}", "copy or fetch it again")
+        raise ModelError(f"{folder} holds no weights in {weights[0]}", _AGAIN)
     return found
 
 
-def _number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
+def _main_number_format(config: dict[str, Any], tensors: Mapping[str, TensorEntry]) -> str:
     if not tensors:
         return str(config.get("dtype") or config.get("torch_dtype") or "as stored")
     return bytes_by_dtype(tensors).most_common(1)[0][0]
 
 
 def _require_tokenizer(folder: Path, names: Sequence[str]) -> None:
-    """ModelError unless there is a tokenizer, in files that are what their names say."""
+    """Raise ModelError unless there is a tokenizer in valid files."""
     for name in names:
         require_tokenizer_content(folder / name)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):

@@ -1,4 +1,4 @@
-"""Hugging Face folders to CTranslate2 folders that need nothing beside them."""
+"""Convert Hugging Face folders to self-contained CTranslate2 folders."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
 from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import (
+    BYTES_PER_WEIGHT,
     Checkpoint,
     require_all_weights,
     require_own_class,
@@ -34,14 +35,13 @@ if TYPE_CHECKING:
     from packhorse.models.reference_logits import ReferenceLogits
 
 CONVERSION = "ctranslate2-3"
-"""Changes whenever the same checkpoint would give another folder."""
+"""Version of the conversion; changes if the same checkpoint would give another folder."""
 
-_BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 _ROPE_TYPE = re.compile(r"RoPE scaling type '(\w+)' is not yet implemented")
 
 
 def converter_version() -> str:
-    """What besides the checkpoint and the quantization decides a conversion."""
+    """Return the versions that affect a conversion."""
     return f"{CONVERSION} {version('ctranslate2')}"
 
 
@@ -52,20 +52,25 @@ def convert_checkpoint(
     model: Any = None,
     reference: ReferenceLogits | None = None,
 ) -> None:
-    """Write `checkpoint` as a CTranslate2 folder with weights in `quantization` into `folder`.
+    """Convert a checkpoint and write it as a CTranslate2 folder.
 
-    model: the checkpoint loaded and changed, to be converted in its place; it cannot be used
-    afterwards. reference: logits of the checkpoint before it was changed.
+    The result is loaded once, and its logits are compared with those of the original, which are
+    stored beside it (`reference_logits`).
 
-    What is written is loaded once and compared with the logits of the model it was converted from,
-    which are kept beside it (`reference_logits`).
+    The tokenizer is written to `tokenizer/` together with the Hugging Face config: AutoTokenizer
+    chooses its class by a config.json beside tokenizer.json, and CTranslate2 has its own
+    config.json.
 
-    The tokenizer goes into `tokenizer/` together with the Hugging Face config: a config.json of
-    that model type beside tokenizer.json is what makes AutoTokenizer choose the same class as
-    for the checkpoint, and CTranslate2 has a config.json of its own.
+    Args:
+        checkpoint: The checkpoint.
+        quantization: Number format of the stored weights.
+        folder: An empty folder.
+        model: The checkpoint loaded and changed, to convert in its place; unusable afterwards.
+        reference: Logits of the checkpoint before it was changed.
 
-    Raises ModelError for a model family that CTranslate2 has no converter for, or whose converter
-    makes another model of it.
+    Raises:
+        ModelError: CTranslate2 has no converter for the model's family, or its converter loses part
+            of the model.
     """
     require_own_class(checkpoint)
     require_unquantized(checkpoint)
@@ -78,7 +83,7 @@ def convert_checkpoint(
 
 @dataclass(frozen=True, slots=True)
 class _OriginalModel:
-    """What a converted model is compared with. elements: numbers in the weights of its layers."""
+    """The model that a conversion is compared with; `elements` are those of its layers' weights."""
 
     logits: ReferenceLogits | None
     elements: int
@@ -96,17 +101,17 @@ def _convert(
 
     from packhorse.models.ct2_spec import (
         ModelLostError,
-        complete,
+        complete_spec,
+        read_rotary_embeddings,
         require_faithful,
-        rotations_of,
         text_elements,
         vocabulary_names,
     )
     from packhorse.models.reference_logits import reference_logits
 
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
-        """Converts no random numbers in place of missing weights, never offers to run code, loses
-        no setting of attention without a word, and names every token id."""
+        """A converter that refuses missing weights and the model's own code, completes settings of
+        attention, and names every token id."""
 
         def load_model(self, model_class: Any, path: str, **options: Any) -> Any:
             model = changed
@@ -117,7 +122,7 @@ def _convert(
                     path, output_loading_info=True, **options
                 )
                 require_all_weights(loading)
-            self.config, self.rotations = model.config, rotations_of(model)
+            self.config, self.rotary_embeddings = model.config, read_rotary_embeddings(model)
             self.original = _OriginalModel(
                 reference or reference_logits(model), text_elements(model)
             )
@@ -127,8 +132,8 @@ def _convert(
         def _load(self) -> Any:
             spec = super()._load()
             spec.register_vocabulary(vocabulary_names(self.vocabulary, self.token_ids))
-            complete(spec, self.config)
-            require_faithful(spec, self.config, self.rotations)
+            complete_spec(spec, self.config)
+            require_faithful(spec, self.config, self.rotary_embeddings)
             return spec
 
         def load_tokenizer(self, tokenizer_class: Any, path: str, **options: Any) -> Any:
@@ -174,7 +179,7 @@ def _why_not_converted(family: str, error: Exception) -> str:
 def _require_same_model(
     checkpoint: Checkpoint, folder: Path, original: _OriginalModel, hint: str
 ) -> None:
-    """Loads what was converted and compares it with the original; keeps the reference logits."""
+    """Load the converted model, compare it with the original, and store the reference logits."""
     import ctranslate2
 
     from packhorse.models.ct2_check import require_same_logits
@@ -188,7 +193,7 @@ def _require_same_model(
     original.logits.save(folder)
     stored = stored_quantization(variables)
     size = (folder / "model.bin").stat().st_size
-    widened = size * 4 // _BYTES_PER_WEIGHT.get(stored, 1)
+    widened = size * 4 // BYTES_PER_WEIGHT.get(stored, 1)
     exact = stored == "float32" or widened < available_bytes() * SHARE_OF_FREE_MEMORY
     try:
         generator = ctranslate2.Generator(
@@ -211,6 +216,4 @@ def _require_same_model(
 
 
 def _require_space(checkpoint: Checkpoint, quantization: str, folder: Path) -> None:
-    stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
-    weights = stored // _BYTES_PER_WEIGHT.get(checkpoint.quantization, 4)
-    require_free_bytes(folder, weights * _BYTES_PER_WEIGHT.get(quantization, 1))
+    require_free_bytes(folder, checkpoint.weight_count * BYTES_PER_WEIGHT.get(quantization, 1))

@@ -1,7 +1,7 @@
-"""Compares what CTranslate2 computes with the model it was converted from, and with itself.
+"""Compare the logits of a CTranslate2 generator with those of the original model, and with its own.
 
-Two ways through a generator are compared: a text computed at once, and its last tokens one after
-the other behind a static prompt, which is how rows are generated.
+A text is computed in one pass (prefill), and its last tokens are computed step by step after a
+static prompt, which is how rows are generated.
 """
 
 from __future__ import annotations
@@ -24,23 +24,30 @@ from packhorse.models.reference_logits import (
 )
 
 ROUNDED_WEIGHTS = Tolerance(largest=np.inf, typical=0.25)
-"""Of weights in 8 or 16 bits, computed in float32: honest rounding comes to 0.03 at most, a layer's
-experts or per-layer embeddings that are lost to 0.5."""
+"""For weights of 8 or 16 bits computed in float32: rounding causes at most 0.03; the loss of a
+layer's experts or of per-layer embeddings causes 0.5."""
 ROUNDED_ACTIVATIONS = Tolerance(largest=np.inf, typical=0.9)
-"""Of activations in 8 bits too: outliers of a model cost much, and its text is still its own."""
+"""For activations of 8 bits: outliers of a model cause large differences in a usable model."""
 STEPPED_TOKENS = 4
-"""Tokens at the end of a text that are computed one after the other."""
+"""Tokens at the end of a text that are computed step by step."""
 _EXACT_TYPES = ("float32",)
 
 
 def require_same_logits(
     generator: Any, folder: Path, names: Sequence[str], window: int, stored: str, context: int = 0
 ) -> None:
-    """ModelError where a generator does not compute what was converted, or does not compute the
-    same at once and token by token.
+    """Check a generator against the reference logits, and its prefill against its steps.
 
-    names: tokens by id. window: tokens that are computed right at once, 0 for all. stored: the
-    format of the weights. context: tokens of a text at most, where the folder keeps no reference.
+    Args:
+        generator: A CTranslate2 generator.
+        folder: Its folder, with or without reference logits.
+        names: Tokens by id.
+        window: Number of tokens that prefill computes correctly, 0 for all.
+        stored: Number format of the weights.
+        context: Maximum length of a text if the folder has no reference logits (tokens).
+
+    Raises:
+        ModelError: The logits differ by more than rounding, or are not finite.
     """
     reference = read_reference(folder)
     if reference is not None and max(reference.token_ids, default=0) < len(names):
@@ -53,7 +60,7 @@ def require_same_logits(
     stepped = logits_in_steps(generator, [names[token] for token in text], first)
     if not (np.isfinite(whole).all() and np.isfinite(stepped).all()):
         raise ModelError(
-            f"{folder} computes no numbers, only NaN or infinity",
+            f"{folder} computes logits of NaN or infinity",
             "the weights are damaged, or overflow in this number format: try float32",
         )
     computes_exactly = generator.compute_type in _EXACT_TYPES and generator.device == "cpu"
@@ -79,14 +86,16 @@ def require_same_logits(
 
 
 def logits_at_once(generator: Any, token_ids: Sequence[int]) -> Floats:
-    """Logits [tokens, vocabulary] of a text that is computed at once."""
+    """Return logits [tokens, vocabulary] of a text computed in one pass."""
     (logits,) = _array(generator.forward_batch([list(token_ids)]))
     return np.asarray(logits)
 
 
 def logits_in_steps(generator: Any, tokens: Sequence[str], first: int) -> Floats:
-    """Logits [tokens - first, vocabulary] from token `first` on, one after the other; those before
-    are computed at once. first: at least 1."""
+    """Return logits [tokens - first, vocabulary] of a text computed step by step from `first` on.
+
+    Tokens before `first`, at least one, are computed in one pass.
+    """
     (result,) = generator.generate_batch(
         [list(tokens[first:])],
         static_prompt=list(tokens[:first]),

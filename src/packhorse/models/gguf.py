@@ -1,7 +1,8 @@
-"""GGUF files to Hugging Face folders: weights unpacked to float32, tokenizer and template kept.
+"""Convert a GGUF file to a Hugging Face folder: dequantize weights to float32, keep tokenizer and
+chat template.
 
-transformers does the work. What it leaves out is added here: end-of-turn tokens, and how text is
-split before byte pairs are merged, which for some vocabularies moves token borders.
+transformers does the conversion. Added here is what it leaves out: end-of-turn tokens, and the
+pre-tokenizer of some byte-level BPE vocabularies, without which token boundaries move.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from packhorse.errors import model_errors
 from packhorse.models.checkpoint import require_all_weights
-from packhorse.models.gguf_claims import read_field, require_language_model
+from packhorse.models.gguf_checks import read_field, require_language_model
 from packhorse.models.gguf_header import read_header
 from packhorse.models.loading import require_fitting_config
 from packhorse.models.prepared import Report
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONVERSION = "gguf-1"
-"""Changes whenever the same GGUF file would give another folder."""
+"""Version of the conversion; changes if the same GGUF file would give another folder."""
 
 END_OF_TURN = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|eom_id|>"}
@@ -37,7 +38,18 @@ _PLAIN_SPLIT = frozenset({"gpt-2", "default", "phi-2", "mpt", "olmo", "jais", "d
 
 @dataclass(frozen=True, slots=True)
 class GgufFacts:
-    """What a GGUF file says of itself. parameters: weights (count)."""
+    """Metadata of a GGUF file.
+
+    Attributes:
+        architecture: `general.architecture`.
+        parameters: Number of weights.
+        context_length: Context length (tokens), None if not given.
+        vocabulary_kind: `tokenizer.ggml.model`.
+        split_kind: `tokenizer.ggml.pre`, the pre-tokenizer.
+        tokens: Vocabulary by token id.
+        end_ids: Token ids that end a text or a turn.
+        chat_template: Chat template, "" if not given.
+    """
 
     architecture: str
     parameters: int
@@ -50,31 +62,42 @@ class GgufFacts:
 
 
 def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> None:
-    """Write `file` as a float32 Hugging Face folder into the empty `folder`.
+    """Write a GGUF file as a float32 Hugging Face folder.
 
-    transformers would also read a config or tokenizer that happens to lie beside the file, so it
-    is shown the file alone, in `scratch`.
+    transformers would also read a config or tokenizer beside the file, so it gets the file alone,
+    linked in `scratch`.
 
-    Raises ModelError for a truncated file or an architecture transformers cannot read.
+    Args:
+        file: The GGUF file.
+        folder: An empty folder.
+        scratch: Scratch space.
+        report: Receives progress lines.
+
+    Raises:
+        ModelError: The file is invalid, or transformers cannot read its architecture.
     """
     facts = read_facts(file)
     report(f"unpacking {file.name} ({facts.parameters / 1e6:,.0f} M weights) to float32")
     require_free_bytes(folder, 4 * facts.parameters)
     _report_unknown_split(facts, report)
-    alone = _alone(file, scratch)
+    alone = _link_file(file, scratch)
     what = f"transformers cannot use {file.name} ({facts.architecture})"
     hint = "give the model's Hugging Face folder instead"
     with model_errors(what, hint), quiet_transformers():
-        tokenizer = _tokenizer(alone, facts)
-        model = _model(alone, facts)
-        _complete(model, tokenizer, facts)
+        tokenizer = _load_tokenizer(alone, facts)
+        model = _load_model(alone, facts)
+        _set_token_ids(model, tokenizer, facts)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 def read_facts(file: Path) -> GgufFacts:
-    """Metadata of a GGUF file; ModelError when it is truncated, damaged, no language model, or
-    claims what its tensors cannot hold."""
+    """Return the metadata of a GGUF file.
+
+    Raises:
+        ModelError: The file is truncated or damaged, is not a language model, or describes sizes
+            that its tensors cannot have.
+    """
     header = read_header(file)
     require_language_model(file, header)
 
@@ -97,10 +120,10 @@ def read_facts(file: Path) -> GgufFacts:
 
 
 def end_token_ids(facts: GgufFacts) -> list[int]:
-    """Ids that end a text: those the file names, and end-of-turn tokens its template writes."""
+    """Return the ids that end a text: the file's own, and end-of-turn tokens of its template."""
     ends = END_OF_TURN
     if "<|return|>" in facts.chat_template:
-        ends -= {"<|end|>"}  # there it ends a thought, and the answer follows
+        ends -= {"<|end|>"}  # in such templates it ends the reasoning, and the answer follows
     written = [
         index
         for index, token in enumerate(facts.tokens)
@@ -109,7 +132,7 @@ def end_token_ids(facts: GgufFacts) -> list[int]:
     return list(dict.fromkeys([*facts.end_ids, *written]))
 
 
-def _alone(file: Path, scratch: Path) -> Path:
+def _link_file(file: Path, scratch: Path) -> Path:
     folder = scratch / "gguf"
     folder.mkdir()
     link = folder / "model.gguf"
@@ -120,7 +143,7 @@ def _alone(file: Path, scratch: Path) -> Path:
     return link
 
 
-def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
+def _load_tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
@@ -137,7 +160,7 @@ def _tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _model(file: Path, facts: GgufFacts) -> Any:
+def _load_model(file: Path, facts: GgufFacts) -> Any:
     import torch
     import transformers
 
@@ -158,7 +181,7 @@ def _model(file: Path, facts: GgufFacts) -> Any:
     return model
 
 
-def _complete(model: Any, tokenizer: PreTrainedTokenizerBase, facts: GgufFacts) -> None:
+def _set_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase, facts: GgufFacts) -> None:
     ends = end_token_ids(facts)
     generation = model.generation_config
     if ends:
@@ -178,6 +201,6 @@ def _report_unknown_split(facts: GgufFacts, report: Report) -> None:
         known = set()
     if facts.split_kind not in known | _SPLIT_EACH_DIGIT | _PLAIN_SPLIT:
         report(
-            f"the text splitting {facts.split_kind!r} of this GGUF file is not known: "
-            "some texts may be cut into other tokens than the model was trained with"
+            f"the pre-tokenizer {facts.split_kind!r} of this GGUF file is not known: "
+            "some texts may be split into other tokens than those the model was trained with"
         )

@@ -1,4 +1,6 @@
-"""The header of a GGUF file, read with limits before any library sees the file.
+"""Read the header of a GGUF file with limits, before any library reads the file.
+
+The gguf package trusts counts and lengths of a file, and takes all memory or minutes if they lie.
 
 Format, versions 2 and 3, little-endian: "GGUF", u32 version, u64 tensors, u64 metadata entries;
 entries of text name, u32 type, value; tensors of text name, u32 dimensions, u64 each, u32 number
@@ -25,20 +27,11 @@ _TEXT, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
 _MAX_NUMBER = 1 << 48
 _MIN_ENTRY_BYTES, _MIN_TENSOR_BYTES = 13, 32
-_BLOCKS: dict[int, tuple[int, int]] = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-    9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
-    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
-    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
-    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
-    40: (64, 36), 41: (128, 18),
-}  # fmt: skip
-"""Number format -> numbers and bytes of a block."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor as the header describes it; offset: in the data (bytes)."""
+    """A tensor as the header describes it; `offset` is relative to the data (bytes)."""
 
     shape: tuple[int, ...]
     number_format: int
@@ -51,14 +44,14 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """fields: metadata by name. tensors: by name."""
+    """Metadata and tensors of a GGUF file, by name."""
 
     fields: Mapping[str, Any]
     tensors: Mapping[str, GgufTensor]
 
 
 class _Reader:
-    """Reads values that must lie within the file."""
+    """Reader of values that must lie within the file; ValueError otherwise."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.left = file, size
@@ -76,7 +69,7 @@ class _Reader:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def count(self, least_bytes: int) -> int:
-        """How many things follow, each of `least_bytes` at least."""
+        """Read the number of the entries that follow, each of at least `least_bytes` bytes."""
         found: int = self.number("<Q")
         if found * least_bytes > self.left:
             raise ValueError(f"{found:,} entries are announced and {self.left:,} bytes are left")
@@ -119,30 +112,30 @@ def read_header(path: Path) -> GgufHeader:
     with path.open("rb") as file:
         reader = _Reader(file, size)
         try:
-            version = _version(reader)
+            version = _read_version(reader)
             if version not in (2, 3):
                 raise ModelError(
                     f"{path} is GGUF of version {version}, and packhorse reads 2 and 3",
                     "fetch a newer GGUF file of the model",
                 )
             count = reader.count(_MIN_TENSOR_BYTES)
-            fields = _fields(reader)
-            tensors = _tensors(reader, count)
-            _require_data(fields, tensors, size, size - reader.left)
+            fields = _read_fields(reader)
+            tensors = _read_tensors(reader, count)
+            _require_tensors_in_file(fields, tensors, size, size - reader.left)
         except (ValueError, struct.error) as error:
             raise ModelError(f"{path} is truncated or damaged: {error}", _AGAIN) from error
     return GgufHeader(fields, tensors)
 
 
-def _version(reader: _Reader) -> int:
+def _read_version(reader: _Reader) -> int:
     reader.take(4)
     version: int = reader.number("<I")
     if version and not version & 0xFFFF:
-        raise ValueError("it is big-endian, for another kind of computer")
+        raise ValueError("it is big-endian")
     return version
 
 
-def _fields(reader: _Reader) -> dict[str, Any]:
+def _read_fields(reader: _Reader) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _ in range(reader.count(_MIN_ENTRY_BYTES)):
         name = reader.text()
@@ -152,7 +145,7 @@ def _fields(reader: _Reader) -> dict[str, Any]:
     return found
 
 
-def _tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
+def _read_tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
     found: dict[str, GgufTensor] = {}
     for _ in range(count):
         name = reader.text()
@@ -168,20 +161,23 @@ def _tensors(reader: _Reader, count: int) -> dict[str, GgufTensor]:
     return found
 
 
-def _require_data(
+def _require_tensors_in_file(
     fields: Mapping[str, Any], tensors: Mapping[str, GgufTensor], size: int, header: int
 ) -> None:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    blocks = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     alignment = fields.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {shown(alignment)}, which is no power of two")
     start = -(-header // alignment) * alignment
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-        if tensor.number_format not in _BLOCKS:
+        if tensor.number_format not in blocks:
             raise ValueError(
                 f"the tensor {shown(name)} has the unknown number format {tensor.number_format}"
             )
-        numbers, block_bytes = _BLOCKS[tensor.number_format]
+        numbers, block_bytes = blocks[tensor.number_format]
         if tensor.offset < end or tensor.offset % alignment:
             raise ValueError(f"the tensor {shown(name)} lies at {tensor.offset:,}, on another one")
         end = tensor.offset + -(-tensor.elements // numbers) * block_bytes

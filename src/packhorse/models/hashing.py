@@ -1,4 +1,4 @@
-"""Digests of files, and the one digest that says whether two models are the same."""
+"""Digests of files, and the fingerprint of a model."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes (hex), read in pieces."""
+    """Return the sha256 of a file (hex)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """File name -> sha256 of `names`, paths relative to `folder` with forward slashes."""
+    """Return the sha256 of each file; `names` are relative to `folder`, with forward slashes."""
     return {name: file_sha256(folder / name) for name in sorted(names)}
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """sha256 (hex) over the sorted (file name, sha256) list: equal content, equal fingerprint."""
+    """Return the sha256 (hex) over the sorted list of (file name, sha256)."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()

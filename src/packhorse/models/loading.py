@@ -1,4 +1,4 @@
-"""A checkpoint's weights in float32, ready to be looked at and changed."""
+"""Load a checkpoint with transformers, after checking that its config fits its weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from packhorse.storage.json_files import read_object
 _AGAIN = "copy or fetch the model again"
 _SLACK = 1 << 24
 _MASK_NUMBERS_PER_WEIGHT = 16
-_STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSize:
-    """What a checkpoint takes in float32. model: with a head of its own (bytes). head: of it
-    (bytes). channels: of the widest activation that a projection reads. vocabulary: ids."""
+    """Sizes of a checkpoint in float32.
+
+    Attributes:
+        model: Model with an untied head (bytes).
+        head: Head (bytes).
+        channels: Channels of the widest activation that a projection reads.
+        vocabulary: Number of token ids.
+    """
 
     model: int
     head: int
@@ -35,10 +40,12 @@ class LoadedSize:
 
 
 def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
-    """Of a family in `quantization.methods.FAMILIES`; from config and file sizes alone."""
+    """Return the sizes of a checkpoint of a family in `quantization.methods.FAMILIES`.
+
+    They follow from the config and the sizes of files alone.
+    """
     config = load_config(checkpoint.folder)
-    stored = sum((checkpoint.folder / name).stat().st_size for name in checkpoint.weights)
-    weights = 4 * stored // _STORED_BYTES.get(checkpoint.quantization, 4)
+    weights = 4 * checkpoint.weight_count
     hidden, vocabulary = config.hidden_size, config.vocab_size
     head = 4 * vocabulary * hidden
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
@@ -51,11 +58,13 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
 
 
 def load_config(folder: Path) -> Any:
-    """The transformers config of a folder, also for its `from_pretrained`.
+    """Return the transformers config of a folder, to be passed to `from_pretrained`.
 
-    transformers chooses how attention and experts are computed, never the config: it may name code
-    to be fetched, or a library that is not installed. Raises ModelError for the former, and if
-    transformers refuses the config.
+    transformers chooses the implementation of attention and experts, never the config: a config may
+    name code to fetch, or a library that is not installed.
+
+    Raises:
+        ModelError: The config asks for code to fetch, or transformers refuses it.
     """
     import transformers
 
@@ -70,16 +79,21 @@ def load_config(folder: Path) -> Any:
 
 
 def require_fitting_size(folder: Path) -> None:
-    """Raise ModelError if a folder's config describes far more numbers than its weights hold."""
+    """Raise ModelError if a folder's config describes a much larger model than its weights hold."""
     require_fitting_config(load_config(folder), stored_elements(folder), f"{folder}/config.json")
 
 
 def require_fitting_config(config: Any, stored: int, where: str) -> None:
-    """Raise ModelError if a transformers config describes far more numbers than `stored`.
+    """Raise ModelError if a transformers config describes a much larger model than `stored`.
 
-    transformers makes random numbers for weights that are missing or of another shape before it
-    says so, which may take all memory. So the model is built without memory first (torch's device
-    "meta"), and its sizes are added up.
+    transformers initializes weights that are missing or of another shape before it reports them,
+    which may take all memory. So the model is first built without memory (torch's device "meta"),
+    and its sizes are added up.
+
+    Args:
+        config: The config.
+        stored: Number of elements in the weights.
+        where: File of the config, for the message.
     """
     import torch
     import transformers
@@ -88,7 +102,7 @@ def require_fitting_config(config: Any, stored: int, where: str) -> None:
     try:
         with quiet_transformers(), torch.device("meta"):
             model = loader.from_config(config, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - what cannot be built is told when it is loaded
+    except Exception:  # noqa: BLE001 - reported when the model is loaded
         return
     described = sum(parameter.numel() for parameter in model.parameters())
     masks = sum(buffer.numel() for buffer in model.buffers())
@@ -101,9 +115,10 @@ def require_fitting_config(config: Any, stored: int, where: str) -> None:
 
 
 def load_float32(checkpoint: Checkpoint) -> Any:
-    """The transformers model of a checkpoint on the CPU, without gradients of its weights.
+    """Load a checkpoint as a transformers model in float32 on the CPU, without gradients.
 
-    Raises ModelError where weights are missing or the model cannot be loaded.
+    Raises:
+        ModelError: Weights are missing, or the model cannot be loaded.
     """
     import transformers
 
@@ -111,7 +126,7 @@ def load_float32(checkpoint: Checkpoint) -> Any:
     require_own_class(checkpoint)
     require_fitting_size(checkpoint.folder)
     what = f"{checkpoint.folder} cannot be loaded"
-    with model_errors(what, "copy or fetch the model again"), quiet_transformers():
+    with model_errors(what, _AGAIN), quiet_transformers():
         model, loading = loader.from_pretrained(
             checkpoint.folder,
             config=load_config(checkpoint.folder),

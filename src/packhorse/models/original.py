@@ -1,4 +1,4 @@
-"""A model as it came: a Hugging Face folder, or a GGUF file that is unpacked into one."""
+"""The source of a conversion: a Hugging Face folder, or a GGUF file to unpack into one."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from packhorse.models.resolve import (
     resolve,
 )
 
-WORTH_SAYING_BYTES = 2_000_000_000
+REPORTED_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a model can be converted from; its bytes are read once, when they are needed first.
+    """The source of a conversion; its bytes are read once, when they are first needed.
 
-    report: is told what takes long.
+    Attributes:
+        source: What the name of the model resolved to.
+        allow_pickle: Accept PyTorch pickles as weights.
+        report: Receives a line before each long step.
     """
 
     source: HuggingFaceFolder | GgufFile | CatalogModel
@@ -40,7 +43,7 @@ class Original:
 
     @property
     def title(self) -> str:
-        """What it is called in the cache."""
+        """Name of the model in the cache."""
         if isinstance(self.source, CatalogModel):
             return self.source.entry.name
         if isinstance(self.source, GgufFile):
@@ -50,24 +53,27 @@ class Original:
         return hub.removeprefix("models--").replace("--", "-") if hub else path.name
 
     def identity(self) -> tuple[str, ...]:
-        """Digest or pinned place of what it comes from: equal means the same model."""
+        """Return the digest or pinned location of the source: equal identities, equal models."""
         if isinstance(self.source, HuggingFaceFolder):
             return ("checkpoint", self._fingerprint)
-        return self._key(self.source).origin
+        return self._cache_key(self.source).origin
 
     def checkpoint(self) -> Checkpoint:
-        """The Hugging Face folder, unpacked into the cache first where it is none."""
+        """Return the Hugging Face folder; a GGUF file is unpacked into the cache first."""
         return self.own_folder() or open_checkpoint(self._unpacked.folder)
 
     def own_folder(self) -> Checkpoint | None:
-        """The Hugging Face folder where it is one already."""
+        """Return the Hugging Face folder, None if the source is a GGUF file."""
         if not isinstance(self.source, HuggingFaceFolder):
             return None
         return open_checkpoint(self.source.path, allow_pickle=self.allow_pickle)
 
     def prepared(self, name: str, method: str = "") -> PreparedModel:
-        """The Hugging Face folder as it is, for a model that a person calls `name`; ModelError for
-        one that only its own code can run."""
+        """Return the Hugging Face folder as a prepared model.
+
+        Raises:
+            ModelError: transformers has no class for the model.
+        """
         checkpoint = self.checkpoint()
         is_own = isinstance(self.source, HuggingFaceFolder)
         digest = self._fingerprint if is_own else self._unpacked.fingerprint
@@ -85,14 +91,14 @@ class Original:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Over all files of a person's own folder that decide a result."""
+        """Fingerprint of all files of a user's own folder that affect results."""
         checkpoint = self.checkpoint()
-        say_if_long(checkpoint.folder, checkpoint.bytes_on_disk, self.report)
+        report_if_long(checkpoint.folder, checkpoint.bytes_on_disk, self.report)
         return fingerprint(file_digests(checkpoint.folder, checkpoint.files))
 
     @cached_property
     def _unpacked(self) -> cache.Entry:
-        """The cached Hugging Face folder of a GGUF file."""
+        """Cache entry with the unpacked GGUF file."""
         source = self.source
         assert not isinstance(source, HuggingFaceFolder)
 
@@ -104,14 +110,14 @@ class Original:
                 file = scratch / Path(source.entry.member).name
             convert_gguf(file, contents, scratch, self.report)
 
-        return cache.obtain(self._key(source), build, self.report)
+        return cache.obtain(self._cache_key(source), build, self.report)
 
     @cached_property
     def _gguf_digest(self) -> str:
         assert isinstance(self.source, GgufFile)
         return file_sha256(self.source.path)
 
-    def _key(self, source: GgufFile | CatalogModel) -> cache.Key:
+    def _cache_key(self, source: GgufFile | CatalogModel) -> cache.Key:
         origin: tuple[str, ...]
         if isinstance(source, GgufFile):
             origin = ("gguf", self._gguf_digest)
@@ -121,7 +127,7 @@ class Original:
 
 
 def find_source(model: str, *, allow_pickle: bool, report: Report) -> Source:
-    """What `model` names (see `resolve`), fetched where it is a repository of the hub."""
+    """Resolve a name; a repository of the hub is fetched first."""
     source = resolve(model)
     if not isinstance(source, HubModel):
         return source
@@ -132,7 +138,7 @@ def find_source(model: str, *, allow_pickle: bool, report: Report) -> Source:
 
 
 def find_original(model: str, *, allow_pickle: bool, report: Report) -> Original:
-    """What `model` can be converted from; ModelError for what was converted already."""
+    """Return the source of a conversion; ModelError for a CTranslate2 folder."""
     source = find_source(model, allow_pickle=allow_pickle, report=report)
     if isinstance(source, CTranslate2Folder):
         raise ModelError(
@@ -142,7 +148,7 @@ def find_original(model: str, *, allow_pickle: bool, report: Report) -> Original
     return Original(source, allow_pickle, report)
 
 
-def say_if_long(folder: Path, size: int, report: Report) -> None:
-    """Says so before a folder of many bytes is read."""
-    if size >= WORTH_SAYING_BYTES:
-        report(f"reading {size / 1e9:.1f} GB in {folder} to know exactly which model it is")
+def report_if_long(folder: Path, size: int, report: Report) -> None:
+    """Report that a folder is read if it is large."""
+    if size >= REPORTED_BYTES:
+        report(f"reading {size / 1e9:.1f} GB in {folder} to compute its fingerprint")

@@ -1,4 +1,4 @@
-"""From what a person calls a model to a verified folder that an engine can load."""
+"""Prepare a model: resolve its name, fetch, convert, cache and verify it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
 from packhorse.errors import ConfigError, ModelError, model_errors
-from packhorse.models import cache
-from packhorse.models import ctranslate2_folder as ready
+from packhorse.models import cache, ctranslate2_folder
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
@@ -18,16 +17,16 @@ from packhorse.models.engine_support import FORMATS, engines_of_folder
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.original import Original, find_source, say_if_long
-from packhorse.models.prepared import PreparedModel, Report, fake_model
-from packhorse.models.quantized import (
+from packhorse.models.int8_preparation import (
     CannotFoldError,
     QuantizationMethodChoice,
-    convert_ready,
-    method_of,
-    way_for,
-    write_int8,
+    choose_method,
+    convert_to_int8,
+    read_quantization_method,
+    write_packed_int8,
 )
+from packhorse.models.original import Original, find_source, report_if_long
+from packhorse.models.prepared import PreparedModel, Report, fake_model
 from packhorse.models.resolve import (
     CTranslate2Folder,
     HubModel,
@@ -36,7 +35,7 @@ from packhorse.models.resolve import (
     engine_for,
     resolve,
 )
-from packhorse.quantization.methods import AUTO, PLAIN, methods_for, require_known
+from packhorse.quantization.methods import AUTO, PLAIN, require_known, supported_methods
 
 _warn: Report = logging.getLogger("packhorse.models").warning
 
@@ -51,27 +50,35 @@ def prepare(
     allow_pickle: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
-    """The verified folder of `model` in the form that `engine` loads.
+    """Return the verified folder of a model in the form that an engine loads.
 
-    model: see `resolve`. What has to be fetched or converted lands in the cache; a folder of the
-    person's own stays where it is. quantization: of the weights a conversion to CTranslate2
-    stores; transformers converts while it loads. quantization_method: how it is made ready for
-    int8 (`packhorse.quantization.methods`); "auto" is what `packhorse quantize` found for it,
-    else the best its family can have. report: is told what takes long.
+    Fetched and converted models are stored in the cache; a user's own folder stays where it is.
 
-    Raises ModelError for a model that cannot be found, fetched, converted or verified, and
-    ConfigError for an engine and a quantization that do not go together.
+    Args:
+        model: Name or path, see `resolve`.
+        engine: Name of an engine; "auto" chooses one by the form of the model.
+        quantization: Number format of the weights that a conversion to CTranslate2 stores;
+            transformers converts them while it loads.
+        device: "cpu", "cuda" or "auto"; determines the format that "auto" stands for.
+        quantization_method: How the model is prepared for int8 (`quantization.methods`). "auto" is
+            the recipe that `packhorse quantize` stored, or the best method for the model's family.
+        allow_pickle: Accept PyTorch pickles as weights.
+        report: Receives a line before each long step.
+
+    Raises:
+        ModelError: The model cannot be found, fetched, converted or verified.
+        ConfigError: The engine does not run the quantization.
     """
     if engine == "fake":
         return fake_model(model)
     _check_names(quantization, device)
     require_known(quantization_method)
-    asked = _PrepareRequest(
+    request = PrepareRequest(
         model, engine, quantization, device, quantization_method, allow_pickle, report
     )
     with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
         try:
-            return _prepare(asked)
+            return _prepare(request)
         except OSError as error:
             where = error.filename or model
             raise ModelError(
@@ -80,8 +87,8 @@ def prepare(
 
 
 @dataclass(frozen=True, slots=True)
-class _PrepareRequest:
-    """What `prepare` was asked for; see there."""
+class PrepareRequest:
+    """Arguments of `prepare`."""
 
     model: str
     engine: str
@@ -92,28 +99,36 @@ class _PrepareRequest:
     report: Report
 
 
-def _prepare(asked: _PrepareRequest) -> PreparedModel:
-    if isinstance(resolve(asked.model), HubModel):
-        _check_formats(asked.engine, asked.quantization)
-    source = find_source(asked.model, allow_pickle=asked.allow_pickle, report=asked.report)
-    chosen = engine_for(source, asked.engine)
-    _check_formats(chosen, asked.quantization, source)
+def _prepare(request: PrepareRequest) -> PreparedModel:
+    if isinstance(resolve(request.model), HubModel):
+        _check_formats(request.engine, request.quantization)
+    source = find_source(request.model, allow_pickle=request.allow_pickle, report=request.report)
+    chosen = engine_for(source, request.engine)
+    _check_formats(chosen, request.quantization, source)
     if isinstance(source, CTranslate2Folder):
-        return _ready(asked.model, source.path, asked.report)
+        return _prepare_ctranslate2_folder(request.model, source.path, request.report)
     assert not isinstance(source, HubModel)
-    _check_method(asked)
-    original = Original(source, asked.allow_pickle, asked.report)
+    _check_method(request)
+    original = Original(source, request.allow_pickle, request.report)
     if chosen == "ctranslate2":
-        return _for_ctranslate2(original, asked)
+        return _prepare_for_ctranslate2(original, request)
     if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
         require_unquantized(own)
-    if chosen == "packed" and asked.quantization == "int8":
-        return _for_packed_int8(original, asked)
-    return replace(original.prepared(asked.model), asked_engine=chosen)
+    if chosen == "packed" and request.quantization == "int8":
+        return _prepare_packed_int8(original, request)
+    return replace(original.prepared(request.model), asked_engine=chosen)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
-    """A verified folder in sentence-transformers' layout: of a catalog name, or the given one."""
+    """Return a verified folder in the layout of sentence-transformers.
+
+    Args:
+        name_or_folder: A name of the catalog, or a folder.
+        report: Receives a line before each long step.
+
+    Raises:
+        ModelError: There is no such model, or the folder has another layout.
+    """
     path = Path(name_or_folder).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
@@ -125,8 +140,8 @@ def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path
     entry = CATALOG.get(name_or_folder.lower())
     if entry is None or entry.purpose != "embedding":
         raise ModelError(
-            f"no embedding model {name_or_folder!r}: it is no folder here and no catalog name",
-            f"embedding models that need no files: {', '.join(names('embedding'))}",
+            f"no embedding model {name_or_folder!r}: it is neither a folder nor a catalog name",
+            f"embedding models of the catalog: {', '.join(names('embedding'))}",
         )
     key = cache.Key(entry.name, "huggingface", "embedding", "float32", (entry.sha256, entry.member))
 
@@ -137,156 +152,164 @@ def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path
 
 
 def resolve_quantization(quantization: str, device: str) -> str:
-    """`quantization` with "auto" decided: float32 on a CPU, float16 on a GPU; device "auto" is a
-    GPU where torch sees one."""
+    """Return `quantization`, with "auto" replaced by float32 on a CPU and float16 on a GPU.
+
+    Device "auto" is a GPU if torch finds one.
+    """
     _check_names(quantization, device)
     if quantization != "auto":
         return quantization
     return "float16" if torch_device(device) == "cuda" else "float32"
 
 
-def torch_device(asked: str) -> str:
-    """`asked` with "auto" decided: a GPU where torch sees one."""
-    if asked != "auto":
-        return asked
+def torch_device(device: str) -> str:
+    """Return `device`, with "auto" replaced by "cuda" if torch finds a GPU, else by "cpu"."""
+    if device != "auto":
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _for_ctranslate2(original: Original, asked: _PrepareRequest) -> PreparedModel:
-    form = resolve_quantization(asked.quantization, asked.device)
+def _prepare_for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedModel:
+    form = resolve_quantization(request.quantization, request.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
     plain = QuantizationMethodChoice(PLAIN)
-    way = way_for(asked.method, original.title, identity, asked.report) if is_int8 else plain
+    choice = plain
+    if is_int8:
+        choice = choose_method(request.method, original.title, identity, request.report)
     try:
-        entry = _converted(original, identity, form, way)
+        entry = _obtain_converted(original, identity, form, choice)
     except CannotFoldError as error:
-        if asked.method != AUTO:
+        if request.method != AUTO:
             raise
-        asked.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
-        entry = _converted(original, identity, form, plain)
+        request.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
+        entry = _obtain_converted(original, identity, form, plain)
     return PreparedModel(
-        name=asked.model,
+        name=request.model,
         kind="ctranslate2",
         folder=entry.folder,
-        tokenizer_folder=ready.tokenizer_folder(entry.folder),
+        tokenizer_folder=ctranslate2_folder.tokenizer_folder(entry.folder),
         quantization=form,
         fingerprint=entry.fingerprint,
         bytes_on_disk=entry.size_bytes,
-        quantization_method=method_of(entry.folder) or (PLAIN if is_int8 else ""),
+        quantization_method=read_quantization_method(entry.folder) or (PLAIN if is_int8 else ""),
     )
 
 
-def _converted(
-    original: Original, identity: tuple[str, ...], form: str, way: QuantizationMethodChoice
+def _obtain_converted(
+    original: Original, identity: tuple[str, ...], form: str, choice: QuantizationMethodChoice
 ) -> cache.Entry:
-    """The cached CTranslate2 folder of a model, its weights stored in `form`."""
+    """Return the cached CTranslate2 folder of a model with weights in `form`, built if missing."""
     report = original.report
 
     def build(contents: Path, _: Path) -> None:
         checkpoint = original.checkpoint()
-        if way.is_plain:
+        if choice.is_plain:
             report(f"converting {original.title} to CTranslate2 {form}")
             convert_checkpoint(checkpoint, form, contents)
         else:
-            convert_ready(checkpoint, form, way, contents, original.title, report)
+            convert_to_int8(checkpoint, form, choice, contents, original.title, report)
 
-    decides = (*identity, converter_version(), *way.decides())
-    key = cache.Key(original.title, "ctranslate2", way.variant(form), form, decides)
+    origin = (*identity, converter_version(), *choice.cache_key_parts())
+    key = cache.Key(original.title, "ctranslate2", choice.variant(form), form, origin)
     return cache.obtain(key, build, report)
 
 
-def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedModel:
-    """A folder of int8 weights; the model's own where it is one already, where its way is plain,
-    and where it cannot be folded: the engine then rounds while it loads.
+def _prepare_packed_int8(original: Original, request: PrepareRequest) -> PreparedModel:
+    """Return a folder of int8 weights for the packed engine.
 
-    What is in the cache needs no original: nothing is unpacked before something is to be built.
+    The model's own folder is returned if it holds such weights, if the method is plain, or if the
+    model cannot be folded; in the last two cases the engine rounds while it loads. A GGUF file is
+    unpacked only if the int8 folder is not in the cache.
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
-        return _int8(asked, own.folder, identity[-1], own.bytes_on_disk)
+        return _int8_model(request, own.folder, identity[-1], own.bytes_on_disk)
 
-    def as_it_is() -> PreparedModel:
-        return replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+    def unchanged() -> PreparedModel:
+        return replace(original.prepared(request.model, PLAIN), asked_engine="packed")
 
-    way = way_for(asked.method, original.title, identity, asked.report)
-    if way.is_plain or (own and not methods_for(str(own.config["model_type"]), asked.method)):
-        return as_it_is()
+    choice = choose_method(request.method, original.title, identity, request.report)
+    if choice.is_plain or (
+        own and not supported_methods(str(own.config["model_type"]), request.method)
+    ):
+        return unchanged()
 
     def build(contents: Path, _: Path) -> None:
-        write_int8(original.checkpoint(), way, contents, original.title, asked.report)
+        write_packed_int8(original.checkpoint(), choice, contents, original.title, request.report)
 
-    decides = (*identity, version("transformers"), *way.decides())
-    key = cache.Key(original.title, "huggingface", way.variant("packed-int8"), "int8", decides)
+    origin = (*identity, version("transformers"), *choice.cache_key_parts())
+    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", origin)
     try:
-        entry = cache.obtain(key, build, asked.report)
+        entry = cache.obtain(key, build, request.report)
     except CannotFoldError as error:
-        if asked.method != AUTO:
+        if request.method != AUTO:
             raise
-        asked.report(f"{error}: its weights are rounded to nearest, which is less accurate")
-        return as_it_is()
-    return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
+        request.report(f"{error}: its weights are rounded to nearest, which is less accurate")
+        return unchanged()
+    return _int8_model(request, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8(asked: _PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8_model(request: PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
     return PreparedModel(
-        name=asked.model,
+        name=request.model,
         kind="huggingface",
         folder=folder,
         tokenizer_folder=folder,
         quantization="int8",
         fingerprint=digest,
         bytes_on_disk=size,
-        quantization_method=method_of(folder),
+        quantization_method=read_quantization_method(folder),
         asked_engine="packed",
     )
 
 
-def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
-    """A CTranslate2 folder of the person's own."""
+def _prepare_ctranslate2_folder(model: str, folder: Path, report: Report) -> PreparedModel:
+    """Return a user's own CTranslate2 folder after checking it."""
     from packhorse.models.ct2_spec import require_faithful_folder
 
-    variables = ready.read_variables(folder)
-    ready.require_readable(folder)
+    variables = ctranslate2_folder.read_variables(folder)
+    ctranslate2_folder.require_readable(folder)
     require_faithful_folder(folder, variables)
-    tokenizer = ready.tokenizer_folder(folder)
-    files = ready.deciding_files(folder)
+    tokenizer = ctranslate2_folder.tokenizer_folder(folder)
+    files = ctranslate2_folder.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
-    say_if_long(folder, size, report)
+    report_if_long(folder, size, report)
     return PreparedModel(
         name=model,
         kind="ctranslate2",
         folder=folder,
         tokenizer_folder=tokenizer,
-        quantization=ready.stored_quantization(variables),
+        quantization=ctranslate2_folder.stored_quantization(variables),
         fingerprint=fingerprint(file_digests(folder, files)),
         bytes_on_disk=size,
-        quantization_method=method_of(folder),
+        quantization_method=read_quantization_method(folder),
     )
 
 
 def _check_names(quantization: str, device: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ConfigError(
-            f"there is no quantization {quantization!r}", f"one of {', '.join(QUANTIZATIONS)}"
+            f"there is no quantization {quantization!r}",
+            f"choose one of {', '.join(QUANTIZATIONS)}",
         )
     if device not in DEVICES:
-        raise ConfigError(f"there is no device {device!r}", f"one of {', '.join(DEVICES)}")
+        raise ConfigError(f"there is no device {device!r}", f"choose one of {', '.join(DEVICES)}")
 
 
-def _check_method(asked: _PrepareRequest) -> None:
-    form = resolve_quantization(asked.quantization, asked.device)
-    if asked.method not in (AUTO, PLAIN) and not form.startswith("int8"):
+def _check_method(request: PrepareRequest) -> None:
+    form = resolve_quantization(request.quantization, request.device)
+    if request.method not in (AUTO, PLAIN) and not form.startswith("int8"):
         raise ConfigError(
-            f"the quantization method {asked.method} is for int8, not for {form}",
-            "add --quantization int8, or leave the method out",
+            f"the quantization method {request.method} is for int8, not for {form}",
+            "add --quantization int8, or remove --quantization-method",
         )
 
 
 def _check_formats(engine: str, quantization: str, source: Source | None = None) -> None:
-    """source: the model, once it is here; engines are named that run it in this format."""
+    """Raise ConfigError if an engine does not run a format; with `source`, name one that does."""
     formats = FORMATS.get(engine, (quantization,))
     if quantization in formats:
         return

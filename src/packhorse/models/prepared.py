@@ -1,4 +1,4 @@
-"""What preparing a model comes to."""
+"""The result of preparing a model."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec
 
 Kind = Literal["huggingface", "ctranslate2", "fake"]
 Report = Callable[[str], None]
-"""Is told in one line what takes long or went differently than expected."""
+"""Receives one line on a long step, or on something that went differently than expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
     """A verified folder that an engine can load.
 
-    name: what the person said.
-    folder, tokenizer_folder: weights, and what transformers' AutoTokenizer loads.
-    quantization: number format of the stored weights ("float32", "bfloat16", "int8", ...), or
-        "as stored" where a file does not tell.
-    fingerprint: sha256 (hex) over the names and digests of all files that decide a result.
-    bytes_on_disk: size of those files (bytes).
-    quantization_method: how the weights were made ready for int8, a name of
-        `packhorse.config.QUANTIZATION_METHODS`; "" where they were not, or nothing tells.
-    asked_engine: the engine it was prepared for, where several load its kind.
+    Attributes:
+        name: The model as the user named it.
+        kind: Form of the folder.
+        folder: Folder of the weights.
+        tokenizer_folder: Folder that transformers' AutoTokenizer loads.
+        quantization: Number format of the stored weights ("float32", "bfloat16", "int8", ...), or
+            "as stored" if no file tells.
+        fingerprint: sha256 (hex) over the names and digests of all files that affect results.
+        bytes_on_disk: Size of those files (bytes).
+        quantization_method: How the weights were prepared for int8, one of
+            `config.QUANTIZATION_METHODS`; "" if they were not, or if no file tells.
+        asked_engine: The engine it was prepared for, if several load its kind.
     """
 
     name: str
@@ -42,17 +45,17 @@ class PreparedModel:
 
     @property
     def engine(self) -> str:
-        """The engine that loads it."""
+        """Name of the engine that loads it."""
         usual = "transformers" if self.kind == "huggingface" else self.kind
         return self.asked_engine or usual
 
     def codec(self) -> Codec:
-        """The model's tokenizer, loaded."""
+        """Load the model's tokenizer."""
         return ByteCodec() if self.kind == "fake" else HuggingFaceCodec(self.tokenizer_folder)
 
 
 def fake_model(name: str) -> PreparedModel:
-    """What the fake engine runs: no files, the same whatever its name is."""
+    """Return the model of the fake engine: no files, equal for all names."""
     nothing = Path()
     return PreparedModel(
         name=name,

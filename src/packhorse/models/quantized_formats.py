@@ -1,4 +1,4 @@
-"""Checkpoints that were quantized by other tools: what they need, and what cannot be done."""
+"""Checkpoints quantized by other tools: their method, the package it needs, what is refused."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ _PACKAGES: Mapping[str, str] = {
     "sinq": "sinq", "nvfp4": "kernels",
     "bitnet": "", "fp8": "", "mxfp8": "", "mxfp4": "", "gemma": "",
 }  # fmt: skip
-"""Methods that transformers knows -> the package it computes them with, "" for none."""
+"""Method known to transformers -> package that computes it, "" if none is needed."""
 _MODULES = {"fbgemm-gpu": "fbgemm_gpu", "flute-kernel": "flute", "optimum-quanto": "optimum.quanto"}
-_MARKS: Mapping[str, str] = {
+_TENSOR_SUFFIXES: Mapping[str, str] = {
     ".qweight": "GPTQ or AWQ", ".absmax": "bitsandbytes", ".SCB": "bitsandbytes",
     ".weight_packed": "compressed-tensors", ".B_24": "Marlin",
 }  # fmt: skip
 _UNQUANTIZED = "give the unquantized model, or one that is quantized as GGUF"
 
 
-def method_of_config(config: Mapping[str, Any]) -> str:
-    """Return the method of a quantized checkpoint by its config, "" for one that is not."""
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict):
+def quantization_method(settings: Any) -> str:
+    """Return the method by which a checkpoint is quantized, "" if it is not quantized.
+
+    Args:
+        settings: `quantization_config` of a config.json or of a transformers config, or None.
+    """
+    if settings is None:
         return ""
-    return str(settings.get("quant_method") or "quantized")
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method) or "quantized")
 
 
 def needed_package(method: str) -> str:
@@ -43,16 +47,25 @@ def needed_package(method: str) -> str:
     return _PACKAGES.get(method, "")
 
 
+def runs_on_transformers(method: str) -> bool:
+    """Return whether transformers can compute `method` with the packages installed here."""
+    return method in _PACKAGES and _is_installed(_PACKAGES[method])
+
+
 def require_known_format(
     folder: Path, config: Mapping[str, Any], tensors: Iterable[str], dtypes: set[str]
 ) -> None:
-    """Raise ModelError for quantized weights that no engine can compute here.
+    """Check that an engine can compute the weights of a checkpoint in this environment.
 
     Args:
-        folder: Of the checkpoint, for the message.
-        config: Its config.json.
-        tensors: Names of its tensors.
+        folder: Folder of the checkpoint, for the message.
+        config: The checkpoint's config.json.
+        tensors: Names of the checkpoint's tensors.
         dtypes: Number formats in its safetensors headers.
+
+    Raises:
+        ModelError: The weights are quantized by a method that no engine computes, or whose package
+            is not installed.
     """
     packed = config.get("quantization")
     if isinstance(packed, dict) and "bits" in packed and "U32" in dtypes:
@@ -60,15 +73,18 @@ def require_known_format(
             f"{folder} holds weights that are quantized in MLX's format, which no engine reads",
             "give the model it was made from",
         )
-    method = method_of_config(config)
+    method = quantization_method(config.get("quantization_config"))
     if not method:
-        _require_no_marks(folder, tensors)
-    elif method not in (*_PACKAGES, OWN_METHOD):
+        _require_no_quantized_tensors(folder, tensors)
+    elif method == OWN_METHOD:
+        return
+    elif method not in _PACKAGES:
         raise ModelError(
             f"{folder} is quantized in a form that no engine computes ({shown(method)})",
             _UNQUANTIZED,
         )
-    elif (package := needed_package(method)) and not _is_installed(package):
+    elif not runs_on_transformers(method):
+        package = needed_package(method)
         raise ModelError(
             f"{folder} is quantized ({method}), which only transformers computes, with the package "
             f"{package}, and that is not installed",
@@ -76,9 +92,9 @@ def require_known_format(
         )
 
 
-def _require_no_marks(folder: Path, tensors: Iterable[str]) -> None:
+def _require_no_quantized_tensors(folder: Path, tensors: Iterable[str]) -> None:
     for name in tensors:
-        for ending, tool in _MARKS.items():
+        for ending, tool in _TENSOR_SUFFIXES.items():
             if name.endswith(ending):
                 raise ModelError(
                     f"{folder} holds quantized weights ({tool}), and its config.json does not say "
@@ -88,6 +104,8 @@ def _require_no_marks(folder: Path, tensors: Iterable[str]) -> None:
 
 
 def _is_installed(package: str) -> bool:
+    if not package:
+        return True
     module = _MODULES.get(package, package.replace("-", "_"))
     try:
         return find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Library calls without their progress bars and warnings; `report` tells the person instead."""
+"""Silence progress bars and warnings of libraries; `report` informs the user instead."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers, tqdm and Python warnings; settings are put back afterwards.
+    """Silence transformers, tqdm and Python warnings; restore all settings afterwards.
 
-    Some of transformers' bars are plain tqdm and know no switch, so stderr is held back too:
+    Some of transformers' bars are plain tqdm without a switch, so standard error is discarded too:
     do not report from inside.
     """
     import transformers.utils.logging

@@ -1,7 +1,7 @@
-"""What a file or folder is that is no model as packhorse reads one, and what to do with it.
+"""Recognize files and folders that packhorse cannot read as a model, and say what to do.
 
-Looks at names, first bytes and config.json; loads no library. Each answer says what it is, what
-that means and what to give instead.
+Only names, first bytes and config.json are read; no library is loaded. Each message says what the
+file is and what to give instead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from packhorse.errors import ModelError
 from packhorse.storage.json_files import shown
 
+DECODER_ONLY = "packhorse runs decoder-only language models such as llama, qwen or gpt2"
+COPY_COMPLETELY = "it was not copied or fetched completely: do that again"
 _START_BYTES = 512
 _POINTER = b"version https://git-lfs"
 _ORIGINAL = "give the Hugging Face folder of the model, with config.json and safetensors weights"
@@ -38,11 +40,11 @@ _PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".downl
 
 
 def describe_content(path: Path) -> tuple[str, str] | None:
-    """Return what a file is by its first bytes and what to do, or None if nothing speaks."""
+    """Return what a file is by its first bytes, and what to do; None if they do not tell."""
     with path.open("rb") as file:
         start = file.read(_START_BYTES)
     if not start:
-        return "empty", "it was not copied or fetched completely: do that again"
+        return "empty", COPY_COMPLETELY
     for beginning, what, hint in _STARTS:
         if start.startswith(beginning):
             return what, hint
@@ -56,12 +58,12 @@ def describe_content(path: Path) -> tuple[str, str] | None:
     if re.match(rb"\x80[\2-\5]", start):
         return _PICKLE, _ORIGINAL
     if len(start) >= 8 and set(start[:64]) == {0}:
-        return "filled with zeros", "it was not copied or fetched completely: do that again"
+        return "filled with zeros", COPY_COMPLETELY
     return None
 
 
 def require_content(path: Path, *, allow_pickle: bool = False) -> None:
-    """Raise ModelError for a file of weights or of a tokenizer that is visibly something else."""
+    """Raise ModelError if a file of weights or of a tokenizer is recognizably something else."""
     found = describe_content(path)
     if found and not (allow_pickle and found[0] == _PICKLE):
         what, hint = found
@@ -69,7 +71,7 @@ def require_content(path: Path, *, allow_pickle: bool = False) -> None:
 
 
 def unknown_file(path: Path) -> ModelError:
-    """Return the error for a file that is no GGUF file."""
+    """Return the error for a file that is not a GGUF file."""
     if path.suffix in _PARTIAL:
         return ModelError(
             f"{path} is a download that was not finished ({path.suffix})", "finish or repeat it"
@@ -101,7 +103,7 @@ _RUNTIMES = {
 
 
 def describe_weights(folder: Path) -> tuple[str, str] | None:
-    """Return what weights in other formats a folder holds and what to do, or None for none."""
+    """Return which other format the weights in a folder have, and what to do; None for none."""
     names = sorted(path.name for path in folder.iterdir())
 
     def has(*patterns: str) -> bool:
@@ -138,7 +140,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def describe_folder(folder: Path) -> tuple[str, str] | None:
-    """Return what a folder without config.json is, as a predicate, and what to do; else None."""
+    """Return a predicate for a folder without config.json, and what to do; None if unknown."""
     held = {path.name for path in folder.iterdir()}
     if not held:
         return "is empty", _ORIGINAL
@@ -161,7 +163,7 @@ def describe_folder(folder: Path) -> tuple[str, str] | None:
 
 
 def require_tokenizer_content(path: Path) -> None:
-    """Raise ModelError for a tokenizer's file that is visibly something else than its name says."""
+    """Raise ModelError if a tokenizer's file is recognizably not what its name says."""
     require_content(path)
     if path.suffix != ".json":
         return

@@ -1,13 +1,13 @@
-"""Logits of a short text, by which a converted model is compared with the model it was made from.
+"""Reference logits: logits of a short text by which a converted model is checked.
 
-A converter drops what it does not know without an error: experts, scales, the epsilon of a norm.
-What is computed tells, whatever was dropped. The logits are kept beside the converted model, so
-that an engine can compare its own with them whenever it loads:
+A converter silently drops what it does not know: experts, scales, the epsilon of a norm. Logits
+reveal it, whatever was dropped. They are stored beside the converted model, so that an engine can
+compare its own with them on every load:
 
     reference_logits.npz    token_ids [tokens], columns [some of the vocabulary],
                             logits [tokens, columns] float32, totals [tokens] log of the sum of exp
 
-A part of the vocabulary is kept, spread evenly; every logit depends on all layers.
+An evenly spread part of the vocabulary is stored; every logit depends on all layers.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from packhorse.models.cache import REFERENCE_LOGITS
 FILE = REFERENCE_LOGITS
 TEXT_TOKENS = 24
 MOST_TOKENS = 96
-"""Of a text that is to be longer than a small window."""
+"""Maximum length of a text that must be longer than a small attention window (tokens)."""
 KEPT_COLUMNS = 1024
 _SPREAD = (0.02, 0.9)
-"""Part of the vocabulary that the text is drawn from: special tokens lie at its ends."""
+"""Part of the vocabulary that the text is drawn from: special tokens are at its ends."""
 _LOWEST_SPREAD = 1e-6
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far logits may be from their reference, as a share of the reference's standard deviation.
+    """Allowed difference from a reference, as a share of the reference's standard deviation.
 
-    largest: of any logit. typical: root of the mean square of all.
+    Attributes:
+        largest: Difference of any logit.
+        typical: Root mean square of all differences.
     """
 
     largest: float
@@ -48,12 +50,19 @@ class Tolerance:
 
 
 EXACT = Tolerance(largest=2e-3, typical=5e-4)
-"""Of float32: rounding errors of 30 layers come to a tenth of this."""
+"""For float32: rounding errors of 30 layers are a tenth of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceLogits:
-    """See the module."""
+    """Logits of a text in part of the vocabulary.
+
+    Attributes:
+        token_ids: The text, [tokens].
+        columns: Token ids whose logits are stored, [columns].
+        logits: [tokens, columns] in float32.
+        totals: Logarithm of the sum of exp over the whole vocabulary, [tokens].
+    """
 
     token_ids: tuple[int, ...]
     columns: NDArray[np.int64]
@@ -62,7 +71,7 @@ class ReferenceLogits:
 
     @classmethod
     def of(cls, token_ids: tuple[int, ...], logits: Floats) -> ReferenceLogits:
-        """logits: [tokens, vocabulary]."""
+        """Return the part of `logits` [tokens, vocabulary] to store."""
         vocabulary = logits.shape[1]
         columns = np.unique(np.linspace(0, vocabulary - 1, KEPT_COLUMNS).astype(np.int64))
         return cls(token_ids, columns, logits[:, columns], log_sum_exp(logits))
@@ -77,7 +86,7 @@ class ReferenceLogits:
         )
 
     def is_near(self, logits: Floats, first: int, tolerance: Tolerance) -> bool:
-        """Whether logits [tokens, vocabulary] of the text from its token `first` on are these."""
+        """Return whether logits [tokens, vocabulary] of the text from token `first` on agree."""
         some = slice(first, first + len(logits))
         if int(self.columns[-1]) >= logits.shape[1]:
             return False
@@ -87,7 +96,7 @@ class ReferenceLogits:
 
 
 def read_reference(folder: Path) -> ReferenceLogits | None:
-    """What is kept beside a model; None where nothing is. ModelError for a damaged file."""
+    """Return the logits stored beside a model, None if there are none; ModelError if damaged."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -105,7 +114,7 @@ def read_reference(folder: Path) -> ReferenceLogits | None:
 
 
 def are_near(given: Floats, wanted: Floats, tolerance: Tolerance) -> bool:
-    """Whether two sets of logits [tokens, columns] are the same but for rounding."""
+    """Return whether two sets of logits [tokens, columns] are equal up to rounding."""
     differences = np.abs(given - wanted)
     spread = max(float(wanted.std()), _LOWEST_SPREAD * float(np.abs(wanted).max()), 1e-12)
     typical = float(np.sqrt(np.square(differences).mean()))
@@ -115,16 +124,19 @@ def are_near(given: Floats, wanted: Floats, tolerance: Tolerance) -> bool:
 
 
 def log_sum_exp(logits: Floats) -> Floats:
-    """Over the vocabulary, of logits [tokens, vocabulary]."""
+    """Return the log of the sum of exp over the vocabulary, [tokens], of [tokens, vocabulary]."""
     largest = logits.max(axis=1)
     sums = np.exp(logits - largest[:, None], dtype=np.float64).sum(axis=1)
     return np.asarray(largest + np.log(sums), np.float32)
 
 
 def check_text(vocabulary: int, context: int, window: int = 0) -> tuple[int, ...]:
-    """Token ids spread over the vocabulary, more than `window` where that is small.
+    """Return token ids spread over the vocabulary, more than `window` of them if that is small.
 
-    context: tokens of a text at most. window: positions attention reaches back at most, 0 for all.
+    Args:
+        vocabulary: Size of the vocabulary.
+        context: Maximum length of a text (tokens).
+        window: Attention window (tokens), 0 for full attention.
     """
     count = min(max(TEXT_TOKENS, 2 * window) if 2 * window <= MOST_TOKENS else TEXT_TOKENS, context)
     low, high = int(_SPREAD[0] * vocabulary), max(1, int(_SPREAD[1] * vocabulary))
@@ -133,9 +145,13 @@ def check_text(vocabulary: int, context: int, window: int = 0) -> tuple[int, ...
 
 
 def reference_logits(model: Any) -> ReferenceLogits | None:
-    """Logits of a transformers model on a CPU, computed in float32 whatever its weights are in.
+    """Compute reference logits with a transformers model on the CPU, always in float32.
 
-    None for a model that computes no numbers. Raises ModelError for one that cannot be run.
+    Returns:
+        The logits; None if they are not finite.
+
+    Raises:
+        ModelError: transformers cannot run the model.
     """
     import torch
 
@@ -148,7 +164,7 @@ def reference_logits(model: Any) -> ReferenceLogits | None:
     try:
         with torch.no_grad(), _float32_weights(model):
             logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits
-    except Exception as error:  # a model's forward raises what it meets
+    except Exception as error:  # a forward pass may raise anything
         raise ModelError(
             f"transformers cannot compute this {text.model_type} model: {first_line(error)}",
             "copy or fetch the model again",
@@ -161,8 +177,10 @@ def reference_logits(model: Any) -> ReferenceLogits | None:
 
 @contextmanager
 def _float32_weights(model: Any) -> Iterator[None]:
-    """Lets each module compute with its weights in float32 while it runs, so that a model of 16
-    bits takes no more memory than one module more."""
+    """Convert the weights of each module to float32 while it runs.
+
+    A 16-bit model then takes the memory of one converted module more.
+    """
     import torch
 
     held: dict[int, list[tuple[Any, Any]]] = {}
@@ -174,7 +192,7 @@ def _float32_weights(model: Any) -> Iterator[None]:
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 changed.append((tensor, tensor.data))
                 tensor.data = tensor.data.float()
-                exact = getattr(module, f"scalar_{name}", None)  # rounded when it was made
+                exact = getattr(module, f"scalar_{name}", None)  # rounded at construction
                 if exact is not None:
                     tensor.data.fill_(exact)
 

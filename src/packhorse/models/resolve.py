@@ -1,4 +1,4 @@
-"""What a person means by MODEL: looks at names and folders, fetches and loads nothing."""
+"""Resolve the name of a model by names and folders alone; nothing is fetched or loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packhorse.errors import ConfigError, ModelError
 from packhorse.models.catalog import CATALOG, CatalogEntry, names
-from packhorse.models.recognize import describe_folder, unknown_file
+from packhorse.models.recognize import DECODER_ONLY, describe_folder, unknown_file
 
 HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 GGUF_MAGIC = b"GGUF"
@@ -42,7 +42,7 @@ class CatalogModel:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A repository of the model hub, `revision` None for its newest state."""
+    """A repository of the model hub; `revision` None is its newest state."""
 
     repository: str
     revision: str | None
@@ -52,13 +52,14 @@ Source = CTranslate2Folder | HuggingFaceFolder | GgufFile | CatalogModel | HubMo
 
 
 def resolve(model: str) -> Source:
-    """The source that `model` names; an existing path comes before a name.
+    """Return the source that `model` names; an existing path takes precedence over a name.
 
-    Raises ModelError for what is nothing of this, with what was tried and the closest name.
+    Raises:
+        ModelError: There is no such model; the message says what was tried, and the closest name.
     """
     if not model.strip():
         raise ModelError("no model was given", _catalog_hint())
-    path = _expanded(model)
+    path = _expand_user(model)
     if path.is_dir():
         return classify_folder(path)
     if path.is_file():
@@ -74,28 +75,30 @@ def resolve(model: str) -> Source:
     match = HUB_ID.fullmatch(model)
     if match:
         return HubModel(match["repository"], match["revision"])
-    raise _unknown(model)
+    raise _unknown_model(model)
 
 
 def resolve_engine(model: str, engine: str = "auto") -> str:
-    """The engine that will run `model`: "auto" is ctranslate2 for a CTranslate2 folder and
-    transformers for everything else. A hub repository is judged once it is fetched: see
-    `PreparedModel.engine`."""
+    """Return the engine that will run a model.
+
+    "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else. The engine
+    of a hub repository is known once it is fetched, see `PreparedModel.engine`.
+    """
     if engine != "auto":
         return engine
     return engine_for(resolve(model), engine)
 
 
 def engine_for(source: Source, engine: str) -> str:
-    """`engine` with "auto" decided for `source`; raises ConfigError if they do not fit."""
-    ready = isinstance(source, CTranslate2Folder)
+    """Return `engine` with "auto" resolved for `source`; ConfigError if it cannot run it."""
+    is_converted = isinstance(source, CTranslate2Folder)
     if engine == "auto":
-        return "ctranslate2" if ready else "transformers"
+        return "ctranslate2" if is_converted else "transformers"
     if engine not in ("transformers", "ctranslate2", "packed"):
         raise ConfigError(
-            f"the engine {engine!r} takes no model", "use transformers, ctranslate2 or packed"
+            f"the engine {engine!r} does not run models", "use transformers, ctranslate2 or packed"
         )
-    if ready and engine != "ctranslate2":
+    if is_converted and engine != "ctranslate2":
         raise ConfigError(
             f"a CTranslate2 folder cannot run on {engine}",
             "use --engine ctranslate2, or give the Hugging Face folder it was made from",
@@ -104,7 +107,7 @@ def engine_for(source: Source, engine: str) -> str:
 
 
 def classify_folder(path: Path) -> CTranslate2Folder | HuggingFaceFolder:
-    """What lies in an existing folder; ModelError for what no engine can use."""
+    """Return the kind of model in an existing folder; ModelError if no engine can use it."""
     held = {item.name for item in path.iterdir()}
     vocabulary = any(name.startswith("vocabulary.") for name in held)
     if {"model.bin", "config.json"} <= held and vocabulary:
@@ -112,7 +115,7 @@ def classify_folder(path: Path) -> CTranslate2Folder | HuggingFaceFolder:
     if any("_vocabulary." in name for name in held) and "model.bin" in held:
         raise ModelError(
             f"{path} is a CTranslate2 translation model, not a language model",
-            "packhorse runs decoder-only language models such as llama, qwen or gpt2",
+            DECODER_ONLY,
         )
     if "adapter_config.json" in held:
         raise ModelError(
@@ -138,14 +141,14 @@ def _classify_file(path: Path) -> GgufFile:
 
 def _generation_entry(entry: CatalogEntry) -> CatalogModel:
     if entry.purpose != "generation":
-        raise ModelError(f"{entry.name} makes embeddings, it generates no text", _catalog_hint())
+        raise ModelError(f"{entry.name} computes embeddings and generates no text", _catalog_hint())
     return CatalogModel(entry)
 
 
-def _expanded(model: str) -> Path:
+def _expand_user(model: str) -> Path:
     try:
         return Path(model).expanduser()
-    except RuntimeError:  # ~somebody who is not known here
+    except RuntimeError:  # ~name of an unknown user
         return Path(model)
 
 
@@ -158,10 +161,10 @@ def _catalog_hint() -> str:
     return f"names that need no files: {', '.join(names('generation'))}"
 
 
-def _unknown(model: str) -> ModelError:
+def _unknown_model(model: str) -> ModelError:
     closest = difflib.get_close_matches(model.lower(), names("generation"), n=1, cutoff=0.4)
     meant = f"did you mean {closest[0]}? " if closest else ""
     return ModelError(
-        f"no model {model!r}: it is no folder or GGUF file here, no catalog name and no hub id",
+        f"no model {model!r}: it is not a folder, a GGUF file, a catalog name or a hub id",
         f"{meant}{_catalog_hint()}; a hub id looks like organisation/name",
     )

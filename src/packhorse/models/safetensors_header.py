@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds, and whether it is whole.
+"""Read the header of a safetensors file: its tensors, and whether the file is complete.
 
 Format: 8 bytes little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets}}, data.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.recognize import require_content
+from packhorse.models.recognize import COPY_COMPLETELY, require_content
 from packhorse.storage.json_files import decode, parse_json, shown
 
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -23,12 +23,11 @@ _BITS = {
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
 _MAX_HEADER_BYTES = 100_000_000
-_FETCH_AGAIN = "it was not copied or fetched completely: do that again"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor as the header describes it. data_offsets: begin and end in the data (bytes)."""
+    """A tensor as the header describes it; `data_offsets` are its begin and end (bytes)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,18 +52,18 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         start = file.read(8)
         header_bytes = int.from_bytes(start, "little")
         if len(start) < 8 or header_bytes > min(size - 8, _MAX_HEADER_BYTES):
-            raise ModelError(f"{path} is truncated or no safetensors file", _FETCH_AGAIN)
+            raise ModelError(f"{path} is truncated or no safetensors file", COPY_COMPLETELY)
         data = file.read(header_bytes)
     try:
-        tensors = _tensors(parse_json(data, allow_nan=False))
+        tensors = _decode_tensors(parse_json(data, allow_nan=False))
         end = _require_tiling(tensors)
     except ValueError as error:
         raise ModelError(
-            f"{path} is no safetensors file: its header {error}", _FETCH_AGAIN
+            f"{path} is no safetensors file: its header {error}", COPY_COMPLETELY
         ) from error
     if 8 + header_bytes + end != size:
         raise ModelError(
-            f"{path} is truncated: {size:,} bytes of {8 + header_bytes + end:,}", _FETCH_AGAIN
+            f"{path} is truncated: {size:,} bytes of {8 + header_bytes + end:,}", COPY_COMPLETELY
         )
     return tensors
 
@@ -77,7 +76,7 @@ def bytes_by_dtype(tensors: Mapping[str, TensorEntry]) -> Counter[str]:
     return found
 
 
-def _tensors(header: Any) -> dict[str, TensorEntry]:
+def _decode_tensors(header: Any) -> dict[str, TensorEntry]:
     if not isinstance(header, dict):
         raise ValueError(f"must hold an object, got {shown(header)}")
     metadata = header.pop("__metadata__", {})
@@ -110,7 +109,7 @@ def _require_consistent(name: str, tensor: TensorEntry) -> None:
 
 
 def _require_tiling(tensors: Mapping[str, TensorEntry]) -> int:
-    """Return where the data ends; tensors must follow each other without gaps and overlaps."""
+    """Return the end of the data; tensors must follow each other without gaps and overlaps."""
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         begin, stop = tensor.data_offsets

@@ -1,4 +1,4 @@
-"""Where the cache lies, and what a full or read-only disk means in a person's words."""
+"""Location of the model cache, and clear errors for a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from packhorse.errors import ModelError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-_ELSEWHERE = "set {} to a folder on a disk with room that you may write to"
+_ELSEWHERE = "set {} to a writable folder on a disk with enough space"
 
 
 def cache_root() -> Path:
-    """$PACKHORSE_HOME, else the person's cache folder of this platform; may not exist yet."""
+    """Return $PACKHORSE_HOME, else the user's cache folder; it may not exist yet."""
     home = os.environ.get("PACKHORSE_HOME")
     try:
         if home:
@@ -33,7 +33,7 @@ def cache_root() -> Path:
 
 
 def require_free_bytes(folder: Path, needed: int) -> None:
-    """ModelError before long work when the disk of `folder` has less than `needed` bytes free."""
+    """Raise ModelError if the disk of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
@@ -47,35 +47,38 @@ def require_free_bytes(folder: Path, needed: int) -> None:
 def storage_errors(
     root: Path, variable: str = "PACKHORSE_HOME", *, networked: bool = False
 ) -> Iterator[None]:
-    """Turn what a full or read-only disk makes of the cache at `root` into a ModelError.
+    """Turn errors of a full or read-only disk into a ModelError about the cache at `root`.
 
-    Libraries wrap such errors in their own, so the whole chain of causes is searched. variable: of
-    the environment, that says where the cache is. networked: what is forbidden may be a
-    connection, unless a path is named.
+    Libraries wrap such errors in their own, so the whole chain of causes is searched.
+
+    Args:
+        root: Folder of the cache.
+        variable: Environment variable that sets the folder.
+        networked: An error without a path may concern a connection and is passed on.
     """
     try:
         yield
     except Exception as error:
-        trouble = _trouble(error, root, networked)
-        if trouble is None:
+        reason = _find_disk_error(error, root, networked)
+        if reason is None:
             raise
         raise ModelError(
-            f"the model cache {root} cannot be written: {trouble}", _ELSEWHERE.format(variable)
+            f"the model cache {root} cannot be written: {reason}", _ELSEWHERE.format(variable)
         ) from error
 
 
 def full_disk(text: str) -> OSError | None:
-    """What another Python process said of a full disk, in its traceback or its last line."""
+    """Return the error of a full disk that another Python process printed, None if none."""
     found = [code for code in _FULL if f"[Errno {code}]" in text]
     return OSError(found[0], os.strerror(found[0])) if found else None
 
 
-def _trouble(error: BaseException | None, root: Path, networked: bool) -> str | None:
+def _find_disk_error(error: BaseException | None, root: Path, networked: bool) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return os.strerror(error.errno or 0)
         closed = error if isinstance(error, OSError) and error.errno in _CLOSED else None
-        if closed and _concerns(closed, root, networked):
+        if closed and _is_about(closed, root, networked):
             return os.strerror(closed.errno or 0)
         for code in _FULL:  # Rust libraries (safetensors, tokenizers) give only a text
             if f"(os error {code})" in str(error):
@@ -84,8 +87,8 @@ def _trouble(error: BaseException | None, root: Path, networked: bool) -> str | 
     return None
 
 
-def _concerns(error: OSError, root: Path, networked: bool) -> bool:
-    """The failing path is the cache, something in it, or a folder it lies in."""
+def _is_about(error: OSError, root: Path, networked: bool) -> bool:
+    """Return whether the failing path is the cache, inside it, or one of its parents."""
     if error.filename is None:
         return not networked
     path = Path(os.fsdecode(error.filename))

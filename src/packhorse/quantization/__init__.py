@@ -1,10 +1,11 @@
-"""Models made ready for int8 before they are converted, so that little of their accuracy is lost.
+"""Algorithms that prepare a model for int8 before conversion, so that it keeps its accuracy.
 
-methods     how, by name, and for which families
-recipe      all that decides the result, as data
-folding     a recipe applied: rotation, then smoothing; exact in float32
-rounding    which way each weight is rounded
-search      the recipe that changes a model least
+methods          quantization methods by name, and the model families each supports
+recipe           method, seed, smoothing strengths and calibration rows, as data
+foldable_model   the linear layers of a model, by one set of names for all families
+folding          apply a recipe: rotation (QuaRot), then smoothing (SmoothQuant); exact in float32
+gptq             round weights to int8 with error compensation (GPTQ)
+search           find the recipe with the smallest divergence from the float32 model
 
-Everything happens to the weights, once: the converted model runs as fast as any other in int8.
+All changes are made to the weights, once: the converted model is as fast as any other in int8.
 """

@@ -1,4 +1,4 @@
-"""What rounding changes in what the model says, by simulation on held-out rows."""
+"""Divergence of simulated int8 from the float32 model on held-out rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from packhorse.quantization.int8 import int8_arithmetic
+from packhorse.quantization.activations import token_batches
+from packhorse.quantization.foldable_model import FoldableModel
+from packhorse.quantization.int8 import simulate_int8
 from packhorse.quantization.recipe import CalibrationRow
-from packhorse.quantization.rows import token_batches
-from packhorse.quantization.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """kl: of the distributions after rounding from those before, nats a scored token. top1: share
-    of scored tokens where both prefer the same one."""
+    """How far a model's next-token distributions are from the reference.
+
+    Attributes:
+        kl: KL divergence of the distributions from the reference (nats per scored token).
+        top1: Share of scored tokens at which both rank the same token first.
+    """
 
     kl: float
     top1: float
@@ -25,29 +29,37 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Natural logs of the float32 model's distributions at the scored tokens of `rows`, in the
-    order of `token_batches`: (tokens, vocabulary) a batch."""
+    """Log-probabilities of the float32 model at the scored tokens of `rows`.
+
+    Attributes:
+        rows: Calibration rows.
+        log_probs: Natural logarithms, [tokens, vocabulary] per batch, in the order of
+            `token_batches`.
+    """
 
     rows: tuple[CalibrationRow, ...]
-    logs: tuple[Tensor, ...]
+    log_probs: tuple[Tensor, ...]
 
 
-def reference(structure: Structure, rows: Sequence[CalibrationRow]) -> Reference:
-    """What the model says now; memory: scored tokens x vocabulary x 4 bytes."""
-    return Reference(tuple(rows), tuple(_logs(structure, rows)))
+def compute_reference(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Reference:
+    """Compute the reference with the model as it is now.
+
+    Memory: scored tokens x vocabulary x 4 bytes.
+    """
+    return Reference(tuple(rows), tuple(_log_probs(foldable, rows)))
 
 
-def int8_divergence(structure: Structure, reference: Reference) -> Divergence:
-    """Of the model computed in int8 from the reference."""
-    with int8_arithmetic(structure):
-        return divergence(structure, reference)
+def measure_int8_divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
+    """Return the divergence of the model in simulated int8 from the reference."""
+    with simulate_int8(foldable):
+        return measure_divergence(foldable, reference)
 
 
-def divergence(structure: Structure, reference: Reference) -> Divergence:
-    """Of the model as it is from the reference."""
+def measure_divergence(foldable: FoldableModel, reference: Reference) -> Divergence:
+    """Return the divergence of the model as it is from the reference."""
     kl = agreeing = 0.0
     count = 0
-    for ours, theirs in zip(_logs(structure, reference.rows), reference.logs, strict=True):
+    for ours, theirs in zip(_log_probs(foldable, reference.rows), reference.log_probs, strict=True):
         kl += float((theirs.exp() * (theirs - ours)).sum(dim=-1, dtype=torch.float64).sum())
         agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         count += len(theirs)
@@ -55,9 +67,9 @@ def divergence(structure: Structure, reference: Reference) -> Divergence:
 
 
 @torch.no_grad()
-def _logs(structure: Structure, rows: Sequence[CalibrationRow]) -> Iterator[Tensor]:
-    """A batch at a time: distributions over large vocabularies are large."""
-    head = structure.head.readers[0].module
+def _log_probs(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Iterator[Tensor]:
+    """Yield log-probabilities batch by batch: those over large vocabularies are large."""
+    head = foldable.head.projections[0].module
     for batch in token_batches(rows):
-        hidden = structure.body(batch.ids, use_cache=False).last_hidden_state
+        hidden = foldable.body(batch.ids, use_cache=False).last_hidden_state
         yield torch.log_softmax(head(hidden[batch.scored]), dim=-1)

@@ -1,4 +1,4 @@
-"""Orthogonal matrices that spread an outlier over all channels: signed Hadamard matrices.
+"""Signed Hadamard matrices: orthogonal matrices that spread an outlier over all channels.
 
 A Hadamard matrix has entries +1 and -1 and orthogonal rows: H Hᵀ = n I. Divided by sqrt(n) it turns
 a vector with one large entry into one whose entries are all of equal size.
@@ -20,8 +20,10 @@ from torch import Tensor
 
 
 def hadamard_matrix(size: int) -> Tensor | None:
-    """A Hadamard matrix of order `size`, (size, size) of +1.0 and -1.0 in float64; None where
-    none of the constructions above gives one."""
+    """Return a Hadamard matrix, [size, size] of +1.0 and -1.0 in float64.
+
+    None if none of the constructions above gives one of this order.
+    """
     odd = size // (size & -size)
     orders = (odd << power for power in range((size // odd).bit_length()))
     base = next((found for order in orders if (found := _core(order)) is not None), None)
@@ -33,11 +35,14 @@ def hadamard_matrix(size: int) -> Tensor | None:
 
 
 def rotation_matrix(size: int, seed: int | None) -> Tensor:
-    """An orthogonal matrix (size, size) in float64 that spreads outliers: a Hadamard matrix over
-    sqrt(size) with its rows' signs drawn from `seed` (None leaves them as they are).
+    """Return an orthogonal matrix that spreads outliers, [size, size] in float64.
 
-    Where no Hadamard matrix is known, the orthogonal factor of a matrix of normal random numbers:
-    it spreads almost as well.
+    It is a Hadamard matrix divided by sqrt(size). If none is known for this size, it is the
+    orthogonal factor of a matrix of normal random numbers, which spreads almost as well.
+
+    Args:
+        size: Rows and columns.
+        seed: Seed of random signs of the rows; None leaves the signs as they are.
     """
     generator = torch.Generator().manual_seed(seed or 0)
     matrix = hadamard_matrix(size)
@@ -56,7 +61,7 @@ _PALEY_PAIR = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
 
 
 def _core(order: int) -> Tensor | None:
-    """The matrix of order 1, or one by Paley's constructions for primes; None for other orders."""
+    """Return the matrix of order 1, or one by Paley's constructions for primes, else None."""
     if order == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     if order % 4:
@@ -77,8 +82,8 @@ def _core(order: int) -> Tensor | None:
 
 
 def _residues(prime: int) -> Tensor:
-    """Jacobsthal's matrix: entry (i, j) is 1 where i - j is a square modulo `prime`, -1 where it is
-    none, 0 on the diagonal."""
+    """Return Jacobsthal's matrix: entry (i, j) is 1 if i - j is a square modulo `prime`, 0 on the
+    diagonal, else -1."""
     character = -torch.ones(prime, dtype=torch.float64)
     character[[number * number % prime for number in range(1, prime)]] = 1
     character[0] = 0

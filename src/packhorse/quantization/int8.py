@@ -1,9 +1,9 @@
-"""What CTranslate2's int8 does to a model, in floats on the transformers model.
+"""Simulation of CTranslate2's int8 on the transformers model, in floats (fake quantization).
 
-CTranslate2 4.x (python/ctranslate2/specs/model_spec.py, src/ops/quantize_cpu.cc): each output
-channel of a weight and each row (token) of an activation is rounded to -127 ... 127 with one scale,
-127 over its largest magnitude; products are exact integers; embeddings are rounded too, one scale
-a token. Norms, attention and everything else stay in float32.
+CTranslate2 4.x (python/ctranslate2/specs/model_spec.py, src/ops/quantize_cpu.cc) rounds each output
+channel of a weight and each row (token) of an activation to -127 ... 127 with one scale, 127 over
+its largest magnitude. Products are exact integers. Embeddings are rounded too, with one scale per
+token. Norms, attention and everything else stay in float32.
 """
 
 from __future__ import annotations
@@ -15,40 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packhorse.quantization.structure import Structure
+from packhorse.quantization.foldable_model import FoldableModel
 
 LARGEST = 127
 
 
-def rounded(rows: Tensor) -> Tensor:
-    """`rows` as int8 with one scale a row (last dimension) would hold them, in floats."""
+def fake_quantize(rows: Tensor) -> Tensor:
+    """Return `rows` rounded to int8 with one scale per row (last dimension), in floats."""
     scale = row_scale(rows)
     return torch.round(rows * scale) / scale
 
 
 def row_scale(rows: Tensor) -> Tensor:
-    """Integers a unit, (..., 1): 127 over the largest magnitude of each row, 1 for a row of
-    zeros."""
+    """Return 127 over the largest magnitude of each row, [..., 1]; 1 for a row of zeros."""
     largest = rows.abs().amax(dim=-1, keepdim=True)
     return torch.where(largest > 0, LARGEST / largest, torch.ones_like(largest))
 
 
 @contextmanager
-def int8_arithmetic(structure: Structure) -> Iterator[None]:
-    """While this is open, the model computes as CTranslate2's int8 would; afterwards it is as it
-    was, to the bit. Holds a second copy of the weights."""
+def simulate_int8(foldable: FoldableModel) -> Iterator[None]:
+    """Let the model compute as CTranslate2's int8 does within the context.
+
+    Afterwards the model is restored bit by bit. Holds a second copy of the weights.
+    """
     kept: list[tuple[Tensor, Tensor]] = []
     hooks: list[Any] = []
-    weights = [structure.embedding.weight.data]
+    weights = [foldable.embedding.weight.data]
     try:
-        for site in structure.sites:
-            for reader in site.readers:
-                weights.append(reader.weight)
-                hooks.append(reader.module.register_forward_pre_hook(_round_input))
+        for group in foldable.groups:
+            for projection in group.projections:
+                weights.append(projection.weight)
+                hooks.append(projection.module.register_forward_pre_hook(_round_input))
         with torch.no_grad():
             for weight in weights:
                 kept.append((weight, weight.clone()))
-                weight.copy_(rounded(weight))
+                weight.copy_(fake_quantize(weight))
         yield
     finally:
         for hook in hooks:
@@ -59,4 +60,4 @@ def int8_arithmetic(structure: Structure) -> Iterator[None]:
 
 
 def _round_input(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (rounded(inputs[0]), *inputs[1:])
+    return (fake_quantize(inputs[0]), *inputs[1:])

@@ -1,11 +1,11 @@
-"""How a model is made ready for int8, by name, and which families of models it works for.
+"""Int8 quantization methods by name, and the model families that support each.
 
-    plain           not at all: CTranslate2's own conversion
-    smooth          outliers of activations move into weights              (smoothing.py)
-    rotate          outliers are spread over all channels                  (rotation.py)
-    rotate-smooth   both: rotation first, smoothing where it cannot reach
+    plain           round to nearest: CTranslate2's own conversion
+    smooth          SmoothQuant: move outliers of activations into weights    (smoothing.py)
+    rotate          QuaRot: spread outliers over all channels                 (rotation.py)
+    rotate-smooth   both: rotate, then smooth the input of the MLP's down projection
 
-All but `plain` also choose the rounding of each weight by what it does to outputs (rounding.py).
+All but `plain` also round weights by GPTQ (gptq.py).
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "qwen3": ("smooth", "rotate", "rotate-smooth"),
     "gpt2": ("smooth",),
 }
-"""Model types of transformers that can be made ready, the best method last."""
+"""transformers' model type -> methods that support it, the best one last."""
 
 
-def methods_for(family: str, asked: str) -> tuple[str, ...]:
-    """The methods that `asked` allows for a family, the best last; () where only plain is left.
+def supported_methods(family: str, asked: str) -> tuple[str, ...]:
+    """Return the methods that a request allows for a family, the best one last.
 
-    Raises ConfigError for one named that the family cannot have.
+    Args:
+        family: transformers' model type.
+        asked: Name of a method, or "auto".
+
+    Returns:
+        Names of methods; () if only `plain` is left.
+
+    Raises:
+        ConfigError: The family does not support the requested method.
     """
     known = FAMILIES.get(family, ())
     if asked == AUTO:
@@ -46,9 +54,9 @@ def methods_for(family: str, asked: str) -> tuple[str, ...]:
 
 
 def require_known(method: str) -> None:
-    """ConfigError for what is no name of a method."""
+    """Raise ConfigError unless `method` is the name of a method."""
     if method not in QUANTIZATION_METHODS:
         raise ConfigError(
             f"there is no quantization method {method!r}",
-            f"one of {', '.join(QUANTIZATION_METHODS)}",
+            f"choose one of {', '.join(QUANTIZATION_METHODS)}",
         )

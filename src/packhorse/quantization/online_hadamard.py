@@ -1,9 +1,9 @@
-"""The input of the MLP's second projection, turned while the model runs.
+"""Online Hadamard rotation of the MLP's down projection: its input is rotated at run time.
 
-Nothing linear makes that input, so no rotation of it can be folded into the model (QuaRot,
-Ashkboos et al. 2024, arXiv 2404.00456, section 4: "online Hadamard"). The packed engine turns it
-at the price of a few additions: blocks of n vectors of LANES channels are multiplied, lane by lane,
-by a Hadamard matrix H, and the weights W that read them were multiplied by H / n before.
+That input is the output of a nonlinearity, so its rotation cannot be folded into the model (QuaRot,
+Ashkboos et al. 2024, arXiv 2404.00456, section 4: "online Hadamard"). The packed engine rotates it
+for the cost of a few additions: blocks of n vectors of LANES channels are multiplied, lane by lane,
+by a Hadamard matrix H. The weights W that read them are multiplied by H / n beforehand.
 Sylvester's H is symmetric, so H H = n I and (W H / n)(H x) = W x.
 """
 
@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from packhorse.quantization.foldable_model import FoldableModel
 from packhorse.quantization.hadamard import hadamard_matrix
-from packhorse.quantization.structure import Structure
 
 LANES = 16
-"""Channels that lie beside each other and are turned alike: a vector of the engine's."""
-_LONGEST = 32
+"""Adjacent channels that are rotated alike: one SIMD vector of the packed engine."""
+_MAX_ORDER = 32
 
 
-def turned_together(channels: int) -> int:
-    """n for an activation of so many channels, a power of two; 1 is no turning."""
+def hadamard_order(channels: int) -> int:
+    """Return n for an activation of `channels` channels, a power of two; 1 means no rotation."""
     vectors, order = channels // LANES, 1
-    while order < _LONGEST and vectors % (2 * order) == 0:
+    while order < _MAX_ORDER and vectors % (2 * order) == 0:
         order *= 2
     return order
 
 
-def turned(rows: Tensor) -> Tensor:
-    """Rows (..., channels) with each block multiplied by H."""
-    order = turned_together(rows.shape[-1])
+def hadamard_rotated(rows: Tensor) -> Tensor:
+    """Return `rows` [..., channels] with each block multiplied by H."""
+    order = hadamard_order(rows.shape[-1])
     if order == 1:
         return rows
     matrix = hadamard_matrix(order)
@@ -41,22 +41,25 @@ def turned(rows: Tensor) -> Tensor:
     return torch.einsum("...nl,nm->...ml", blocks, matrix.to(rows.dtype)).reshape(rows.shape)
 
 
-def turned_back(weight: Tensor) -> Tensor:
-    """The weights (out, channels) of a product of turned rows."""
-    return turned(weight) / turned_together(weight.shape[-1])
+def fuse_inverse_hadamard(weight: Tensor) -> Tensor:
+    """Return `weight` [out, channels] multiplied by H / n, for inputs that are rotated."""
+    return hadamard_rotated(weight) / hadamard_order(weight.shape[-1])
 
 
 @torch.no_grad()
-def rotate_inputs_online(structure: Structure) -> None:
-    """From now on the model computes with turned inputs and weights: the same, up to rounding of
-    floats. Whoever watches the activation sees it turned."""
-    for site in structure.sites:
-        if site.kind != "down":
+def rotate_inputs_online(foldable: FoldableModel) -> None:
+    """Make the model compute down projections with rotated inputs and weights.
+
+    Its results stay the same up to float rounding. Hooks that observe the activation see it
+    rotated.
+    """
+    for group in foldable.groups:
+        if group.kind != "down":
             continue
-        for reader in site.readers:
-            reader.weight.copy_(turned_back(reader.weight))
-            reader.module.register_forward_pre_hook(_turn)
+        for projection in group.projections:
+            projection.weight.copy_(fuse_inverse_hadamard(projection.weight))
+            projection.module.register_forward_pre_hook(_rotate_input)
 
 
-def _turn(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (turned(inputs[0]), *inputs[1:])
+def _rotate_input(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (hadamard_rotated(inputs[0]), *inputs[1:])

@@ -1,4 +1,4 @@
-"""How far long work is, in lines: when a step begins, and every few seconds how much is left."""
+"""Progress of long work in lines: the start of each step, then share done and time left."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 _SECONDS_BETWEEN = 5.0
 
 
-class Steps:
-    """Reports the steps of one piece of work.
+class StepProgress:
+    """Report the steps of a long operation.
 
-    shares: step -> its usual share of the whole work, in any unit, in order. A step that is left
-    out counts as done once a later one begins.
+    A step that is skipped counts as done once a later one begins.
     """
 
     def __init__(
@@ -22,11 +21,19 @@ class Steps:
         report: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Start the clock.
+
+        Args:
+            title: Start of every line.
+            shares: Step -> its usual share of the whole work, in any unit, in order.
+            report: Receives one line per report.
+            clock: Returns the time (seconds).
+        """
         self._title, self._shares, self._report, self._clock = title, dict(shares), report, clock
         self._started = self._reported = clock()
 
     def begin(self, step: str) -> Callable[[float], None]:
-        """Says that a step begins; returns what is to be told the share of it that is done."""
+        """Report the start of a step; return the function that takes the share of it done."""
         names = list(self._shares)
         before = sum(self._shares[name] for name in names[: names.index(step)])
         total = sum(self._shares.values())
@@ -40,7 +47,7 @@ class Steps:
         return advance
 
     def _left(self, done: float) -> str:
-        """The time left, once a tenth of the work tells how fast it goes."""
+        """Return the time left as text, "" until a tenth of the work is done."""
         if done < 0.1:
             return ""
         seconds = (self._clock() - self._started) * (1 - done) / done

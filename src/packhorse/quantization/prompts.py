@@ -1,5 +1,7 @@
-"""The prompts that calibrate a model where nobody gives others: 96 of our own, shipped with the
-package; questions, instructions, texts to summarise or classify, code, and a dozen languages."""
+"""Default calibration prompts: 96 prompts shipped with the package.
+
+They hold questions, instructions, texts to summarise or classify, code, and a dozen languages.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ MAX_PROMPT_TOKENS = 512
 
 
 def shipped_bytes() -> bytes:
-    """The file of the shipped prompts, JSONL with `messages`."""
+    """Return the content of the file of prompts, JSONL with `messages`."""
     return (resources.files(__package__) / _FILE).read_bytes()
 
 
 def shipped_requests() -> list[Request]:
-    """The shipped prompts, mixed: any part of them holds some of each kind."""
+    """Return the shipped prompts, mixed: any part of them holds some of each kind."""
     rows = [json.loads(line) for line in shipped_bytes().decode("utf-8").splitlines()]
     return [
         Request(index=index, id=index, line=index + 1, content=tuple(row["messages"]))
@@ -28,12 +30,17 @@ def shipped_requests() -> list[Request]:
     ]
 
 
-def prompt_ids(
+def tokenize_prompts(
     codec: Codec, requests: Iterable[Request], max_tokens: int = MAX_PROMPT_TOKENS
 ) -> list[tuple[int, ...]]:
-    """Token ids of the requests that can be read, cut to their last `max_tokens` tokens.
+    """Return token ids of the requests that can be tokenized, cut to their last tokens.
 
-    A model without a chat template gets the messages as paragraphs of one text.
+    Without a chat template, the messages become paragraphs of one text.
+
+    Args:
+        codec: Tokenizer of the model.
+        requests: Prompts or messages.
+        max_tokens: Maximum length of a prompt; longer ones lose their beginning (tokens).
     """
     if not codec.has_chat_template:
         requests = [_as_text(request) for request in requests]

@@ -1,4 +1,4 @@
-"""A recipe: all that decides how a model is made ready for int8, as data."""
+"""A recipe: everything that determines how a model is prepared for int8, as data."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from hashlib import sha256
 from typing import Any
 
 CODE = "quantization-1"
-"""Changes whenever the same recipe would give another model."""
+"""Version of the algorithms; changes if the same recipe would give another model."""
 
-QUICK_ALPHAS: Mapping[str, Mapping[str, float]] = {
+DEFAULT_ALPHAS: Mapping[str, Mapping[str, float]] = {
     "smooth": dict.fromkeys(("qkv", "o", "mlp", "down", "head"), 0.5),
     "rotate": {},
     "rotate-smooth": {"down": 0.3},
 }
-"""Method -> kind of site -> alpha, where no search has chosen one for each site. Only these kinds
-are smoothed: after rotation no channel of the stream or of a head stands out, and smoothing there
-was never better than none."""
+"""Method -> kind of linear group -> alpha, used if no search has chosen one for each group.
+
+Only these kinds are smoothed: after rotation no channel of the residual stream or of a head is an
+outlier, and smoothing them was never better than not smoothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRow:
-    """Token ids of a prompt, and of what the model itself answers to it; () where nobody asked it.
+    """Token ids of a prompt and of the model's own answer to it, () if there is none.
 
-    The distributions that matter are those before each token of the answer, or, without one, after
-    each token of the prompt.
+    Scored are the distributions that predict the tokens of the answer or, without an answer, those
+    after each token of the prompt.
     """
 
     prompt: tuple[int, ...]
@@ -34,22 +35,24 @@ class CalibrationRow:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What the model reads: all but the answer's last token."""
+        """Token ids that the model reads: all but the answer's last one."""
         return (*self.prompt, *self.answer[:-1])
 
     @property
     def first_scored(self) -> int:
-        """Position in `inputs` of the first distribution that matters."""
+        """Position in `inputs` of the first scored distribution."""
         return len(self.prompt) - 1 if self.answer else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model is made ready; equal recipes make equal models.
+    """How a model is prepared for int8; equal recipes give equal models.
 
-    method: a name of `methods` that is no `auto`. seed: of the rotation. alphas: site name
-    -> smoothing (0 where it is not named). rows: what the model reads while its activations are
-    looked at.
+    Attributes:
+        method: Name of a method other than "auto".
+        seed: Seed of the rotation's signs.
+        alphas: Name of a linear group -> smoothing strength (SmoothQuant's alpha), default 0.
+        rows: Calibration rows, over which activations are measured.
     """
 
     method: str
@@ -72,7 +75,7 @@ class Recipe:
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Recipe:
-        """Raises KeyError, TypeError or ValueError for what `to_json` did not make."""
+        """Return the recipe that `to_json` wrote; KeyError, TypeError or ValueError otherwise."""
         if document["code"] != CODE:
             raise ValueError(f"made by {document['code']}, this is {CODE}")
         rows = [CalibrationRow(tuple(prompt), tuple(ans)) for prompt, ans in document["rows"]]

@@ -1,10 +1,10 @@
-"""Which method, and how much smoothing at each site: the recipe that changes the model least.
+"""Search for the method and the smoothing strengths with the smallest divergence in int8.
 
-Two measures. For each site and each alpha of a grid, what rounding there would cost is predicted
-from gradients on calibration rows (`sensitivity`): one forward and one backward pass for all sites
-and alphas. Then each method, with its best alphas, is computed in simulated int8 on rows that took
-no part in choosing them (`divergence`); the method of least divergence wins. Plain int8 is measured
-the same way, and wins where nothing is better.
+First, for each linear group and each alpha of a grid, the cost of rounding is predicted from
+gradients on calibration rows (`sensitivity`): one forward and one backward pass for all groups and
+alphas. Then each method with its best alphas is run in simulated int8 on held-out rows
+(`divergence`), and the method with the smallest divergence wins. Plain int8 is measured in the same
+way, and wins if nothing is better.
 """
 
 from __future__ import annotations
@@ -17,30 +17,35 @@ from typing import Any
 
 from torch import Tensor
 
-from packhorse.quantization.divergence import Divergence, Reference, int8_divergence, reference
+from packhorse.quantization.divergence import (
+    Divergence,
+    Reference,
+    compute_reference,
+    measure_int8_divergence,
+)
+from packhorse.quantization.foldable_model import FoldableModel, LinearGroup, make_foldable
 from packhorse.quantization.methods import PLAIN
-from packhorse.quantization.recipe import QUICK_ALPHAS, CalibrationRow, Recipe
+from packhorse.quantization.recipe import DEFAULT_ALPHAS, CalibrationRow, Recipe
 from packhorse.quantization.rotation import rotate
 from packhorse.quantization.sensitivity import predicted_divergence
-from packhorse.quantization.smoothing import activation_maxima, scales
-from packhorse.quantization.structure import Site, Structure, structure_of
+from packhorse.quantization.smoothing import activation_maxima, smoothing_scales
 
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6)
 _WEIGHED_ROWS = 32
-"""Rows that alphas are chosen by, at most: some thousand tokens, each with its gradients."""
+"""Maximum number of rows for choosing alphas: some thousand tokens, each with its gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A method with its best alphas; divergence of int8 from float32 on the held-out rows."""
+    """A method with its best alphas, and its divergence from float32 on the held-out rows."""
 
     recipe: Recipe
     divergence: Divergence
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """trials: the best first; `plain` is always among them."""
+class SearchResult:
+    """All trials, the best one first; `plain` is always among them."""
 
     trials: tuple[Trial, ...]
 
@@ -55,60 +60,73 @@ def search(
     rows: Sequence[CalibrationRow],
     held_out: Sequence[CalibrationRow],
     advance: Callable[[str, float], None] = lambda what, share: None,
-) -> Found:
-    """The best recipe for a loaded float32 model, which stays as it is but for its head's own
-    numbers (see `structure_of`).
+) -> SearchResult:
+    """Find the best recipe for a loaded float32 model.
 
-    methods: to try beside `plain`. rows, held_out: for choosing, and for judging. advance: is told
-    what is done, and which share of it is. Memory: three models (the original, the one that is
-    tried, and what int8_arithmetic keeps of it), and the reference's distributions.
+    The model stays as it is, except that its head is untied (see `make_foldable`). Memory: three
+    models (the original, the copy that is changed, and the weights that `simulate_int8` keeps), and
+    the reference distributions.
+
+    Args:
+        model: A transformers model in float32.
+        methods: Methods to try beside `plain`.
+        rows: Calibration rows for choosing alphas.
+        held_out: Rows for measuring divergence.
+        advance: Receives the method and the share of its work done.
     """
-    original = structure_of(model)
-    expected = reference(original, held_out)
+    original = make_foldable(model)
+    expected = compute_reference(original, held_out)
     plain = Recipe(PLAIN, 0, {}, ())
-    trials = [Trial(plain, int8_divergence(original, expected))]
+    trials = [Trial(plain, measure_int8_divergence(original, expected))]
     for method in methods:
-        structure = structure_of(copy.deepcopy(model))
-        trials.append(_try_method(structure, method, rows, expected, partial(advance, method)))
-        del structure  # before the next is copied
+        foldable = make_foldable(copy.deepcopy(model))
+        trials.append(_try_method(foldable, method, rows, expected, partial(advance, method)))
+        del foldable  # before the next is copied
         advance(method, 1.0)
-    return Found(tuple(sorted(trials, key=_kl)))
+    return SearchResult(tuple(sorted(trials, key=_kl)))
 
 
 def _try_method(
-    structure: Structure,
+    foldable: FoldableModel,
     method: str,
     rows: Sequence[CalibrationRow],
     expected: Reference,
     advance: Callable[[float], None],
 ) -> Trial:
-    """Makes `structure` ready by a method, and measures it: with the same alphas in every layer,
-    and with the best ones for each site, of which the better counts."""
+    """Measure a method with the same alphas in every layer and with the best alpha per group, and
+    return the better trial."""
     if method.startswith("rotate"):
-        rotate(structure, 0)
-    kinds = QUICK_ALPHAS[method]
-    sites = [site for site in structure.scalable_sites() if site.kind in kinds]
-    if not sites:
-        return Trial(Recipe(method, 0, {}, tuple(rows)), int8_divergence(structure, expected))
-    maxima = activation_maxima(structure, rows, sites)
-    candidates = {s.name: [scales(s, maxima[s.name], alpha) for alpha in ALPHAS] for s in sites}
-    predicted = predicted_divergence(structure, rows[:_WEIGHED_ROWS], candidates, advance=advance)
+        rotate(foldable, 0)
+    kinds = DEFAULT_ALPHAS[method]
+    groups = [group for group in foldable.scalable_groups() if group.kind in kinds]
+    if not groups:
+        return Trial(
+            Recipe(method, 0, {}, tuple(rows)), measure_int8_divergence(foldable, expected)
+        )
+    maxima = activation_maxima(foldable, rows, groups)
+    candidates = {
+        s.name: [smoothing_scales(s, maxima[s.name], alpha) for alpha in ALPHAS] for s in groups
+    }
+    predicted = predicted_divergence(foldable, rows[:_WEIGHED_ROWS], candidates, advance=advance)
     trials = []
     for alphas in (
-        {site.name: kinds[site.kind] for site in sites},
+        {group.name: kinds[group.kind] for group in groups},
         {name: _best_alpha(costs) for name, costs in predicted.items()},
     ):
-        chosen = {site.name: scales(site, maxima[site.name], alphas[site.name]) for site in sites}
-        _scale(sites, chosen)
+        chosen = {
+            group.name: smoothing_scales(group, maxima[group.name], alphas[group.name])
+            for group in groups
+        }
+        _apply_scales(groups, chosen)
         recipe = Recipe(method, 0, alphas, tuple(rows))
-        trials.append(Trial(recipe, int8_divergence(structure, expected)))
-        _scale(sites, {name: 1 / values for name, values in chosen.items()})
+        trials.append(Trial(recipe, measure_int8_divergence(foldable, expected)))
+        _apply_scales(groups, {name: 1 / values for name, values in chosen.items()})
     return min(trials, key=_kl)
 
 
-def _scale(sites: Sequence[Site], values: Mapping[str, Tensor]) -> None:
-    for site in sites:
-        site.scale(values[site.name])
+def _apply_scales(groups: Sequence[LinearGroup], values: Mapping[str, Tensor]) -> None:
+    for group in groups:
+        group.scale(values[group.name])
 
 
 def _kl(trial: Trial) -> float:

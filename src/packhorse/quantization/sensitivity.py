@@ -1,13 +1,13 @@
-"""How much a rounding error at one place changes what the model says, without trying it.
+"""Predict the effect of rounding one linear group on the model's output, without running int8.
 
-For small errors e of a projection's output y the divergence of the distributions p after it is
+For a small error e of a projection's output y, the divergence of the output distribution p is
 
     KL(p || p') = 1/2 E_{t ~ p} (g_t . e)^2,    g_t = d log p(t) / d y
 
-(second order; Fisher's information: Martens 2020, arXiv 1412.1193, section 8). Errors of rounding
-are next to independent between outputs and tokens, so the sum over squares of g and e is enough,
-and tokens t drawn from p, one a position, give all gradients of a row in one backward pass. On the
-demonstration model this predicted 0.0088 nats a token where 0.0090 were measured.
+(second order; Fisher information: Martens 2020, arXiv 1412.1193, section 8). Rounding errors are
+nearly independent between outputs and tokens, so the sum over squares of g and e is enough. Tokens
+t are drawn from p, one per position, which gives all gradients of a row in one backward pass. On
+the demonstration model this predicted 0.0088 nats per token; 0.0090 were measured.
 """
 
 from __future__ import annotations
@@ -18,31 +18,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packhorse.quantization.int8 import rounded
+from packhorse.quantization.activations import TokenBatch, token_batches
+from packhorse.quantization.foldable_model import FoldableModel, LinearGroup, Projection
+from packhorse.quantization.int8 import fake_quantize
 from packhorse.quantization.recipe import CalibrationRow
-from packhorse.quantization.rows import TokenBatch, token_batches
-from packhorse.quantization.structure import Projection, Site, Structure
 
 
 def predicted_divergence(
-    structure: Structure,
+    foldable: FoldableModel,
     rows: Sequence[CalibrationRow],
     candidates: Mapping[str, Sequence[Tensor]],
     *,
     seed: int = 0,
     advance: Callable[[float], None] = lambda share: None,
 ) -> dict[str, list[float]]:
-    """Site name -> for each candidate the KL (nats a scored token) that int8 there would cost.
+    """Predict the KL divergence of int8 in one linear group with everything else in float32.
 
-    candidates: site name -> scales of its makers' channels (see `Site.scale`), each tried by
-    itself with everything else in float32. advance: is told the share of the rows that are done.
+    Args:
+        foldable: The model.
+        rows: Calibration rows.
+        candidates: Name of a group -> candidate scales of its producers' channels (see
+            `LinearGroup.scale`).
+        seed: Seed for drawing tokens.
+        advance: Receives the share of the rows done.
+
+    Returns:
+        Name of the group -> KL divergence for each candidate (nats per scored token).
     """
-    sites = [site for site in structure.sites if site.name in candidates]
-    found = {site.name: torch.zeros(len(candidates[site.name])) for site in sites}
+    groups = [group for group in foldable.groups if group.name in candidates]
+    found = {group.name: torch.zeros(len(candidates[group.name])) for group in groups}
     generator = torch.Generator().manual_seed(seed)
     scored = done = 0
     for batch in token_batches(rows):
-        _add_batch(structure, batch, sites, candidates, found, generator)
+        _add_batch(foldable, batch, groups, candidates, found, generator)
         scored += int(batch.scored.sum())
         done += len(batch.ids)
         advance(done / len(rows))
@@ -50,37 +58,37 @@ def predicted_divergence(
 
 
 def _add_batch(
-    structure: Structure,
+    foldable: FoldableModel,
     batch: TokenBatch,
-    sites: Sequence[Site],
+    groups: Sequence[LinearGroup],
     candidates: Mapping[str, Sequence[Tensor]],
     found: dict[str, Tensor],
     generator: torch.Generator,
 ) -> None:
-    """Adds a batch's divergence: the backward pass meets every projection's error on its way."""
+    """Add the predicted divergence of a batch to `found`, in hooks of the backward pass."""
 
-    def watch(site: Site, reader: Projection) -> Any:
-        tokens = slice(None) if site is structure.head else batch.real
+    def watch(group: LinearGroup, projection: Projection) -> Any:
+        tokens = slice(None) if group is foldable.head else batch.mask
 
         def after(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             activation, exact = inputs[0].detach()[tokens], output.detach()[tokens]
 
             def weigh(gradient: Tensor) -> None:
                 weights = gradient[tokens].square()
-                for number, scales in enumerate(candidates[site.name]):
-                    error = _rounding_error(site, reader, activation, exact, scales)
-                    found[site.name][number] += 0.5 * (weights * error.square_()).sum()
+                for number, scales in enumerate(candidates[group.name]):
+                    error = _rounding_error(group, projection, activation, exact, scales)
+                    found[group.name][number] += 0.5 * (weights * error.square_()).sum()
 
             output.register_hook(weigh)  # type: ignore[no-untyped-call]
 
-        return reader.module.register_forward_hook(after)
+        return projection.module.register_forward_hook(after)
 
-    hooks = [watch(site, reader) for site in sites for reader in site.readers]
+    hooks = [watch(group, projection) for group in groups for projection in group.projections]
     try:
         with torch.enable_grad():
-            embedded = structure.embedding(batch.ids).detach().requires_grad_()
-            hidden = structure.body(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            logits = structure.head.readers[0].module(hidden[batch.scored])
+            embedded = foldable.embedding(batch.ids).detach().requires_grad_()
+            hidden = foldable.body(inputs_embeds=embedded, use_cache=False).last_hidden_state
+            logits = foldable.head.projections[0].module(hidden[batch.scored])
             logs = torch.log_softmax(logits, dim=-1)
             drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
             logs.gather(1, drawn).sum().backward()  # type: ignore[no-untyped-call]
@@ -90,10 +98,12 @@ def _add_batch(
 
 
 def _rounding_error(
-    site: Site, reader: Projection, activation: Tensor, exact: Tensor, scales: Tensor
+    group: LinearGroup, projection: Projection, activation: Tensor, exact: Tensor, scales: Tensor
 ) -> Tensor:
-    """Output of the projection with activation and weight scaled and rounded, less the exact."""
-    channels = site.to_readers(scales)
-    weight = rounded(reader.weight * channels)
-    output = torch.nn.functional.linear(rounded(activation / channels), weight, reader.bias)
+    """Return the error of the output if activation and weight are scaled and rounded."""
+    channels = group.to_input_channels(scales)
+    weight = fake_quantize(projection.weight * channels)
+    output = torch.nn.functional.linear(
+        fake_quantize(activation / channels), weight, projection.bias
+    )
     return output - exact

@@ -1,4 +1,4 @@
-"""`packhorse quantize`: prompts, answers, search, conversion, and what it gained."""
+"""`packhorse quantize`: search for the best int8 recipe, convert, and measure the gain."""
 
 from packhorse.quantize.accuracy import Accuracy
 from packhorse.quantize.job import QuantizeConfig, QuantizeReport, quantize

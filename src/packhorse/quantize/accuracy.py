@@ -1,4 +1,4 @@
-"""An int8 model against float32: what it says at each token, and what it answers."""
+"""Accuracy of an int8 model against float32: teacher forcing and greedy answers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from packhorse.evaluation.teacher_forcing import (
 )
 from packhorse.models import PreparedModel, model_facts
 from packhorse.quantization.recipe import CalibrationRow
-from packhorse.quantize.answers import greedy_answers
+from packhorse.quantize.answers import generate_greedy
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """One int8 model against float32 on the held-out rows, both run by their engines."""
+    """Scores of an int8 model against float32 on the held-out rows, both run by their engines."""
 
     method: str
     forced: TeacherForcedScores
     quality: QualityReport
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, rows left out."""
+        """Return the measures, without those of single rows."""
         forced, quality = self.forced.to_json(), self.quality.to_json()
         return {
             "method": self.method,
@@ -41,14 +41,22 @@ class Accuracy:
         }
 
 
-def accuracy(
+def measure_accuracy(
     prepared: PreparedModel,
     quantization: str,
     reference: TransformersLogProbs,
     rows: Sequence[CalibrationRow],
     max_new_tokens: int,
 ) -> Accuracy:
-    """Of a prepared CTranslate2 model; the answers of `rows` are the reference's."""
+    """Measure a prepared CTranslate2 model against a reference.
+
+    Args:
+        prepared: The CTranslate2 model.
+        quantization: Format to run it in.
+        reference: The float32 model.
+        rows: Held-out rows with the reference's greedy answers.
+        max_new_tokens: Maximum length of an answer (tokens).
+    """
     scored = CTranslate2LogProbs(prepared.folder, quantization)
     forced = teacher_forced(reference, scored, [(row.prompt, row.answer) for row in rows])
     assert forced is not None
@@ -56,7 +64,7 @@ def accuracy(
     engine = load_engine(prepared, facts, EngineConfig("ctranslate2", "cpu", quantization))
     try:
         prompts = [row.prompt for row in rows]
-        answers = greedy_answers(engine, prompts, max_new_tokens)
+        answers = generate_greedy(engine, prompts, max_new_tokens)
     finally:
         engine.close()
     ends = set(facts.eos_token_ids)

@@ -1,4 +1,4 @@
-"""Greedy answers of token-id prompts."""
+"""Generate greedy answers to prompts of token ids."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams
 from packhorse.engine_protocol import Engine
 from packhorse.errors import ModelError
 
-_ROWS_A_BATCH = 16
+_ROWS_PER_BATCH = 16
 
 
-def greedy_answers(
+def generate_greedy(
     engine: Engine,
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
     advance: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[int, ...]]:
-    """Greedy answers of `prompts`, in their order; ModelError for one the engine fails."""
-    decoding = SamplingParams(max_new_tokens=max_new_tokens)
-    rows = [Prompt(index, ids, decoding) for index, ids in enumerate(prompts)]
+    """Return greedy answers to `prompts`, in their order; ModelError if the engine fails on one."""
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    rows = [Prompt(index, ids, sampling) for index, ids in enumerate(prompts)]
     found: dict[int, tuple[int, ...]] = {}
     for outcome in engine.run(_batches(rows)):
         if not isinstance(outcome, EngineOutput):
@@ -31,5 +31,5 @@ def greedy_answers(
 
 def _batches(rows: Sequence[Prompt]) -> Iterator[Batch]:
     ordered = sorted(rows, key=lambda row: -len(row.token_ids))
-    for start in range(0, len(ordered), _ROWS_A_BATCH):
-        yield Batch(tuple(ordered[start : start + _ROWS_A_BATCH]))
+    for start in range(0, len(ordered), _ROWS_PER_BATCH):
+        yield Batch(tuple(ordered[start : start + _ROWS_PER_BATCH]))

@@ -1,9 +1,8 @@
-"""`packhorse quantize`: finds the way into int8 that changes a model least, keeps it, says what it
-gained.
+"""Find the int8 recipe that changes a model least, store it, and measure what it gains.
 
-    prompts -> the float32 model's answers -> search on two thirds -> convert -> judge on the rest
+    prompts -> float32 answers -> search on two thirds -> convert -> measure on the held-out third
 
-What is found is preferred by every later `prepare` and `run` of the same model in int8.
+Every later `prepare` and `run` of the same model in int8 uses the stored recipe.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from packhorse.inference.model import prepare_for
 from packhorse.inputs import read_rows
 from packhorse.models import PreparedModel, model_facts
 from packhorse.models.checkpoint import Checkpoint
-from packhorse.models.original import find_original
-from packhorse.models.quantized import (
+from packhorse.models.int8_preparation import (
     CannotFoldError,
     require_foldable,
     require_memory,
     search_bytes,
     store_recipe,
 )
+from packhorse.models.original import find_original
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
-from packhorse.quantization.progress import Steps
-from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
+from packhorse.quantization.progress import StepProgress
+from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, shipped_requests, tokenize_prompts
 from packhorse.quantization.recipe import CalibrationRow, Recipe
-from packhorse.quantize.accuracy import Accuracy, accuracy
-from packhorse.quantize.answers import greedy_answers
+from packhorse.quantize.accuracy import Accuracy, measure_accuracy
+from packhorse.quantize.answers import generate_greedy
 from packhorse.storage.atomic_files import copy_folder, is_there
 
 FEWEST_ROWS = 9
@@ -47,14 +46,20 @@ _METHOD_SHARES = {"smooth": 10.0, "rotate": 2.0, "rotate-smooth": 7.0}
 
 @dataclass(frozen=True, slots=True)
 class QuantizeConfig:
-    """What to look for, and with what.
+    """Settings of a search.
 
-    quantization: an int8 format of CTranslate2. method: of `packhorse.config.QUANTIZATION_METHODS`;
-    "auto" tries all the model's family can have, "plain" goes back to
-    CTranslate2's own conversion. calibration: prompts like those the model will
-    be used for, any input that `packhorse run` reads; None is a set of our own. rows: prompts used
-    at most; a third of them judges. max_new_tokens: of each answer. output: a folder that gets a
-    copy of the converted model.
+    Attributes:
+        model: Name or path of the model.
+        quantization: An int8 format of CTranslate2.
+        method: One of `config.QUANTIZATION_METHODS`. "auto" tries all methods that the model's
+            family supports; "plain" returns to CTranslate2's own conversion.
+        calibration: Prompts like those the model will be used for, any input that `packhorse run`
+            reads; None uses the prompts shipped with the package.
+        rows: Maximum number of prompts; a third of them is held out for measuring.
+        max_new_tokens: Maximum length of an answer (tokens).
+        output: Folder for a copy of the converted model, or None.
+        allow_pickle: Accept PyTorch pickles as weights.
+        reading: How to read `calibration`.
     """
 
     model: str
@@ -70,9 +75,21 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """What was found. simulated: method -> KL divergence (nats a token) of every method on the
-    held-out rows, as the search saw them. plain, chosen: before and after, as CTranslate2 runs
-    them. seconds: of the whole."""
+    """Result of a search.
+
+    Attributes:
+        model: Name or path of the model.
+        quantization: Format of the converted model.
+        method: The best method.
+        folder: Folder of the converted model.
+        recipe: File of the stored recipe.
+        rows: Calibration rows used, held-out rows included.
+        held_out: Held-out rows.
+        simulated: Method -> KL divergence on the held-out rows in simulated int8 (nats per token).
+        plain: Accuracy of plain int8 on CTranslate2.
+        chosen: Accuracy of the converted model on CTranslate2.
+        seconds: Duration of the whole (seconds).
+    """
 
     model: str
     quantization: str
@@ -99,11 +116,17 @@ class QuantizeReport:
 def quantize(
     config: QuantizeConfig, report: Callable[[str], None] = lambda line: None
 ) -> QuantizeReport:
-    """Searches, keeps what was found, converts, and measures what it gained.
+    """Search for the best recipe, store it, convert the model, and measure the gain.
 
-    Raises ConfigError for a format that is no int8 or a method the model's family cannot have,
-    InputError for calibration rows that are too few, ModelError for a model that cannot be had,
-    loaded or made ready, OutputError for an output folder that is there already.
+    Args:
+        config: Settings.
+        report: Receives progress lines.
+
+    Raises:
+        ConfigError: The format is not int8, or the model's family does not support the method.
+        InputError: There are too few calibration rows.
+        ModelError: The model cannot be found, loaded or prepared.
+        OutputError: The output folder exists already or cannot be written.
     """
     started = time.monotonic()
     _check(config)
@@ -113,28 +136,28 @@ def quantize(
     if methods:
         judging = -(-config.rows // _HELD_OUT_OF)
         needed = search_bytes(checkpoint, judging * (config.max_new_tokens + 1))
-        require_memory("the search", needed, "do without: int8 is made ready by default")
+        require_memory("the search", needed, "skip it: int8 is prepared by a default recipe")
     shares = {name: _METHOD_SHARES[name] for name in methods}
-    steps = Steps(
+    steps = StepProgress(
         f"quantizing {original.title}",
         {"answering": 8, "plain": 2, **shares, "converting": 12, "measuring": 10},
         report,
     )
-    rows = _answered(config, steps, report)
+    rows = _calibration_rows(config, steps, report)
     held_out = rows[_HELD_OUT_OF - 1 :: _HELD_OUT_OF]
     chosen_from = [row for index, row in enumerate(rows) if index % _HELD_OUT_OF < _HELD_OUT_OF - 1]
     recipe, simulated = _search(checkpoint, methods, chosen_from, held_out, steps)
-    kept = store_recipe(original.title, original.identity(), recipe, {"simulated_kl": simulated})
-    plain, ready = _converted(config, steps)
-    before, after = _judged(config, plain, ready, held_out, steps)
+    stored = store_recipe(original.title, original.identity(), recipe, {"simulated_kl": simulated})
+    plain, tuned = _convert(config, steps)
+    before, after = _measure(config, plain, tuned, held_out, steps)
     if config.output is not None:
-        _copy(ready.folder, config.output)
+        _copy(tuned.folder, config.output)
     return QuantizeReport(
         model=config.model,
         quantization=config.quantization,
         method=recipe.method,
-        folder=config.output or ready.folder,
-        recipe=kept,
+        folder=config.output or tuned.folder,
+        recipe=stored,
         rows=len(rows),
         held_out=len(held_out),
         simulated=simulated,
@@ -144,16 +167,18 @@ def quantize(
     )
 
 
-def _methods(checkpoint: Checkpoint, asked: str, report: Callable[[str], None]) -> tuple[str, ...]:
-    """The methods to try beside plain."""
-    if asked == PLAIN:
+def _methods(
+    checkpoint: Checkpoint, requested: str, report: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Return the methods to try beside plain."""
+    if requested == PLAIN:
         return ()
     try:
-        return require_foldable(checkpoint, asked)
+        return require_foldable(checkpoint, requested)
     except CannotFoldError as error:
-        if asked != AUTO:
+        if requested != AUTO:
             raise
-        report(f"{error}: plain int8 is all there is")
+        report(f"{error}: only plain int8 is available")
         return ()
 
 
@@ -161,7 +186,7 @@ def _check(config: QuantizeConfig) -> None:
     require_known(config.method)
     if not config.quantization.startswith("int8"):
         raise ConfigError(
-            f"{config.quantization} needs no search: only int8 loses accuracy that can be kept",
+            f"{config.quantization} needs no search, which is for int8 formats",
             f"packhorse prepare MODEL --engine ctranslate2 --quantization {config.quantization}",
         )
     for name, value, least in (
@@ -169,28 +194,28 @@ def _check(config: QuantizeConfig) -> None:
         ("max_new_tokens", config.max_new_tokens, 1),
     ):
         if value < least:
-            raise ConfigError(f"{name} is {value}", f"give a number of at least {least}")
+            raise ConfigError(f"{name} must be at least {least}, got {value}", f"raise {name}")
     if config.output is not None:
         _check_output(config.output)
 
 
 def _check_output(folder: Path) -> None:
-    """What can be refused before the search rather than after it."""
+    """Raise OutputError before the search for a folder that cannot be written."""
     if is_there(folder):
-        raise OutputError(f"{folder} is there already", "name a folder that is not")
+        raise OutputError(f"{folder} exists already", "choose a folder that does not exist")
     above = folder.absolute()
     while not above.exists():
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder} cannot be made in {above}", "choose another --output")
+        raise OutputError(f"{folder} cannot be created in {above}", "choose another --output")
 
 
 def _copy(folder: Path, output: Path) -> None:
     try:
         copy_folder(folder, output)
     except OutputError as error:
-        kept = f"what was found is kept; copy {folder} to where there is room for it"
-        raise OutputError(str(error), kept) from error
+        hint = f"the recipe is stored; copy {folder} to a disk with enough space"
+        raise OutputError(str(error), hint) from error
 
 
 def _requests(config: QuantizeConfig, report: Callable[[str], None]) -> list[Request]:
@@ -201,11 +226,13 @@ def _requests(config: QuantizeConfig, report: Callable[[str], None]) -> list[Req
     return [row for row in found if isinstance(row, Request)][: config.rows]
 
 
-def _answered(
-    config: QuantizeConfig, steps: Steps, report: Callable[[str], None]
+def _calibration_rows(
+    config: QuantizeConfig, steps: StepProgress, report: Callable[[str], None]
 ) -> list[CalibrationRow]:
-    """Calibration rows with the float32 model's own greedy answers; an end token belongs to an
-    answer that ended."""
+    """Return calibration rows with the float32 model's greedy answers.
+
+    An answer that ended includes its end token.
+    """
     advance = steps.begin("answering")
     engine = EngineConfig("transformers", "cpu", "float32")
     prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
@@ -213,18 +240,21 @@ def _answered(
     room = facts.max_context - config.max_new_tokens
     if room < 1:
         raise ConfigError(
-            f"max_new_tokens of {config.max_new_tokens} leaves no room for a prompt",
-            f"give a number below {facts.max_context}",
+            f"max_new_tokens must be less than the model's context of {facts.max_context} tokens, "
+            f"got {config.max_new_tokens}",
+            "lower max_new_tokens",
         )
-    prompts = prompt_ids(prepared.codec(), _requests(config, report), min(room, MAX_PROMPT_TOKENS))
+    prompts = tokenize_prompts(
+        prepared.codec(), _requests(config, report), min(room, MAX_PROMPT_TOKENS)
+    )
     if len(prompts) < FEWEST_ROWS:
         raise InputError(
-            f"{len(prompts)} prompts can be read, and at least {FEWEST_ROWS} are needed",
-            "give more rows, or leave --calibration out to use a set that is shipped",
+            f"at least {FEWEST_ROWS} prompts are needed, got {len(prompts)} usable ones",
+            "add rows, or remove --calibration to use the shipped prompts",
         )
     model = load_engine(prepared, facts, engine)
     try:
-        answers = greedy_answers(model, prompts, config.max_new_tokens, advance)
+        answers = generate_greedy(model, prompts, config.max_new_tokens, advance)
     finally:
         model.close()
     rows = []
@@ -239,9 +269,9 @@ def _search(
     methods: Sequence[str],
     rows: Sequence[CalibrationRow],
     held_out: Sequence[CalibrationRow],
-    steps: Steps,
+    steps: StepProgress,
 ) -> tuple[Recipe, dict[str, float]]:
-    """The best recipe, and the KL divergence of every method on the held-out rows."""
+    """Return the best recipe, and the KL divergence of every method on the held-out rows."""
     if not methods:
         return Recipe(PLAIN, 0, {}, ()), {}
     from packhorse.models.loading import load_float32
@@ -258,11 +288,11 @@ def _search(
     return found.best.recipe, {trial.recipe.method: trial.divergence.kl for trial in found.trials}
 
 
-def _converted(config: QuantizeConfig, steps: Steps) -> tuple[PreparedModel, PreparedModel]:
-    """The model in int8 as CTranslate2 would convert it, and as it was found to be best."""
+def _convert(config: QuantizeConfig, steps: StepProgress) -> tuple[PreparedModel, PreparedModel]:
+    """Return the model in plain int8, and in int8 by the stored recipe."""
     steps.begin("converting")
     engine = EngineConfig("ctranslate2", quantization=config.quantization)
-    plain, ready = (
+    plain, tuned = (
         prepare_for(
             config.model,
             replace(engine, quantization_method=method),
@@ -270,23 +300,25 @@ def _converted(config: QuantizeConfig, steps: Steps) -> tuple[PreparedModel, Pre
         )
         for method in (PLAIN, AUTO)
     )
-    return plain, ready
+    return plain, tuned
 
 
-def _judged(
+def _measure(
     config: QuantizeConfig,
     plain: PreparedModel,
-    ready: PreparedModel,
+    tuned: PreparedModel,
     held_out: Sequence[CalibrationRow],
-    steps: Steps,
+    steps: StepProgress,
 ) -> tuple[Accuracy, Accuracy]:
     advance = steps.begin("measuring")
     engine = EngineConfig("transformers", "cpu", "float32")
     folder = prepare_for(config.model, engine, allow_pickle=config.allow_pickle).folder
     reference = TransformersLogProbs(folder)
-    before = accuracy(plain, config.quantization, reference, held_out, config.max_new_tokens)
+    before = measure_accuracy(
+        plain, config.quantization, reference, held_out, config.max_new_tokens
+    )
     advance(0.5)
-    if ready.fingerprint == plain.fingerprint:
+    if tuned.fingerprint == plain.fingerprint:
         return before, before
-    after = accuracy(ready, config.quantization, reference, held_out, config.max_new_tokens)
+    after = measure_accuracy(tuned, config.quantization, reference, held_out, config.max_new_tokens)
     return before, after

@@ -15,10 +15,10 @@ from packhorse.engines.packed.checkpoint_tensors import RotatedTensors
 from packhorse.engines.packed.weights import LOW_DIGIT_STEPS, load_weights
 from packhorse.errors import EngineError
 from packhorse.models.int8_folder import write_int8_folder
+from packhorse.quantization.foldable_model import make_foldable
+from packhorse.quantization.gptq import round_weights
 from packhorse.quantization.online_hadamard import rotate_inputs_online
 from packhorse.quantization.recipe import CalibrationRow
-from packhorse.quantization.rounding import round_weights
-from packhorse.quantization.structure import structure_of
 from random_models import FAMILIES, saved
 
 
@@ -58,11 +58,11 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
 def prepared_model(name: str, folder: Path) -> Any:
     """Save a prepared int8 folder and return the model with its weights as floats."""
     model = saved(FAMILIES[name], folder)
-    structure = structure_of(model)
-    rotate_inputs_online(structure)
+    foldable = make_foldable(model)
+    rotate_inputs_online(foldable)
     rows = [CalibrationRow(tuple(range(start, start + 40, 2))) for start in (1, 30, 90)]
-    round_weights(structure, rows)
-    write_int8_folder(structure, folder)
+    round_weights(foldable, rows)
+    write_int8_folder(foldable, folder)
     return model
 
 

@@ -15,7 +15,7 @@ from packhorse.models.engine_support import (
 )
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.loading import load_config
-from packhorse.quantization.online_hadamard import turned_together
+from packhorse.quantization.online_hadamard import hadamard_order
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Architecture:
     @property
     def hadamard_order(self) -> int:
         """Number of vectors that the online Hadamard rotation of int8 mixes."""
-        return turned_together(self.inner)
+        return hadamard_order(self.inner)
 
 
 def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:

@@ -28,7 +28,7 @@ from packhorse.engines.packed.int8_matmul import (
     split_in_two,
 )
 from packhorse.errors import EngineError
-from packhorse.quantization.online_hadamard import turned_back
+from packhorse.quantization.online_hadamard import fuse_inverse_hadamard
 
 HEAD_COLUMNS = 8192
 """Vocabulary columns that are multiplied at once, so that their logits stay in the CPU cache."""
@@ -222,7 +222,7 @@ class _WeightBuilder:
     def down(self, weight: Tensor, bias: Tensor) -> Linear:
         """Return the down projection [hidden, inner]; in int8 its input is Hadamard-rotated."""
         rotates = self.quantized and not self.arch.holds_int8
-        return self.linear(turned_back(weight) if rotates else weight, bias)
+        return self.linear(fuse_inverse_hadamard(weight) if rotates else weight, bias)
 
 
 def _llama_layer(tensors: CheckpointTensors, build: _WeightBuilder, number: int) -> Layer:

@@ -1,4 +1,4 @@
-"""Whether a GGUF file holds a language model, and whether what it claims can be true of it."""
+"""Check that a GGUF file holds a language model whose sizes fit its tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.errors import ModelError
-from packhorse.models.claims import MAX_CONTEXT
+from packhorse.models.config_checks import MAX_CONTEXT, require_counts
 from packhorse.models.gguf_header import GgufHeader
-from packhorse.storage.json_files import decode, shown
+from packhorse.models.recognize import DECODER_ONLY
+from packhorse.storage.json_files import decode
 
 _ENCODERS = frozenset(
     {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert",
@@ -20,14 +21,12 @@ _IMAGES = frozenset(
      "qwen_image", "pig", "z_image"}
 )  # fmt: skip
 _SOUNDS = frozenset({"wavtokenizer-dec", "whisper", "kokoro", "parler-tts", "dia", "orpheus"})
-_TEXT_MODELS = "packhorse runs decoder-only language models such as llama, qwen or gpt2"
 _CHANGED = "the file was changed or damaged: copy or fetch it again"
 _MAX_SIZE = 1 << 31
 
 
 def read_field(file: Path, header: GgufHeader, name: str, kind: Any, otherwise: Any) -> Any:
-    """Return a metadata entry of type `kind`, `otherwise` if there is none; ModelError for another
-    type."""
+    """Return a metadata entry, `otherwise` if there is none; ModelError unless it is a `kind`."""
     if name not in header.fields:
         return otherwise
     try:
@@ -37,8 +36,12 @@ def read_field(file: Path, header: GgufHeader, name: str, kind: Any, otherwise: 
 
 
 def require_language_model(file: Path, header: GgufHeader) -> None:
-    """Raise ModelError for a file that is a part of a model, something else than a language model,
-    or describes sizes that its tensors cannot have."""
+    """Check a GGUF file by its header.
+
+    Raises:
+        ModelError: The file is a part of a model, is not a language model, or describes sizes that
+            its tensors cannot have.
+    """
     _require_whole(file, header)
     architecture = read_field(file, header, "general.architecture", str, "")
     kind = read_field(file, header, "general.type", str, "model")
@@ -62,11 +65,11 @@ def require_language_model(file: Path, header: GgufHeader) -> None:
         (_SOUNDS, "a model for sound"),
     ):
         if architecture.lower() in names:
-            raise ModelError(f"{file} is {what} ({architecture})", _TEXT_MODELS)
+            raise ModelError(f"{file} is {what} ({architecture})", DECODER_ONLY)
     tokens = read_field(file, header, "tokenizer.ggml.tokens", list[str], [])
     if not architecture or not tokens:
         lacking = "tokenizer.ggml.tokens" if architecture else "general.architecture"
-        raise ModelError(f"{file} holds no language model: it has no {lacking}", _TEXT_MODELS)
+        raise ModelError(f"{file} holds no language model: it has no {lacking}", DECODER_ONLY)
     _require_plausible(file, header, architecture)
 
 
@@ -97,12 +100,7 @@ def _require_plausible(file: Path, header: GgufHeader, architecture: str) -> Non
         "expert_used_count": (0, largest),
     }
     for name, (least, most) in bounds.items():
-        value = header.fields.get(f"{architecture}.{name}")
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for each in values:
-            if type(each) is not int or not least <= each <= most:
-                raise ModelError(
-                    f"{file}: {architecture}.{name} must be a whole number from {least} to {most} "
-                    f"for its {len(header.tensors)} tensors, got {shown(each)}",
-                    _CHANGED,
-                )
+        key = f"{architecture}.{name}"
+        if (value := header.fields.get(key)) is not None:
+            reason = f"the file holds {len(header.tensors)} tensors"
+            require_counts(f"{file}: {key}", value, (least, most), reason, _CHANGED)

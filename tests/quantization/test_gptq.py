@@ -1,4 +1,4 @@
-"""Weights rounded for their outputs: still CTranslate2's int8, and closer to the model."""
+"""GPTQ: weights are on CTranslate2's int8 grid, and outputs are closer to the model's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from packhorse.quantization import rounding
-from packhorse.quantization.int8 import rounded, row_scale
+from packhorse.quantization import gptq
+from packhorse.quantization.foldable_model import LinearGroup, Projection, make_foldable
+from packhorse.quantization.int8 import fake_quantize, row_scale
 from packhorse.quantization.methods import FAMILIES
-from packhorse.quantization.structure import Projection, Site, structure_of
 
 
 def as_converted(weight: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def as_converted(weight: Tensor) -> Tensor:
     return torch.from_numpy(np.rint(value * scale[:, None]).astype(np.int8))
 
 
-def site_of(weight: Tensor) -> Site:
-    return Site(0, "mlp", (), (Projection(torch.nn.Identity(), weight, None),))
+def group_of(weight: Tensor) -> LinearGroup:
+    return LinearGroup(0, "mlp", (), (Projection(torch.nn.Identity(), weight, None),))
 
 
 def correlated(tokens: int, channels: int, seed: int) -> Tensor:
@@ -41,13 +41,13 @@ def correlated(tokens: int, channels: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_on_the_grid_that_conversion_finds(family: str) -> None:
     model = random_model(family)
-    structure = structure_of(model)
-    rounding.round_weights(structure, random_rows(8))
-    for site in structure.sites:
-        for reader in site.readers:
-            integers = as_converted(reader.weight)
+    foldable = make_foldable(model)
+    gptq.round_weights(foldable, random_rows(8))
+    for group in foldable.groups:
+        for projection in group.projections:
+            integers = as_converted(projection.weight)
             assert (integers.abs().amax(1) == 127).all()
-            off = reader.weight * row_scale(reader.weight) - integers
+            off = projection.weight * row_scale(projection.weight) - integers
             assert float(off.abs().max()) < 1e-3
 
 
@@ -55,12 +55,12 @@ def test_outputs_on_other_tokens_change_less_than_by_rounding_to_nearest() -> No
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     seen, unseen = correlated(600, 64, 2), correlated(200, 64, 2)
     ours = weight.clone()
-    rounding._round_site(site_of(ours), seen.T @ seen)
+    gptq._round_group(group_of(ours), seen.T @ seen)
 
     def error(other: Tensor) -> float:
         return float(((other - weight) @ unseen.T).square().mean())
 
-    assert error(ours) < 0.5 * error(rounded(weight))
+    assert error(ours) < 0.5 * error(fake_quantize(weight))
 
 
 @settings(max_examples=25)
@@ -70,17 +70,17 @@ def test_channels_without_correlation_are_rounded_to_nearest(
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs, channels, generator=draw)
-    moments = torch.diag(torch.rand(channels, generator=draw) + 0.1)
+    hessian = torch.diag(torch.rand(channels, generator=draw) + 0.1)
     ours = weight.clone()
-    rounding._round_site(site_of(ours), moments)
-    torch.testing.assert_close(ours, rounded(weight))
+    gptq._round_group(group_of(ours), hessian)
+    torch.testing.assert_close(ours, fake_quantize(weight))
 
 
 def test_channels_that_are_always_zero_do_no_harm() -> None:
     weight = torch.randn(5, 16)
     ours = weight.clone()
-    rounding._round_site(site_of(ours), torch.zeros(16, 16))
-    torch.testing.assert_close(ours, rounded(weight))
+    gptq._round_group(group_of(ours), torch.zeros(16, 16))
+    torch.testing.assert_close(ours, fake_quantize(weight))
 
 
 def test_little_memory_takes_more_passes_and_gives_the_same(
@@ -88,46 +88,48 @@ def test_little_memory_takes_more_passes_and_gives_the_same(
 ) -> None:
     rows = random_rows(6)
     whole, parts = random_model("llama"), random_model("llama")
-    rounding.round_weights(structure_of(whole), rows[:3])
-    structure = structure_of(parts)
-    monkeypatch.setattr(rounding, "_STATISTICS_BYTES", 40_000)
-    groups = rounding._groups(structure.sites)
-    assert len(groups) > 2
-    assert [site for group in groups for site in group] == list(structure.sites)
+    gptq.round_weights(make_foldable(whole), rows[:3])
+    foldable = make_foldable(parts)
+    monkeypatch.setattr(gptq, "_HESSIAN_BYTES", 40_000)
+    passes = gptq._passes(foldable.groups)
+    assert len(passes) > 2
+    assert [group for batch_of_groups in passes for group in batch_of_groups] == list(
+        foldable.groups
+    )
     shares: list[float] = []
-    rounding.round_weights(structure, rows[:3], shares.append)
+    gptq.round_weights(foldable, rows[:3], shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    first = structure.sites[0].readers[0].weight
-    torch.testing.assert_close(first, structure_of(whole).sites[0].readers[0].weight)
+    first = foldable.groups[0].projections[0].weight
+    torch.testing.assert_close(first, make_foldable(whole).groups[0].projections[0].weight)
 
 
 def test_rounding_parts_of_a_projection_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(3)
     weight, inputs = torch.randn(40, 24, generator=draw), torch.randn(90, 24, generator=draw)
     whole, parts = weight.clone(), weight.clone()
-    rounding._round_site(site_of(whole), inputs.T @ inputs)
-    monkeypatch.setattr(rounding, "_PART_BYTES", 4 * 24 * 7)
-    assert [len(part) for (part,) in rounding._parts(site_of(parts))] == [7, 7, 7, 7, 7, 5]
-    rounding._round_site(site_of(parts), inputs.T @ inputs)
+    gptq._round_group(group_of(whole), inputs.T @ inputs)
+    monkeypatch.setattr(gptq, "_PART_BYTES", 4 * 24 * 7)
+    assert [len(part) for (part,) in gptq._parts(group_of(parts))] == [7, 7, 7, 7, 7, 5]
+    gptq._round_group(group_of(parts), inputs.T @ inputs)
     torch.testing.assert_close(parts, whole)
 
 
 PEAK = """
 import torch
 from packhorse.profiling.run_metrics import peak_memory_bytes
-from packhorse.quantization import rounding
+from packhorse.quantization import gptq
 
 channels = 2500
-rounding._inverse_factor(torch.eye(64), torch.arange(64))
-moments = torch.eye(channels)
+gptq._inverse_cholesky(torch.eye(64), torch.arange(64))
+hessian = torch.eye(channels)
 before = peak_memory_bytes()
-rounding._inverse_factor(moments, torch.arange(channels))
+gptq._inverse_cholesky(hessian, torch.arange(channels))
 print((peak_memory_bytes() - before) / channels**2)
 """
 
 
 def test_the_inverse_takes_no_more_than_is_said() -> None:
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    said = rounding.working_bytes(20_000) - 5 * rounding._PART_BYTES - 4 * 20_000**2
+    said = gptq.working_bytes(20_000) - 5 * gptq._PART_BYTES - 4 * 20_000**2
     assert float(done.stdout) <= said / 20_000**2 == 24

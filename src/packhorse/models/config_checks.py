@@ -1,8 +1,8 @@
-"""Whether what a config claims can be true of the files beside it.
+"""Check that the sizes in a config.json fit the weights beside it.
 
-A library builds what a config describes before it looks at the weights: a billion layers take
-forever, a vocabulary of a billion takes all memory. So claims are compared with the headers of the
-weights before any library reads the folder.
+A library builds what a config describes before it reads the weights: a billion layers take forever,
+a vocabulary of a billion takes all memory. So sizes are compared with the headers of the weights
+before any library reads the folder.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from packhorse.storage.json_files import decode, shown
 
 MAX_CONTEXT = 1 << 26
 """More tokens of context than any model has, and than any engine could hold in memory."""
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""Keys of a config that give the context length, in order of preference."""
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "vocab_size")
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx",
-             "max_sequence_length", "original_max_position_embeddings")  # fmt: skip
+_CONTEXTS = (*CONTEXT_KEYS, "max_sequence_length", "original_max_position_embeddings")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _SIZES = (
     "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size",
@@ -47,8 +48,13 @@ _SANE_PARTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class StoredSizes:
-    """What the files of a model hold at most. tensors: how many. largest_dimension: of any tensor.
-    elements: numbers in all; integers count as what may be packed into them."""
+    """Upper bounds of what the files of a model hold.
+
+    Attributes:
+        tensors: Number of tensors.
+        largest_dimension: Largest dimension of any tensor.
+        elements: Number of elements in all tensors; integers count as the values packed into them.
+    """
 
     tensors: int
     largest_dimension: int
@@ -71,56 +77,62 @@ def sizes_of_bytes(count: int) -> StoredSizes:
 
 
 def require_types(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ModelError for a config.json whose values have other types than every config's."""
-    for prefix, part in _parts(config):
+    """Raise ModelError if a value of a config.json has the wrong type."""
+    for prefix, part in _nested_configs(config):
         for name, annotation in _TYPES.items():
             if part.get(name) is not None:
                 _decode(folder, annotation, part[name], f"{prefix}{name}")
 
 
 def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSizes) -> None:
-    """Raise ModelError for a config.json whose numbers cannot be true of the weights."""
+    """Raise ModelError if a number in a config.json does not fit the weights."""
     widest = max(stored.largest_dimension, 1)
-    for prefix, part in _parts(config):
+    for prefix, part in _nested_configs(config):
         is_text = not prefix or prefix.removesuffix(".") in _TEXT_CONFIGS
         layers = max(stored.tensors, 1) if is_text else _SANE_PARTS
         widths = widest if is_text else _MAX_SIZE
-        told = f"the files hold {stored.tensors} tensors" if is_text else ""
-        bounds = [(_LAYERS, 1, layers, told), (_CONTEXTS, 1, MAX_CONTEXT, "")]
+        held = f"the files hold {stored.tensors} tensors" if is_text else ""
+        bounds = [(_LAYERS, 1, layers, held), (_CONTEXTS, 1, MAX_CONTEXT, "")]
         bounds += [(_WIDTHS, 1, widths, "no tensor in the files is larger" if is_text else "")]
         bounds += [(_EXPERTS, 0, widths, "")]  # the router has an output for each
         bounds += [(_SIZES, 0, min(_MAX_SIZE, max(stored.elements, 1)), "")]
         for names, least, most, reason in bounds:
             for name in names:
                 if part.get(name) is not None:
-                    place = f"{prefix}{name}"
-                    _require_count(folder, place, part[name], (least, most), reason)
+                    where = f"{folder}/config.json: {prefix}{name}"
+                    require_counts(where, part[name], (least, most), reason, _HINT)
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The config, and configs in it, each with what its keys begin with."""
+def _nested_configs(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the config and the configs inside it, each with the prefix of its keys."""
     yield "", config
     for name, value in config.items():
         if name.endswith("_config") and isinstance(value, dict) and name != "quantization_config":
             yield f"{name}.", value
 
 
-def _require_count(
-    folder: Path, name: str, value: Any, bounds: tuple[int, int], reason: str
-) -> None:
-    """A whole number, or a list of one per layer."""
+def require_counts(where: str, value: Any, bounds: tuple[int, int], reason: str, hint: str) -> None:
+    """Raise ModelError unless `value` is a whole number within bounds, or a list of one per layer.
+
+    Args:
+        where: File and key, for the message.
+        value: The value.
+        bounds: Smallest and largest value.
+        reason: Reason of the upper bound, or "".
+        hint: What to do.
+    """
     values = value if isinstance(value, list) else [value]
     if len(values) > _SANE_PARTS:
-        raise ModelError(f"{folder}/config.json: {name} has {len(values):,} values", _HINT)
+        raise ModelError(f"{where} has {len(values):,} values", hint)
     for each in values:
         if isinstance(value, list) and each is None:
             continue
         if type(each) is not int or not bounds[0] <= each <= bounds[1]:
             because = f" ({reason})" if reason and type(each) is int and each > bounds[1] else ""
             raise ModelError(
-                f"{folder}/config.json: {name} must be a whole number from {bounds[0]} to "
-                f"{bounds[1]}{because}, got {shown(each)}",
-                _HINT,
+                f"{where} must be a whole number from {bounds[0]} to {bounds[1]}{because}, "
+                f"got {shown(each)}",
+                hint,
             )
 
 

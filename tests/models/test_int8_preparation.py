@@ -1,4 +1,4 @@
-"""int8 models in the cache: how they were made ready, what is preferred, what cannot be done."""
+"""int8 models in the cache: their preparation, stored recipes, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from packhorse.evaluation.teacher_forcing import (
     TransformersLogProbs,
     teacher_forced,
 )
-from packhorse.models import PreparedModel, cached_models, prepare
-from packhorse.models import quantized as ready
+from packhorse.models import PreparedModel, cached_models, int8_preparation, prepare
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.hashing import file_sha256
 from packhorse.models.original import find_original
@@ -58,7 +57,7 @@ def divergence(reference: TeacherForcedModel, prepared: PreparedModel) -> float:
         ("gpt2", "auto", "smooth"),
     ],
 )
-def test_an_int8_model_says_how_it_was_made_ready(
+def test_an_int8_model_names_its_quantization_method(
     tiny: Tiny, home: Path, name: str, asked: str, method: str
 ) -> None:
     folder = tiny(name)
@@ -94,7 +93,7 @@ def test_a_family_that_cannot_be_folded_is_converted_plain(
     prepared = int8(folder, report=messages.append)
     assert prepared.quantization_method == "plain"
     assert messages == [
-        "gptj models cannot be made ready for int8: it is converted as it is, and may lose much of "
+        "gptj models cannot be prepared for int8: it is converted as it is, and may lose much of "
         "its accuracy",
         "converting gptj to CTranslate2 int8",
     ]
@@ -115,7 +114,7 @@ def test_too_little_memory(
     tiny: Tiny, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("llama")
-    monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
+    monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 1_000_000_000)
     assert int8(folder, report=messages.append).quantization_method == "plain"
     assert "takes 3.1 GB of memory, and 1.0 GB are free: it is converted as it is" in messages[0]
     with pytest.raises(ModelError, match=r"1\.0 GB are free") as caught:
@@ -127,19 +126,19 @@ def test_too_little_memory(
 
 
 def test_memory_grows_with_width_and_vocabulary(tiny: Tiny) -> None:
-    """Statistics and their inverse are channels x channels, the head is no longer shared."""
+    """Hessians and their inverse are channels x channels, and the head is untied."""
     checkpoint = find_original(str(tiny("tied")), allow_pickle=False, report=print).checkpoint()
     path = checkpoint.folder / "config.json"
     config = json.loads(path.read_text())
 
     def needed(**changes: int) -> int:
         path.write_text(json.dumps(config | changes))
-        return ready.ready_bytes(checkpoint)
+        return int8_preparation.preparation_bytes(checkpoint)
 
     usual = needed()
     assert needed(intermediate_size=10_000) - usual == pytest.approx(24 * 10_000**2, rel=0.01)
     assert needed(vocab_size=1_000_000) - usual == 4 * 64 * 999_700
-    searching = ready.search_bytes(checkpoint, 1000)
+    searching = int8_preparation.search_bytes(checkpoint, 1000)
     assert searching > 3 * 4 * 64 * 1_000_000 + 4 * 1000 * 1_000_000
 
 
@@ -149,10 +148,10 @@ def test_only_the_converter_holds_the_weights_it_converts(
     held = list[object]()
 
     def converted(*arguments: Any) -> None:
-        held.extend(each for each in gc.get_objects() if type(each).__name__ == "Structure")
+        held.extend(each for each in gc.get_objects() if type(each).__name__ == "FoldableModel")
         convert_checkpoint(*arguments)
 
-    monkeypatch.setattr(ready, "convert_checkpoint", converted)
+    monkeypatch.setattr(int8_preparation, "convert_checkpoint", converted)
     assert int8(tiny("llama")).quantization_method == "rotate-smooth"
     assert held == []
 
@@ -161,7 +160,7 @@ def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     quick = int8(folder)
     original = find_original(str(folder), allow_pickle=False, report=print)
-    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    int8_preparation.store_recipe(original.title, original.identity(), RECIPE, {})
     tuned = int8(folder)
     assert tuned.folder.name.startswith("llama-int8-tuned-")
     assert tuned.quantization_method == "smooth"
@@ -170,14 +169,14 @@ def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
     (tuned.folder / "model.bin").unlink()
     assert int8(folder) == tuned, "it is built again from the recipe alone"
     changed = Recipe("smooth", 0, {"0.qkv": 0.6}, RECIPE.rows)
-    ready.store_recipe(original.title, original.identity(), changed, {})
+    int8_preparation.store_recipe(original.title, original.identity(), changed, {})
     assert int8(folder).fingerprint != tuned.fingerprint
 
 
 def test_a_recipe_belongs_to_one_model(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     original = find_original(str(folder), allow_pickle=False, report=print)
-    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    int8_preparation.store_recipe(original.title, original.identity(), RECIPE, {})
     tiny_models.tiny_llama(folder, seed=3)
     assert int8(folder).quantization_method == "rotate-smooth"
 
@@ -188,7 +187,7 @@ def test_a_recipe_that_cannot_be_used(
 ) -> None:
     folder = tiny("llama")
     original = find_original(str(folder), allow_pickle=False, report=print)
-    path = ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    path = int8_preparation.store_recipe(original.title, original.identity(), RECIPE, {})
     path.write_text(damage)
     assert int8(folder, report=messages.append).quantization_method == "rotate-smooth"
     assert "run packhorse quantize again" in messages[0]
@@ -198,7 +197,7 @@ def test_a_recipe_for_plain_int8(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     original = find_original(str(folder), allow_pickle=False, report=print)
     plain = Recipe("plain", 0, {}, ())
-    ready.store_recipe(original.title, original.identity(), plain, {})
+    int8_preparation.store_recipe(original.title, original.identity(), plain, {})
     assert int8(folder) == int8(folder, "plain")
 
 
@@ -229,7 +228,7 @@ def test_the_packed_engine_gets_int8_weights(
     assert found.kl_divergence.value < 0.1
 
 
-def test_packed_int8_loses_less_when_it_is_made_ready(tiny: Tiny, home: Path) -> None:
+def test_packed_int8_loses_less_when_it_is_prepared(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
     reference = TransformersLogProbs(folder)
 
@@ -262,7 +261,7 @@ def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> 
         packed_int8(folder)
 
 
-def test_packed_int8_that_is_ready_needs_no_original(
+def test_cached_packed_int8_needs_no_original(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither unpacked again nor read again, and a GGUF file is read once."""
@@ -304,14 +303,14 @@ def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -
     folder = tiny("llama")
     quick = packed_int8(folder)
     original = find_original(str(folder), allow_pickle=False, report=print)
-    ready.store_recipe(original.title, original.identity(), RECIPE, {})
+    int8_preparation.store_recipe(original.title, original.identity(), RECIPE, {})
     tuned = packed_int8(folder)
     assert tuned.folder.name.startswith("llama-packed-int8-tuned-")
     assert tuned.quantization_method == "smooth"
     assert packed_int8(folder, "rotate-smooth").quantization_method == quick.quantization_method
 
 
-def test_packed_int8_that_is_not_made_ready(
+def test_packed_int8_that_is_not_prepared(
     tiny: Tiny, tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny("gpt2")
@@ -321,9 +320,9 @@ def test_packed_int8_that_is_not_made_ready(
         packed_int8(folder, "rotate")
     other = tiny_models.tiny_gptj(tmp_path / "gptj")
     assert packed_int8(other).folder == other, "the engine says what it cannot run"
-    monkeypatch.setattr(ready, "available_bytes", lambda: 1_000_000_000)
+    monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 1_000_000_000)
     assert packed_int8(folder, report=messages.append).folder == folder
     assert messages == [
-        "making the model ready for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
+        "preparing the model for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
         "are rounded to nearest, which is less accurate"
     ]
