@@ -19,9 +19,10 @@ from documents import FAILED, FLAGGED, KNEE, RECOMMENDED, comparison
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.compare.csv_table import csv_text
 from packhorse.compare.document import FORMAT, Comparison, Estimate, Recommendation, Spread
+from packhorse.compare.markdown import markdown_text
 from packhorse.compare.report import read_report, write_reports
-from packhorse.compare.tables import csv_text, markdown_text
 from packhorse.errors import InputError, OutputError
 from packhorse.reports.documents import json_text
 

@@ -16,9 +16,9 @@ import pytest
 from packhorse.compare import runner
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Trial
-from packhorse.compare.recommend import UserLimits
 from packhorse.compare.report import read_report
 from packhorse.compare.trial import finished_repeat, run_repeat
+from packhorse.compare.verdict import UserLimits
 from packhorse.errors import ConfigError, InputError, OutputError, PackhorseError
 from packhorse.techniques.grid import packhorse_command
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.assess.pairs import Pair
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.paired_comparison import PairedComparison
 from packhorse.evaluation.statistics import Estimate, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
-MOST_POINTS = 40
+MAX_POINTS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +49,25 @@ class Cascade:
     points: tuple[CascadePoint, ...]
     chosen: int
     validation_rows: int
-    against_model: Pair
-    against_classic: Pair
+    against_model: PairedComparison
+    against_classic: PairedComparison
 
     @property
     def point(self) -> CascadePoint:
         return self.points[self.chosen]
 
 
-def thresholds(confidence: Floats) -> list[float]:
+def candidate_thresholds(confidence: Floats) -> list[float]:
     """0 (all classic), midpoints between neighbouring confidences thinned to MOST_POINTS, and a
     value above all (all model)."""
     ordered = np.unique(confidence)
     between = (ordered[:-1] + ordered[1:]) / 2
-    if len(between) > MOST_POINTS:
-        between = between[np.linspace(0, len(between) - 1, MOST_POINTS).round().astype(int)]
+    if len(between) > MAX_POINTS:
+        between = between[np.linspace(0, len(between) - 1, MAX_POINTS).round().astype(int)]
     return [0.0, *(float(value) for value in between), 1.01]
 
 
-def joined(
+def apply_threshold(
     classic: Predictions, model: Predictions, threshold: float
 ) -> tuple[Predictions, npt.NDArray[np.bool_]]:
     """What the cascade says, and which rows went to the model."""
@@ -80,15 +80,15 @@ def joined(
     return Predictions(labels), to_model
 
 
-def chosen(accuracies: Sequence[float], shares: Sequence[float], tolerance: float) -> int:
+def choose_point(accuracies: Sequence[float], shares: Sequence[float], tolerance: float) -> int:
     """The smallest share to the model among the points within `tolerance` of the best accuracy."""
     best = max(accuracies)
     close = [place for place, value in enumerate(accuracies) if value >= best - tolerance]
     return min(close, key=lambda place: (shares[place], -accuracies[place]))
 
 
-def accuracy_of(said: Predictions, truth: Sequence[str]) -> Estimate:
-    right = said.right(truth)
+def wilson_accuracy(said: Predictions, truth: Sequence[str]) -> Estimate:
+    right = said.is_correct(truth)
     found = wilson_interval(int(right.sum()), len(right))
     assert found is not None
     return found

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.assess.classifiers import Report, encoder_named
-from packhorse.assess.entries import ContestantResult, Kind
+from packhorse.assess.classifiers import StageCallback, load_encoder
+from packhorse.assess.contestants import ContestantResult, Kind
 from packhorse.assess.families import FAMILIES, Family, fit
-from packhorse.assess.features import CountedTexts, vectorizer
+from packhorse.assess.features import NgramCounts, make_vectorizer
+from packhorse.assess.metrics import Predictions
 from packhorse.assess.rows import LabelledRow
-from packhorse.assess.scoring import Predictions
-from packhorse.assess.splits import Fold, Places, Split
-from packhorse.assess.tuning import TrainingData, Tuned, finished, tune
+from packhorse.assess.splits import Fold, Indices, Split
+from packhorse.assess.tuning import TrainingData, TunedFamily, make_final_classifier, tune
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class Classic:
     (seconds, core-seconds) that pieces and embeddings of the training rows took."""
 
     data: TrainingData
-    train: Places
-    test: Places
+    train: Indices
+    test: Indices
     folds: tuple[Fold, ...]
     preparing: dict[str, tuple[float, float]]
 
 
-def prepare_rows(
-    parts: Split, folds: Sequence[Fold], embeddings: str | None, report: Report
+def prepare_features(
+    parts: Split, folds: Sequence[Fold], embeddings: str | None, report: StageCallback
 ) -> Classic:
     """Counts pieces and computes embeddings of all rows; a row's do not depend on the others."""
     rows = (*parts.train, *parts.test)
@@ -41,22 +41,22 @@ def prepare_rows(
     preparing = {"nothing": (0.0, 0.0)}
     report(f"counting words and characters of {len(rows):,} texts")
     started = time.perf_counter(), time.process_time()
-    pieces = CountedTexts(texts)
-    preparing["pieces"] = _since(started, count / len(rows))
+    pieces = NgramCounts(texts)
+    preparing["pieces"] = _time_since(started, count / len(rows))
     vectors = None
     if embeddings is not None:
-        encoder = encoder_named(embeddings, report)
+        encoder = load_encoder(embeddings, report)
         report(f"computing sentence embeddings of {len(rows):,} texts")
         started = time.perf_counter(), time.process_time()
         vectors = encoder.embed(texts)
-        preparing["embeddings"] = _since(started, count / len(rows))
+        preparing["embeddings"] = _time_since(started, count / len(rows))
     data = TrainingData(np.array([row.label for row in rows]), pieces, vectors)
     places = np.arange(len(rows))
     return Classic(data, places[:count], places[count:], tuple(folds), preparing)
 
 
-def classic_entries(
-    classic: Classic, train: Sequence[LabelledRow], report: Report
+def run_classic_contestants(
+    classic: Classic, train: Sequence[LabelledRow], report: StageCallback
 ) -> list[ContestantResult]:
     """Every family that sees what there is, tuned, fitted and asked."""
     families = [
@@ -67,22 +67,22 @@ def classic_entries(
     report(f"tuning {len(families)} classic contestants on {len(classic.folds)} folds")
     tuned = tune(families, classic.data, classic.folds)
     started = time.perf_counter(), time.process_time()
-    union = vectorizer(len(train)).fit([row.text for row in train])
-    fitting = _since(started, 1.0)
-    return [_entry(each, classic, union, fitting) for each in tuned]
+    union = make_vectorizer(len(train)).fit([row.text for row in train])
+    fitting = _time_since(started, 1.0)
+    return [_fit_and_predict(each, classic, union, fitting) for each in tuned]
 
 
-def _entry(
-    tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, float]
+def _fit_and_predict(
+    tuned: TunedFamily, classic: Classic, union: Any, fitting: tuple[float, float]
 ) -> ContestantResult:
     from sklearn.pipeline import Pipeline
 
     family, data = tuned.family, classic.data
     labels = data.labels[classic.train]
     started = time.perf_counter(), time.process_time()
-    fitted, asked = data.seen(family, classic.train, classic.test)
-    classifier = fit(finished(tuned, labels), fitted, labels)
-    spent = _since(started, 1.0)
+    fitted, asked = data.compute_features(family, classic.train, classic.test)
+    classifier = fit(make_final_classifier(tuned, labels), fitted, labels)
+    spent = _time_since(started, 1.0)
     chances = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
     # A support vector machine decides by its margin, and its probabilities follow from that one.
     said = tuple(str(label) for label in np.asarray(classifier.classes_)[chances.argmax(axis=1)])
@@ -95,7 +95,7 @@ def _entry(
         name=family.name,
         title=family.title,
         kind=kind,
-        said=Predictions(said, chances),
+        predictions=Predictions(said, chances),
         places=tuple(range(len(classic.test))),
         validated=tuned.accuracy,
         validated_on=f"{len(classic.folds)} folds of the training part",
@@ -107,14 +107,14 @@ def _entry(
     )
 
 
-def _settings(tuned: Tuned, family: Family) -> dict[str, str]:
+def _settings(tuned: TunedFamily, family: Family) -> dict[str, str]:
     if not family.values:
         return {}
     tried = ", ".join(f"{value:g}: {accuracy:.3f}" for value, accuracy in tuned.tried)
     return {family.parameter: f"{tuned.value:g}", "accuracy by setting": tried}
 
 
-def _since(started: tuple[float, float], share: float) -> tuple[float, float]:
+def _time_since(started: tuple[float, float], share: float) -> tuple[float, float]:
     """(seconds, core-seconds) since, times a share."""
     seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
     return seconds * share, cores * share

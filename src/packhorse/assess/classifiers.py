@@ -10,9 +10,16 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from packhorse.assess.language_model import Floats, Stopping, choosing, label_in, never, writing
-from packhorse.assess.priors import without_prior
-from packhorse.assess.saved import Card, ClassicPart, ModelPart, read_card, read_fitted
+from packhorse.assess.language_model import (
+    Floats,
+    ShouldStop,
+    extract_label,
+    iter_generated_texts,
+    iter_label_scores,
+    never_stop,
+)
+from packhorse.assess.priors import divide_out_prior
+from packhorse.assess.saved_classifier import Card, ClassicPart, ModelPart, read_card, read_fitted
 from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
@@ -20,7 +27,7 @@ from packhorse.inference.model import Model, load_prepared, prepare_for
 from packhorse.inputs import shown
 
 By = Literal["classic", "model"]
-Report = Callable[[str], None]
+StageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class Decision:
 
 class Classifier(Protocol):
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         """The place of each text with its decision, as they are known; once `stopping` says True,
         no further ones are begun."""
@@ -57,7 +64,7 @@ class Classic:
     encoder: Any = None
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         if not texts or stopping():
             return
@@ -79,20 +86,20 @@ class LanguageModel:
     classes: tuple[str, ...]
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         prompting = self.part.prompting
         if self.part.answers == "text":
-            for place, text in writing(self.model, prompting, texts, stopping):
+            for place, text in iter_generated_texts(self.model, prompting, texts, stopping):
                 yield place, self._read(text)
             return
-        for place, choice in choosing(self.model, prompting, texts, stopping):
+        for place, choice in iter_label_scores(self.model, prompting, texts, stopping):
             yield place, self._chosen(choice)
 
     def _read(self, text: str | Failure) -> Decision:
         if isinstance(text, Failure):
             return Decision(None, None, "model", text.code, text.message)
-        label = label_in(text, self.part.prompting.names)
+        label = extract_label(text, self.part.prompting.names)
         if label is None:
             message = f"the model's answer is none of the labels: {shown(text)}"
             return Decision(None, None, "model", "no_label", message)
@@ -102,7 +109,7 @@ class LanguageModel:
         if isinstance(choice, Failure):
             return Decision(None, None, "model", choice.code, choice.message)
         prior = self.part.prior
-        chances = choice if prior is None else without_prior(choice[None], prior)[0]
+        chances = choice if prior is None else divide_out_prior(choice[None], prior)[0]
         best = int(chances.argmax())
         return Decision(self.classes[best], float(chances[best]), "model")
 
@@ -120,7 +127,7 @@ class Cascade:
     _model: LanguageModel | None = field(default=None)
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         unsure = []
         for place, decision in self.classic.decide(texts, stopping):
@@ -143,7 +150,7 @@ class Cascade:
 def open_saved(
     folder: Path,
     batching: BatchingConfig | None = None,
-    report: Report = lambda message: None,
+    report: StageCallback = lambda message: None,
     date: datetime | None = None,
 ) -> Classifier:
     """The classifier of a folder that `packhorse assess` saved, loaded. date: see Model.
@@ -167,17 +174,17 @@ def open_saved(
     )
 
 
-def open_classic(folder: Path, part: ClassicPart, report: Report) -> Classic:
+def open_classic(folder: Path, part: ClassicPart, report: StageCallback) -> Classic:
     """The classic part of a saved classifier."""
     fitted = read_fitted(folder, part)
-    return Classic(fitted, encoder_named(part.embeddings, report) if part.embeddings else None)
+    return Classic(fitted, load_encoder(part.embeddings, report) if part.embeddings else None)
 
 
 def open_model(
     card: Card,
     part: ModelPart,
     batching: BatchingConfig,
-    report: Report,
+    report: StageCallback,
     date: datetime | None = None,
 ) -> LanguageModel:
     """The language model of a saved classifier, prepared where it is not yet. date: see Model."""
@@ -192,7 +199,7 @@ def open_model(
     return LanguageModel(model, part, card.classes)
 
 
-def encoder_named(name: str, report: Report) -> Any:
+def load_encoder(name: str, report: StageCallback) -> Any:
     """The sentence encoder of a catalog name or a folder."""
     from packhorse.embeddings import SentenceEncoder
     from packhorse.models import prepare_embedding_model

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.assess.classifiers import Classifier, Decision, open_saved
-from packhorse.assess.saved import CARD, Card, read_card
+from packhorse.assess.saved_classifier import CARD, Card, read_card
 from packhorse.config import BatchingConfig, InputConfig
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
@@ -103,7 +103,7 @@ class Labelling:
         observer.begin(journal.counts(), meter)
         try:
             with meter.stage("generate"):
-                for request, decision, timing in self._decided(classifier, pending(), hands):
+                for request, decision, timing in self._decide(classifier, pending(), hands):
                     outcome = _outcome(request, decision, timing)
                     note = {"confidence": decision.confidence, "answered_by": decision.by}
                     journal.record(outcome, note if isinstance(outcome, Completion) else None)
@@ -116,7 +116,7 @@ class Labelling:
             journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
 
-    def _decided(
+    def _decide(
         self, classifier: Classifier, requests: Iterable[Request], hands: JobContext
     ) -> Iterator[tuple[Request, Decision, Timing]]:
         """Every request with its decision, a window at a time, in the order they are known."""

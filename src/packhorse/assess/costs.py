@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.assess.language_model import Spent
+from packhorse.assess.language_model import TimeSpent
 from packhorse.errors import PackhorseError
 from packhorse.evaluation.statistics import quantile
 from packhorse.outputs import write_json
 
-CLASSIC_SINGLES = 100
-MODEL_SINGLES = 20
-MOST_TOGETHER = 250
+CLASSIC_SINGLE_ROWS = 100
+MODEL_SINGLE_ROWS = 20
+BATCH_ROWS = 250
 """Rows that a classic contestant's seconds per 1,000 rows are measured on."""
 
 
@@ -45,17 +45,19 @@ class Costs:
     cold_start: float
 
 
-def measured(folder: Path, texts: Sequence[str], spent: Spent | None, further_bytes: int) -> Costs:
+def measure_costs(
+    folder: Path, texts: Sequence[str], spent: TimeSpent | None, further_bytes: int
+) -> Costs:
     """Costs of the classifier saved in `folder` on `texts`.
 
     spent: what its rows took together, where that is known already; else it is measured on up to
     MOST_TOGETHER of the texts. further_bytes: on disk, besides the folder. Raises PackhorseError
     where the process ends badly.
     """
-    singles = MODEL_SINGLES if spent else CLASSIC_SINGLES
-    texts = texts[:MOST_TOGETHER]
-    found = probe(folder, texts, min(singles, len(texts)), together=spent is None)
-    together = spent or Spent(len(texts), *found["together"])
+    singles = MODEL_SINGLE_ROWS if spent else CLASSIC_SINGLE_ROWS
+    texts = texts[:BATCH_ROWS]
+    found = run_probe(folder, texts, min(singles, len(texts)), together=spent is None)
+    together = spent or TimeSpent(len(texts), *found["together"])
     latencies = found["singles"]
     own = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Costs(
@@ -71,7 +73,9 @@ def measured(folder: Path, texts: Sequence[str], spent: Spent | None, further_by
     )
 
 
-def probe(folder: Path, texts: Sequence[str], singles: int, *, together: bool) -> dict[str, Any]:
+def run_probe(
+    folder: Path, texts: Sequence[str], singles: int, *, together: bool
+) -> dict[str, Any]:
     """Runs `packhorse.assess.probe` in a process of its own; see there for what it finds."""
     rows = folder.with_name(folder.name + ".texts.json")
     write_json(rows, list(texts))

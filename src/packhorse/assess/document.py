@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from packhorse.assess.cascade import Cascade
 from packhorse.assess.costs import Costs
-from packhorse.assess.curve import LearningCurve
 from packhorse.assess.economy import Economy
-from packhorse.assess.pairs import Pair
+from packhorse.assess.learning_curve import LearningCurve
+from packhorse.assess.metrics import ClassificationMetrics
+from packhorse.assess.paired_comparison import PairedComparison
 from packhorse.assess.profile import Profile
-from packhorse.assess.scoring import ClassificationMetrics
 from packhorse.assess.verdict import Verdict
 
 FORMAT = 1
@@ -66,9 +66,9 @@ class Assessment:
     model_rows: int
     validation_rows: int
     contestants: tuple[Contestant, ...]
-    pair: Pair
-    classic_gain: Pair
-    model_gain: Pair
+    pair: PairedComparison
+    classic_gain: PairedComparison
+    model_gain: PairedComparison
     curves: tuple[LearningCurve, ...]
     cascade: Cascade | None
     economy: Economy

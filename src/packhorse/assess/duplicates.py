@@ -17,8 +17,8 @@ import numpy as np
 
 from packhorse.assess.rows import LabelledRow
 
-NEAR = 0.8
-PIECE = 8
+NEAR_COSINE = 0.8
+NGRAM = 8
 """Characters of a piece."""
 CHARACTERS_COMPARED = 20_000
 _ROWS_AT_ONCE = 512
@@ -27,7 +27,7 @@ _NO_WORD = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Distinct:
+class DistinctRows:
     """rows: one of each cluster. exact, near: rows removed. conflicting: clusters whose rows have
     different labels."""
 
@@ -37,9 +37,9 @@ class Distinct:
     conflicting: int
 
 
-def distinct(rows: Sequence[LabelledRow]) -> Distinct:
+def remove_duplicates(rows: Sequence[LabelledRow]) -> DistinctRows:
     """The rows without repetitions."""
-    texts = [squeezed(row.text) for row in rows]
+    texts = [normalize_text(row.text) for row in rows]
     first: dict[str, int] = {}
     same = [first.setdefault(text, place) for place, text in enumerate(texts)]
     singles = sorted(set(same))
@@ -51,7 +51,7 @@ def distinct(rows: Sequence[LabelledRow]) -> Distinct:
         cluster = cluster_of[same[place]]
         kept.setdefault(cluster, place)
         labels.setdefault(cluster, set()).add(row.label)
-    return Distinct(
+    return DistinctRows(
         rows=tuple(rows[place] for place in kept.values()),
         exact=len(rows) - len(singles),
         near=len(singles) - len(kept),
@@ -59,7 +59,7 @@ def distinct(rows: Sequence[LabelledRow]) -> Distinct:
     )
 
 
-def squeezed(text: str) -> str:
+def normalize_text(text: str) -> str:
     """A text without case, punctuation and white space; itself where nothing would be left."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _NO_WORD.sub("", folded) or folded.strip()
@@ -73,7 +73,7 @@ def _near(texts: Sequence[str]) -> list[int]:
 
     pieces = HashingVectorizer(
         analyzer="char",
-        ngram_range=(PIECE, PIECE),
+        ngram_range=(NGRAM, NGRAM),
         n_features=_BUCKETS,
         binary=True,
         alternate_sign=False,
@@ -86,7 +86,7 @@ def _near(texts: Sequence[str]) -> list[int]:
     right: list[Any] = []
     for start in range(0, len(texts), _ROWS_AT_ONCE):
         cosines = (matrix[start : start + _ROWS_AT_ONCE] @ turned).tocoo()
-        close = cosines.data >= NEAR - 1e-6
+        close = cosines.data >= NEAR_COSINE - 1e-6
         left.append(cosines.row[close] + start)
         right.append(cosines.col[close])
     places = np.concatenate(left), np.concatenate(right)

@@ -52,7 +52,7 @@ class Economy:
     after_months_with_labels: float | None
 
 
-def economy(
+def compute_economy(
     classic: Offer,
     model: Offer,
     others: Sequence[Offer],

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Sees = Literal["nothing", "pieces", "embeddings"]
 
-MOST_ITERATIONS = 2_000
+MAX_ITERATIONS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ def _logistic(value: float, classes: int) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    one = LogisticRegression(C=value, solver="liblinear", max_iter=MOST_ITERATIONS, random_state=0)
+    one = LogisticRegression(C=value, solver="liblinear", max_iter=MAX_ITERATIONS, random_state=0)
     return one if classes == 2 else OneVsRestClassifier(one)
 
 
-def _machine(value: float, classes: int) -> Any:
+def _svm(value: float, classes: int) -> Any:
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(C=value, max_iter=MOST_ITERATIONS, random_state=0)
+    return LinearSVC(C=value, max_iter=MAX_ITERATIONS, random_state=0)
 
 
 def _with_probabilities(machine: Any, smallest_class: int) -> Any:
@@ -93,7 +93,7 @@ FAMILIES: dict[str, Family] = {
             "pieces",
             "C",
             (0.1, 1, 10),
-            _machine,
+            _svm,
             _with_probabilities,
         ),
         Family(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.assess.priors import choice, without_prior
-from packhorse.assess.prompting import Prompting
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.priors import divide_out_prior, label_probabilities
+from packhorse.assess.prompting import PromptTemplate
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.evaluation.label_matching import is_right, normalise
 from packhorse.inference.model import Model, requests_of
@@ -28,16 +28,16 @@ Floats = npt.NDArray[np.float64]
 
 FREE_TEXT_TOKENS = 12
 """New tokens beyond the longest label."""
-Stopping = Callable[[], bool]
+ShouldStop = Callable[[], bool]
 
 
-def never() -> bool:
+def never_stop() -> bool:
     """The `stopping` of a pass that runs to its end."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class TimeSpent:
     """What rows took: wall seconds, and core-seconds of this process."""
 
     rows: int
@@ -46,24 +46,24 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class LabelScores:
     """Constrained choice without any prior taken out. probabilities: [rows, classes], nan for a row
     that failed."""
 
     probabilities: Floats
-    spent: Spent
+    spent: TimeSpent
 
     @property
     def known(self) -> Floats:
         """The choices of the rows that have one."""
         return self.probabilities[~np.isnan(self.probabilities[:, 0])]
 
-    def said(self, classes: Sequence[str], prior: Sequence[float] | None) -> Predictions:
+    def predictions(self, classes: Sequence[str], prior: Sequence[float] | None) -> Predictions:
         """The labels chosen, with a prior divided out if there is one. A row that failed has no
         label, and equal probabilities."""
         failed = np.isnan(self.probabilities[:, 0])
         known = np.where(failed[:, None], 1.0 / len(classes), self.probabilities)
-        chances = known if prior is None else without_prior(known, prior)
+        chances = known if prior is None else divide_out_prior(known, prior)
         chances[failed] = 1.0 / len(classes)
         best = chances.argmax(axis=1)
         rows = zip(best.tolist(), failed.tolist(), strict=True)
@@ -71,18 +71,18 @@ class Choices:
         return Predictions(labels, chances, int(failed.sum()))
 
 
-def choices(model: Model, prompting: Prompting, texts: Sequence[str]) -> Choices:
+def score_labels(model: Model, prompting: PromptTemplate, texts: Sequence[str]) -> LabelScores:
     """Scores every label after every text. Raises EngineError for an engine that cannot."""
     found = np.full((len(texts), len(prompting.names)), np.nan)
     started, cores = time.perf_counter(), time.process_time()
-    for place, result in choosing(model, prompting, texts):
+    for place, result in iter_label_scores(model, prompting, texts):
         if not isinstance(result, Failure):
             found[place] = result
-    return Choices(found, _spent(len(texts), started, cores))
+    return LabelScores(found, _spent(len(texts), started, cores))
 
 
-def choosing(
-    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+def iter_label_scores(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str], stopping: ShouldStop = never_stop
 ) -> Iterator[tuple[int, Floats | Failure]]:
     """The place of each text with its choice [classes] or why there is none, as they finish; once
     `stopping` says True, no further ones are begun."""
@@ -98,7 +98,7 @@ def choosing(
         if isinstance(result, Failure):
             yield result.index, result
         else:
-            yield result.index, choice(np.array([result.log_probs]), lengths)[0]
+            yield result.index, label_probabilities(np.array([result.log_probs]), lengths)[0]
 
 
 def _prefix_free(labels: list[tuple[int, ...]], model: Model) -> list[tuple[int, ...]]:
@@ -110,28 +110,32 @@ def _prefix_free(labels: list[tuple[int, ...]], model: Model) -> list[tuple[int,
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GeneratedLabels:
     """Free text, read for labels; spent as in `Choices`."""
 
-    said: Predictions
-    spent: Spent
+    predictions: Predictions
+    spent: TimeSpent
 
 
-def written(model: Model, prompting: Prompting, texts: Sequence[str]) -> Written:
+def generate_labels(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str]
+) -> GeneratedLabels:
     """What the model writes after every text, read for a label by `label_in`."""
     labels: list[str | None] = [None] * len(texts)
     failed = 0
     started, cores = time.perf_counter(), time.process_time()
-    for place, result in writing(model, prompting, texts):
+    for place, result in iter_generated_texts(model, prompting, texts):
         if isinstance(result, Failure):
             failed += 1
         else:
-            labels[place] = label_in(result, prompting.names)
-    return Written(Predictions(tuple(labels), None, failed), _spent(len(texts), started, cores))
+            labels[place] = extract_label(result, prompting.names)
+    return GeneratedLabels(
+        Predictions(tuple(labels), None, failed), _spent(len(texts), started, cores)
+    )
 
 
-def writing(
-    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+def iter_generated_texts(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str], stopping: ShouldStop = never_stop
 ) -> Iterator[tuple[int, str | Failure]]:
     """The place of each text with what the model wrote, or why it did not; otherwise as
     `choosing`."""
@@ -145,7 +149,7 @@ def writing(
         yield outcome.index, outcome.text if isinstance(outcome, Completion) else outcome
 
 
-def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:
+def extract_label(text: str, names: Sequence[tuple[str, str]]) -> str | None:
     """The label that an answer is, or None.
 
     The label whose words are the answer's first line or its first clause; else the one label whose
@@ -163,5 +167,5 @@ def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _spent(rows: int, started: float, cores: float) -> Spent:
-    return Spent(rows, time.perf_counter() - started, time.process_time() - cores)
+def _spent(rows: int, started: float, cores: float) -> TimeSpent:
+    return TimeSpent(rows, time.perf_counter() - started, time.process_time() - cores)

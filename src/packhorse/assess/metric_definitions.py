@@ -31,7 +31,7 @@ class Column:
     lines: tuple[str, str]
     more: bool | None
     meaning: str
-    of: Callable[[Contestant], Figure]
+    figure: Callable[[Contestant], Figure]
 
 
 def columns(assessment: Assessment) -> list[Column]:
@@ -85,7 +85,7 @@ def columns(assessment: Assessment) -> list[Column]:
                lambda each: cost_figure(each, "cold_start", number)),
     ]  # fmt: skip
     everybody = assessment.contestants
-    return [column for column in made if any(column.of(c).text != ABSENT for c in everybody)]
+    return [column for column in made if any(column.figure(c).text != ABSENT for c in everybody)]
 
 
 def share(value: float) -> str:

@@ -11,30 +11,30 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from packhorse.assess.budget import rows_for_model
+from packhorse.assess.budget import plan_model_rows
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import MODEL_TITLE, ContestantResult
-from packhorse.assess.language_model import choices, written
-from packhorse.assess.priors import CONTENT_FREE, prior_of
+from packhorse.assess.contestants import MODEL_TITLE, ContestantResult
+from packhorse.assess.language_model import generate_labels, score_labels
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.priors import CONTENT_FREE, mean_prior
 from packhorse.assess.prompting import (
-    Prompting,
-    examples_from,
-    fitted,
-    prompt_tokens,
-    prompting_for,
+    PromptTemplate,
+    count_prompt_tokens,
+    draw_examples,
+    fit_to_context,
+    zero_shot_template,
 )
 from packhorse.assess.rows import LabelledRow
-from packhorse.assess.saved import ModelPart
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.saved_classifier import ModelPart
 from packhorse.assess.splits import Split
 from packhorse.inference.model import Model
 
 PILOT_ROWS = 6
-Report = Callable[[str], None]
+StageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSide:
+class ModelResults:
     """entries: one a way of asking. validation: places of the training part they were asked too.
     test: places of the test part. notes: what was left out, and why."""
 
@@ -44,16 +44,18 @@ class ModelSide:
     notes: tuple[str, ...] = ()
 
 
-def model_side(model: Model, config: AssessConfig, parts: Split, report: Report) -> ModelSide:
+def run_model_contestants(
+    model: Model, config: AssessConfig, parts: Split, report: StageCallback
+) -> ModelResults:
     """Asks the model; how many rows follows from what a few of them take."""
     classes = sorted({row.label for row in parts.train})
-    ways, used, notes = _ways(model, config, parts, classes)
+    ways, used, notes = _prompt_variants(model, config, parts, classes)
     free = [place for place in range(len(parts.train)) if place not in used]
-    spread = _sampled([parts.train[place] for place in free], len(free), config.seed)
+    spread = _stratified_sample([parts.train[place] for place in free], len(free), config.seed)
     order = [free[place] for place in spread]
     pilot = [parts.train[place].text for place in order[:PILOT_ROWS]]
-    seconds = _seconds_a_row(model, ways.values(), pilot)
-    count = rows_for_model(
+    seconds = _seconds_per_row(model, ways.values(), pilot)
+    count = plan_model_rows(
         seconds, config.max_minutes, len(parts.test), len(order), config.model_rows
     )
     report(
@@ -61,8 +63,8 @@ def model_side(model: Model, config: AssessConfig, parts: Split, report: Report)
         f"{2 * len(ways)} ways, about {count.minutes:.0f} min at {seconds:.2g} s a row"
     )
     validation = tuple(sorted(order[: count.validation]))
-    test = tuple(_sampled(parts.test, count.test, config.seed))
-    asking = _Asking(
+    test = tuple(_stratified_sample(parts.test, count.test, config.seed))
+    contest = _ModelContest(
         model,
         config,
         tuple(classes),
@@ -71,66 +73,72 @@ def model_side(model: Model, config: AssessConfig, parts: Split, report: Report)
         test,
         report,
     )
-    entries = [asking.chosen(way, prompting) for way, prompting in ways.items()]
-    entries += [asking.wrote(way, prompting) for way, prompting in ways.items()]
-    return ModelSide(tuple(entries), validation, test, notes)
+    entries = [contest.by_choice(way, prompting) for way, prompting in ways.items()]
+    entries += [contest.by_free_text(way, prompting) for way, prompting in ways.items()]
+    return ModelResults(tuple(entries), validation, test, notes)
 
 
-def _ways(
+def _prompt_variants(
     model: Model, config: AssessConfig, parts: Split, classes: Sequence[str]
-) -> tuple[dict[str, Prompting], frozenset[int], tuple[str, ...]]:
+) -> tuple[dict[str, PromptTemplate], frozenset[int], tuple[str, ...]]:
     """Promptings by name, the places of training rows that are examples, and what must be said.
 
     Examples may take half of the model's context; where those of all classes do not fit into it,
     there are fewer of each, and at last none.
     """
-    zero = prompting_for(config.instruction, config.label_names, classes, config.max_text_tokens)
+    zero = zero_shot_template(
+        config.instruction, config.label_names, classes, config.max_text_tokens
+    )
     context = model.capabilities.max_context
     for shots in range(config.shots, 0, -1):
-        examples, used = examples_from(parts.train, shots, model.codec, config.seed)
+        examples, used = draw_examples(parts.train, shots, model.codec, config.seed)
         few = replace(zero, examples=examples)
-        if prompt_tokens(few, model.codec) <= context / 2:
+        if count_prompt_tokens(few, model.codec) <= context / 2:
             ways = {"zero-shot": zero, "few-shot": few}
-            return {name: fitted(way, model.codec, context) for name, way in ways.items()}, used, ()
+            return (
+                {name: fit_to_context(way, model.codec, context) for name, way in ways.items()},
+                used,
+                (),
+            )
     notes: tuple[str, ...] = ()
     if config.shots:
         notes = (
             f"There is no few-shot prompt: one example of each of {len(classes)} labels takes more "
             f"than half of the model's context of {context:,} tokens.",
         )
-    return {"zero-shot": fitted(zero, model.codec, context)}, frozenset(), notes
+    return {"zero-shot": fit_to_context(zero, model.codec, context)}, frozenset(), notes
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
+class _ModelContest:
     model: Model
     config: AssessConfig
     classes: tuple[str, ...]
     validation: Sequence[LabelledRow]
     test: Sequence[LabelledRow]
     places: tuple[int, ...]
-    report: Report
+    report: StageCallback
 
-    def chosen(self, way: str, prompting: Prompting) -> ContestantResult:
+    def by_choice(self, way: str, prompting: PromptTemplate) -> ContestantResult:
         """Constrained choice, with the prior that serves the validation rows best."""
         self.report(f"{way}, constrained choice")
-        known = choices(self.model, prompting, _texts(self.validation))
-        nothing = choices(self.model, prompting, CONTENT_FREE)
+        known = score_labels(self.model, prompting, _texts(self.validation))
+        nothing = score_labels(self.model, prompting, CONTENT_FREE)
         priors: dict[str, tuple[float, ...] | None] = {
-            "texts": prior_of(known.known),
-            "content-free": prior_of(nothing.known),
+            "texts": mean_prior(known.known),
+            "content-free": mean_prior(nothing.known),
             "none": None,
         }
-        tried = {name: known.said(self.classes, prior) for name, prior in priors.items()}
+        tried = {name: known.predictions(self.classes, prior) for name, prior in priors.items()}
         accuracies = {name: self._accuracy(said) for name, said in tried.items()}
         best = max(accuracies, key=lambda name: accuracies[name])
-        asked = choices(self.model, prompting, _texts(self.test))
-        said = asked.said(self.classes, priors[best])
+        asked = score_labels(self.model, prompting, _texts(self.test))
+        said = asked.predictions(self.classes, priors[best])
         return ContestantResult(
             name=f"{way}-choice",
             title=f"{MODEL_TITLE}, {way}, constrained choice",
             kind="model",
-            said=said,
+            predictions=said,
             places=self.places,
             validated=accuracies[best],
             validated_on=f"{len(self.validation)} validation rows",
@@ -146,30 +154,30 @@ class _Asking:
             validation=tried[best],
         )
 
-    def wrote(self, way: str, prompting: Prompting) -> ContestantResult:
+    def by_free_text(self, way: str, prompting: PromptTemplate) -> ContestantResult:
         """Free text."""
         self.report(f"{way}, free text")
-        known = written(self.model, prompting, _texts(self.validation))
-        asked = written(self.model, prompting, _texts(self.test))
+        known = generate_labels(self.model, prompting, _texts(self.validation))
+        asked = generate_labels(self.model, prompting, _texts(self.test))
         return ContestantResult(
             name=f"{way}-text",
             title=f"{MODEL_TITLE}, {way}, free text",
             kind="model",
-            said=asked.said,
+            predictions=asked.predictions,
             places=self.places,
-            validated=self._accuracy(known.said),
+            validated=self._accuracy(known.predictions),
             validated_on=f"{len(self.validation)} validation rows",
             settings={"examples": str(len(prompting.examples))},
             part=self._part(prompting, "text", None),
             spent=asked.spent,
-            validation=known.said,
+            validation=known.predictions,
         )
 
     def _accuracy(self, said: Predictions) -> float:
-        return float(said.right([row.label for row in self.validation]).mean())
+        return float(said.is_correct([row.label for row in self.validation]).mean())
 
     def _part(
-        self, prompting: Prompting, answers: str, prior: tuple[float, ...] | None
+        self, prompting: PromptTemplate, answers: str, prior: tuple[float, ...] | None
     ) -> ModelPart:
         return ModelPart(
             model=self.config.model,
@@ -181,18 +189,18 @@ class _Asking:
         )
 
 
-def _seconds_a_row(model: Model, ways: Collection[Prompting], texts: Sequence[str]) -> float:
+def _seconds_per_row(model: Model, ways: Collection[PromptTemplate], texts: Sequence[str]) -> float:
     """Mean seconds of a constrained choice over the ways, the first pass of each not counted."""
     seconds = []
     for prompting in ways:
-        choices(model, prompting, texts[:1])
+        score_labels(model, prompting, texts[:1])
         started = time.perf_counter()
-        choices(model, prompting, texts)
+        score_labels(model, prompting, texts)
         seconds.append((time.perf_counter() - started) / len(texts))
     return sum(seconds) / len(seconds)
 
 
-def _sampled(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
+def _stratified_sample(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
     """`count` places in random order, each class in proportion: classes are dealt out evenly."""
     chance = random.Random(seed)  # noqa: S311 - a sample, no secret
     by_class: dict[str, list[int]] = {}

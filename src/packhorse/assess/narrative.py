@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from packhorse.assess.curve import LearningCurve
+from packhorse.assess.contestants import MODEL_TITLE
 from packhorse.assess.document import Assessment
-from packhorse.assess.entries import MODEL_TITLE
+from packhorse.assess.learning_curve import LearningCurve
 from packhorse.assess.metric_definitions import interval_text
 from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.formats import number, percent
-from packhorse.reports.words import counted, when
+from packhorse.reports.text import counted, when
 
 
 def headline(assessment: Assessment) -> str:
@@ -79,7 +79,7 @@ def probability(value: float) -> str:
     return "below 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
-def needed_sentence(curve: LearningCurve) -> str:
+def labels_needed_sentence(curve: LearningCurve) -> str:
     """How many labels a class make up for the language model."""
     first, last, needed = curve.points[0], curve.points[-1], curve.needed
     title = curve.title[:1].upper() + curve.title[1:]
@@ -169,7 +169,7 @@ def _months(months: float | None) -> str:
     return f" ({number(months)} months of the volume)" if months >= 1 else ", in the first month"
 
 
-def titled(assessment: Assessment) -> str:
+def verdict_title(assessment: Assessment) -> str:
     """The verdict in a few words, with who it is about."""
     verdict = assessment.verdict
     if verdict.kind in ("classic", "language-model"):
@@ -201,6 +201,6 @@ def method_lines(assessment: Assessment) -> list[str]:
     ]
 
 
-def ran_line(ran: dict[str, Any]) -> str:
+def runtime_line(ran: dict[str, Any]) -> str:
     """What really ran, on one line."""
     return ", ".join(f"{name} {value}" for name, value in ran.items())

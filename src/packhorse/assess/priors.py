@@ -21,7 +21,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "...")
 _SMALLEST = 1e-12
 
 
-def choice(log_probs: Floats, lengths: Sequence[int]) -> Floats:
+def label_probabilities(log_probs: Floats, lengths: Sequence[int]) -> Floats:
     """Probabilities among the labels [rows, classes]: the softmax of each label's mean
     log-probability a token, so that a label of more tokens is no less probable for that.
 
@@ -33,14 +33,14 @@ def choice(log_probs: Floats, lengths: Sequence[int]) -> Floats:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def prior_of(choices: Floats) -> tuple[float, ...]:
+def mean_prior(choices: Floats) -> tuple[float, ...]:
     """The mean choice [classes] over rows; equal for all where there is no row."""
     if not len(choices):
         return (1.0 / choices.shape[1],) * int(choices.shape[1])
     return tuple(float(value) for value in choices.mean(axis=0))
 
 
-def without_prior(choices: Floats, prior: Sequence[float]) -> Floats:
+def divide_out_prior(choices: Floats, prior: Sequence[float]) -> Floats:
     """The choices with a prior divided out, each row scaled to sum 1."""
     divided = choices / np.maximum(np.asarray(prior, dtype=np.float64), _SMALLEST)
     total = np.maximum(divided.sum(axis=1, keepdims=True), _SMALLEST)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packhorse.assess.duplicates import Distinct
-from packhorse.assess.rows import Labelled, LabelledRow
+from packhorse.assess.duplicates import DistinctRows
+from packhorse.assess.rows import LabelledRow, LabelledRows
 from packhorse.assess.splits import Split
 from packhorse.evaluation.statistics import quantile
 
@@ -43,8 +43,13 @@ class Profile:
     scripts: dict[str, float]
 
 
-def profile(
-    labelled: Labelled, single: Distinct, rare: dict[str, int], parts: Split, *, grouped: bool
+def make_profile(
+    labelled: LabelledRows,
+    single: DistinctRows,
+    rare: dict[str, int],
+    parts: Split,
+    *,
+    grouped: bool,
 ) -> Profile:
     """The profile of what the contest is held on and of what was left out."""
     rows = (*parts.train, *parts.test)

@@ -20,12 +20,12 @@ DEFAULT_INSTRUCTION = "Decide which label fits the text."
 EXAMPLE_TOKENS = 128
 SPARE_TOKENS = 48
 """Of the context, for free text and for text that splits otherwise inside a prompt."""
-_CHARACTERS_A_TOKEN = 16
+_CHARACTERS_PER_TOKEN = 16
 """Of a text so many characters a token are looked at; no tokenizer makes longer tokens of prose."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompting:
+class PromptTemplate:
     """instruction: without the labels. names: (label, what the model reads and writes for it).
     examples: (text, label) pairs before each text. max_text_tokens: of a text so much is read.
     """
@@ -47,7 +47,7 @@ class Prompting:
 
     def prompts(self, texts: Sequence[str], codec: Codec) -> list[str | tuple[Message, ...]]:
         """One prompt for each text, cut to `max_text_tokens`."""
-        cut = [shortened(text, self.max_text_tokens, codec) for text in texts]
+        cut = [truncate_text(text, self.max_text_tokens, codec) for text in texts]
         if codec.has_chat_template:
             return [self._chat(text) for text in cut]
         return [self._text(text) for text in cut]
@@ -69,12 +69,12 @@ class Prompting:
         return "\n\n".join([self.whole_instruction, *shown, f"Text: {text}\nLabel:"])
 
 
-def prompting_for(
+def zero_shot_template(
     instruction: str | None,
     label_names: Sequence[tuple[str, str]],
     classes: Sequence[str],
     max_text_tokens: int,
-) -> Prompting:
+) -> PromptTemplate:
     """The zero-shot prompting for these classes. Raises ConfigError for a name of a label that
     there is not, and for two labels of one name."""
     given = dict(label_names)
@@ -86,10 +86,10 @@ def prompting_for(
     names = tuple((label, given.get(label, label)) for label in classes)
     if len({words for _, words in names}) < len(names):
         raise ConfigError("two labels have the same name", "give each label a name of its own")
-    return Prompting(instruction or DEFAULT_INSTRUCTION, names, (), max_text_tokens)
+    return PromptTemplate(instruction or DEFAULT_INSTRUCTION, names, (), max_text_tokens)
 
 
-def examples_from(
+def draw_examples(
     rows: Sequence[LabelledRow], per_class: int, codec: Codec, seed: int
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[int]]:
     """`per_class` training rows of each class, classes in turn, cut to EXAMPLE_TOKENS; and the
@@ -105,16 +105,17 @@ def examples_from(
     turns = [places[turn] for turn in range(per_class) for places in drawn.values()
              if turn < len(places)]  # fmt: skip
     examples = tuple(
-        (shortened(rows[place].text, EXAMPLE_TOKENS, codec), rows[place].label) for place in turns
+        (truncate_text(rows[place].text, EXAMPLE_TOKENS, codec), rows[place].label)
+        for place in turns
     )
     return examples, frozenset(turns)
 
 
-def fitted(prompting: Prompting, codec: Codec, context: int) -> Prompting:
+def fit_to_context(prompting: PromptTemplate, codec: Codec, context: int) -> PromptTemplate:
     """The prompting with texts cut so that a prompt and its answer fit into the model's context
     (tokens). Raises ConfigError where the instruction and the labels alone do not."""
     longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
-    room = context - prompt_tokens(prompting, codec) - longest - SPARE_TOKENS
+    room = context - count_prompt_tokens(prompting, codec) - longest - SPARE_TOKENS
     if room < 1:
         raise ConfigError(
             f"instruction and labels fill the model's context of {context:,} tokens",
@@ -123,7 +124,7 @@ def fitted(prompting: Prompting, codec: Codec, context: int) -> Prompting:
     return replace(prompting, max_text_tokens=min(prompting.max_text_tokens, room))
 
 
-def prompt_tokens(prompting: Prompting, codec: Codec) -> int:
+def count_prompt_tokens(prompting: PromptTemplate, codec: Codec) -> int:
     """Tokens of a prompt around its text."""
     (prompt,) = prompting.prompts(["."], codec)
     if isinstance(prompt, str):
@@ -134,9 +135,9 @@ def prompt_tokens(prompting: Prompting, codec: Codec) -> int:
     return len(ids)
 
 
-def shortened(text: str, tokens: int, codec: Codec) -> str:
+def truncate_text(text: str, tokens: int, codec: Codec) -> str:
     """The beginning of a text, at most `tokens` tokens of it."""
-    head = text[: tokens * _CHARACTERS_A_TOKEN]
+    head = text[: tokens * _CHARACTERS_PER_TOKEN]
     ids = codec.encode_fragment(head)
     if len(ids) <= tokens:
         return head

@@ -15,8 +15,8 @@ from packhorse.reports.documents import json_text, read_document, write_document
 
 def write_reports(assessment: Assessment, folder: Path) -> list[Path]:
     """Writes the three reports into `folder`; see `write_documents`."""
-    from packhorse.assess.page import html_text
-    from packhorse.assess.tables import markdown_text
+    from packhorse.assess.html.page import html_text
+    from packhorse.assess.markdown import markdown_text
 
     return write_documents(
         folder,

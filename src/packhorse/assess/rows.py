@@ -13,7 +13,7 @@ from packhorse.errors import InputError
 from packhorse.evaluation.label_matching import normalise
 from packhorse.inputs import read_fields
 
-FEWEST_OF_A_CLASS = 4
+MIN_ROWS_PER_LABEL = 4
 """Rows a class needs: one to test, three to train on, so that each fold is fitted on two."""
 
 
@@ -28,7 +28,7 @@ class LabelledRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledRows:
     """rows: those that can be used, in the order of the file.
 
     total: rows of the file. unusable: counts by reason. drawn_from: usable rows there were, where
@@ -43,7 +43,7 @@ class Labelled:
 
 def read_labelled(
     config: AssessConfig, report: Callable[[str], None] = lambda message: None
-) -> Labelled:
+) -> LabelledRows:
     """Reads the file; a row without text or label is counted and left out.
 
     Raises InputError for a file that cannot be read, a column that is not there, a file without one
@@ -76,18 +76,20 @@ def read_labelled(
             f"no row of {config.labelled} can be used: {reasons or 'it has no rows'}",
             example or "name the columns with --text-column and --label-column",
         )
-    _check_writing({row.label for row in rows})
-    drawn = sorted(_drawn(len(rows), config.max_rows, config.seed))
-    return Labelled(tuple(rows[place] for place in drawn), total, dict(unusable), len(rows))
+    _reject_duplicate_spellings({row.label for row in rows})
+    drawn = sorted(_sample_indices(len(rows), config.max_rows, config.seed))
+    return LabelledRows(tuple(rows[place] for place in drawn), total, dict(unusable), len(rows))
 
 
-def with_enough(rows: tuple[LabelledRow, ...]) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
+def drop_rare_labels(
+    rows: tuple[LabelledRow, ...],
+) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
     """The rows of classes that have FEWEST_OF_A_CLASS, and the counts of the others.
 
     Raises InputError where fewer than two classes are left.
     """
     counts = Counter(row.label for row in rows)
-    rare = {label: count for label, count in counts.items() if count < FEWEST_OF_A_CLASS}
+    rare = {label: count for label, count in counts.items() if count < MIN_ROWS_PER_LABEL}
     kept = tuple(row for row in rows if row.label not in rare)
     if len(counts) == 1:
         raise InputError(
@@ -97,20 +99,20 @@ def with_enough(rows: tuple[LabelledRow, ...]) -> tuple[tuple[LabelledRow, ...],
     if len(counts) - len(rare) < 2:
         few = ", ".join(f"{label!r} ({count})" for label, count in sorted(rare.items())[:5])
         raise InputError(
-            f"fewer than two labels have {FEWEST_OF_A_CLASS} distinct rows; too few have {few}"
+            f"fewer than two labels have {MIN_ROWS_PER_LABEL} distinct rows; too few have {few}"
             + (" and others" if len(rare) > 5 else ""),
             "label more rows; is --label-column a column of labels, and not of ids or numbers?",
         )
     return kept, rare
 
 
-def _drawn(count: int, most: int, seed: int) -> list[int]:
+def _sample_indices(count: int, most: int, seed: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return random.Random(seed).sample(range(count), most)  # noqa: S311 - a sample, no secret
 
 
-def _check_writing(labels: set[str]) -> None:
+def _reject_duplicate_spellings(labels: set[str]) -> None:
     """InputError for two labels that a person would read as one."""
     seen: dict[str, str] = {}
     for label in sorted(labels):

@@ -13,21 +13,20 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Protocol
 
-from packhorse.assess.classic_contest import Classic, classic_entries, prepare_rows
+from packhorse.assess.classic_contest import Classic, prepare_features, run_classic_contestants
 from packhorse.assess.config import DEFAULT_EMBEDDINGS, AssessConfig
-from packhorse.assess.costs import Costs, measured
-from packhorse.assess.deciding import judged
+from packhorse.assess.contestants import ContestantResult
+from packhorse.assess.costs import Costs, measure_costs
 from packhorse.assess.document import Assessment
-from packhorse.assess.duplicates import distinct
-from packhorse.assess.entries import ContestantResult
-from packhorse.assess.judging import Outcome
-from packhorse.assess.model_contest import ModelSide, model_side
-from packhorse.assess.profile import Profile, profile
+from packhorse.assess.duplicates import remove_duplicates
+from packhorse.assess.evaluate import ContestResults, evaluate
+from packhorse.assess.model_contest import ModelResults, run_model_contestants
+from packhorse.assess.profile import Profile, make_profile
 from packhorse.assess.report import write_reports
-from packhorse.assess.rows import read_labelled, with_enough
-from packhorse.assess.saved import CARD
-from packhorse.assess.saving import save_entry, save_winner
-from packhorse.assess.splits import Fold, Split, folds, split
+from packhorse.assess.rows import drop_rare_labels, read_labelled
+from packhorse.assess.saved_classifier import CARD
+from packhorse.assess.saving import save_contestant, save_winner
+from packhorse.assess.splits import Fold, Split, make_folds, split
 from packhorse.assess.verdict import Verdict
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
@@ -62,14 +61,14 @@ def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
     with _new_folder(config.output):
         side, ran, model_bytes = _ask_model(config, parts, observer)
     notes = list(side.notes)
-    classic = as_classic_sees(config, parts, cut, observer, notes)
-    entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
-    outcome = Outcome(parts, classic, side, entries, config.seed)
+    classic = prepare_classic_data(config, parts, cut, observer, notes)
+    entries = (*run_classic_contestants(classic, parts.train, observer.stage), *side.entries)
+    outcome = ContestResults(parts, classic, side, entries, config.seed)
     work = Path(mkdtemp(prefix=".contestants-", dir=config.output))
     try:
         costs = _costs(config, outcome, work, model_bytes, observer)
         observer.stage("drawing learning curves, judging")
-        found = judged(config, outcome, costs)
+        found = evaluate(config, outcome, costs)
         saved = _saved(config, outcome, found, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -142,12 +141,12 @@ def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list
     """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config, observer.stage)
-    single = distinct(labelled.rows)
-    rows, rare = with_enough(single.rows)
+    single = remove_duplicates(labelled.rows)
+    rows, rare = drop_rare_labels(single.rows)
     grouped = config.group_column is not None
     parts = split(rows, grouped=grouped, seed=config.seed)
-    cut = folds(parts.train, grouped=grouped, seed=config.seed)
-    described = profile(labelled, single, rare, parts, grouped=grouped)
+    cut = make_folds(parts.train, grouped=grouped, seed=config.seed)
+    described = make_profile(labelled, single, rare, parts, grouped=grouped)
     observer.stage(
         f"{len(parts.train):,} training and {len(parts.test):,} test rows of "
         f"{len(described.classes)} labels; {single.exact + single.near:,} repetitions left out"
@@ -157,7 +156,7 @@ def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list
 
 def _ask_model(
     config: AssessConfig, parts: Split, observer: ProgressReporter
-) -> tuple[ModelSide, dict[str, Any], int]:
+) -> tuple[ModelResults, dict[str, Any], int]:
     """What the model said, what ran, and the bytes of its files."""
     with load(
         config.model,
@@ -175,10 +174,14 @@ def _ask_model(
             "workers x threads": f"{capabilities.workers} x {capabilities.threads}",
             "batching": model.batching.policy,
         }
-        return model_side(model, config, parts, observer.stage), ran, model.prepared.bytes_on_disk
+        return (
+            run_model_contestants(model, config, parts, observer.stage),
+            ran,
+            model.prepared.bytes_on_disk,
+        )
 
 
-def as_classic_sees(
+def prepare_classic_data(
     config: AssessConfig,
     parts: Split,
     cut: list[Fold],
@@ -188,17 +191,17 @@ def as_classic_sees(
     """Rows as the classic contestants see them, without the default's embeddings where they cannot
     be had; ModelError for a model of the user's choice."""
     try:
-        return prepare_rows(parts, cut, config.embeddings, observer.stage)
+        return prepare_features(parts, cut, config.embeddings, observer.stage)
     except PackhorseError as error:
         if config.embeddings != DEFAULT_EMBEDDINGS:
             raise
         notes.append(f"Sentence embeddings took no part: {error}.")
-        return prepare_rows(parts, cut, None, observer.stage)
+        return prepare_features(parts, cut, None, observer.stage)
 
 
 def _costs(
     config: AssessConfig,
-    outcome: Outcome,
+    outcome: ContestResults,
     work: Path,
     model_bytes: int,
     observer: ProgressReporter,
@@ -209,10 +212,10 @@ def _costs(
         if entry.kind == "dummy":
             continue
         observer.stage(f"measuring what {entry.title} costs")
-        save_entry(entry, work / entry.name, outcome.classes, config)
+        save_contestant(entry, work / entry.name, outcome.classes, config)
         texts = [outcome.parts.test[place].text for place in entry.places]
         further = model_bytes if entry.kind == "model" else _embedding_bytes(config, entry)
-        found[entry.name] = measured(work / entry.name, texts, entry.spent, further)
+        found[entry.name] = measure_costs(work / entry.name, texts, entry.spent, further)
     return found
 
 
@@ -224,7 +227,7 @@ def _embedding_bytes(config: AssessConfig, entry: ContestantResult) -> int:
 
 
 def _saved(
-    config: AssessConfig, outcome: Outcome, found: dict[str, Any], work: Path
+    config: AssessConfig, outcome: ContestResults, found: dict[str, Any], work: Path
 ) -> Path | None:
     """Saves the winner. Where the rows were too few to say, that is the classic finalist, if it is
     shown to have learnt anything."""
@@ -260,7 +263,7 @@ def _settings(config: AssessConfig) -> dict[str, Any]:
     } | {"labelled": Path(config.labelled).name}
 
 
-def _prompt(side: ModelSide) -> dict[str, Any]:
+def _prompt(side: ModelResults) -> dict[str, Any]:
     """What the model was asked: the longest prompting of all ways."""
     parts = [entry.part.prompting for entry in side.entries if entry.part is not None]
     longest = max(parts, key=lambda part: len(part.examples))

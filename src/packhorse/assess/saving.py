@@ -9,14 +9,14 @@ from typing import Any
 
 from packhorse.assess.cascade import Cascade
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import ContestantResult
-from packhorse.assess.judging import CASCADE
-from packhorse.assess.saved import Card, ClassicPart, read_card, write_card, write_fitted
+from packhorse.assess.contestants import ContestantResult
+from packhorse.assess.evaluate import CASCADE
+from packhorse.assess.saved_classifier import Card, ClassicPart, read_card, write_card, write_fitted
 from packhorse.assess.verdict import Verdict
 from packhorse.errors import OutputError
 
 
-def save_entry(
+def save_contestant(
     entry: ContestantResult, folder: Path, classes: tuple[str, ...], config: AssessConfig
 ) -> None:
     """Saves a contestant so that it can be asked again."""

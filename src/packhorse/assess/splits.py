@@ -13,10 +13,10 @@ import numpy.typing as npt
 from packhorse.assess.rows import LabelledRow
 from packhorse.errors import InputError
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 TEST_SHARE = 0.25
-FEWEST_TO_TRAIN = 3
+MIN_TRAINING_ROWS = 3
 FOLDS = 5
 REPEATS = 2
 MANY_CLASSES = 8
@@ -38,8 +38,8 @@ class Split:
 class Fold:
     """Places of training rows: to fit on, and to judge by."""
 
-    fit: Places
-    judge: Places
+    fit: Indices
+    judge: Indices
     repeat: int
 
 
@@ -68,7 +68,7 @@ def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
         fit, test = train_test_split(places, test_size=share, stratify=labels, random_state=seed)
     train = [rows[place] for place in sorted(fit)]
     known = Counter(row.label for row in train)
-    enough = {label for label, count in known.items() if count >= FEWEST_TO_TRAIN}
+    enough = {label for label, count in known.items() if count >= MIN_TRAINING_ROWS}
     seen = [rows[place] for place in sorted(test) if rows[place].label in enough]
     if len(enough) < 2 or not seen:
         raise InputError(
@@ -79,7 +79,7 @@ def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
     return Split(tuple(row for row in train if row.label in enough), tuple(seen), dict(unseen))
 
 
-def folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
+def make_folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
     """REPEATS times (once for many classes) FOLDS stratified folds, fewer where the smallest class
     has fewer rows.
 

@@ -10,11 +10,11 @@ from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
     headline,
-    needed_sentence,
+    labels_needed_sentence,
     pair_sentence,
     profile_lines,
-    ran_line,
-    titled,
+    runtime_line,
+    verdict_title,
 )
 from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
 
@@ -36,12 +36,14 @@ def table(assessment: Assessment, width: int, *, colour: bool = False) -> str:
 def _head(assessment: Assessment, width: int) -> Lines:
     yield from paragraph(f"packhorse assess {assessment.model}", width, "bold")
     yield from paragraph(headline(assessment), width, "dim")
-    yield from paragraph(ran_line(assessment.ran), width, "dim")
+    yield from paragraph(runtime_line(assessment.ran), width, "dim")
 
 
 def _verdict(assessment: Assessment, width: int) -> Lines:
     verdict = assessment.verdict
-    yield from paragraph(titled(assessment), width, "bold green" if verdict.winner else "bold")
+    yield from paragraph(
+        verdict_title(assessment), width, "bold green" if verdict.winner else "bold"
+    )
     yield from paragraph(verdict.reason, width)
     for caution in verdict.cautions:
         yield from paragraph(f"Caution: {caution}", width, "yellow")
@@ -67,7 +69,7 @@ def _mark(contestant: Contestant) -> str:
 
 
 def _cell(column: Column, contestant: Contestant) -> str:
-    figure = column.of(contestant)
+    figure = column.figure(contestant)
     if column.name in ("accuracy",) and figure.around:
         return f"{figure.text} ({figure.around})"
     return figure.text
@@ -88,7 +90,7 @@ def _fitting(assessment: Assessment, every: list[Column], room: int) -> list[Col
 
 
 def _further(assessment: Assessment, width: int) -> Lines:
-    lines = [pair_sentence(assessment), *map(needed_sentence, assessment.curves)]
+    lines = [pair_sentence(assessment), *map(labels_needed_sentence, assessment.curves)]
     lines += [cascade_sentence(assessment), *economy_lines(assessment)]
     for line in filter(None, lines):
         yield from paragraph(line, width, first="- ")

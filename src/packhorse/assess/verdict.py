@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packhorse.assess.cascade import Cascade
-from packhorse.assess.entries import MODEL_TITLE
-from packhorse.assess.pairs import Pair, rows_needed
+from packhorse.assess.contestants import MODEL_TITLE
+from packhorse.assess.paired_comparison import PairedComparison, rows_needed
 
 Kind = Literal["classic", "language-model", "cascade", "neither", "too-small-to-say"]
 
 GAIN = 0.10
 """A gain over the most frequent label that cannot be excluded means: too small to say."""
-MOST_TO_MODEL = 0.9
+MAX_MODEL_SHARE = 0.9
 """A cascade that sends more rows than this to the model is the model."""
 
 
@@ -38,9 +38,9 @@ class VerdictInputs:
     """
 
     margin: float
-    pair: Pair
-    classic_gain: Pair
-    model_gain: Pair
+    pair: PairedComparison
+    classic_gain: PairedComparison
+    model_gain: PairedComparison
     cascade: Cascade | None
     too_slow: frozenset[str]
     titles: dict[str, str]
@@ -60,9 +60,9 @@ class Verdict:
     rows_needed: int | None
 
 
-def judge(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
+def decide_verdict(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
     """The verdict of a case."""
-    kind, winner, reason = _decided(case)
+    kind, winner, reason = _decide(case)
     needed = _rows_to_decide(case) if kind == "too-small-to-say" else None
     if needed is not None:
         reason += (
@@ -71,11 +71,11 @@ def judge(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
     return Verdict(kind, winner, _TITLES[kind], reason, tuple(cautions), needed)
 
 
-def _decided(case: VerdictInputs) -> tuple[Kind, str, str]:
+def _decide(case: VerdictInputs) -> tuple[Kind, str, str]:
     classic, model = case.pair.left, case.pair.right
     knows, model_knows = case.classic_gain.is_superior, case.model_gain.is_superior
     if not knows and not model_knows:
-        return _nobody(case)
+        return _none_beats_majority(case)
     if case.too_slow & {classic, model}:
         if knows and classic not in case.too_slow:
             return "classic", classic, _only_fast_enough(case, classic, model)
@@ -89,7 +89,7 @@ def _decided(case: VerdictInputs) -> tuple[Kind, str, str]:
     if case.pair.is_inferior(case.margin):  # and so better than the most frequent label, too
         return "language-model", model, _better_model(case)
     if not knows and case.pair.is_non_inferior(case.margin):
-        return "language-model", model, _only_one_that_knows(case)
+        return "language-model", model, _only_model_beats_majority(case)
     return "too-small-to-say", "", _open(case)
 
 
@@ -113,11 +113,11 @@ def _cascade_serves(case: VerdictInputs) -> bool:
         return False
     return (
         cascade.against_model.is_non_inferior(case.margin)
-        and 0 < cascade.point.share <= MOST_TO_MODEL
+        and 0 < cascade.point.share <= MAX_MODEL_SHARE
     )
 
 
-def _nobody(case: VerdictInputs) -> tuple[Kind, str, str]:
+def _none_beats_majority(case: VerdictInputs) -> tuple[Kind, str, str]:
     gains = (case.classic_gain, case.model_gain)
     said = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
     if any(not gain.is_inferior(-GAIN) for gain in gains):
@@ -171,7 +171,7 @@ def _cascade_reason(case: VerdictInputs) -> str:
     )
 
 
-def _only_one_that_knows(case: VerdictInputs) -> str:
+def _only_model_beats_majority(case: VerdictInputs) -> str:
     return (
         f"Only {_name(case, case.pair.right)} is shown to beat always giving the most frequent "
         f"label: {_points(case.model_gain)}; {_name(case, case.pair.left)} has "
@@ -200,7 +200,7 @@ def _name(case: VerdictInputs, contestant: str) -> str:
     return f"the {title}" if title.startswith(MODEL_TITLE) else title
 
 
-def _points(pair: Pair) -> str:
+def _points(pair: PairedComparison) -> str:
     """A difference in percentage points with its interval."""
     difference = pair.difference
     assert difference.low is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packhorse.batching import POLICIES
-from packhorse.compare.recommend import UserLimits
+from packhorse.compare.verdict import UserLimits
 from packhorse.config import MODEL_ENGINES, InputConfig
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from packhorse.compare.csv_table import csv_text
 from packhorse.compare.document import FORMAT, Comparison
-from packhorse.compare.tables import csv_text, markdown_text
+from packhorse.compare.markdown import markdown_text
 from packhorse.reports.documents import json_text, read_document, write_documents
 
 
 def write_reports(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes the four reports into `folder`; see `write_documents`."""
-    from packhorse.compare.page import html_text
+    from packhorse.compare.html.page import html_text
 
     return write_documents(
         folder,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Effect, Estimate, Spread, Trial
-from packhorse.compare.metric_definitions import Measure
+from packhorse.compare.metric_definitions import Metric
 from packhorse.reports.formats import Format, finite, general
-from packhorse.reports.words import counted, when
+from packhorse.reports.text import counted, when
 
 
 def median(trial: Trial, name: str) -> float | None:
@@ -35,7 +35,7 @@ def interval(value: Spread | Estimate | None, form: Format) -> str:
     return f"{low}–{high}" if low != high else ""
 
 
-def measured(comparison: Comparison, measures: tuple[Measure, ...]) -> tuple[Measure, ...]:
+def comparable_trials(comparison: Comparison, measures: tuple[Metric, ...]) -> tuple[Metric, ...]:
     """Those of the measures that at least one trial has a value of."""
     return tuple(
         item
@@ -95,7 +95,7 @@ def marks(comparison: Comparison, trial: Trial) -> str:
     return "".join(mark for mark, holds in found.items() if holds)
 
 
-def waste(trial: Trial) -> float | None:
+def wasted_share(trial: Trial) -> float | None:
     """Share of padding, or of prompt tokens forced one by one: what the engine did in vain."""
     padding = median(trial, "padding_share")
     return median(trial, "token_by_token_prefill_share") if padding is None else padding

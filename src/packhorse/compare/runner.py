@@ -15,11 +15,11 @@ from packhorse.batching.policies import PLANNED
 from packhorse.calibration import stored_calibration
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
-from packhorse.compare.judge import Judge, ProgressReporter, TrialRuns
-from packhorse.compare.recommend import front, knee_of, measured, recommend
+from packhorse.compare.evaluate import StageReporter, TrialEvaluator, TrialRuns
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
-from packhorse.compare.trial import Outcome, finished_repeat, run_repeat
+from packhorse.compare.trial import RepeatOutcome, finished_repeat, run_repeat
+from packhorse.compare.verdict import comparable_trials, find_knee, pareto_trials, recommend
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.inference.model import check_least, prepare_for
@@ -49,12 +49,12 @@ PLAIN = ("--no-share-prefixes", "--no-deduplicate")
 class Progress:
     """Says after each run what it took and how long the rest will take."""
 
-    observer: ProgressReporter
+    observer: StageReporter
     runs: int
     started: float
     done: int = 0
 
-    def report(self, name: str, number: int, outcome: Outcome) -> None:
+    def report(self, name: str, number: int, outcome: RepeatOutcome) -> None:
         self.done += 1
         left = (time.monotonic() - self.started) / self.done * (self.runs - self.done)
         if outcome.repeat is None:
@@ -67,7 +67,7 @@ class Progress:
         )
 
 
-def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
+def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
     """Runs every combination and writes the reports to `config.output`.
 
     Everything measured lies in `config.output`/runs as it is measured: a comparison that ends
@@ -108,21 +108,21 @@ def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
     reference_output = _run_reference(config, reference, arguments, sample, date, observer)
     trials = _run_trials(config, grid, arguments, runs, observer)
     observer.stage("judging the answers")
-    judge = Judge(config, sample, reference, reference_output, date, observer)
-    judged = tuple(judge.trial(trial) for trial in trials)
-    ranked = front(measured(judged))
-    bend = knee_of(ranked)
+    evaluator = TrialEvaluator(config, sample, reference, reference_output, date, observer)
+    judged = tuple(evaluator.trial(trial) for trial in trials)
+    ranked = pareto_trials(comparable_trials(judged))
+    bend = find_knee(ranked)
     comparison = Comparison(
         command=config.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=config.model,
         machine=machine(),
         versions=versions(),
-        sample=_sample_facts(config, sample, judge),
-        reference={"name": reference.name, **judge.reference_facts()},
+        sample=_sample_facts(config, sample, evaluator),
+        reference={"name": reference.name, **evaluator.reference_facts()},
         limits=asdict(config.limits),
         trials=judged,
-        effects=judge.effects(trials),
+        effects=evaluator.effects(trials),
         pareto=tuple(trial.name for trial in ranked),
         knee=bend.name if bend else "",
         recommendation=recommend(judged, config.limits),
@@ -187,7 +187,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
     return date
 
 
-def _prepare(config: CompareConfig, combination: Combination, observer: ProgressReporter) -> None:
+def _prepare(config: CompareConfig, combination: Combination, observer: StageReporter) -> None:
     """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
     meanwhile decides the workers of every later run of that engine and format. What cannot be
     prepared fails in its trial."""
@@ -221,7 +221,7 @@ def _run_reference(
     arguments: Sequence[str],
     sample: Sample,
     date: str,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> Path:
     """The output of the reference run, from the cache when this very run was made before."""
     engine = engine_config(reference.engine, reference.quantization)
@@ -258,7 +258,7 @@ def _run_trials(
     grid: Sequence[Combination],
     arguments: Sequence[str],
     runs: Path,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> list[TrialRuns]:
     """Every combination once, then every combination again: a slow minute hits all alike."""
     trials = [TrialRuns(combination, [], []) for combination in grid]
@@ -276,12 +276,14 @@ def _run_trials(
     return trials
 
 
-def _sample_facts(config: CompareConfig, sample: Sample, judge: Judge) -> dict[str, Any]:
+def _sample_facts(
+    config: CompareConfig, sample: Sample, evaluator: TrialEvaluator
+) -> dict[str, Any]:
     return {
         "input": config.input,
         "rows": len(sample.requests),
         "rows_in_input": sample.total,
         "skipped": sample.skipped,
         "max_new_tokens": config.max_new_tokens,
-        **judge.prompt_facts(),
+        **evaluator.prompt_facts(),
     }

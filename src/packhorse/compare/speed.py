@@ -23,7 +23,7 @@ def speed(repeats: Sequence[Repeat]) -> dict[str, Spread]:
     return found
 
 
-def _figure(*path: str) -> Callable[[Repeat], float | None]:
+def _session_value(*path: str) -> Callable[[Repeat], float | None]:
     def value_of(repeat: Repeat) -> float | None:
         value: Any = repeat.figures
         for name in path:
@@ -35,23 +35,23 @@ def _figure(*path: str) -> Callable[[Repeat], float | None]:
 
 _SPEED: dict[str, Callable[[Repeat], float | None]] = {
     "wall_seconds": lambda repeat: repeat.wall_seconds,
-    "load_seconds": _figure("seconds", "load"),
-    "generate_seconds": _figure("seconds", "generate"),
-    "rows_per_second": _figure("rows_per_second"),
-    "prompt_tokens_per_second": _figure("prompt_tokens_per_second"),
-    "generated_tokens_per_second": _figure("generated_tokens_per_second"),
-    "total_tokens_per_second": _figure("total_tokens_per_second"),
-    "latency_p50": _figure("latency_seconds", "p50"),
-    "latency_p95": _figure("latency_seconds", "p95"),
-    "latency_p99": _figure("latency_seconds", "p99"),
-    "first_token_p50": _figure("first_token_seconds", "p50"),
-    "first_token_p95": _figure("first_token_seconds", "p95"),
-    "seconds_per_token_p50": _figure("seconds_per_token", "p50"),
+    "load_seconds": _session_value("seconds", "load"),
+    "generate_seconds": _session_value("seconds", "generate"),
+    "rows_per_second": _session_value("rows_per_second"),
+    "prompt_tokens_per_second": _session_value("prompt_tokens_per_second"),
+    "generated_tokens_per_second": _session_value("generated_tokens_per_second"),
+    "total_tokens_per_second": _session_value("total_tokens_per_second"),
+    "latency_p50": _session_value("latency_seconds", "p50"),
+    "latency_p95": _session_value("latency_seconds", "p95"),
+    "latency_p99": _session_value("latency_seconds", "p99"),
+    "first_token_p50": _session_value("first_token_seconds", "p50"),
+    "first_token_p95": _session_value("first_token_seconds", "p95"),
+    "seconds_per_token_p50": _session_value("seconds_per_token", "p50"),
     "peak_memory_bytes": lambda repeat: repeat.peak_memory_bytes,
     "processor_seconds": lambda repeat: repeat.processor_seconds,
     "energy_joules": lambda repeat: repeat.energy_joules,
-    "padding_share": _figure("padding_share"),
-    "token_by_token_prefill_share": _figure("token_by_token_prefill_share"),
-    "batches": _figure("batches"),
-    "generated_tokens": _figure("generated_tokens"),
+    "padding_share": _session_value("padding_share"),
+    "token_by_token_prefill_share": _session_value("token_by_token_prefill_share"),
+    "batches": _session_value("batches"),
+    "generated_tokens": _session_value("generated_tokens"),
 }

@@ -21,11 +21,11 @@ from packhorse.compare.report_values import (
     short_name,
     speed_up,
     variants,
-    waste,
+    wasted_share,
 )
 from packhorse.reports.formats import ABSENT, Format, gigabytes, number, percent, score, show, times
 from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
-from packhorse.reports.words import visible
+from packhorse.reports.text import visible
 
 _DROPPED_FIRST = ("tokens", "kl", "waste", "cosine", "range", "p50", "identical", "memory", "rows")
 
@@ -125,7 +125,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
         speed("p50", "p50", "s", "latency_p50"),
         speed("p95", "p95", "s", "latency_p95"),
         speed("memory", "peak", "GB", "peak_memory_bytes", gigabytes),
-        column("waste", "wasted", "", lambda trial: show(waste(trial), percent)),
+        column("waste", "wasted", "", lambda trial: show(wasted_share(trial), percent)),
         quality("identical", "same", "rows", "rows_identical", percent),
         quality("prefix", "same", "prefix", "matched_prefix"),
         quality("cosine", "cosine", _floor(comparison), "cosine"),
@@ -158,7 +158,7 @@ def _notes(comparison: Comparison, width: int) -> Lines:
     )
     if base is not None:
         lines.append(f"speed up: run seconds of {base.name} / of the trial")
-    if any(waste(trial) is not None for trial in comparison.trials):
+    if any(wasted_share(trial) is not None for trial in comparison.trials):
         lines.append("wasted: padding, or prompt tokens forced one by one, as the engine does")
     if reference := comparison.reference.get("name"):
         floor = "; in brackets the cosine of unrelated texts" if _floor(comparison) else ""

@@ -34,7 +34,7 @@ class RowResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RepeatOutcome:
     """What one repeat came to: a Repeat and its rows, or a reason why there is none."""
 
     repeat: Repeat | None
@@ -44,7 +44,7 @@ class Outcome:
 
 def run_repeat(
     folder: Path, number: int, command: Sequence[str], environment: dict[str, str] | None = None
-) -> Outcome:
+) -> RepeatOutcome:
     """Runs `command` (a `packhorse run` without output options) once and measures its process.
 
     folder: of this repeat; holds output, journal, the process's stderr, and at last the result, so
@@ -65,18 +65,18 @@ def run_repeat(
             start_new_session=True,
         )
         try:
-            peak, usage = _on_token(process)
+            peak, usage = _wait_for(process)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     wall = time.monotonic() - started
     if process.returncode not in (0, 3):
-        outcome = Outcome(None, _reason(process.returncode, folder / "stderr"))
+        outcome = RepeatOutcome(None, _reason(process.returncode, folder / "stderr"))
     else:
         report = json.loads((folder / "stdout").read_text().splitlines()[-1])
         rows = read_rows(output)
-        outcome = Outcome(
+        outcome = RepeatOutcome(
             Repeat(
                 number=number,
                 wall_seconds=wall,
@@ -93,7 +93,7 @@ def run_repeat(
     return outcome
 
 
-def finished_repeat(folder: Path) -> Outcome | None:
+def finished_repeat(folder: Path) -> RepeatOutcome | None:
     """The outcome of a repeat that ran before, None when it did not run to its end."""
     try:
         document = json.loads((folder / "outcome.json").read_text())
@@ -104,7 +104,7 @@ def finished_repeat(folder: Path) -> Outcome | None:
         repeat["latencies"] = tuple(repeat["latencies"])
         repeat["first_tokens"] = tuple(repeat["first_tokens"])
         repeat = Repeat(**repeat)
-    return Outcome(repeat, document["reason"], document["resolved"])
+    return RepeatOutcome(repeat, document["reason"], document["resolved"])
 
 
 def read_rows(output: Path) -> list[RowResult]:
@@ -122,7 +122,7 @@ def read_rows(output: Path) -> list[RowResult]:
         ]
 
 
-def _on_token(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
+def _wait_for(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
     """QueueConfig for the process; the peak of its tree's resident memory (bytes) and its rusage.
 
     The tree's sum is sampled; the process itself knows its own peak exactly and reports it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from packhorse.reports.words import plain, visible
+from packhorse.reports.text import plain, visible
 
 
 def cell(value: str, around: str) -> str:

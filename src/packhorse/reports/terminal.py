@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
-from packhorse.reports.words import visible
+from packhorse.reports.text import visible
 
 if TYPE_CHECKING:
     from rich.text import Text

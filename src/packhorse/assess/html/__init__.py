@@ -1,4 +1,4 @@
-"""The parts of an assessment's page; `packhorse.assess.page` puts them together.
+"""The parts of an assessment's page; `packhorse.assess.html.page` puts them together.
 
 charts       curves and points over two axes: learning, cost, cascade
 forest       accuracies with their intervals, one below the other

@@ -9,7 +9,7 @@ from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.metric_definitions import interval_text
 from packhorse.reports.formats import number, percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
-from packhorse.reports.html.labelling import Box, Disc, Label, place_labels
+from packhorse.reports.html.label_placement import Box, Disc, Label, place_labels
 
 VARIANTS = {"dummy": 5, "classic": 0, "model": 1, "cascade": 2, "embeddings": 3}
 _LETTER = 6.6

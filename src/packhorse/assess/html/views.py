@@ -94,7 +94,7 @@ def contestant_table(assessment: Assessment) -> Table:
 
 
 def _cell(column: Column, contestant: Contestant) -> Cell:
-    figure = column.of(contestant)
+    figure = column.figure(contestant)
     bar = None
     if column.name in _WITH_BAR and figure.estimate is not None:
         at, known = scaled(1.0), figure.estimate

@@ -1,4 +1,4 @@
-"""The parts of report.html; `packhorse.compare.page` puts them together,
+"""The parts of report.html; `packhorse.compare.html.page` puts them together,
 with what `packhorse.reports.html` has for all reports.
 
 scatter      accuracy against throughput

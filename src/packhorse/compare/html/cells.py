@@ -10,7 +10,7 @@ from packhorse.reports.formats import ABSENT, Format, finite
 from packhorse.reports.html.cells import Bar, Cell
 
 
-def barred(
+def bar_cell(
     value: Spread | Estimate,
     form: Format,
     at: Callable[[float], float],

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
-from packhorse.compare.html.cells import barred
-from packhorse.compare.html.texts import Parted, part
-from packhorse.compare.metric_definitions import GENERAL_MEANINGS, QUALITY, SPEED, Measure
-from packhorse.compare.report_values import Change, bounds, changes, measured, variant_of
+from packhorse.compare.html.cells import bar_cell
+from packhorse.compare.html.text_diff import SplitText, split_at_difference
+from packhorse.compare.metric_definitions import GENERAL_NOTES, QUALITY, SPEED, Metric
+from packhorse.compare.report_values import Change, bounds, changes, comparable_trials, variant_of
 from packhorse.reports.formats import (
     ABSENT,
     Format,
@@ -73,9 +73,9 @@ def _effect_line(change: Change, axis: Axis) -> EffectLine:
     effect = change.effect
     return EffectLine(
         change,
-        barred(effect.speed_ratio, times, axis.at, around=number, mark=axis.at(1.0)),
-        barred(effect.rows_identical, percent, scaled(1.0)),
-        barred(effect.matched_prefix, score, scaled(1.0)),
+        bar_cell(effect.speed_ratio, times, axis.at, around=number, mark=axis.at(1.0)),
+        bar_cell(effect.rows_identical, percent, scaled(1.0)),
+        bar_cell(effect.matched_prefix, score, scaled(1.0)),
     )
 
 
@@ -106,8 +106,8 @@ class Worst:
     id: str
     prompt: str
     facts: str
-    reference: Parted
-    text: Parted
+    reference: SplitText
+    text: SplitText
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,8 @@ def worst_rows(comparison: Comparison) -> list[WorstRows]:
             trial.name,
             variant_of(comparison, trial),
             tuple(
-                Worst(row.id, row.prompt, _distance(row), *part(row)) for row in trial.worst_rows
+                Worst(row.id, row.prompt, _distance(row), *split_at_difference(row))
+                for row in trial.worst_rows
             ),
             trial.name == opened,
         )
@@ -195,6 +196,6 @@ def _raw_line(repeat: Repeat) -> tuple[str, ...]:
     )
 
 
-def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Measure]]:
+def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Metric]]:
     """What holds for all figures, and the measures that were taken."""
-    return GENERAL_MEANINGS, list(measured(comparison, SPEED + QUALITY))
+    return GENERAL_NOTES, list(comparable_trials(comparison, SPEED + QUALITY))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.metric_definitions import Measure, measure
+from packhorse.compare.metric_definitions import Metric, measure
 from packhorse.compare.report_values import bounds, mean, median, short_name, variant_of
 from packhorse.reports.formats import gigabytes, number, percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
-from packhorse.reports.html.labelling import Box, Disc, Label, place_labels
-from packhorse.reports.page import COLOURS, RING
+from packhorse.reports.html.label_placement import Box, Disc, Label, place_labels
+from packhorse.reports.html.page import COLOURS, RING
 
 ACCURACIES = ("matched_prefix", "rows_identical", "cosine")
 _SMALLEST_SHARE = 0.4
@@ -63,7 +63,7 @@ class Scatter:
     """One drawing. front: the path of the Pareto front; floor: height of unrelated texts, for the
     cosine."""
 
-    measure: Measure
+    measure: Metric
     layout: Layout
     x: Axis
     y: Axis
@@ -97,7 +97,7 @@ def drawable(comparison: Comparison, accuracy: str) -> list[Trial]:
     ]
 
 
-def front(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
+def pareto_trials(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
     """Those no other beats in throughput and this accuracy at once, slowest first."""
     ordered = sorted(trials, key=lambda t: (-_value(t, accuracy)[0], -_value(t, accuracy)[1]))
     kept: list[Trial] = []
@@ -133,13 +133,13 @@ def largest_memory(comparison: Comparison) -> float:
     return max((median(t, "peak_memory_bytes") or 0.0 for t in comparison.trials), default=0.0)
 
 
-def _scatter(comparison: Comparison, trials: list[Trial], item: Measure, layout: Layout) -> Scatter:
+def _scatter(comparison: Comparison, trials: list[Trial], item: Metric, layout: Layout) -> Scatter:
     left, top, right, bottom = layout.margins
     speeds = [value for trial in trials for value in _around(trial, "rows_per_second") if value > 0]
     lows = [value for trial in trials for value in _around(trial, item.name)]
     x = spanning_axis(min(speeds), max(speeds), left, layout.width - right)
     y = share_axis(max(min(lows), 0.0), layout.height - bottom, top + _ABOVE)
-    best = front(trials, item.name)
+    best = pareto_trials(trials, item.name)
     if item.name == ACCURACIES[0]:
         named = [trial for trial in trials if trial.name in comparison.pareto]
         best = sorted(named, key=lambda trial: _value(trial, item.name)[0])
@@ -159,7 +159,7 @@ def _scatter(comparison: Comparison, trials: list[Trial], item: Measure, layout:
 def _points(
     comparison: Comparison,
     trials: list[Trial],
-    item: Measure,
+    item: Metric,
     axes: tuple[Axis, Axis],
     layout: Layout,
     best: list[Trial],
@@ -215,7 +215,7 @@ def _label_text(comparison: Comparison, trial: Trial) -> str:
     return f"{star}{short_name(trial)}{knee}"
 
 
-def _details(trial: Trial, item: Measure) -> str:
+def _details(trial: Trial, item: Metric) -> str:
     """Lines for the pointer and for a screen reader."""
     lines = [trial.name]
     for name in ("rows_per_second", "latency_p95", "peak_memory_bytes"):

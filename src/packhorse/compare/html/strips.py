@@ -9,7 +9,7 @@ from packhorse.compare.report_values import median, variant_of
 from packhorse.reports.formats import number
 from packhorse.reports.html.axes import Axis, spanning_axis
 
-_MOST_DOTS = 400
+_MAX_DOTS = 400
 _GOLDEN = 0.618033988749895
 
 
@@ -68,10 +68,10 @@ def _latencies(trial: Trial) -> list[float]:
     """Sorted; of many, evenly spaced ones, the extremes included."""
     every = [value for repeat in trial.repeats for value in repeat.latencies]
     values = sorted(value for value in every if value is not None and value > 0)
-    if len(values) <= _MOST_DOTS:
+    if len(values) <= _MAX_DOTS:
         return values
-    step = (len(values) - 1) / (_MOST_DOTS - 1)
-    return [values[round(place * step)] for place in range(_MOST_DOTS)]
+    step = (len(values) - 1) / (_MAX_DOTS - 1)
+    return [values[round(place * step)] for place in range(_MAX_DOTS)]
 
 
 def _strip(trial: Trial, values: list[float], variant: int, x: Axis, middle: float) -> Strip:

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.html.cells import barred
+from packhorse.compare.html.cells import bar_cell
 from packhorse.compare.html.scatter import WIDE, largest_memory, outline, radius_of
-from packhorse.compare.metric_definitions import QUALITY, SPEED, Measure, measure
+from packhorse.compare.metric_definitions import QUALITY, SPEED, Metric, measure
 from packhorse.compare.report_values import (
     baseline,
+    comparable_trials,
     interval,
     marks,
-    measured,
     median,
     speed_up,
     variant_of,
     variants,
-    waste,
+    wasted_share,
 )
 from packhorse.reports.formats import ABSENT, finite, gigabytes, number, percent, score, show, times
 from packhorse.reports.html.cells import Cell, Tile, scaled
@@ -110,10 +110,12 @@ def tiles(comparison: Comparison) -> list[Tile]:
 def trial_table(comparison: Comparison) -> Table:
     """Speed and memory of every trial."""
     base = baseline(comparison)
-    shown = [item for item in measured(comparison, SPEED) if item.name not in _NOT_IN_TABLE]
+    shown = [
+        item for item in comparable_trials(comparison, SPEED) if item.name not in _NOT_IN_TABLE
+    ]
     against = f"generate seconds of {base.name} / of the trial" if base else ""
     headings = [Heading("Speed-up", "", against, True), *map(_heading, shown)]
-    wasteful = any(waste(trial) is not None for trial in comparison.trials)
+    wasteful = any(wasted_share(trial) is not None for trial in comparison.trials)
     if wasteful:
         one_by_one = measure("token_by_token_prefill_share").meaning
         meaning = f"{measure('padding_share').meaning}; or {one_by_one}"
@@ -123,7 +125,7 @@ def trial_table(comparison: Comparison) -> Table:
         gain = speed_up(trial, base)
         cells = [Cell(show(gain, times), gain)]
         cells += [_speed_cell(trial, item) for item in shown]
-        cells += [Cell(show(waste(trial), percent), waste(trial))] if wasteful else []
+        cells += [Cell(show(wasted_share(trial), percent), wasted_share(trial))] if wasteful else []
         lines.append(_line(comparison, trial, cells))
     flagged = _flagged(comparison)
     footnotes = tuple(
@@ -137,7 +139,7 @@ def trial_table(comparison: Comparison) -> Table:
 
 def accuracy_table(comparison: Comparison) -> Table | None:
     """Every accuracy with its interval as a bar; None when none was measured."""
-    shown = measured(comparison, QUALITY)
+    shown = comparable_trials(comparison, QUALITY)
     if not shown:
         return None
     ended = [trial for trial in comparison.trials if trial.status == "ok" and trial.quality]
@@ -149,7 +151,7 @@ def accuracy_table(comparison: Comparison) -> Table | None:
     return Table(tuple(map(_heading, shown)), tuple(lines))
 
 
-def _heading(item: Measure) -> Heading:
+def _heading(item: Metric) -> Heading:
     return Heading(item.label, item.unit, item.meaning, item.more)
 
 
@@ -177,19 +179,19 @@ def _flagged(comparison: Comparison) -> dict[str, list[str]]:
     }
 
 
-def _speed_cell(trial: Trial, item: Measure) -> Cell:
+def _speed_cell(trial: Trial, item: Metric) -> Cell:
     value = median(trial, item.name)
     around = interval(trial.speed.get(item.name), item.form)
     return Cell(show(value, item.form), value, around if item.name in _WITH_INTERVAL else "")
 
 
-def _quality_cell(trial: Trial, item: Measure, scale: float) -> Cell:
+def _quality_cell(trial: Trial, item: Metric, scale: float) -> Cell:
     estimate = trial.quality.get(item.name)
     if estimate is None:
         return Cell(ABSENT)
     floor = finite(trial.quality_notes.get("cosine_floor")) if item.name == "cosine" else None
     at = scaled(scale)
-    return barred(estimate, item.form, at, mark=None if floor is None else at(floor))
+    return bar_cell(estimate, item.form, at, mark=None if floor is None else at(floor))
 
 
 def _scale(trials: Sequence[Trial], name: str) -> float:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from packhorse.assess.prompting import Prompting
+from packhorse.assess.prompting import PromptTemplate
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError, ModelError
 from packhorse.storage.atomic_files import atomic_file, make_folder, write_json
@@ -49,7 +49,7 @@ class ModelPart:
     fingerprint: str
     engine: EngineConfig
     answers: Literal["choice", "text"]
-    prompting: Prompting
+    prompting: PromptTemplate
     prior: tuple[float, ...] | None
 
 

@@ -5,38 +5,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from packhorse.assess import cascade as cascades
-from packhorse.assess.cascade import Cascade, CascadePoint
+from packhorse.assess.cascade import (
+    Cascade,
+    CascadePoint,
+    apply_threshold,
+    candidate_thresholds,
+    choose_point,
+    wilson_accuracy,
+)
 from packhorse.assess.classic_contest import Classic
+from packhorse.assess.config import AssessConfig
+from packhorse.assess.contestants import ContestantResult
 from packhorse.assess.costs import Costs
-from packhorse.assess.curve import LearningCurve, learning_curve
 from packhorse.assess.document import Contestant
-from packhorse.assess.entries import ContestantResult
+from packhorse.assess.economy import Economy, Offer, compute_economy
 from packhorse.assess.families import MAJORITY
-from packhorse.assess.model_contest import ModelSide
-from packhorse.assess.pairs import Pair, pair
-from packhorse.assess.scoring import Predictions, figures
+from packhorse.assess.learning_curve import LearningCurve, learning_curve
+from packhorse.assess.metrics import Predictions, classification_metrics
+from packhorse.assess.model_contest import ModelResults
+from packhorse.assess.paired_comparison import PairedComparison, compare_pair
 from packhorse.assess.splits import Split
-from packhorse.assess.tuning import out_of_fold
+from packhorse.assess.tuning import out_of_fold_probabilities
+from packhorse.assess.verdict import VerdictInputs, decide_verdict
 
 CASCADE = "cascade"
 FEW_ROWS = 100
 """Test rows of the language model below which a reader is told that more would say more."""
-MOSTLY = 0.9
+DOMINANT_SHARE = 0.9
 """Share of one label above which accuracy hides the others."""
+P95_SHARE = 0.05
+"""A cascade that sends more rows than this to the model has the model's p95."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ContestResults:
     """All that was said. entries: of everybody; classic, model, majority: the finalists, chosen by
     their accuracy inside the training part, and the dummy they must beat."""
 
     parts: Split
     data: Classic
-    side: ModelSide
+    side: ModelResults
     entries: tuple[ContestantResult, ...]
     seed: int
 
@@ -63,23 +75,69 @@ class Outcome:
     def shared(self, entry: ContestantResult) -> Predictions:
         """What an entry said of the rows that the model was asked, in their order."""
         row_of = {place: row for row, place in enumerate(entry.places)}
-        return entry.said.of([row_of[place] for place in self.side.test])
+        return entry.predictions.select([row_of[place] for place in self.side.test])
 
-    def compared(self, left: ContestantResult, right: ContestantResult) -> Pair:
+    def compared(self, left: ContestantResult, right: ContestantResult) -> PairedComparison:
         """Two entries on all test rows that both were asked."""
         known = set(right.places)
         places = [place for place in left.places if place in known]
         rows = [{place: row for row, place in enumerate(each.places)} for each in (left, right)]
         said = [
-            each.said.of([row_of[place] for place in places])
+            each.predictions.select([row_of[place] for place in places])
             for each, row_of in zip((left, right), rows, strict=True)
         ]
         truth = self.truth(places)
-        own, theirs = (each.right(truth).tolist() for each in said)
-        return pair(left.name, right.name, own, theirs, seed=self.seed)
+        own, theirs = (each.is_correct(truth).tolist() for each in said)
+        return compare_pair(left.name, right.name, own, theirs, seed=self.seed)
 
 
-def contestant(outcome: Outcome, entry: ContestantResult, costs: Costs | None) -> Contestant:
+def evaluate(
+    config: AssessConfig, outcome: ContestResults, costs: dict[str, Costs]
+) -> dict[str, Any]:
+    """The fields of an Assessment that are judged."""
+    curves = learning_curves(outcome)
+    cascade = evaluate_cascade(outcome, costs, config.margin)
+    classic, model = outcome.classic, outcome.model
+    titles = {entry.name: entry.title for entry in outcome.entries} | {CASCADE: "the cascade"}
+    inputs = VerdictInputs(
+        margin=config.margin,
+        pair=outcome.compared(classic, model),
+        classic_gain=outcome.compared(classic, outcome.majority),
+        model_gain=outcome.compared(model, outcome.majority),
+        cascade=cascade,
+        too_slow=find_too_slow(config, costs, cascade),
+        titles=titles,
+    )
+    return {
+        "contestants": tuple(
+            evaluate_contestant(outcome, entry, costs.get(entry.name)) for entry in outcome.entries
+        ),
+        "pair": inputs.pair,
+        "classic_gain": inputs.classic_gain,
+        "model_gain": inputs.model_gain,
+        "curves": curves,
+        "cascade": cascade,
+        "economy": _economy(config, outcome, costs, cascade),
+        "verdict": decide_verdict(inputs, find_cautions(outcome, config.label_names)),
+    }
+
+
+def find_too_slow(
+    config: AssessConfig, costs: dict[str, Costs], cascade: Cascade | None
+) -> frozenset[str]:
+    """Names of contestants that break the limit of --max-p95; of the cascade, too."""
+    if config.max_p95 is None:
+        return frozenset()
+    slow = {name for name, each in costs.items() if each.p95 > config.max_p95}
+    if cascade is not None:
+        asked = {cascade.classic} | ({cascade.model} if cascade.point.share > P95_SHARE else set())
+        slow |= {CASCADE} if asked & slow else set()
+    return frozenset(slow)
+
+
+def evaluate_contestant(
+    outcome: ContestResults, entry: ContestantResult, costs: Costs | None
+) -> Contestant:
     """An entry with its figures."""
     shared = outcome.truth(outcome.side.test)
     return Contestant(
@@ -87,10 +145,12 @@ def contestant(outcome: Outcome, entry: ContestantResult, costs: Costs | None) -
         title=entry.title,
         kind=entry.kind,
         finalist=entry in (outcome.classic, outcome.model),
-        figures=figures(
-            entry.said, outcome.truth(entry.places), outcome.classes, seed=outcome.seed
+        figures=classification_metrics(
+            entry.predictions, outcome.truth(entry.places), outcome.classes, seed=outcome.seed
         ),
-        shared=figures(outcome.shared(entry), shared, outcome.classes, seed=outcome.seed),
+        shared=classification_metrics(
+            outcome.shared(entry), shared, outcome.classes, seed=outcome.seed
+        ),
         validated=entry.validated,
         validated_on=entry.validated_on,
         settings=entry.settings,
@@ -100,12 +160,12 @@ def contestant(outcome: Outcome, entry: ContestantResult, costs: Costs | None) -
     )
 
 
-def curves(outcome: Outcome) -> tuple[LearningCurve, ...]:
+def learning_curves(outcome: ContestResults) -> tuple[LearningCurve, ...]:
     """Of the best contestant of each kind of features, against the model's finalist."""
     data = outcome.data
     places = list(outcome.side.test)
     truth = np.array(outcome.truth(places))
-    model_right = outcome.shared(outcome.model).right(truth.tolist())
+    model_correct = outcome.shared(outcome.model).is_correct(truth.tolist())
     kinds: dict[str, list[ContestantResult]] = {}
     for entry in outcome.entries:
         if entry.kind == "classic" and entry.tuned is not None:
@@ -117,13 +177,15 @@ def curves(outcome: Outcome) -> tuple[LearningCurve, ...]:
         test = data.test[places]
         found.append(
             learning_curve(
-                tuned, data.data, test, truth, model_right, data.train, seed=outcome.seed
+                tuned, data.data, test, truth, model_correct, data.train, seed=outcome.seed
             )
         )
     return tuple(found)
 
 
-def cascade_of(outcome: Outcome, costs: dict[str, Costs], margin: float) -> Cascade | None:
+def evaluate_cascade(
+    outcome: ContestResults, costs: dict[str, Costs], margin: float
+) -> Cascade | None:
     """Both finalists together; None where they leave nothing to choose on.
 
     The classic finalist's probabilities of the validation rows come from fits without them.
@@ -132,34 +194,36 @@ def cascade_of(outcome: Outcome, costs: dict[str, Costs], margin: float) -> Casc
     validation = np.array(outcome.side.validation, dtype=np.int64)
     if model.validation is None or classic.tuned is None or not len(validation):
         return None
-    chances = out_of_fold(classic.tuned, outcome.data.data, outcome.data.folds, validation)
+    chances = out_of_fold_probabilities(
+        classic.tuned, outcome.data.data, outcome.data.folds, validation
+    )
     known = Predictions(tuple(outcome.classes[place] for place in chances.argmax(axis=1)), chances)
     truth = [outcome.parts.train[place].label for place in validation]
     own, theirs = outcome.shared(classic), outcome.shared(model)
     wanted = outcome.truth(outcome.side.test)
     points = [
         _point(threshold, (known, model.validation, truth), (own, theirs, wanted), costs, outcome)
-        for threshold in cascades.thresholds(chances.max(axis=1))
+        for threshold in candidate_thresholds(chances.max(axis=1))
     ]
-    place = cascades.chosen(
+    place = choose_point(
         [point.validation_accuracy for point in points],
         [point.validation_share for point in points],
         margin,
     )
-    said, _ = cascades.joined(own, theirs, points[place].threshold)
-    right = [each.right(wanted).tolist() for each in (said, own, theirs)]
+    said, _ = apply_threshold(own, theirs, points[place].threshold)
+    right = [each.is_correct(wanted).tolist() for each in (said, own, theirs)]
     return Cascade(
         classic=classic.name,
         model=model.name,
         points=tuple(points),
         chosen=place,
         validation_rows=len(validation),
-        against_model=pair(CASCADE, model.name, right[0], right[2], seed=outcome.seed),
-        against_classic=pair(CASCADE, classic.name, right[0], right[1], seed=outcome.seed),
+        against_model=compare_pair(CASCADE, model.name, right[0], right[2], seed=outcome.seed),
+        against_classic=compare_pair(CASCADE, classic.name, right[0], right[1], seed=outcome.seed),
     )
 
 
-def cautions(outcome: Outcome, label_names: Sequence[tuple[str, str]]) -> list[str]:
+def find_cautions(outcome: ContestResults, label_names: Sequence[tuple[str, str]]) -> list[str]:
     """What a reader must know before believing the verdict."""
     asked, there_are = len(outcome.side.test), len(outcome.parts.test)
     found = []
@@ -175,16 +239,15 @@ def cautions(outcome: Outcome, label_names: Sequence[tuple[str, str]]) -> list[s
         )
     counts = Counter(row.label for row in outcome.parts.train)
     label, count = counts.most_common(1)[0]
-    if count >= MOSTLY * len(outcome.parts.train):
+    if count >= DOMINANT_SHARE * len(outcome.parts.train):
         share = count / len(outcome.parts.train)
         found.append(
             f"{share:.0%} of the rows have the label {label!r}: accuracy says little of the "
             "others; look at macro-F1 and balanced accuracy too."
         )
-    if outcome.model.said.failed:
+    if failed := outcome.model.predictions.failed:
         found.append(
-            f"{outcome.model.said.failed:,} rows could not be asked of the language model; they "
-            "count as wrong."
+            f"{failed:,} rows could not be asked of the language model; they count as wrong."
         )
     return found
 
@@ -194,20 +257,45 @@ def _point(
     validation: tuple[Predictions, Predictions, list[str]],
     test: tuple[Predictions, Predictions, list[str]],
     costs: dict[str, Costs],
-    outcome: Outcome,
+    outcome: ContestResults,
 ) -> CascadePoint:
-    tried, goes = cascades.joined(*validation[:2], threshold)
-    said, to_model = cascades.joined(*test[:2], threshold)
+    tried, goes = apply_threshold(*validation[:2], threshold)
+    said, to_model = apply_threshold(*test[:2], threshold)
     share = float(to_model.mean())
     own, theirs = costs[outcome.classic.name], costs[outcome.model.name]
     return CascadePoint(
         threshold=threshold,
         share=share,
-        accuracy=cascades.accuracy_of(said, test[2]),
-        validation_accuracy=float(tried.right(validation[2]).mean()),
+        accuracy=wilson_accuracy(said, test[2]),
+        validation_accuracy=float(tried.is_correct(validation[2]).mean()),
         validation_share=float(goes.mean()),
         seconds=own.seconds + share * theirs.seconds,
         core_seconds=own.core_seconds + share * theirs.core_seconds,
+    )
+
+
+def _economy(
+    config: AssessConfig, outcome: ContestResults, costs: dict[str, Costs], cascade: Cascade | None
+) -> Economy:
+    labels = len(outcome.parts.train)
+
+    def offer(entry: ContestantResult) -> Offer:
+        needs = labels if entry.kind == "classic" else 0
+        return Offer(
+            entry.name,
+            entry.title,
+            costs[entry.name].core_seconds,
+            entry.once_core_seconds,
+            needs,
+        )
+
+    classic, model = offer(outcome.classic), offer(outcome.model)
+    others: Sequence[Offer] = ()
+    if cascade is not None and cascade.point.share:
+        spent = cascade.point.core_seconds
+        others = (Offer(CASCADE, "the cascade", spent, classic.once, labels),)
+    return compute_economy(
+        classic, model, others, config.volume, config.price_core_hour, config.price_label
     )
 
 

@@ -8,16 +8,16 @@ from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
     headline,
+    labels_needed_sentence,
     method_lines,
-    needed_sentence,
     pair_sentence,
     profile_lines,
-    titled,
+    verdict_title,
 )
 from packhorse.reports.formats import number, percent
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 
-MOST_LINES = 12
+MAX_LINES = 12
 """Of the cascade's curve, about; report.json has all points."""
 
 
@@ -26,7 +26,7 @@ def markdown_text(assessment: Assessment) -> str:
     sections = [
         f"# packhorse assess: {escape(assessment.model)}",
         escape(headline(assessment)),
-        f"## {escape(titled(assessment))}",
+        f"## {escape(verdict_title(assessment))}",
         escape(assessment.verdict.reason),
         *(f"Caution: {escape(caution)}" for caution in assessment.verdict.cautions),
         fenced(assessment.classify) if assessment.classify else "",
@@ -34,7 +34,7 @@ def markdown_text(assessment: Assessment) -> str:
         *_contestants(assessment),
         escape(pair_sentence(assessment)),
         "## Labels needed",
-        _bullets([needed_sentence(curve) for curve in assessment.curves]),
+        _bullets([labels_needed_sentence(curve) for curve in assessment.curves]),
         _curves(assessment),
         "## Cascade",
         escape(cascade_sentence(assessment) or "There is none."),
@@ -76,7 +76,7 @@ def _named(contestant: Contestant) -> str:
 
 
 def _figure(column: Column, contestant: Contestant) -> str:
-    figure = column.of(contestant)
+    figure = column.figure(contestant)
     return cell(figure.text, figure.around)
 
 
@@ -100,7 +100,7 @@ def _cascade(assessment: Assessment) -> str:
     cascade = assessment.cascade
     if cascade is None:
         return ""
-    step = max(1, len(cascade.points) // MOST_LINES)
+    step = max(1, len(cascade.points) // MAX_LINES)
     shown = {*range(0, len(cascade.points), step), cascade.chosen, len(cascade.points) - 1}
     rows = [
         [

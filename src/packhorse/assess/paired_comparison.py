@@ -16,7 +16,7 @@ _HALVINGS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PairedComparison:
     """left, right: names. rows: judged by both. difference: accuracy of left - of right, Tango's
     score interval. bootstrap: the same by paired bootstrap over rows. left_only, right_only: rows
     that only one of them has right. mcnemar_p: exact, two-sided: how probable a split of those rows
@@ -48,17 +48,24 @@ class Pair:
         return self.is_non_inferior(0.0)
 
 
-def pair(
-    left: str, right: str, left_right: Sequence[bool], right_right: Sequence[bool], *, seed: int = 0
-) -> Pair:
+def compare_pair(
+    left: str,
+    right: str,
+    left_correct: Sequence[bool],
+    right_correct: Sequence[bool],
+    *,
+    seed: int = 0,
+) -> PairedComparison:
     """Compares two contestants; left_right, right_right: whether each has a row right."""
-    rows = list(zip(left_right, right_right, strict=True))
+    rows = list(zip(left_correct, right_correct, strict=True))
     only_left, only_right = rows.count((True, False)), rows.count((False, True))
     bootstrap = paired_bootstrap(
-        [float(value) for value in left_right], [float(value) for value in right_right], seed=seed
+        [float(value) for value in left_correct],
+        [float(value) for value in right_correct],
+        seed=seed,
     )
     assert bootstrap is not None
-    return Pair(
+    return PairedComparison(
         left=left,
         right=right,
         rows=len(rows),
@@ -88,8 +95,8 @@ def tango_interval(only_left: int, only_right: int, rows: int) -> Estimate:
     def statistic(d: float) -> float:
         return tango_statistic(only_left, only_right, rows, d)
 
-    low = _crossing(lambda d: statistic(d) > _Z, -1.0, value)
-    high = _crossing(lambda d: statistic(d) >= -_Z, value, 1.0)
+    low = _bisect(lambda d: statistic(d) > _Z, -1.0, value)
+    high = _bisect(lambda d: statistic(d) >= -_Z, value, 1.0)
     return Estimate(value, low, high, rows, "Tango score interval")
 
 
@@ -124,7 +131,7 @@ def rows_needed(only_left: int, only_right: int, rows: int, margin: float) -> in
     return math.ceil((_Z + _Z_POWER) ** 2 * spread / distance**2)
 
 
-def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
     """Where `holds` turns from true to false between low and high; `low` if it never holds."""
     if not holds(low):
         return low

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.assess.families import fit
-from packhorse.assess.splits import Places
-from packhorse.assess.tuning import TrainingData, Tuned
+from packhorse.assess.splits import Indices
+from packhorse.assess.tuning import TrainingData, TunedFamily
 from packhorse.evaluation.statistics import LEVEL, RESAMPLES
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +64,7 @@ class LearningCurve:
     needed: LabelsNeeded
 
 
-def sizes(labels: npt.NDArray[np.str_]) -> list[int]:
+def training_sizes(labels: npt.NDArray[np.str_]) -> list[int]:
     """8, 16, 32 ... labels of each class while the second largest class has as many, and all."""
     counts = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
     most = int(counts[1])
@@ -76,12 +76,12 @@ def sizes(labels: npt.NDArray[np.str_]) -> list[int]:
 
 
 def learning_curve(
-    tuned: Tuned,
+    tuned: TunedFamily,
     data: TrainingData,
-    test: Places,
+    test: Indices,
     truth: npt.NDArray[np.str_],
-    model_right: Bools,
-    train: Places,
+    model_correct: Bools,
+    train: Indices,
     *,
     seed: int,
 ) -> LearningCurve:
@@ -90,18 +90,18 @@ def learning_curve(
     labels = data.labels[train]
     right: list[Bools] = []
     rows: list[int] = []
-    steps = sizes(labels)
+    steps = training_sizes(labels)
     for size in steps:
         draws = []
         for draw in range(SEEDS if size != steps[-1] else 1):
-            chosen = train[drawn(labels, size, seed + draw)]
-            fitted, judged = data.seen(tuned.family, chosen, test)
+            chosen = train[draw_rows(labels, size, seed + draw)]
+            fitted, judged = data.compute_features(tuned.family, chosen, test)
             classifier = tuned.family.make(tuned.value, len(set(labels.tolist())))
             fit(classifier, fitted, data.labels[chosen])
             draws.append(classifier.predict(judged) == truth)
         right.append(np.array(draws))
         rows.append(len(chosen))
-    means = _resampled(right, model_right, seed)
+    means = _resampled(right, model_correct, seed)
     points = tuple(
         CurvePoint(
             per_class=size,
@@ -113,13 +113,13 @@ def learning_curve(
         )
         for size, count, each, spread in zip(steps, rows, right, means[:, :-1].T, strict=True)
     )
-    level = float(model_right.mean())
+    level = float(model_correct.mean())
     return LearningCurve(
-        tuned.family.name, tuned.family.title, points, level, needed(points, level, means)
+        tuned.family.name, tuned.family.title, points, level, labels_needed(points, level, means)
     )
 
 
-def drawn(labels: npt.NDArray[np.str_], per_class: int, seed: int) -> Places:
+def draw_rows(labels: npt.NDArray[np.str_], per_class: int, seed: int) -> Indices:
     """Places of at most `per_class` rows of each class, at random."""
     chance = np.random.default_rng(seed)
     chosen = [
@@ -129,12 +129,12 @@ def drawn(labels: npt.NDArray[np.str_], per_class: int, seed: int) -> Places:
     return np.sort(np.concatenate(chosen))
 
 
-def needed(points: Sequence[CurvePoint], level: float, means: Floats) -> LabelsNeeded:
+def labels_needed(points: Sequence[CurvePoint], level: float, means: Floats) -> LabelsNeeded:
     """From the curve, and from resampled curves [resamples, sizes + 1] whose last column is the
     model's accuracy on the same resampled rows."""
     places = [float(point.per_class) for point in points]
-    value = crossing(places, [point.mean for point in points], level)
-    found = [crossing(places, row[:-1].tolist(), float(row[-1])) for row in means]
+    value = first_crossing(places, [point.mean for point in points], level)
+    found = [first_crossing(places, row[:-1].tolist(), float(row[-1])) for row in means]
     ordered = sorted(math.inf if each is None else each for each in found)
     low = ordered[int((1 - LEVEL) / 2 * (len(ordered) - 1))]
     high = ordered[math.ceil((1 + LEVEL) / 2 * (len(ordered) - 1))]
@@ -146,7 +146,7 @@ def needed(points: Sequence[CurvePoint], level: float, means: Floats) -> LabelsN
     )
 
 
-def crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
+def first_crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
     """Where a curve first reaches `level`, interpolated on the logarithm of `places`; 0 where its
     first value does, None where none does."""
     if values[0] >= level:
@@ -159,16 +159,16 @@ def crossing(places: Sequence[float], values: Sequence[float], level: float) -> 
     return None
 
 
-def _resampled(right: Sequence[Bools], model_right: Bools, seed: int) -> Floats:
+def _resampled(right: Sequence[Bools], model_correct: Bools, seed: int) -> Floats:
     """Mean accuracies [RESAMPLES, sizes + 1] of resampled draws and test rows; the same test rows
     for every size and for the model, the last column."""
     chance = np.random.default_rng(seed)
-    count = len(model_right)
+    count = len(model_correct)
     weights = chance.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
     columns = []
     for each in right:
         by_draw = weights @ each.T.astype(np.float64)
         draws = chance.integers(0, len(each), size=(RESAMPLES, len(each)))
         columns.append(np.take_along_axis(by_draw, draws, axis=1).mean(axis=1))
-    columns.append(weights @ model_right.astype(np.float64))
+    columns.append(weights @ model_correct.astype(np.float64))
     return np.stack(columns, axis=1)

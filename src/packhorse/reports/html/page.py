@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from packhorse.reports.words import plain, visible
+from packhorse.reports.text import plain, visible
 
 COLOURS = 6
 RING = 5.0

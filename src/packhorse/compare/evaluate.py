@@ -11,7 +11,7 @@ from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.sample import Sample
 from packhorse.compare.speed import speed
-from packhorse.compare.trial import Outcome, RowResult, read_rows
+from packhorse.compare.trial import RepeatOutcome, RowResult, read_rows
 from packhorse.data import SamplingParams
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
@@ -50,7 +50,7 @@ class TrialRuns:
     """A combination, and for each repeat what it came to and where its output lies."""
 
     combination: Combination
-    outcomes: list[Outcome]
+    outcomes: list[RepeatOutcome]
     outputs: list[Path]
 
     @property
@@ -66,14 +66,14 @@ class TrialRuns:
         )
 
 
-class ProgressReporter(Protocol):
+class StageReporter(Protocol):
     """Is told how a comparison goes on."""
 
     def stage(self, text: str) -> None: ...
 
 
 @dataclass(slots=True)
-class Judge:
+class TrialEvaluator:
     """Judges trials against one reference; expensive things are made once and kept.
 
     date: what chat templates wrote in all runs, in ISO 8601.
@@ -84,7 +84,7 @@ class Judge:
     reference: Combination
     reference_output: Path
     date: str
-    observer: ProgressReporter
+    observer: StageReporter
     _reference_rows: list[RowResult] = field(init=False)
     _embed: Embed | None = field(init=False)
     _prompt_ids: list[tuple[int, ...]] = field(init=False)
@@ -97,7 +97,7 @@ class Judge:
         self._embed = None
         if self.config.embeddings is not None:
             folder = prepare_embedding_model(self.config.embeddings, self.observer.stage)
-            self._embed = _remembering(SentenceEncoder(folder).embed)
+            self._embed = _cached(SentenceEncoder(folder).embed)
 
     def trial(self, runs: TrialRuns) -> document.Trial:
         """The finished row of one combination."""
@@ -352,7 +352,7 @@ def _shown(content: Any) -> str:
     return text if len(text) <= PROMPT_EXCERPT else f"…{text[-PROMPT_EXCERPT:]}"
 
 
-def _remembering(embed: Embed) -> Embed:
+def _cached(embed: Embed) -> Embed:
     """Embeds each text once: the reference's texts come back with every trial."""
     import numpy as np
 

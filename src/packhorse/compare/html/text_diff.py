@@ -11,7 +11,7 @@ _SPACES = {"\n": "↵", "\t": "⇥", " ": "␣"}
 
 
 @dataclass(frozen=True, slots=True)
-class Parted:
+class SplitText:
     """common: what both begin with; first: the word at which this one leaves it; rest: after it.
 
     first names what cannot be seen: white space by a sign, an end by "(ends here)".
@@ -22,13 +22,13 @@ class Parted:
     rest: str
 
 
-def part(row: WorstRow) -> tuple[Parted, Parted]:
+def split_at_difference(row: WorstRow) -> tuple[SplitText, SplitText]:
     """The reference's text and the trial's, parted at the word of the first difference."""
-    place = _divergence(row.reference_text, row.text)
-    return _parted(row.reference_text, place), _parted(row.text, place)
+    place = _first_difference(row.reference_text, row.text)
+    return _split(row.reference_text, place), _split(row.text, place)
 
 
-def _divergence(left: str, right: str) -> int:
+def _first_difference(left: str, right: str) -> int:
     """Index of the first character that differs, moved back to the start of its word if in one."""
     shorter = min(len(left), len(right))
     place = next((i for i in range(shorter) if left[i] != right[i]), shorter)
@@ -41,12 +41,12 @@ def _divergence(left: str, right: str) -> int:
     return place
 
 
-def _parted(text: str, place: int) -> Parted:
+def _split(text: str, place: int) -> SplitText:
     common, rest = text[:place], text[place:]
     if not rest:
-        return Parted(common, "(ends here)" if common else "(no text)", "")
+        return SplitText(common, "(ends here)" if common else "(no text)", "")
     if rest[0].isspace():
-        return Parted(common, _SPACES.get(rest[0], "␣"), rest if rest[0] == "\n" else rest[1:])
+        return SplitText(common, _SPACES.get(rest[0], "␣"), rest if rest[0] == "\n" else rest[1:])
     end = next((i for i, letter in enumerate(rest[:_LONGEST_WORD]) if letter.isspace()), None)
     end = min(len(rest), _LONGEST_WORD) if end is None else end
-    return Parted(common, rest[:end], rest[end:])
+    return SplitText(common, rest[:end], rest[end:])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from packhorse.assess.language_model import Spent
-from packhorse.assess.saved import ModelPart
-from packhorse.assess.scoring import Predictions
-from packhorse.assess.tuning import Tuned
+from packhorse.assess.language_model import TimeSpent
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.saved_classifier import ModelPart
+from packhorse.assess.tuning import TunedFamily
 
 MODEL_TITLE = "language model"
 Kind = Literal["dummy", "classic", "model"]
@@ -27,15 +27,15 @@ class ContestantResult:
     name: str
     title: str
     kind: Kind
-    said: Predictions
+    predictions: Predictions
     places: tuple[int, ...]
     validated: float
     validated_on: str
     settings: dict[str, str] = field(default_factory=dict)
-    tuned: Tuned | None = None
+    tuned: TunedFamily | None = None
     fitted: Any = None
     once_seconds: float = 0.0
     once_core_seconds: float = 0.0
     part: ModelPart | None = None
-    spent: Spent | None = None
+    spent: TimeSpent | None = None
     validation: Predictions | None = None

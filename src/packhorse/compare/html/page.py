@@ -1,4 +1,4 @@
-"""A comparison as one page that opens offline: see `packhorse.reports.page`."""
+"""A comparison as one page that opens offline: see `packhorse.reports.html.page`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from packhorse.compare.html import details, views
 from packhorse.compare.html.scatter import NARROW, WIDE, scatters
 from packhorse.compare.html.strips import latency_strips
 from packhorse.compare.report_values import headline, limits_line, recommendation_title
-from packhorse.reports.page import facts, page_text
+from packhorse.reports.html.page import facts, page_text
 
 _SECTIONS = (
     ("trade-off", "Trade-off"),

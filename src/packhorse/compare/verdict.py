@@ -37,7 +37,7 @@ def throughput(trial: Trial) -> float:
     return trial.speed[THROUGHPUT].median
 
 
-def measured(trials: Sequence[Trial]) -> list[Trial]:
+def comparable_trials(trials: Sequence[Trial]) -> list[Trial]:
     """The trials that ended well and can be weighed."""
     return [
         trial
@@ -46,7 +46,7 @@ def measured(trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
+def pareto_trials(trials: Sequence[Trial]) -> list[Trial]:
     """The trials no other beats in throughput and accuracy at once."""
     if not trials:
         return []
@@ -54,7 +54,7 @@ def front(trials: Sequence[Trial]) -> list[Trial]:
     return [trials[index] for index in chosen]
 
 
-def knee_of(trials: Sequence[Trial]) -> Trial | None:
+def find_knee(trials: Sequence[Trial]) -> Trial | None:
     """The trial of a front where more speed starts to cost much accuracy; None without one."""
     index = knee([throughput(trial) for trial in trials], [accuracy(trial) for trial in trials])
     return None if index is None else trials[index]
@@ -89,16 +89,18 @@ def recommend(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
     Among trials whose speed is tied, the one of higher accuracy is taken, then the one of less
     memory. Without limits and without a knee, the fastest of those as accurate as the best.
     """
-    candidates = measured(trials)
+    candidates = comparable_trials(trials)
     if not candidates:
         nothing = "No trial ended well, so there is nothing to recommend."
         return Recommendation("", nothing, given_up="", ties=(), command="")
     inside = [trial for trial in candidates if not broken_limits(trial, limits)]
     if not inside:
-        return _none_inside(candidates, limits)
+        return _closest_to_limits(candidates, limits)
     if limits.any:
         fastest = max(inside, key=throughput)
-        chosen = _truest([trial for trial in inside if trial is fastest or is_tie(trial, fastest)])
+        chosen = _most_accurate(
+            [trial for trial in inside if trial is fastest or is_tie(trial, fastest)]
+        )
         reason = f"{chosen.name} is the fastest inside the limits"
     else:
         chosen, reason = _without_limits(inside)
@@ -112,7 +114,7 @@ def recommend(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
 
 
 def _without_limits(trials: Sequence[Trial]) -> tuple[Trial, str]:
-    bend = knee_of(front(trials))
+    bend = find_knee(pareto_trials(trials))
     if bend is not None:
         return bend, f"{bend.name} is the knee of the Pareto front"
     most_accurate = max(map(accuracy, trials))
@@ -121,7 +123,7 @@ def _without_limits(trials: Sequence[Trial]) -> tuple[Trial, str]:
     return fastest, f"{fastest.name} is the fastest of the most accurate trials"
 
 
-def _truest(trials: Sequence[Trial]) -> Trial:
+def _most_accurate(trials: Sequence[Trial]) -> Trial:
     def rank(trial: Trial) -> tuple[float, float]:
         memory = trial.speed.get("peak_memory_bytes")
         return accuracy(trial), -(memory.median if memory else 0.0)
@@ -139,16 +141,16 @@ def _given_up(chosen: Trial, trials: Sequence[Trial]) -> str:
             f"{fastest.name} is {ratio:.2f} times as fast, at a matched prefix of "
             f"{accuracy(fastest):.3f}"
         )
-    truest = max(trials, key=lambda trial: (accuracy(trial), throughput(trial)))
-    if accuracy(truest) > accuracy(chosen):
+    closest = max(trials, key=lambda trial: (accuracy(trial), throughput(trial)))
+    if accuracy(closest) > accuracy(chosen):
         sentences.append(
-            f"{truest.name} agrees more with the reference ({accuracy(truest):.3f}), at "
-            f"{throughput(truest):.3g} rows/s"
+            f"{closest.name} agrees more with the reference ({accuracy(closest):.3f}), at "
+            f"{throughput(closest):.3g} rows/s"
         )
     return "; ".join(sentences) + "." if sentences else "Nothing: no trial is faster or truer."
 
 
-def _none_inside(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
+def _closest_to_limits(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
     closest = min(trials, key=lambda trial: (len(broken_limits(trial, limits)), -throughput(trial)))
     return Recommendation(
         trial="",

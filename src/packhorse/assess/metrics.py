@@ -29,13 +29,13 @@ class Predictions:
     probabilities: Floats | None = None
     failed: int = 0
 
-    def of(self, places: Sequence[int]) -> Predictions:
+    def select(self, places: Sequence[int]) -> Predictions:
         """What was said of some of the rows; failures are counted for all of them only."""
         chosen = None if self.probabilities is None else self.probabilities[list(places)]
         failed = self.failed if len(places) == len(self.labels) else 0
         return Predictions(tuple(self.labels[place] for place in places), chosen, failed)
 
-    def right(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def is_correct(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
         pairs = zip(self.labels, truth, strict=True)
         return np.array([label == wanted for label, wanted in pairs], dtype=bool)
 
@@ -61,11 +61,11 @@ class ClassificationMetrics:
     valid_accuracy: Estimate | None
 
 
-def figures(
+def classification_metrics(
     said: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
 ) -> ClassificationMetrics:
     """All figures; classes: sorted, of the training part."""
-    right = said.right(truth)
+    right = said.is_correct(truth)
     valid = np.array([label is not None for label in said.labels])
     accuracy = wilson_interval(int(right.sum()), len(right))
     assert accuracy is not None
