@@ -14,7 +14,7 @@ from packhorse.assess.html.charts import NARROW, WIDE, cascade_chart, cost_chart
 from packhorse.assess.html.forest import forest
 from packhorse.assess.html.page import html_text
 from packhorse.assess.markdown import markdown_text
-from packhorse.assess.metric_definitions import columns
+from packhorse.assess.metric_definitions import metrics
 from packhorse.assess.narrative import labels_needed_sentence, points
 from packhorse.assess.terminal import table
 from packhorse.evaluation.statistics import Estimate
@@ -87,8 +87,8 @@ def test_every_report_says_verdict_finalists_and_intervals(assessment: Assessmen
         assert each.title in plain
         assert each.name in lines
     assert points(assessment.pair.difference) in page
-    for column in columns(assessment):
-        assert column.heading in page
+    for column in metrics(assessment):
+        assert column.label in page
         assert column.meaning in page
 
 

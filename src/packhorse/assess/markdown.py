@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from packhorse.assess.document import Assessment, Contestant
-from packhorse.assess.metric_definitions import Column, columns, interval_text
+from packhorse.assess.metric_definitions import Metric, interval_text, metrics
 from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
@@ -58,26 +58,22 @@ def markdown_text(assessment: Assessment) -> str:
 
 
 def _contestants(assessment: Assessment) -> list[str]:
-    shown = columns(assessment)
-    header = ["Contestant", *(_heading(column) for column in shown)]
+    shown = metrics(assessment)
+    header = ["Contestant", *(escape(metric.heading) for metric in shown)]
     rows = [
-        [_named(each), *(_figure(column, each) for column in shown)]
+        [_named(each), *(_figure(metric, each) for metric in shown)]
         for each in assessment.contestants
     ]
     return [table(header, rows), "★ finalist, chosen inside the training part."]
-
-
-def _heading(column: Column) -> str:
-    return escape(f"{column.heading} ({column.unit})" if column.unit else column.heading)
 
 
 def _named(contestant: Contestant) -> str:
     return f"{escape(contestant.title)}{' ★' if contestant.finalist else ''}"
 
 
-def _figure(column: Column, contestant: Contestant) -> str:
-    figure = column.figure(contestant)
-    return cell(figure.text, figure.around)
+def _figure(metric: Metric, contestant: Contestant) -> str:
+    figure = metric.figure(contestant)
+    return cell(figure.text, figure.interval)
 
 
 def _curves(assessment: Assessment) -> str:
@@ -134,5 +130,6 @@ def _bullets(lines: list[str]) -> str:
 
 def _meanings(assessment: Assessment) -> str:
     return "\n".join(
-        f"- **{_heading(column)}**: {escape(column.meaning)}." for column in columns(assessment)
+        f"- **{escape(metric.heading)}**: {escape(metric.meaning)}."
+        for metric in metrics(assessment)
     )

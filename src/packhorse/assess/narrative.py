@@ -11,19 +11,18 @@ from packhorse.assess.learning_curve import LearningCurve
 from packhorse.assess.metric_definitions import interval_text
 from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.formats import number, percent
-from packhorse.reports.text import counted, when
+from packhorse.reports.text import counted, machine_facts, when
 
 
 def headline(assessment: Assessment) -> str:
     """Rows, labels, machine, date on one line."""
-    known, machine = assessment.profile, assessment.machine
+    known = assessment.profile
     parts = [
         str(assessment.settings.get("labelled", "")),
         counted(known.rows, "row"),
         counted(len(known.classes), "label"),
         f"{known.train:,} to train, {known.test:,} to test",
-        str(machine.get("processor") or ""),
-        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
+        *machine_facts(assessment.machine),
         when(assessment.created),
     ]
     return " · ".join(part for part in parts if part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from packhorse.assess.document import Assessment, Contestant
-from packhorse.assess.metric_definitions import Column, columns
+from packhorse.assess.metric_definitions import Metric, metrics
 from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
@@ -16,12 +16,16 @@ from packhorse.assess.narrative import (
     runtime_line,
     verdict_title,
 )
-from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
-
-_DROPPED_FIRST = (
-    "start", "brier", "balanced", "p50", "disk", "calibration", "f1", "seconds", "all", "invalid",
-    "memory",
-)  # fmt: skip
+from packhorse.reports.terminal import (
+    Lines,
+    TextColumn,
+    fitting_columns,
+    heading_lines,
+    paragraph,
+    rendered,
+    row_line,
+    text,
+)
 
 
 def table(assessment: Assessment, width: int, *, colour: bool = False) -> str:
@@ -52,15 +56,15 @@ def _verdict(assessment: Assessment, width: int) -> Lines:
 def _contestants(assessment: Assessment, width: int) -> Lines:
     names = {each.name: f"  {_mark(each)}{each.name}" for each in assessment.contestants}
     first = max(map(len, names.values()))
-    shown = _fitting(assessment, columns(assessment), width - first)
-    widths = [_width(assessment, column) for column in shown]
-    for number_of_line in (0, 1):
-        headings = [column.lines[number_of_line] for column in shown]
-        yield cells_line(" " * first, list(zip(headings, widths, strict=True)), "dim")
+    columns = [
+        TextColumn(each.terminal, {c.name: _cell(each, c) for c in assessment.contestants})
+        for each in metrics(assessment)
+    ]
+    columns = fitting_columns(columns, width - first)
+    yield from heading_lines(columns, first)
     for each in assessment.contestants:
-        cells = list(zip([_cell(column, each) for column in shown], widths, strict=True))
         style = "bold" if each.finalist else "dim" if each.kind == "dummy" else ""
-        yield cells_line(names[each.name].ljust(first), cells, style)
+        yield row_line(names[each.name].ljust(first), each.name, columns, style)
     yield from paragraph("★ finalist, chosen inside the training part", width, "dim")
 
 
@@ -68,25 +72,11 @@ def _mark(contestant: Contestant) -> str:
     return "★ " if contestant.finalist else "  "
 
 
-def _cell(column: Column, contestant: Contestant) -> str:
-    figure = column.figure(contestant)
-    if column.name in ("accuracy",) and figure.around:
-        return f"{figure.text} ({figure.around})"
+def _cell(metric: Metric, contestant: Contestant) -> str:
+    figure = metric.figure(contestant)
+    if metric.interval_on_terminal and figure.interval:
+        return f"{figure.text} ({figure.interval})"
     return figure.text
-
-
-def _width(assessment: Assessment, column: Column) -> int:
-    cells = [_cell(column, each) for each in assessment.contestants]
-    return max(map(len, (*column.lines, *cells)))
-
-
-def _fitting(assessment: Assessment, every: list[Column], room: int) -> list[Column]:
-    kept = every
-    for name in _DROPPED_FIRST:
-        if sum(_width(assessment, column) + 2 for column in kept) <= room:
-            break
-        kept = [column for column in kept if column.name != name]
-    return kept
 
 
 def _further(assessment: Assessment, width: int) -> Lines:

@@ -18,8 +18,7 @@ def csv_text(comparison: Comparison) -> str:
     """A line a trial: FIGURE_median, _low, _high of every speed figure, MEASURE_mean, _low, _high
     of every quality measure, then the other notes. Empty is not measured. Times are seconds, sizes
     bytes, shares 0 to 1, chrF 0 to 100; speed_up counts from the trial speed_up_over names."""
-    base = baseline(comparison)
-    rows = [_csv_row(comparison, trial, base) for trial in comparison.trials]
+    rows = [_csv_row(comparison, trial) for trial in comparison.trials]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -28,7 +27,8 @@ def csv_text(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _csv_row(comparison: Comparison, trial: Trial, base: Trial | None) -> Row:
+def _csv_row(comparison: Comparison, trial: Trial) -> Row:
+    base = baseline(comparison)
     recommendation = comparison.recommendation
     row: Row = {
         "name": trial.name,
@@ -44,13 +44,13 @@ def _csv_row(comparison: Comparison, trial: Trial, base: Trial | None) -> Row:
         "knee": int(trial.name == comparison.knee),
         "recommended": int(trial.name == recommendation.trial),
         "tied": int(trial.name in recommendation.ties),
-        "speed_up": speed_up(trial, base),
+        "speed_up": speed_up(comparison, trial),
         "speed_up_over": base.name if base else "",
     }
-    for item in SPEED:
-        row |= _csv_cells(trial, item, "median", median(trial, item.name))
-    for item in QUALITY:
-        row |= _csv_cells(trial, item, "mean", mean(trial, item.name))
+    for speed in SPEED:
+        row |= _csv_cells(trial, speed, "median", median(trial, speed.name))
+    for quality in QUALITY:
+        row |= _csv_cells(trial, quality, "mean", mean(trial, quality.name))
     noted = dict.fromkeys(name for each in comparison.trials for name in each.quality_notes)
     row |= {name: finite(trial.quality_notes.get(name)) for name in noted}
     return row | {"flags": visible("; ".join(trial.flags)), "command": trial.command}

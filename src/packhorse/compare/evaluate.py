@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
+from packhorse.compare.metric_definitions import QUALITY, SPEED
 from packhorse.compare.sample import Sample
-from packhorse.compare.speed import speed
 from packhorse.compare.trial import RepeatOutcome, RowResult, read_rows
 from packhorse.data import SamplingParams
 from packhorse.embeddings import SentenceEncoder
@@ -24,7 +24,7 @@ from packhorse.evaluation.quality import (
     compare_outputs,
     worst_rows,
 )
-from packhorse.evaluation.statistics import Estimate
+from packhorse.evaluation.statistics import Estimate, median_interval
 from packhorse.evaluation.teacher_forcing import (
     TeacherForcedModel,
     TeacherForcedScores,
@@ -119,7 +119,7 @@ class TrialEvaluator:
             compute_type=compute_format(resolved) if resolved else "",
             threads=threads,
             repeats=tuple(repeats),
-            speed=speed(repeats),
+            speed=_spreads(repeats),
             quality=_estimates(report, forced),
             quality_notes=_notes(report, forced),
             worst_rows=self._worst(report, runs) if report else (),
@@ -275,22 +275,35 @@ def _rates(runs: TrialRuns) -> list[float | None]:
 
 
 def _estimate(value: Estimate) -> document.Estimate:
+    return document.Estimate(value.value, *_ends(value))
+
+
+def _ends(value: Estimate) -> tuple[float, float]:
+    """Return the interval, or the value twice if there is none."""
     low = value.value if value.low is None else value.low
-    return document.Estimate(value.value, low, value.value if value.high is None else value.high)
+    return low, value.value if value.high is None else value.high
+
+
+def _spreads(repeats: Sequence[document.Repeat]) -> dict[str, document.Spread]:
+    """Return the median and interval over the repeats of every figure that all of them have."""
+    found = {}
+    for metric in SPEED:
+        values = [metric.value(repeat) for repeat in repeats]
+        known = [float(value) for value in values if value is not None]
+        interval = median_interval(known)
+        if interval is not None and len(known) == len(values):
+            low, high = _ends(interval)
+            found[metric.name] = document.Spread(interval.value, low, high, tuple(known))
+    return found
 
 
 def _estimates(
     report: QualityReport | None, forced: TeacherForcedScores | None
 ) -> dict[str, document.Estimate]:
-    """Names as in `Trial.quality`; what was not measured is absent."""
-    found: dict[str, Estimate | None] = {}
-    if report is not None:
-        for name in ("rows_identical", "first_token_equal", "matched_prefix", "chrf", "cosine"):
-            found[name] = getattr(report, name)
-        found["label_accuracy"] = report.labels.label_accuracy if report.labels else None
-    if forced is not None:
-        found["kl_divergence"] = forced.kl_divergence
-        found["top1_agreement"] = forced.top1_agreement
+    """Return the figures that were measured by name."""
+    if report is None:
+        return {}
+    found = {metric.name: metric.value(report, forced) for metric in QUALITY}
     return {name: _estimate(value) for name, value in found.items() if value is not None}
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.metric_definitions import GENERAL_NOTES, QUALITY, SPEED, Metric
+from packhorse.compare.metric_definitions import (
+    GENERAL_NOTES,
+    QUALITY,
+    SPEED,
+    SPEED_UP,
+    Metric,
+    measured_metrics,
+)
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
 from packhorse.compare.report_values import (
     Change,
     baseline,
     changes,
-    comparable_trials,
-    headline,
     interval,
-    limits_line,
     marks,
     mean,
     median,
-    recommendation_title,
     speed_up,
 )
 from packhorse.reports.formats import ABSENT, percent, score, show, times
@@ -58,18 +62,16 @@ def _recommendation(comparison: Comparison) -> list[str]:
 
 def _speed(comparison: Comparison) -> list[str]:
     base = baseline(comparison)
-    shown = [
-        item
-        for item in comparable_trials(comparison, SPEED)
-        if item.name not in ("batches", "generated_tokens", "prompt_tokens_per_second")
-    ]
-    header = ["Trial", "Speed-up", *(item.heading for item in shown)]
+    shown = [item for item in measured_metrics(comparison, SPEED) if item.markdown]
+    header = ["Trial", SPEED_UP.heading, *(item.heading for item in shown)]
     rows = []
     for trial in comparison.trials:
         if trial.status == "failed":
             continue
         cells = [_with_interval(trial, item, median(trial, item.name)) for item in shown]
-        rows.append([_named(comparison, trial), show(speed_up(trial, base), times), *cells])
+        rows.append(
+            [_named(comparison, trial), show(speed_up(comparison, trial), SPEED_UP.format), *cells]
+        )
     failures = [
         f"- {escape(trial.name)} **failed**: {escape(trial.reason)}"
         for trial in comparison.trials
@@ -90,7 +92,7 @@ def _speed(comparison: Comparison) -> list[str]:
 
 
 def _accuracy(comparison: Comparison) -> list[str]:
-    shown = comparable_trials(comparison, QUALITY)
+    shown = measured_metrics(comparison, QUALITY)
     if not shown:
         return ["Accuracy was not measured."]
     rows = [
@@ -133,7 +135,7 @@ def _meanings(comparison: Comparison) -> str:
     lines = [f"- {escape(text)}" for text in GENERAL_NOTES]
     lines += [
         f"- **{escape(item.label)}**: {escape(item.meaning)}."
-        for item in comparable_trials(comparison, SPEED + QUALITY)
+        for item in measured_metrics(comparison, SPEED + QUALITY)
     ]
     return "\n".join(lines)
 
@@ -146,4 +148,4 @@ def _with_interval(trial: Trial, item: Metric, value: float | None) -> str:
     if value is None:
         return ABSENT
     spread = trial.speed.get(item.name) or trial.quality.get(item.name)
-    return cell(item.form(value), interval(spread, item.form))
+    return cell(item.format(value), interval(spread, item.format))

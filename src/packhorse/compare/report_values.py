@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Effect, Estimate, Spread, Trial
-from packhorse.compare.metric_definitions import Metric
-from packhorse.reports.formats import Format, finite, general
-from packhorse.reports.text import counted, when
+from packhorse.reports.formats import Format, finite
 
 
 def median(trial: Trial, name: str) -> float | None:
@@ -33,18 +31,6 @@ def interval(value: Spread | Estimate | None, form: Format) -> str:
     ends = bounds(value)
     low, high = (form(end) for end in ends) if ends else ("", "")
     return f"{low}–{high}" if low != high else ""
-
-
-def comparable_trials(comparison: Comparison, measures: tuple[Metric, ...]) -> tuple[Metric, ...]:
-    """Those of the measures that at least one trial has a value of."""
-    return tuple(
-        item
-        for item in measures
-        if any(
-            median(trial, item.name) is not None or mean(trial, item.name) is not None
-            for trial in comparison.trials
-        )
-    )
 
 
 def variants(comparison: Comparison) -> tuple[tuple[str, str], ...]:
@@ -77,8 +63,9 @@ def baseline(comparison: Comparison) -> Trial | None:
     return next(iter(reference + singles + slowest), None)
 
 
-def speed_up(trial: Trial, base: Trial | None) -> float | None:
-    """Median generate seconds of the baseline / of the trial."""
+def speed_up(comparison: Comparison, trial: Trial) -> float | None:
+    """Return median generate seconds of the baseline / of the trial."""
+    base = baseline(comparison)
     own = median(trial, "generate_seconds")
     other = median(base, "generate_seconds") if base else None
     return other / own if own and other else None
@@ -129,41 +116,3 @@ def changes(comparison: Comparison, kind: str) -> list[Change]:
                 named = Change(group, short_name(after), effect)
         found.append(named)
     return found
-
-
-def recommendation_title(comparison: Comparison) -> str:
-    """What to do, in a few words."""
-    name = comparison.recommendation.trial
-    return f"Use {name}" if name else "No recommendation"
-
-
-def headline(comparison: Comparison) -> str:
-    """Trials, rows, date, machine on one line."""
-    repeats = max((len(trial.repeats) for trial in comparison.trials), default=0)
-    machine = comparison.machine
-    processor = machine.get("processor") or machine.get("platform")
-    parts = [
-        counted(len(comparison.trials), "trial"),
-        counted(repeats, "repeat"),
-        counted(int(comparison.sample.get("rows") or 0), "row"),
-        str(processor) if processor else "",
-        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
-        when(comparison.created),
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def limits_line(comparison: Comparison) -> str:
-    """The limits given, in words; "" for none."""
-    return ", ".join(
-        _LIMITS.get(name, f"{name} #").replace("#", general(value))
-        for name, value in comparison.limits.items()
-        if value is not None
-    )
-
-
-_LIMITS = {
-    "max_p95": "p95 latency at most # s",
-    "max_ram": "peak memory at most # GB",
-    "min_agreement": "matched prefix at least #",
-}

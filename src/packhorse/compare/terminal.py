@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from packhorse.compare.document import Comparison, Trial
+from packhorse.compare.metric_definitions import METRICS, DerivedMetric, Metric, QualityMetric
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
 from packhorse.compare.report_values import (
     Change,
     baseline,
     changes,
-    headline,
     interval,
-    limits_line,
     marks,
     mean,
     median,
-    recommendation_title,
     short_name,
-    speed_up,
     variants,
     wasted_share,
 )
-from packhorse.reports.formats import ABSENT, Format, gigabytes, number, percent, score, show, times
-from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
+from packhorse.reports.columns import Heading
+from packhorse.reports.formats import ABSENT, number, percent, score, show, times
+from packhorse.reports.terminal import (
+    Lines,
+    TextColumn,
+    cells_line,
+    fitting_columns,
+    heading_lines,
+    paragraph,
+    rendered,
+    row_line,
+    text,
+)
 from packhorse.reports.text import visible
-
-_DROPPED_FIRST = ("tokens", "kl", "waste", "cosine", "range", "p50", "identical", "memory", "rows")
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """Two lines of heading and a cell of every trial that ended well."""
-
-    name: str
-    heading: tuple[str, str]
-    cells: dict[str, str]
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (*self.heading, *self.cells.values())))
 
 
 def table(comparison: Comparison, width: int, *, colour: bool = False) -> str:
@@ -67,10 +61,8 @@ def _head(comparison: Comparison, width: int) -> Lines:
 def _trials(comparison: Comparison, width: int) -> Lines:
     names = {trial.name: _name(comparison, trial) for trial in comparison.trials}
     first = max((len(name) for name in names.values()), default=0)
-    columns = _fitting(_columns(comparison), width - first)
-    for number_of_line in (0, 1):
-        headings = [(column.heading[number_of_line], column.width) for column in columns]
-        yield cells_line(" " * first, headings, "dim")
+    columns = fitting_columns(_columns(comparison), width - first)
+    yield from heading_lines(columns, first)
     for engine, quantization in variants(comparison):
         own = [t for t in comparison.trials if (t.engine, t.quantization) == (engine, quantization)]
         yield from paragraph(_variant(engine, quantization, own), width, "bold")
@@ -79,9 +71,8 @@ def _trials(comparison: Comparison, width: int) -> Lines:
             if trial.status == "failed":
                 yield from paragraph(f"failed: {trial.reason}", width, "red", name + "  ")
             else:
-                cells = [(column.cells[trial.name], column.width) for column in columns]
                 chosen = trial.name == comparison.recommendation.trial
-                yield cells_line(name, cells, "bold green" if chosen else "")
+                yield row_line(name, trial.name, columns, "bold green" if chosen else "")
 
 
 def _name(comparison: Comparison, trial: Trial) -> str:
@@ -101,53 +92,41 @@ def _variant(engine: str, quantization: str, trials: Sequence[Trial]) -> str:
     return f"{engine} {quantization}" + (f" ({'; '.join(facts)})" if facts else "")
 
 
-def _columns(comparison: Comparison) -> list[_Column]:
-    base = baseline(comparison)
-    ended = [trial for trial in comparison.trials if trial.status == "ok"]
-
-    def column(name: str, top: str, bottom: str, cell: Callable[[Trial], str]) -> _Column:
-        return _Column(name, (top, bottom), {trial.name: cell(trial) for trial in ended})
-
-    def speed(name: str, top: str, bottom: str, key: str, form: Format = number) -> _Column:
-        return column(name, top, bottom, lambda trial: show(median(trial, key), form))
-
-    def quality(name: str, top: str, bottom: str, key: str, form: Format = score) -> _Column:
-        return column(name, top, bottom, lambda trial: show(mean(trial, key), form))
-
-    columns = [
-        speed("seconds", "run", "s", "generate_seconds"),
-        column(
-            "range", "low–high", "s", lambda t: interval(t.speed.get("generate_seconds"), number)
-        ),
-        speed("rows", "rows", "/s", "rows_per_second"),
-        speed("tokens", "tokens", "/s", "total_tokens_per_second"),
-        column("speed-up", "speed", "up", lambda trial: show(speed_up(trial, base), times)),
-        speed("p50", "p50", "s", "latency_p50"),
-        speed("p95", "p95", "s", "latency_p95"),
-        speed("memory", "peak", "GB", "peak_memory_bytes", gigabytes),
-        column("waste", "wasted", "", lambda trial: show(wasted_share(trial), percent)),
-        quality("identical", "same", "rows", "rows_identical", percent),
-        quality("prefix", "same", "prefix", "matched_prefix"),
-        quality("cosine", "cosine", _floor(comparison), "cosine"),
-        quality("kl", "KL", "nats", "kl_divergence", number),
-    ]
+def _columns(comparison: Comparison) -> list[TextColumn]:
+    """Return the columns of the metrics that have a terminal heading and were measured."""
+    columns = []
+    for metric in METRICS:
+        if metric.terminal is not None:
+            heading = metric.terminal
+            if metric.name == "cosine":
+                heading = replace(heading, lines=(heading.lines[0], _floor(comparison)))
+            columns.append(_column(comparison, heading, partial(_value, comparison, metric)))
+        if metric.terminal_interval is not None:
+            cell = partial(_interval, metric)
+            columns.append(_column(comparison, metric.terminal_interval, cell))
     return [column for column in columns if set(column.cells.values()) - {"", ABSENT}]
+
+
+def _column(comparison: Comparison, heading: Heading, cell: Callable[[Trial], str]) -> TextColumn:
+    ended = [trial for trial in comparison.trials if trial.status == "ok"]
+    return TextColumn(heading, {trial.name: cell(trial) for trial in ended})
+
+
+def _value(comparison: Comparison, metric: Metric, trial: Trial) -> str:
+    if isinstance(metric, DerivedMetric):
+        return show(metric.value(comparison, trial), metric.format)
+    middle = mean if isinstance(metric, QualityMetric) else median
+    return show(middle(trial, metric.name), metric.format)
+
+
+def _interval(metric: Metric, trial: Trial) -> str:
+    return interval(trial.speed.get(metric.name), metric.format)
 
 
 def _floor(comparison: Comparison) -> str:
     floors = [trial.quality_notes.get("cosine_floor") for trial in comparison.trials]
     known = [floor for floor in floors if floor is not None]
     return f"({min(known):.2f})" if known else ""
-
-
-def _fitting(columns: list[_Column], room: int) -> list[_Column]:
-    """The columns without the least important ones, until the rest fits."""
-    kept = columns
-    for name in _DROPPED_FIRST:
-        if sum(column.width + 2 for column in kept) <= room:
-            break
-        kept = [column for column in kept if column.name != name]
-    return kept
 
 
 def _notes(comparison: Comparison, width: int) -> Lines:

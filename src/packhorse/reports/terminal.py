@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
+from packhorse.reports.columns import Heading
 from packhorse.reports.text import visible
 
 if TYPE_CHECKING:
@@ -56,6 +58,41 @@ def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines
 def cells_line(name: str, cells: Sequence[tuple[str, int]], style: str = "") -> Text:
     """A name and cells of (text, width), each from the right."""
     return text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
+
+
+@dataclass(frozen=True, slots=True)
+class TextColumn:
+    """A heading in two lines and a cell of each row; cells: by name of the row."""
+
+    heading: Heading
+    cells: Mapping[str, str]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (*self.heading.lines, *self.cells.values())))
+
+
+def fitting_columns(columns: Sequence[TextColumn], room: int) -> list[TextColumn]:
+    """Return the columns without the least important ones, until the rest fits into `room`."""
+    kept = list(columns)
+    for column in sorted(columns, key=lambda each: -each.heading.drop_order):
+        fits = sum(each.width + 2 for each in kept) <= room
+        if fits or not column.heading.drop_order:
+            break
+        kept.remove(column)
+    return kept
+
+
+def heading_lines(columns: Sequence[TextColumn], indent: int) -> Lines:
+    """Yield the two lines of headings."""
+    for place in (0, 1):
+        cells = [(column.heading.lines[place], column.width) for column in columns]
+        yield cells_line(" " * indent, cells, "dim")
+
+
+def row_line(name: str, row: str, columns: Sequence[TextColumn], style: str) -> Text:
+    """Return one row of the table; row: key of its cells."""
+    return cells_line(name, [(column.cells[row], column.width) for column in columns], style)
 
 
 def text(words: str, style: str = "") -> Text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from packhorse.reports.formats import ABSENT, gigabytes
 
@@ -38,6 +39,13 @@ def plain(name: str, value: object) -> tuple[str, str]:
     if isinstance(value, list | tuple):
         return label, ", ".join(plain("", item)[1] for item in value)
     return label, ABSENT if value is None else str(value)
+
+
+def machine_facts(machine: Mapping[str, Any]) -> list[str]:
+    """Return processor and cores of a machine, as far as they are known."""
+    processor = machine.get("processor") or machine.get("platform")
+    cores = machine.get("cores")
+    return [str(processor or ""), counted(int(cores), "core") if cores else ""]
 
 
 def counted(number_of: int, noun: str) -> str:

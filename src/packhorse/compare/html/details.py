@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
 from packhorse.compare.html.cells import bar_cell
 from packhorse.compare.html.text_diff import SplitText, split_at_difference
-from packhorse.compare.metric_definitions import GENERAL_NOTES, QUALITY, SPEED, Metric
-from packhorse.compare.report_values import Change, bounds, changes, comparable_trials, variant_of
+from packhorse.compare.metric_definitions import (
+    GENERAL_NOTES,
+    QUALITY,
+    RAW_VALUES,
+    SPEED,
+    Metric,
+    measured_metrics,
+)
+from packhorse.compare.report_values import Change, bounds, changes, variant_of
 from packhorse.reports.formats import (
     ABSENT,
     Format,
-    count,
     finite,
-    gigabytes,
     number,
     percent,
     score,
@@ -157,10 +162,7 @@ class RawTrial:
 
 
 def repeats(comparison: Comparison) -> list[RawTrial]:
-    headings = (
-        "Repeat", "Wall s", "Load s", "Generate s", "Rows/s", "Batches", "Generated tokens",
-        "Peak GB", "CPU s", "Energy J",
-    )  # fmt: skip
+    headings = ("Repeat", *RAW_VALUES.values())
     return [
         RawTrial(
             trial.name,
@@ -180,22 +182,11 @@ def _ran(trial: Trial) -> list[str]:
 
 
 def _raw_line(repeat: Repeat) -> tuple[str, ...]:
-    figures = repeat.figures
-    seconds = figures.get("seconds") or {}
-    return (
-        str(repeat.number + 1),
-        show(repeat.wall_seconds, number),
-        show(seconds.get("load"), number),
-        show(seconds.get("generate"), number),
-        show(figures.get("rows_per_second"), number),
-        show(figures.get("batches"), count),
-        show(figures.get("generated_tokens"), count),
-        gigabytes(repeat.peak_memory_bytes),
-        show(repeat.processor_seconds, number),
-        show(repeat.energy_joules, number),
-    )
+    shown = [metric for name in RAW_VALUES for metric in SPEED if metric.name == name]
+    cells = (show(metric.value(repeat), metric.format) for metric in shown)
+    return (str(repeat.number + 1), *cells)
 
 
 def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Metric]]:
     """What holds for all figures, and the measures that were taken."""
-    return GENERAL_NOTES, list(comparable_trials(comparison, SPEED + QUALITY))
+    return GENERAL_NOTES, list(measured_metrics(comparison, SPEED + QUALITY))

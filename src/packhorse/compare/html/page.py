@@ -6,7 +6,7 @@ from packhorse.compare.document import Comparison
 from packhorse.compare.html import details, views
 from packhorse.compare.html.scatter import NARROW, WIDE, scatters
 from packhorse.compare.html.strips import latency_strips
-from packhorse.compare.report_values import headline, limits_line, recommendation_title
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
 from packhorse.reports.html.page import facts, page_text
 
 _SECTIONS = (

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.metric_definitions import Metric, measure
+from packhorse.compare.metric_definitions import Metric, find_metric
 from packhorse.compare.report_values import bounds, mean, median, short_name, variant_of
-from packhorse.reports.formats import gigabytes, number, percent
+from packhorse.reports.formats import percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
 from packhorse.reports.html.label_placement import Box, Disc, Label, place_labels
 from packhorse.reports.html.page import COLOURS, RING
@@ -73,7 +73,7 @@ class Scatter:
 
     def accuracy_text(self, value: float) -> str:
         """A tick of y: 0.25 or 25%."""
-        return f"{100 * value:g}%" if self.measure.form is percent else f"{value:g}"
+        return f"{100 * value:g}%" if self.measure.format is percent else f"{value:g}"
 
 
 def scatters(comparison: Comparison, layout: Layout) -> list[Scatter]:
@@ -82,7 +82,7 @@ def scatters(comparison: Comparison, layout: Layout) -> list[Scatter]:
     for name in ACCURACIES:
         trials = drawable(comparison, name)
         if trials:
-            found.append(_scatter(comparison, trials, measure(name), layout))
+            found.append(_scatter(comparison, trials, find_metric(name), layout))
     return found
 
 
@@ -219,14 +219,14 @@ def _details(trial: Trial, item: Metric) -> str:
     """Lines for the pointer and for a screen reader."""
     lines = [trial.name]
     for name in ("rows_per_second", "latency_p95", "peak_memory_bytes"):
-        value, form = median(trial, name), gigabytes if name == "peak_memory_bytes" else number
+        value, metric = median(trial, name), find_metric(name)
         if value is not None:
-            lines.append(f"{measure(name).label} {form(value)} {measure(name).unit}")
+            lines.append(f"{metric.label} {metric.format(value)} {metric.unit}")
     value = mean(trial, item.name)
     if value is not None:
         ends = bounds(trial.quality.get(item.name))
-        around = f" ({item.form(ends[0])}–{item.form(ends[1])})" if ends else ""
-        lines.append(f"{item.label} {item.form(value)}{around}")
+        around = f" ({item.format(ends[0])}–{item.format(ends[1])})" if ends else ""
+        lines.append(f"{item.label} {item.format(value)}{around}")
     return "\n".join(lines)
 
 
