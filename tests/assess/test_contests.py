@@ -208,7 +208,7 @@ def test_default_embeddings_that_cannot_be_had_take_no_part(
         config, parts, make_folds(parts.train, grouped=False, seed=0), Silent(), notes
     )
     assert classic.data.embeddings is None
-    assert notes[0].startswith("Sentence embeddings took no part: ")
+    assert notes[0].startswith("Sentence embeddings were not used: ")
 
 
 def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:

@@ -79,7 +79,7 @@ def test_all_labels_missing(tmp_path: Path) -> None:
 
 def test_labels_that_differ_in_writing_only(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "in.csv", [("one", "Spam"), ("two", "spam."), ("three", "ham")])
-    with pytest.raises(InputError, match=r"'Spam' and 'spam\.' differ in nothing but"):
+    with pytest.raises(InputError, match=r"'Spam' and 'spam\.' differ in spelling only"):
         read_labelled(config(path))
 
 

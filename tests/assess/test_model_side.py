@@ -188,7 +188,7 @@ def test_planted_answers_are_found_both_ways(
     for entry in side.entries:
         assert entry.predictions.is_correct(truth).all()
         assert entry.validated == 1.0
-        assert entry.places == side.test
+        assert entry.indices == side.test
     few = side.entries[1].part
     assert few is not None
     shown = {text for text, _ in few.prompting.examples}
@@ -204,7 +204,7 @@ def test_an_ignorant_model_is_near_chance(fake: Model) -> None:
     for entry in side.entries[:2]:
         assert (
             0.15
-            < entry.predictions.is_correct([parts.test[p].label for p in entry.places]).mean()
+            < entry.predictions.is_correct([parts.test[p].label for p in entry.indices]).mean()
             < 0.85
         )
     assert set(side.entries[2].predictions.labels) == {None}

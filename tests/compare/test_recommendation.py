@@ -71,7 +71,7 @@ def test_recommendation(limits: UserLimits, chosen: str) -> None:
     if chosen:
         assert recommendation.command == f"packhorse run {chosen}"
     else:
-        assert "No trial is inside the limits" in recommendation.reason
+        assert "No trial is within the limits" in recommendation.reason
 
 
 def test_what_is_given_up_is_said() -> None:

@@ -169,8 +169,8 @@ class TestJson:
         [
             ('{"format": 2}', r"has format 2, this version reads format 1"),
             ('{"format": "1"}', r"has format '1'"),
-            ("{}", "is no report"),
-            ("[]", "is no report"),
+            ("{}", "is not a packhorse report"),
+            ("[]", "is not a packhorse report"),
             ("", "is empty"),
             ('{"format": NaN}', "NaN, which is not JSON"),
             ("[" * 100_000, "is nested more than 64 levels"),

@@ -1,4 +1,4 @@
-"""How many rows the language model is asked, in the time there is."""
+"""Choose how many rows the language model answers in the available time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ MIN_ROWS = 20
 VALIDATION_SHARE = 1 / 3
 MAX_VALIDATION_ROWS = 200
 PROMPT_VARIANTS = 4
-"""Ways of asking, each on all these rows."""
+"""Prompt variants; each answers all these rows."""
 FREE_TEXT_COST = 1.3
-"""A row's free text against its constrained choice, with SmolLM2-135M and prompts of 350 tokens."""
+"""Time of free text / constrained choice per row (SmolLM2-135M, prompts of 350 tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowBudget:
-    """test, validation: rows. minutes: what all ways of asking them are expected to take."""
+    """Rows for the language model.
+
+    Attributes:
+        test: test rows.
+        validation: validation rows.
+        minutes: expected for all prompt variants.
+    """
 
     test: int
     validation: int
@@ -29,11 +35,14 @@ def plan_model_rows(
     validation_rows: int,
     asked_for: int | None = None,
 ) -> RowBudget:
-    """Test and validation rows that fit into `max_minutes`, FEWEST_ROWS at least where there are as
-    many; or as many as were asked for.
+    """Return how many test and validation rows fit into `max_minutes`.
 
-    seconds_a_row: of a constrained choice, mean of zero-shot and few-shot. test_rows,
-    validation_rows: that there are.
+    At least MIN_ROWS if there are as many; exactly `asked_for` if given.
+
+    Args:
+        seconds_per_row: of a constrained choice, mean of zero-shot and few-shot.
+        test_rows: available test rows.
+        validation_rows: available validation rows.
     """
     each_way = PROMPT_VARIANTS * seconds_per_row * (1 + FREE_TEXT_COST) / 2
     if asked_for is not None:

@@ -1,4 +1,4 @@
-"""The classic side of the contest: tuned and fitted on the training part, asked the test part."""
+"""Tune and fit the classic contestants on the training part and predict the test part."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from packhorse.assess.tuning import TrainingData, TunedFamily, make_final_classi
 
 @dataclass(frozen=True, slots=True)
 class Classic:
-    """data: all rows, those of the training part first. train, test: their places. preparing:
-    (seconds, core-seconds) that pieces and embeddings of the training rows took."""
+    """Features of all rows.
+
+    Attributes:
+        data: all rows, those of the training part first.
+        train: indices of the training rows.
+        test: indices of the test rows.
+        preparing: (seconds, core-seconds) spent on n-grams and embeddings of the training rows.
+    """
 
     data: TrainingData
     train: Indices
@@ -34,7 +40,7 @@ class Classic:
 def prepare_features(
     parts: Split, folds: Sequence[Fold], embeddings: str | None, report: StageCallback
 ) -> Classic:
-    """Counts pieces and computes embeddings of all rows; a row's do not depend on the others."""
+    """Count n-grams and compute embeddings of all rows; each row is independent of the others."""
     rows = (*parts.train, *parts.test)
     texts = [row.text for row in rows]
     count = len(parts.train)
@@ -51,14 +57,14 @@ def prepare_features(
         vectors = encoder.embed(texts)
         preparing["embeddings"] = _time_since(started, count / len(rows))
     data = TrainingData(np.array([row.label for row in rows]), pieces, vectors)
-    places = np.arange(len(rows))
-    return Classic(data, places[:count], places[count:], tuple(folds), preparing)
+    indices = np.arange(len(rows))
+    return Classic(data, indices[:count], indices[count:], tuple(folds), preparing)
 
 
 def run_classic_contestants(
     classic: Classic, train: Sequence[LabelledRow], report: StageCallback
 ) -> list[ContestantResult]:
-    """Every family that sees what there is, tuned, fitted and asked."""
+    """Tune, fit and evaluate every family whose features are available."""
     families = [
         family
         for family in FAMILIES.values()
@@ -83,9 +89,11 @@ def _fit_and_predict(
     fitted, asked = data.compute_features(family, classic.train, classic.test)
     classifier = fit(make_final_classifier(tuned, labels), fitted, labels)
     spent = _time_since(started, 1.0)
-    chances = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
-    # A support vector machine decides by its margin, and its probabilities follow from that one.
-    said = tuple(str(label) for label in np.asarray(classifier.classes_)[chances.argmax(axis=1)])
+    probabilities = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
+    # Labels follow from the probabilities, also for the calibrated SVM.
+    said = tuple(
+        str(label) for label in np.asarray(classifier.classes_)[probabilities.argmax(axis=1)]
+    )
     shared = [classic.preparing[family.sees]]
     if family.sees == "pieces":
         shared.append(fitting)
@@ -95,8 +103,8 @@ def _fit_and_predict(
         name=family.name,
         title=family.title,
         kind=kind,
-        predictions=Predictions(said, chances),
-        places=tuple(range(len(classic.test))),
+        predictions=Predictions(said, probabilities),
+        indices=tuple(range(len(classic.test))),
         validated=tuned.accuracy,
         validated_on=f"{len(classic.folds)} folds of the training part",
         settings=_settings(tuned, family),
@@ -115,6 +123,6 @@ def _settings(tuned: TunedFamily, family: Family) -> dict[str, str]:
 
 
 def _time_since(started: tuple[float, float], share: float) -> tuple[float, float]:
-    """(seconds, core-seconds) since, times a share."""
+    """Return elapsed (seconds, core-seconds) times a share."""
     seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
     return seconds * share, cores * share

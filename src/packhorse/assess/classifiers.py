@@ -1,4 +1,4 @@
-"""Saved classifiers at work: texts in, decisions out."""
+"""Load saved classifiers and classify texts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,12 @@ StageCallback = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is said of one text.
+    """The label of one text.
 
-    label: None where there is none; `code` and `message` then say why. confidence: probability of
-    the label, None where the answer is free text. by: who decided.
+    Attributes:
+        label: None if there is none; `code` and `message` give the reason.
+        confidence: probability of the label; None for free text.
+        by: which part decided.
     """
 
     label: str | None
@@ -49,8 +51,9 @@ class Classifier(Protocol):
     def decide(
         self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
-        """The place of each text with its decision, as they are known; once `stopping` says True,
-        no further ones are begun."""
+        """Yield the index of each text with its decision; begin no further ones once `stopping` is
+        true.
+        """
         ...
 
     def close(self) -> None: ...
@@ -58,7 +61,7 @@ class Classifier(Protocol):
 
 @dataclass(slots=True)
 class Classic:
-    """fitted: a pipeline that takes texts, or a classifier of sentence vectors with `encoder`."""
+    """A pipeline that takes texts, or a classifier of sentence vectors with `encoder`."""
 
     fitted: Any
     encoder: Any = None
@@ -69,17 +72,19 @@ class Classic:
         if not texts or stopping():
             return
         seen = list(texts) if self.encoder is None else self.encoder.embed(texts)
-        chances = np.asarray(self.fitted.predict_proba(seen), dtype=np.float64)
-        for place, (best, row) in enumerate(zip(chances.argmax(axis=1), chances, strict=True)):
-            yield place, Decision(str(self.fitted.classes_[best]), float(row[best]), "classic")
+        probabilities = np.asarray(self.fitted.predict_proba(seen), dtype=np.float64)
+        for index, (best, row) in enumerate(
+            zip(probabilities.argmax(axis=1), probabilities, strict=True)
+        ):
+            yield index, Decision(str(self.fitted.classes_[best]), float(row[best]), "classic")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Release nothing: there are no resources."""
 
 
 @dataclass(slots=True)
 class LanguageModel:
-    """A loaded model with its way to answer. classes: sorted."""
+    """A loaded model and its prompt; classes: sorted."""
 
     model: Model
     part: ModelPart
@@ -90,18 +95,18 @@ class LanguageModel:
     ) -> Iterator[tuple[int, Decision]]:
         prompting = self.part.prompting
         if self.part.answers == "text":
-            for place, text in iter_generated_texts(self.model, prompting, texts, stopping):
-                yield place, self._read(text)
+            for index, text in iter_generated_texts(self.model, prompting, texts, stopping):
+                yield index, self._read(text)
             return
-        for place, choice in iter_label_scores(self.model, prompting, texts, stopping):
-            yield place, self._chosen(choice)
+        for index, choice in iter_label_scores(self.model, prompting, texts, stopping):
+            yield index, self._chosen(choice)
 
     def _read(self, text: str | Failure) -> Decision:
         if isinstance(text, Failure):
             return Decision(None, None, "model", text.code, text.message)
         label = extract_label(text, self.part.prompting.names)
         if label is None:
-            message = f"the model's answer is none of the labels: {shown(text)}"
+            message = f"the model's answer contains no label: {shown(text)}"
             return Decision(None, None, "model", "no_label", message)
         return Decision(label, None, "model")
 
@@ -109,9 +114,9 @@ class LanguageModel:
         if isinstance(choice, Failure):
             return Decision(None, None, "model", choice.code, choice.message)
         prior = self.part.prior
-        chances = choice if prior is None else divide_out_prior(choice[None], prior)[0]
-        best = int(chances.argmax())
-        return Decision(self.classes[best], float(chances[best]), "model")
+        probabilities = choice if prior is None else divide_out_prior(choice[None], prior)[0]
+        best = int(probabilities.argmax())
+        return Decision(self.classes[best], float(probabilities[best]), "model")
 
     def close(self) -> None:
         self.model.close()
@@ -119,7 +124,7 @@ class LanguageModel:
 
 @dataclass(slots=True)
 class Cascade:
-    """The classic one decides where it is sure; the model is loaded when a first row is not."""
+    """The classic classifier if it is confident; otherwise the model, loaded on first use."""
 
     classic: Classic
     load_model: Callable[[], LanguageModel]
@@ -130,15 +135,15 @@ class Cascade:
         self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         unsure = []
-        for place, decision in self.classic.decide(texts, stopping):
+        for index, decision in self.classic.decide(texts, stopping):
             if (decision.confidence or 0.0) < self.threshold:
-                unsure.append(place)
+                unsure.append(index)
             else:
-                yield place, decision
+                yield index, decision
         if unsure:
             if self._model is None:
                 self._model = self.load_model()
-            asked = [texts[place] for place in unsure]
+            asked = [texts[index] for index in unsure]
             for row, decision in self._model.decide(asked, stopping):
                 yield unsure[row], decision
 
@@ -153,10 +158,11 @@ def open_saved(
     report: StageCallback = lambda message: None,
     date: datetime | None = None,
 ) -> Classifier:
-    """The classifier of a folder that `packhorse assess` saved, loaded. date: see Model.
+    """Load the classifier of a folder that `packhorse assess` saved; date: see Model.
 
-    Raises InputError and ModelError for a folder that is none, is damaged, or whose language model
-    is not the one it was saved with.
+    Raises:
+        InputError: the folder holds no saved classifier or a damaged one.
+        ModelError: its language model has changed since it was saved.
     """
     card = read_card(folder)
     chosen = batching or BatchingConfig()
@@ -175,7 +181,7 @@ def open_saved(
 
 
 def open_classic(folder: Path, part: ClassicPart, report: StageCallback) -> Classic:
-    """The classic part of a saved classifier."""
+    """Load the classic part of a saved classifier."""
     fitted = read_fitted(folder, part)
     return Classic(fitted, load_encoder(part.embeddings, report) if part.embeddings else None)
 
@@ -187,7 +193,7 @@ def open_model(
     report: StageCallback,
     date: datetime | None = None,
 ) -> LanguageModel:
-    """The language model of a saved classifier, prepared where it is not yet. date: see Model."""
+    """Load the language model of a saved classifier, preparing it if needed; date: see Model."""
     prepared = prepare_for(part.model, part.engine, report=report)
     if prepared.fingerprint != part.fingerprint:
         raise ModelError(
@@ -200,7 +206,7 @@ def open_model(
 
 
 def load_encoder(name: str, report: StageCallback) -> Any:
-    """The sentence encoder of a catalog name or a folder."""
+    """Load the sentence encoder of a catalog name or a folder."""
     from packhorse.embeddings import SentenceEncoder
     from packhorse.models import prepare_embedding_model
 

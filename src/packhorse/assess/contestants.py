@@ -1,4 +1,4 @@
-"""A contestant and what it said: what figures, costs and the verdict are made of."""
+"""Result of one contestant: input of metrics, costs and verdict."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ Kind = Literal["dummy", "classic", "model"]
 
 @dataclass(frozen=True, slots=True)
 class ContestantResult:
-    """said: of the test rows at `places` (of the test part). validated: accuracy inside the
-    training part, by which finalists are chosen; validated_on: on what. settings: for people.
+    """Predictions of a contestant and how it came to them.
 
-    Classic: tuned, and fitted as it is saved. once_seconds, once_core_seconds: preparing the
-    training rows, tuning and fitting. Model: part, as it is saved; spent: on the test rows;
-    validation: what it said of the validation rows, for a cascade.
+    Attributes:
+        predictions: of the test rows at `indices` (indices of the test part).
+        validated: accuracy inside the training part, which selects the finalists.
+        validated_on: rows of that accuracy, in words.
+        settings: chosen settings, for display.
+        tuned: classic only, as fitted.
+        once_seconds: classic only: preparing the training rows, tuning and fitting, as
+            once_core_seconds.
+        part: model only, as saved.
+        spent: model only, on the test rows.
+        validation: model only: predictions of the validation rows, for a cascade.
     """
 
     name: str
     title: str
     kind: Kind
     predictions: Predictions
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     validated: float
     validated_on: str
     settings: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""From what contestants said to figures, pairs, curves and the cascade."""
+"""Evaluate the contestants: metrics, paired comparisons, curves, cascade, verdict."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ from packhorse.assess.verdict import VerdictInputs, decide_verdict
 
 CASCADE = "cascade"
 FEW_ROWS = 100
-"""Test rows of the language model below which a reader is told that more would say more."""
+"""With fewer test rows of the language model the report warns."""
 DOMINANT_SHARE = 0.9
-"""Share of one label above which accuracy hides the others."""
+"""Share of one label above which accuracy hides the other labels."""
 P95_SHARE = 0.05
-"""A cascade that sends more rows than this to the model has the model's p95."""
+"""If a cascade sends a larger share of rows to the model, its p95 is the model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContestResults:
-    """All that was said. entries: of everybody; classic, model, majority: the finalists, chosen by
-    their accuracy inside the training part, and the dummy they must beat."""
+    """All predictions; classic, model and majority are the two finalists and the baseline.
+
+    Finalists have the highest accuracy inside the training part.
+    """
 
     parts: Split
     data: Classic
@@ -68,25 +70,25 @@ class ContestResults:
     def classes(self) -> tuple[str, ...]:
         return self.data.data.classes
 
-    def truth(self, places: Sequence[int]) -> list[str]:
-        """Labels of test rows."""
-        return [self.parts.test[place].label for place in places]
+    def truth(self, indices: Sequence[int]) -> list[str]:
+        """Return the labels of test rows."""
+        return [self.parts.test[index].label for index in indices]
 
     def shared(self, entry: ContestantResult) -> Predictions:
-        """What an entry said of the rows that the model was asked, in their order."""
-        row_of = {place: row for row, place in enumerate(entry.places)}
-        return entry.predictions.select([row_of[place] for place in self.side.test])
+        """Return the predictions of an entry for the language model's test rows."""
+        row_of = {index: row for row, index in enumerate(entry.indices)}
+        return entry.predictions.select([row_of[index] for index in self.side.test])
 
     def compared(self, left: ContestantResult, right: ContestantResult) -> PairedComparison:
-        """Two entries on all test rows that both were asked."""
-        known = set(right.places)
-        places = [place for place in left.places if place in known]
-        rows = [{place: row for row, place in enumerate(each.places)} for each in (left, right)]
+        """Compare two entries on all test rows that both answered."""
+        known = set(right.indices)
+        indices = [index for index in left.indices if index in known]
+        rows = [{index: row for row, index in enumerate(each.indices)} for each in (left, right)]
         said = [
-            each.predictions.select([row_of[place] for place in places])
+            each.predictions.select([row_of[index] for index in indices])
             for each, row_of in zip((left, right), rows, strict=True)
         ]
-        truth = self.truth(places)
+        truth = self.truth(indices)
         own, theirs = (each.is_correct(truth).tolist() for each in said)
         return compare_pair(left.name, right.name, own, theirs, seed=self.seed)
 
@@ -94,7 +96,7 @@ class ContestResults:
 def evaluate(
     config: AssessConfig, outcome: ContestResults, costs: dict[str, Costs]
 ) -> dict[str, Any]:
-    """The fields of an Assessment that are judged."""
+    """Return the fields of an Assessment that follow from predictions and costs."""
     curves = learning_curves(outcome)
     cascade = evaluate_cascade(outcome, costs, config.margin)
     classic, model = outcome.classic, outcome.model
@@ -125,7 +127,7 @@ def evaluate(
 def find_too_slow(
     config: AssessConfig, costs: dict[str, Costs], cascade: Cascade | None
 ) -> frozenset[str]:
-    """Names of contestants that break the limit of --max-p95; of the cascade, too."""
+    """Return the contestants, and the cascade, that exceed --max-p95."""
     if config.max_p95 is None:
         return frozenset()
     slow = {name for name, each in costs.items() if each.p95 > config.max_p95}
@@ -138,7 +140,7 @@ def find_too_slow(
 def evaluate_contestant(
     outcome: ContestResults, entry: ContestantResult, costs: Costs | None
 ) -> Contestant:
-    """An entry with its figures."""
+    """Return an entry with its metrics."""
     shared = outcome.truth(outcome.side.test)
     return Contestant(
         name=entry.name,
@@ -146,7 +148,7 @@ def evaluate_contestant(
         kind=entry.kind,
         finalist=entry in (outcome.classic, outcome.model),
         figures=classification_metrics(
-            entry.predictions, outcome.truth(entry.places), outcome.classes, seed=outcome.seed
+            entry.predictions, outcome.truth(entry.indices), outcome.classes, seed=outcome.seed
         ),
         shared=classification_metrics(
             outcome.shared(entry), shared, outcome.classes, seed=outcome.seed
@@ -161,10 +163,10 @@ def evaluate_contestant(
 
 
 def learning_curves(outcome: ContestResults) -> tuple[LearningCurve, ...]:
-    """Of the best contestant of each kind of features, against the model's finalist."""
+    """Return the curve of the best contestant of each kind of features."""
     data = outcome.data
-    places = list(outcome.side.test)
-    truth = np.array(outcome.truth(places))
+    indices = list(outcome.side.test)
+    truth = np.array(outcome.truth(indices))
     model_correct = outcome.shared(outcome.model).is_correct(truth.tolist())
     kinds: dict[str, list[ContestantResult]] = {}
     for entry in outcome.entries:
@@ -174,7 +176,7 @@ def learning_curves(outcome: ContestResults) -> tuple[LearningCurve, ...]:
     for entries in kinds.values():
         tuned = _best(entries).tuned
         assert tuned is not None
-        test = data.test[places]
+        test = data.test[indices]
         found.append(
             learning_curve(
                 tuned, data.data, test, truth, model_correct, data.train, seed=outcome.seed
@@ -186,37 +188,39 @@ def learning_curves(outcome: ContestResults) -> tuple[LearningCurve, ...]:
 def evaluate_cascade(
     outcome: ContestResults, costs: dict[str, Costs], margin: float
 ) -> Cascade | None:
-    """Both finalists together; None where they leave nothing to choose on.
+    """Evaluate the cascade of both finalists; None if there are no validation rows to choose on.
 
-    The classic finalist's probabilities of the validation rows come from fits without them.
+    The classic finalist's probabilities of the validation rows are out of fold.
     """
     classic, model = outcome.classic, outcome.model
     validation = np.array(outcome.side.validation, dtype=np.int64)
     if model.validation is None or classic.tuned is None or not len(validation):
         return None
-    chances = out_of_fold_probabilities(
+    probabilities = out_of_fold_probabilities(
         classic.tuned, outcome.data.data, outcome.data.folds, validation
     )
-    known = Predictions(tuple(outcome.classes[place] for place in chances.argmax(axis=1)), chances)
-    truth = [outcome.parts.train[place].label for place in validation]
+    known = Predictions(
+        tuple(outcome.classes[index] for index in probabilities.argmax(axis=1)), probabilities
+    )
+    truth = [outcome.parts.train[index].label for index in validation]
     own, theirs = outcome.shared(classic), outcome.shared(model)
     wanted = outcome.truth(outcome.side.test)
     points = [
         _point(threshold, (known, model.validation, truth), (own, theirs, wanted), costs, outcome)
-        for threshold in candidate_thresholds(chances.max(axis=1))
+        for threshold in candidate_thresholds(probabilities.max(axis=1))
     ]
-    place = choose_point(
+    index = choose_point(
         [point.validation_accuracy for point in points],
         [point.validation_share for point in points],
         margin,
     )
-    said, _ = apply_threshold(own, theirs, points[place].threshold)
+    said, _ = apply_threshold(own, theirs, points[index].threshold)
     right = [each.is_correct(wanted).tolist() for each in (said, own, theirs)]
     return Cascade(
         classic=classic.name,
         model=model.name,
         points=tuple(points),
-        chosen=place,
+        chosen=index,
         validation_rows=len(validation),
         against_model=compare_pair(CASCADE, model.name, right[0], right[2], seed=outcome.seed),
         against_classic=compare_pair(CASCADE, classic.name, right[0], right[1], seed=outcome.seed),
@@ -224,17 +228,17 @@ def evaluate_cascade(
 
 
 def find_cautions(outcome: ContestResults, label_names: Sequence[tuple[str, str]]) -> list[str]:
-    """What a reader must know before believing the verdict."""
+    """Return what limits the reliability of the verdict."""
     asked, there_are = len(outcome.side.test), len(outcome.parts.test)
     found = []
     if asked < min(FEW_ROWS, there_are):
         found.append(
-            f"the language model was asked {asked:,} of {there_are:,} test rows, in the time it "
-            "had; --max-minutes or --model-rows gives it more."
+            f"the language model classified only {asked:,} of {there_are:,} test rows in the given "
+            "time; raise --max-minutes or --model-rows."
         )
     if all(label.isdecimal() for label in outcome.classes) and not label_names:
         found.append(
-            "the labels are numbers, which tell the language model nothing; give them words with "
+            "the labels are numbers, which mean nothing to the language model; name them with "
             "--label-name."
         )
     counts = Counter(row.label for row in outcome.parts.train)
@@ -242,13 +246,11 @@ def find_cautions(outcome: ContestResults, label_names: Sequence[tuple[str, str]
     if count >= DOMINANT_SHARE * len(outcome.parts.train):
         share = count / len(outcome.parts.train)
         found.append(
-            f"{share:.0%} of the rows have the label {label!r}: accuracy says little of the "
-            "others; look at macro-F1 and balanced accuracy too."
+            f"{share:.0%} of the rows have the label {label!r}: accuracy says little about the "
+            "others; see macro-F1 and balanced accuracy, too."
         )
     if failed := outcome.model.predictions.failed:
-        found.append(
-            f"{failed:,} rows could not be asked of the language model; they count as wrong."
-        )
+        found.append(f"{failed:,} rows failed on the language model; they count as wrong.")
     return found
 
 

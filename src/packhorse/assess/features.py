@@ -1,8 +1,8 @@
-"""Words and characters of texts, weighted by TF-IDF: what the classic contestants see.
+"""TF-IDF features of word and character n-grams for the classic contestants.
 
-Counting the pieces of a text takes most of the time and does not depend on other texts; which
-pieces are kept and how they weigh does. `CountedTexts` counts once, and for each set of rows that
-is fitted on gives exactly what fitting `vectorizer` on those rows would give.
+Counting n-grams takes most of the time and does not depend on other texts; selection and weights
+do. `NgramCounts` counts once and gives, for each set of fitted rows, exactly the features of a
+fresh `make_vectorizer` fit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ _MANY_ROWS = 200
 
 
 def min_document_frequency(rows: int) -> int:
-    """In how many of the fitted rows a piece must stand to be kept: 2 where there are many."""
+    """Return in how many fitted rows an n-gram must occur: 2 if there are many rows, else 1."""
     return 2 if rows >= _MANY_ROWS else 1
 
 
 def make_vectorizer(rows: int) -> FeatureUnion:
-    """Single words and pairs, and pieces of 2 to 5 characters inside word bounds, each scaled to
-    length 1; for a fit on so many rows."""
+    """Return an unfitted vectorizer for a fit on `rows` rows.
+
+    Word 1- and 2-grams and character 2- to 5-grams within word boundaries, each scaled to length 1.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
@@ -44,7 +46,7 @@ def make_vectorizer(rows: int) -> FeatureUnion:
 
 
 class NgramCounts:
-    """Texts whose pieces are counted; places count from 0 in their order."""
+    """N-gram counts of texts, which are numbered in their order."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
@@ -55,7 +57,9 @@ class NgramCounts:
         ]
 
     def compute_tfidf(self, fit: Indices, *others: Indices) -> list[Any]:
-        """Sparse features (rows, pieces), float32, of the fitted rows and of each of the others."""
+        """Return sparse float32 features (rows, n-grams) of the fitted rows and of each of the
+        others.
+        """
         parts: list[list[Any]] = [[] for _ in range(1 + len(others))]
         for counts in self._counts:
             for part, block in zip(parts, self._weighted(counts, fit, others), strict=True):

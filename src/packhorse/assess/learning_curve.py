@@ -1,7 +1,7 @@
-"""How many labels a classic contestant needs: accuracy against labels a class, over several draws.
+"""Learning curve of a classic contestant: accuracy against labels per class.
 
-At each size so many rows of each class are drawn from the training part (all, where a class has no
-more), the contestant is fitted on them and judged on the rows the language model was judged on.
+For each size, rows of each class are drawn from the training part (all if a class has no more), the
+contestant is fitted on them, and evaluated on the language model's test rows.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """per_class: labels of each class at most; rows: labels in all. accuracies: one a draw. mean,
-    low, high: over draws and test rows, percentile bootstrap of both."""
+    """Accuracy at one size.
+
+    Attributes:
+        per_class: labels of each class at most.
+        rows: labels in total.
+        accuracies: one per draw.
+        mean: over draws; low and high: percentile bootstrap over draws and test rows.
+    """
 
     per_class: int
     rows: int
@@ -40,11 +46,13 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class LabelsNeeded:
-    """Labels of each class with which the contestant is as accurate as the language model.
+    """Labels per class at which the contestant is as accurate as the language model.
 
-    value: where the curve first reaches it, interpolated on the logarithm of the labels; 0 where
-    the smallest size already does, None where no size does. low, high: of the middle 95 % of
-    resamples of draws and test rows, in the same terms. reached: share of resamples that reach it.
+    Attributes:
+        value: where the curve first reaches it, interpolated on a log scale; 0: already at the
+            smallest size, None: at no size.
+        low: of the middle 95 % of resamples of draws and test rows; also high.
+        reached: share of resamples that reach it.
     """
 
     value: float | None
@@ -55,7 +63,7 @@ class LabelsNeeded:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """name, title: of the contestant. level: accuracy of the language model on the same rows."""
+    """The curve of a contestant; level: accuracy of the language model on the same rows."""
 
     name: str
     title: str
@@ -65,7 +73,7 @@ class LearningCurve:
 
 
 def training_sizes(labels: npt.NDArray[np.str_]) -> list[int]:
-    """8, 16, 32 ... labels of each class while the second largest class has as many, and all."""
+    """Return 8, 16, 32 ... labels per class while the second largest class has as many, and all."""
     counts = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
     most = int(counts[1])
     found, size = [], SMALLEST
@@ -85,8 +93,14 @@ def learning_curve(
     *,
     seed: int,
 ) -> LearningCurve:
-    """The curve of one contestant. test, train: places in `data` of the rows to judge by and to
-    draw from; truth: labels of the test rows; model_right: whether the model has them right."""
+    """Fit and evaluate one contestant at every size.
+
+    Args:
+        test: indices in `data` of the rows to evaluate on.
+        truth: labels of the test rows.
+        model_correct: whether the model labels them correctly.
+        train: indices in `data` of the rows to draw from.
+    """
     labels = data.labels[train]
     right: list[Bools] = []
     rows: list[int] = []
@@ -120,21 +134,25 @@ def learning_curve(
 
 
 def draw_rows(labels: npt.NDArray[np.str_], per_class: int, seed: int) -> Indices:
-    """Places of at most `per_class` rows of each class, at random."""
-    chance = np.random.default_rng(seed)
+    """Return indices of at most `per_class` random rows of each class."""
+    rng = np.random.default_rng(seed)
     chosen = [
-        chance.permutation(np.flatnonzero(labels == label))[:per_class]
+        rng.permutation(np.flatnonzero(labels == label))[:per_class]
         for label in sorted(set(labels.tolist()))
     ]
     return np.sort(np.concatenate(chosen))
 
 
 def labels_needed(points: Sequence[CurvePoint], level: float, means: Floats) -> LabelsNeeded:
-    """From the curve, and from resampled curves [resamples, sizes + 1] whose last column is the
-    model's accuracy on the same resampled rows."""
-    places = [float(point.per_class) for point in points]
-    value = first_crossing(places, [point.mean for point in points], level)
-    found = [first_crossing(places, row[:-1].tolist(), float(row[-1])) for row in means]
+    """Return where the curve crosses the model's accuracy, with its interval.
+
+    Args:
+        means: resampled curves [resamples, sizes + 1]; the last column is the model's accuracy on
+            the same resampled rows.
+    """
+    indices = [float(point.per_class) for point in points]
+    value = first_crossing(indices, [point.mean for point in points], level)
+    found = [first_crossing(indices, row[:-1].tolist(), float(row[-1])) for row in means]
     ordered = sorted(math.inf if each is None else each for each in found)
     low = ordered[int((1 - LEVEL) / 2 * (len(ordered) - 1))]
     high = ordered[math.ceil((1 + LEVEL) / 2 * (len(ordered) - 1))]
@@ -146,29 +164,33 @@ def labels_needed(points: Sequence[CurvePoint], level: float, means: Floats) -> 
     )
 
 
-def first_crossing(places: Sequence[float], values: Sequence[float], level: float) -> float | None:
-    """Where a curve first reaches `level`, interpolated on the logarithm of `places`; 0 where its
-    first value does, None where none does."""
+def first_crossing(indices: Sequence[float], values: Sequence[float], level: float) -> float | None:
+    """Return where a curve first reaches `level`, interpolated on the logarithm of `indices`.
+
+    0 if its first value does, None if no value does.
+    """
     if values[0] >= level:
         return 0.0
-    for at in range(1, len(places)):
+    for at in range(1, len(indices)):
         if values[at] >= level:
             share = (level - values[at - 1]) / (values[at] - values[at - 1])
-            low, high = math.log(places[at - 1]), math.log(places[at])
+            low, high = math.log(indices[at - 1]), math.log(indices[at])
             return math.exp(low + share * (high - low))
     return None
 
 
 def _resampled(right: Sequence[Bools], model_correct: Bools, seed: int) -> Floats:
-    """Mean accuracies [RESAMPLES, sizes + 1] of resampled draws and test rows; the same test rows
-    for every size and for the model, the last column."""
-    chance = np.random.default_rng(seed)
+    """Return mean accuracies [RESAMPLES, sizes + 1] over resampled draws and test rows.
+
+    All sizes and the model (last column) use the same test rows.
+    """
+    rng = np.random.default_rng(seed)
     count = len(model_correct)
-    weights = chance.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
     columns = []
     for each in right:
         by_draw = weights @ each.T.astype(np.float64)
-        draws = chance.integers(0, len(each), size=(RESAMPLES, len(each)))
+        draws = rng.integers(0, len(each), size=(RESAMPLES, len(each)))
         columns.append(np.take_along_axis(by_draw, draws, axis=1).mean(axis=1))
     columns.append(weights @ model_correct.astype(np.float64))
     return np.stack(columns, axis=1)

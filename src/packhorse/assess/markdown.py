@@ -1,4 +1,4 @@
-"""An assessment as report.md."""
+"""Render an assessment as report.md."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from packhorse.reports.formats import number, percent
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 
 MAX_LINES = 12
-"""Of the cascade's curve, about; report.json has all points."""
+"""Approximate lines of the cascade's table; report.json has all points."""
 
 
 def markdown_text(assessment: Assessment) -> str:
-    """The report as GitHub-flavoured Markdown."""
+    """Return the report as GitHub-flavoured Markdown."""
     sections = [
         f"# packhorse assess: {escape(assessment.model)}",
         escape(headline(assessment)),
@@ -37,13 +37,13 @@ def markdown_text(assessment: Assessment) -> str:
         _bullets([labels_needed_sentence(curve) for curve in assessment.curves]),
         _curves(assessment),
         "## Cascade",
-        escape(cascade_sentence(assessment) or "There is none."),
+        escape(cascade_sentence(assessment) or "There is no cascade."),
         _cascade(assessment),
-        "## What it costs",
+        "## Cost",
         _bullets(economy_lines(assessment)),
         "## The rows",
         _bullets(profile_lines(assessment)),
-        "## Settings that were chosen",
+        "## Chosen settings",
         _settings(assessment),
         "## How the contest was held",
         _bullets([*method_lines(assessment), *assessment.notes]),
@@ -87,12 +87,12 @@ def _curves(assessment: Assessment) -> str:
         for curve in assessment.curves
         for point in curve.points
     ]
-    header = ["Contestant", "Labels a class, at most", "Labels in all", "Accuracy"]
+    header = ["Contestant", "Labels per class, at most", "Labels in total", "Accuracy"]
     return table(header, rows) if rows else ""
 
 
 def _cascade(assessment: Assessment) -> str:
-    """Every so many points, the ends and the chosen one."""
+    """Return evenly spaced points with the ends and the chosen one."""
     cascade = assessment.cascade
     if cascade is None:
         return ""
@@ -100,14 +100,14 @@ def _cascade(assessment: Assessment) -> str:
     shown = {*range(0, len(cascade.points), step), cascade.chosen, len(cascade.points) - 1}
     rows = [
         [
-            f"{point.threshold:.4g}{' ★' if place == cascade.chosen else ''}",
+            f"{point.threshold:.4g}{' ★' if index == cascade.chosen else ''}",
             percent(point.share),
             cell(percent(point.accuracy.value), interval_text(point.accuracy)),
             percent(point.validation_accuracy),
             number(point.core_seconds),
         ]
-        for place, point in enumerate(cascade.points)
-        if place in shown
+        for index, point in enumerate(cascade.points)
+        if index in shown
     ]
     header = ["Threshold", "Rows to the model", "Right", "Right, validation", "core-s per 1,000"]
     return table(header, rows)

@@ -1,7 +1,8 @@
-"""The model's side of the contest: zero-shot and few-shot, by constrained choice and free text.
+"""Run the language model's contestants: zero-shot and few-shot, by constrained choice and free
+text.
 
-Everything that is chosen is chosen on validation rows, which are of the training part and are no
-examples: which prior is divided out of a choice, and later which way of asking is the finalist.
+All choices are made on validation rows, which belong to the training part and are not examples: the
+prior that is divided out, and later the prompt variant of the finalist.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ StageCallback = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelResults:
-    """entries: one a way of asking. validation: places of the training part they were asked too.
-    test: places of the test part. notes: what was left out, and why."""
+    """Results of the language model.
+
+    Attributes:
+        entries: one per prompt variant and way to answer.
+        validation: indices of its validation rows in the training part.
+        test: indices of its test rows in the test part.
+        notes: what was left out, with reasons.
+    """
 
     entries: tuple[ContestantResult, ...]
     validation: tuple[int, ...]
@@ -47,20 +54,20 @@ class ModelResults:
 def run_model_contestants(
     model: Model, config: AssessConfig, parts: Split, report: StageCallback
 ) -> ModelResults:
-    """Asks the model; how many rows follows from what a few of them take."""
+    """Classify test and validation rows; their number follows from a timed pilot."""
     classes = sorted({row.label for row in parts.train})
-    ways, used, notes = _prompt_variants(model, config, parts, classes)
-    free = [place for place in range(len(parts.train)) if place not in used]
-    spread = _stratified_sample([parts.train[place] for place in free], len(free), config.seed)
-    order = [free[place] for place in spread]
-    pilot = [parts.train[place].text for place in order[:PILOT_ROWS]]
-    seconds = _seconds_per_row(model, ways.values(), pilot)
+    variants, used, notes = _prompt_variants(model, config, parts, classes)
+    free = [index for index in range(len(parts.train)) if index not in used]
+    spread = _stratified_sample([parts.train[index] for index in free], len(free), config.seed)
+    order = [free[index] for index in spread]
+    pilot = [parts.train[index].text for index in order[:PILOT_ROWS]]
+    seconds = _seconds_per_row(model, variants.values(), pilot)
     count = plan_model_rows(
         seconds, config.max_minutes, len(parts.test), len(order), config.model_rows
     )
     report(
-        f"asking the model {count.test:,} test and {count.validation:,} validation rows in "
-        f"{2 * len(ways)} ways, about {count.minutes:.0f} min at {seconds:.2g} s a row"
+        f"classifying {count.test:,} test and {count.validation:,} validation rows in "
+        f"{2 * len(variants)} variants, about {count.minutes:.0f} min at {seconds:.2g} s per row"
     )
     validation = tuple(sorted(order[: count.validation]))
     test = tuple(_stratified_sample(parts.test, count.test, config.seed))
@@ -68,23 +75,23 @@ def run_model_contestants(
         model,
         config,
         tuple(classes),
-        [parts.train[place] for place in validation],
-        [parts.test[place] for place in test],
+        [parts.train[index] for index in validation],
+        [parts.test[index] for index in test],
         test,
         report,
     )
-    entries = [contest.by_choice(way, prompting) for way, prompting in ways.items()]
-    entries += [contest.by_free_text(way, prompting) for way, prompting in ways.items()]
+    entries = [contest.by_choice(variant, prompting) for variant, prompting in variants.items()]
+    entries += [contest.by_free_text(variant, prompting) for variant, prompting in variants.items()]
     return ModelResults(tuple(entries), validation, test, notes)
 
 
 def _prompt_variants(
     model: Model, config: AssessConfig, parts: Split, classes: Sequence[str]
 ) -> tuple[dict[str, PromptTemplate], frozenset[int], tuple[str, ...]]:
-    """Promptings by name, the places of training rows that are examples, and what must be said.
+    """Return prompts by name, the indices of training rows used as examples, and notes.
 
-    Examples may take half of the model's context; where those of all classes do not fit into it,
-    there are fewer of each, and at last none.
+    Examples may take half of the model's context; if those of all classes do not fit, there are
+    fewer per class, down to none.
     """
     zero = zero_shot_template(
         config.instruction, config.label_names, classes, config.max_text_tokens
@@ -94,9 +101,12 @@ def _prompt_variants(
         examples, used = draw_examples(parts.train, shots, model.codec, config.seed)
         few = replace(zero, examples=examples)
         if count_prompt_tokens(few, model.codec) <= context / 2:
-            ways = {"zero-shot": zero, "few-shot": few}
+            variants = {"zero-shot": zero, "few-shot": few}
             return (
-                {name: fit_to_context(way, model.codec, context) for name, way in ways.items()},
+                {
+                    name: fit_to_context(variant, model.codec, context)
+                    for name, variant in variants.items()
+                },
                 used,
                 (),
             )
@@ -116,12 +126,12 @@ class _ModelContest:
     classes: tuple[str, ...]
     validation: Sequence[LabelledRow]
     test: Sequence[LabelledRow]
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     report: StageCallback
 
-    def by_choice(self, way: str, prompting: PromptTemplate) -> ContestantResult:
-        """Constrained choice, with the prior that serves the validation rows best."""
-        self.report(f"{way}, constrained choice")
+    def by_choice(self, variant: str, prompting: PromptTemplate) -> ContestantResult:
+        """Classify by constrained choice with the prior that is best on the validation rows."""
+        self.report(f"{variant}, constrained choice")
         known = score_labels(self.model, prompting, _texts(self.validation))
         nothing = score_labels(self.model, prompting, CONTENT_FREE)
         priors: dict[str, tuple[float, ...] | None] = {
@@ -135,11 +145,11 @@ class _ModelContest:
         asked = score_labels(self.model, prompting, _texts(self.test))
         said = asked.predictions(self.classes, priors[best])
         return ContestantResult(
-            name=f"{way}-choice",
-            title=f"{MODEL_TITLE}, {way}, constrained choice",
+            name=f"{variant}-choice",
+            title=f"{MODEL_TITLE}, {variant}, constrained choice",
             kind="model",
             predictions=said,
-            places=self.places,
+            indices=self.indices,
             validated=accuracies[best],
             validated_on=f"{len(self.validation)} validation rows",
             settings={
@@ -154,17 +164,17 @@ class _ModelContest:
             validation=tried[best],
         )
 
-    def by_free_text(self, way: str, prompting: PromptTemplate) -> ContestantResult:
-        """Free text."""
-        self.report(f"{way}, free text")
+    def by_free_text(self, variant: str, prompting: PromptTemplate) -> ContestantResult:
+        """Classify by free text."""
+        self.report(f"{variant}, free text")
         known = generate_labels(self.model, prompting, _texts(self.validation))
         asked = generate_labels(self.model, prompting, _texts(self.test))
         return ContestantResult(
-            name=f"{way}-text",
-            title=f"{MODEL_TITLE}, {way}, free text",
+            name=f"{variant}-text",
+            title=f"{MODEL_TITLE}, {variant}, free text",
             kind="model",
             predictions=asked.predictions,
-            places=self.places,
+            indices=self.indices,
             validated=self._accuracy(known.predictions),
             validated_on=f"{len(self.validation)} validation rows",
             settings={"examples": str(len(prompting.examples))},
@@ -189,10 +199,12 @@ class _ModelContest:
         )
 
 
-def _seconds_per_row(model: Model, ways: Collection[PromptTemplate], texts: Sequence[str]) -> float:
-    """Mean seconds of a constrained choice over the ways, the first pass of each not counted."""
+def _seconds_per_row(
+    model: Model, variants: Collection[PromptTemplate], texts: Sequence[str]
+) -> float:
+    """Return mean seconds of a constrained choice over the prompts, without a first pass each."""
     seconds = []
-    for prompting in ways:
+    for prompting in variants:
         score_labels(model, prompting, texts[:1])
         started = time.perf_counter()
         score_labels(model, prompting, texts)
@@ -201,17 +213,17 @@ def _seconds_per_row(model: Model, ways: Collection[PromptTemplate], texts: Sequ
 
 
 def _stratified_sample(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
-    """`count` places in random order, each class in proportion: classes are dealt out evenly."""
-    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
+    """Return `count` indices in random order with the classes in proportion."""
+    rng = random.Random(seed)  # noqa: S311 - a sample, no secret
     by_class: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        by_class.setdefault(row.label, []).append(place)
+    for index, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(index)
     dealt = []
-    for _, places in sorted(by_class.items()):
-        chance.shuffle(places)
-        turns = [(turn + chance.random()) / len(places) for turn in range(len(places))]
-        dealt += list(zip(turns, places, strict=True))
-    return [place for _, place in sorted(dealt)][:count]
+    for _, indices in sorted(by_class.items()):
+        rng.shuffle(indices)
+        turns = [(turn + rng.random()) / len(indices) for turn in range(len(indices))]
+        dealt += list(zip(turns, indices, strict=True))
+    return [index for _, index in sorted(dealt)][:count]
 
 
 def _texts(rows: Sequence[LabelledRow]) -> list[str]:

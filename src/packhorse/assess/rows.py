@@ -1,4 +1,4 @@
-"""Labelled rows as they are read, and what is wrong with those that cannot be used."""
+"""Read labelled rows and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from packhorse.evaluation.label_matching import normalise
 from packhorse.inputs import read_fields
 
 MIN_ROWS_PER_LABEL = 4
-"""Rows a class needs: one to test, three to train on, so that each fold is fitted on two."""
+"""One row to test and three to train on, so that each fold is fitted on two."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """line: where it stands in the file. group: "" where there are no groups."""
+    """One row; line: in the file, group: "" without groups."""
 
     line: int
     text: str
@@ -29,10 +29,12 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRows:
-    """rows: those that can be used, in the order of the file.
+    """The usable rows in the order of the file.
 
-    total: rows of the file. unusable: counts by reason. drawn_from: usable rows there were, where
-    not all were taken.
+    Attributes:
+        total: rows of the file.
+        unusable: counts by reason.
+        drawn_from: usable rows before drawing.
     """
 
     rows: tuple[LabelledRow, ...]
@@ -44,10 +46,11 @@ class LabelledRows:
 def read_labelled(
     config: AssessConfig, report: Callable[[str], None] = lambda message: None
 ) -> LabelledRows:
-    """Reads the file; a row without text or label is counted and left out.
+    """Read the file; a row without text or label is counted and left out.
 
-    Raises InputError for a file that cannot be read, a column that is not there, a file without one
-    usable row, and labels that differ in nothing but their writing.
+    Raises:
+        InputError: an unreadable file, a missing column, no usable row, or labels that differ in
+            spelling only.
     """
     names = [config.text_column, config.label_column]
     names += [config.group_column] if config.group_column else []
@@ -68,7 +71,7 @@ def read_labelled(
         elif not text.strip():
             unusable["without text"] += 1
         else:
-            # A row without a group is a group of its own.
+            # A row without a group forms its own group.
             rows.append(LabelledRow(found.line, text, label, group or f"line {found.line}"))
     if not rows:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in unusable.items())
@@ -78,15 +81,17 @@ def read_labelled(
         )
     _reject_duplicate_spellings({row.label for row in rows})
     drawn = sorted(_sample_indices(len(rows), config.max_rows, config.seed))
-    return LabelledRows(tuple(rows[place] for place in drawn), total, dict(unusable), len(rows))
+    return LabelledRows(tuple(rows[index] for index in drawn), total, dict(unusable), len(rows))
 
 
 def drop_rare_labels(
     rows: tuple[LabelledRow, ...],
 ) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
-    """The rows of classes that have FEWEST_OF_A_CLASS, and the counts of the others.
+    """Return the rows of labels with at least MIN_ROWS_PER_LABEL rows, and the counts of the
+    others.
 
-    Raises InputError where fewer than two classes are left.
+    Raises:
+        InputError: fewer than two labels are left.
     """
     counts = Counter(row.label for row in rows)
     rare = {label: count for label, count in counts.items() if count < MIN_ROWS_PER_LABEL}
@@ -113,12 +118,12 @@ def _sample_indices(count: int, most: int, seed: int) -> list[int]:
 
 
 def _reject_duplicate_spellings(labels: set[str]) -> None:
-    """InputError for two labels that a person would read as one."""
+    """Raise InputError for two labels that differ in spelling only."""
     seen: dict[str, str] = {}
     for label in sorted(labels):
         other = seen.setdefault(normalise(label), label)
         if other != label:
             raise InputError(
-                f"the labels {other!r} and {label!r} differ in nothing but their writing",
-                "write equal labels alike",
+                f"the labels {other!r} and {label!r} differ in spelling only",
+                "use one spelling per label",
             )

@@ -1,4 +1,4 @@
-"""`packhorse assess` as a function: read, split, hold the contest, judge, save, report."""
+"""Run `packhorse assess`: read, split, hold the contest, evaluate, save, report."""
 
 from __future__ import annotations
 
@@ -46,12 +46,15 @@ class ProgressReporter(Protocol):
 
 
 def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
-    """Holds the contest and writes reports and winner to `config.output`.
+    """Compare the classifiers and write reports and winner to `config.output`.
 
-    Raises ConfigError for options that make no sense, InputError for rows that cannot be used,
-    ModelError and EngineError for a model that cannot be had, run, or asked to score (and for a
-    sentence model that was named, before the other one is asked), OutputError
-    for a folder that cannot be written.
+    Raises:
+        ConfigError: options out of range.
+        InputError: unusable rows.
+        ModelError: a model that is unavailable; an explicitly named sentence model is checked
+            before the language model runs.
+        EngineError: an engine that cannot run the model or cannot score labels.
+        OutputError: a folder that cannot be written.
     """
     _check(config)
     started = time.monotonic()
@@ -67,7 +70,7 @@ def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
     work = Path(mkdtemp(prefix=".contestants-", dir=config.output))
     try:
         costs = _costs(config, outcome, work, model_bytes, observer)
-        observer.stage("drawing learning curves, judging")
+        observer.stage("computing learning curves and verdict")
         found = evaluate(config, outcome, costs)
         saved = _saved(config, outcome, found, work)
     finally:
@@ -95,7 +98,7 @@ def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
 
 
 def _check(config: AssessConfig) -> None:
-    """ConfigError for a number that makes no sense."""
+    """Raise ConfigError for a number out of range."""
     checks = [
         ("margin", 0 < config.margin < 1, "above 0 and below 1: 0.01 is one percentage point"),
         ("max_p95", config.max_p95 is None or config.max_p95 > 0, "above 0 seconds"),
@@ -114,7 +117,7 @@ def _check(config: AssessConfig) -> None:
     winner = config.output / WINNER
     if is_there(winner) and not (winner / CARD).exists():
         raise OutputError(
-            f"{winner} is there and holds no saved classifier", "name another folder: -o"
+            f"{winner} exists and holds no saved classifier", "choose another folder with -o"
         )
     if config.text_column == config.label_column:
         raise ConfigError(
@@ -125,7 +128,7 @@ def _check(config: AssessConfig) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder; it is gone again where the work inside fails and left nothing in it."""
+    """Create the folder; remove it if the work fails and leaves it empty."""
     is_new = not is_there(folder)
     make_folder(folder)
     try:
@@ -138,7 +141,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
 
 
 def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list[Fold], Profile]:
-    """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
+    """Read, split and fold the rows: their errors are reported before a model is loaded."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config, observer.stage)
     single = remove_duplicates(labelled.rows)
@@ -149,7 +152,7 @@ def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list
     described = make_profile(labelled, single, rare, parts, grouped=grouped)
     observer.stage(
         f"{len(parts.train):,} training and {len(parts.test):,} test rows of "
-        f"{len(described.classes)} labels; {single.exact + single.near:,} repetitions left out"
+        f"{len(described.classes)} labels; {single.exact + single.near:,} duplicates removed"
     )
     return parts, cut, described
 
@@ -157,7 +160,7 @@ def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list
 def _ask_model(
     config: AssessConfig, parts: Split, observer: ProgressReporter
 ) -> tuple[ModelResults, dict[str, Any], int]:
-    """What the model said, what ran, and the bytes of its files."""
+    """Return the model's results, the settings it ran with, and the bytes of its files."""
     with load(
         config.model,
         engine=config.engine,
@@ -188,14 +191,17 @@ def prepare_classic_data(
     observer: ProgressReporter,
     notes: list[str],
 ) -> Classic:
-    """Rows as the classic contestants see them, without the default's embeddings where they cannot
-    be had; ModelError for a model of the user's choice."""
+    """Compute the classic contestants' features.
+
+    Default embeddings that are unavailable are left out; embeddings named by the user raise
+    ModelError.
+    """
     try:
         return prepare_features(parts, cut, config.embeddings, observer.stage)
     except PackhorseError as error:
         if config.embeddings != DEFAULT_EMBEDDINGS:
             raise
-        notes.append(f"Sentence embeddings took no part: {error}.")
+        notes.append(f"Sentence embeddings were not used: {error}.")
         return prepare_features(parts, cut, None, observer.stage)
 
 
@@ -206,14 +212,14 @@ def _costs(
     model_bytes: int,
     observer: ProgressReporter,
 ) -> dict[str, Costs]:
-    """Saves every contestant that reads its rows and measures it in a process of its own."""
+    """Save every contestant that reads its rows and measure it in a separate process."""
     found = {}
     for entry in outcome.entries:
         if entry.kind == "dummy":
             continue
-        observer.stage(f"measuring what {entry.title} costs")
+        observer.stage(f"measuring the cost of {entry.title}")
         save_contestant(entry, work / entry.name, outcome.classes, config)
-        texts = [outcome.parts.test[place].text for place in entry.places]
+        texts = [outcome.parts.test[index].text for index in entry.indices]
         further = model_bytes if entry.kind == "model" else _embedding_bytes(config, entry)
         found[entry.name] = measure_costs(work / entry.name, texts, entry.spent, further)
     return found
@@ -229,8 +235,11 @@ def _embedding_bytes(config: AssessConfig, entry: ContestantResult) -> int:
 def _saved(
     config: AssessConfig, outcome: ContestResults, found: dict[str, Any], work: Path
 ) -> Path | None:
-    """Saves the winner. Where the rows were too few to say, that is the classic finalist, if it is
-    shown to have learnt anything."""
+    """Save the winner and return its folder.
+
+    If there are too few rows for a verdict, the classic finalist is saved, provided that it beats
+    the most frequent label.
+    """
     verdict: Verdict = found["verdict"]
     name = verdict.winner
     if verdict.kind == "too-small-to-say" and found["classic_gain"].is_superior:
@@ -255,7 +264,7 @@ def _classify_command(config: AssessConfig, saved: Path | None) -> str:
 
 
 def _settings(config: AssessConfig) -> dict[str, Any]:
-    """What the person asked for, as plain values."""
+    """Return the requested settings as plain values."""
     asked = asdict(config)
     left_out = ("engine", "batching", "command", "output", "labelled", "label_names")
     return {
@@ -264,7 +273,7 @@ def _settings(config: AssessConfig) -> dict[str, Any]:
 
 
 def _prompt(side: ModelResults) -> dict[str, Any]:
-    """What the model was asked: the longest prompting of all ways."""
+    """Return the longest prompt of all variants."""
     parts = [entry.part.prompting for entry in side.entries if entry.part is not None]
     longest = max(parts, key=lambda part: len(part.examples))
     return {

@@ -1,4 +1,4 @@
-"""An assessment as text for a terminal or a pipe."""
+"""Render an assessment as text for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from packhorse.reports.terminal import (
 
 
 def table(assessment: Assessment, width: int, *, colour: bool = False) -> str:
-    """Verdict, contestants and what follows, in lines of at most `width` characters (60 at least).
+    """Return verdict, contestants and costs in lines of at most `width` characters (60 at least).
 
-    The least important columns go first where there is no room; only commands are never broken.
+    On a narrow terminal the least important columns are left out; only commands are never wrapped.
     """
     sections = (_head, _verdict, _contestants, _further, _rows, _end)
     return rendered([partial(each, assessment) for each in sections], width, colour=colour)

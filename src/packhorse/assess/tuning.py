@@ -1,4 +1,4 @@
-"""Settings of the classic contestants, chosen by repeated folds inside the training part."""
+"""Tune the classic contestants by repeated cross-validation inside the training part."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What classic contestants learn from; places count rows of the training part.
+    """Labels and features of all rows, addressed by index.
 
-    pieces, embeddings: None where no contestant needs them.
+    ngrams and embeddings are None if no contestant needs them.
     """
 
     labels: npt.NDArray[np.str_]
@@ -33,19 +33,24 @@ class TrainingData:
         return tuple(sorted(set(self.labels.tolist())))
 
     def compute_features(self, family: Family, fit: Indices, *others: Indices) -> list[Any]:
-        """What a family's classifier is given of the rows it is fitted on, and of others."""
+        """Return a family's features of the rows it is fitted on, and of others."""
         if family.sees == "pieces":
             return self.pieces.compute_tfidf(fit, *others)
         if family.sees == "embeddings":
             assert self.embeddings is not None
-            return [self.embeddings[places] for places in (fit, *others)]
-        return [np.zeros((len(places), 1), np.float32) for places in (fit, *others)]
+            return [self.embeddings[indices] for indices in (fit, *others)]
+        return [np.zeros((len(indices), 1), np.float32) for indices in (fit, *others)]
 
 
 @dataclass(frozen=True, slots=True)
 class TunedFamily:
-    """value: the chosen setting. accuracy: mean over folds; spread: their standard deviation.
-    tried: (value, mean accuracy) of each. seconds, core_seconds: of all of it."""
+    """A family with its best setting.
+
+    Attributes:
+        accuracy: mean over folds; spread: their standard deviation.
+        tried: (value, mean accuracy) of each.
+        seconds: of all fits; also core_seconds.
+    """
 
     family: Family
     value: float
@@ -59,7 +64,11 @@ class TunedFamily:
 def tune(
     families: Sequence[Family], data: TrainingData, folds: Sequence[Fold]
 ) -> list[TunedFamily]:
-    """The setting of the highest mean accuracy of each family; the first of equal ones."""
+    """Return the setting with the highest mean accuracy of each family, the first of equal ones.
+
+    Equals scikit-learn's GridSearchCV, but computes the features of a fold once for all values and
+    measures core-seconds.
+    """
     accuracies: dict[tuple[str, float], list[float]] = {}
     spent = {family.name: (0.0, 0.0) for family in families}
     for fold in folds:
@@ -103,25 +112,31 @@ def _chosen(
 def out_of_fold_probabilities(
     tuned: TunedFamily, data: TrainingData, folds: Sequence[Fold], wanted: Indices
 ) -> Floats:
-    """Probabilities of the wanted training rows by classifiers that were not fitted on them:
-    [rows, classes], classes in the order of `data.classes`. Uses the first repeat of the folds."""
-    family, order = tuned.family, {label: place for place, label in enumerate(data.classes)}
+    """Return probabilities of training rows by classifiers that were not fitted on them.
+
+    Equals scikit-learn's cross_val_predict, and accepts folds that do not cover all rows. Uses the
+    first repeat of the folds.
+
+    Returns:
+        [rows, classes], classes in the order of `data.classes`.
+    """
+    family, order = tuned.family, {label: index for index, label in enumerate(data.classes)}
     found = np.zeros((len(wanted), len(order)))
-    row_of = {int(place): row for row, place in enumerate(wanted)}
+    row_of = {int(index): row for row, index in enumerate(wanted)}
     for fold in (fold for fold in folds if fold.repeat == 0):
-        judge = np.array([place for place in fold.judge if int(place) in row_of], dtype=np.int64)
+        judge = np.array([index for index in fold.judge if int(index) in row_of], dtype=np.int64)
         if not len(judge):
             continue
         fitted, judged = data.compute_features(family, fold.fit, judge)
         labels = data.labels[fold.fit]
         classifier = fit(make_final_classifier(tuned, labels), fitted, labels)
         columns = [order[label] for label in classifier.classes_]
-        rows = [row_of[int(place)] for place in judge]
+        rows = [row_of[int(index)] for index in judge]
         found[np.ix_(rows, columns)] = classifier.predict_proba(judged)
     return found
 
 
 def make_final_classifier(tuned: TunedFamily, labels: npt.NDArray[np.str_]) -> Any:
-    """An unfitted classifier with probabilities, for a fit on these labels."""
+    """Return an unfitted classifier with probabilities, for a fit on these labels."""
     counts = np.unique(labels, return_counts=True)[1]
     return tuned.family.finish(tuned.family.make(tuned.value, len(counts)), int(counts.min()))

@@ -15,9 +15,13 @@ Row = dict[str, str | float | int | None]
 
 
 def csv_text(comparison: Comparison) -> str:
-    """A line a trial: FIGURE_median, _low, _high of every speed figure, MEASURE_mean, _low, _high
-    of every quality measure, then the other notes. Empty is not measured. Times are seconds, sizes
-    bytes, shares 0 to 1, chrF 0 to 100; speed_up counts from the trial speed_up_over names."""
+    """Return one line per trial.
+
+    Columns: FIGURE_median, _low, _high of every speed metric, NAME_mean, _low, _high of every
+    quality metric, then the other notes. A cell is empty if the value was not measured. Times are
+    seconds, sizes bytes, shares 0 to 1, chrF 0 to 100; speed_up is relative to the trial in
+    speed_up_over.
+    """
     rows = [_csv_row(comparison, trial) for trial in comparison.trials]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()

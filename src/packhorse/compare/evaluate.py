@@ -1,4 +1,4 @@
-"""Runs to figures: speed of each trial over its repeats, accuracy against the reference."""
+"""Compute the speed of each trial over its repeats and its accuracy against the reference."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _NO_LIMIT = 1 << 40
 
 @dataclass(slots=True)
 class TrialRuns:
-    """A combination, and for each repeat what it came to and where its output lies."""
+    """The outcome and the output path of every repeat of a combination."""
 
     combination: Combination
     outcomes: list[RepeatOutcome]
@@ -58,7 +58,7 @@ class TrialRuns:
         return [outcome.repeat for outcome in self.outcomes if outcome.repeat is not None]
 
     def rows(self) -> list[RowResult]:
-        """The rows of the first repeat that ended well."""
+        """Return the rows of the first repeat that ended well."""
         return next(
             read_rows(output)
             for outcome, output in zip(self.outcomes, self.outputs, strict=True)
@@ -74,9 +74,10 @@ class StageReporter(Protocol):
 
 @dataclass(slots=True)
 class TrialEvaluator:
-    """Judges trials against one reference; expensive things are made once and kept.
+    """Evaluate trials against one reference; expensive objects are created once.
 
-    date: what chat templates wrote in all runs, in ISO 8601.
+    Attributes:
+        date: the date that chat templates write in all runs, in ISO 8601.
     """
 
     config: CompareConfig
@@ -99,8 +100,8 @@ class TrialEvaluator:
             folder = prepare_embedding_model(self.config.embeddings, self.observer.stage)
             self._embed = _cached(SentenceEncoder(folder).embed)
 
-    def trial(self, runs: TrialRuns) -> document.Trial:
-        """The finished row of one combination."""
+    def evaluate_trial(self, runs: TrialRuns) -> document.Trial:
+        """Return speed, accuracy and flags of one combination."""
         combination, repeats = runs.combination, runs.repeats
         failed = [outcome.reason for outcome in runs.outcomes if outcome.repeat is None]
         resolved: dict[str, Any] = next(
@@ -133,9 +134,12 @@ class TrialEvaluator:
             ),
         )
 
-    def effects(self, trials: Sequence[TrialRuns]) -> tuple[document.Effect, ...]:
-        """Batching alone: each policy against `single` of the same engine and format. Quantization
-        alone: each format against float32 of the same engine and policy."""
+    def measure_effects(self, trials: Sequence[TrialRuns]) -> tuple[document.Effect, ...]:
+        """Measure the effect of each single change.
+
+        Batching: each policy against `single` of the same engine and format. Quantization: each
+        format against float32 of the same engine and policy.
+        """
         ended = {
             (t.combination.engine, t.combination.quantization, t.combination.batching): t
             for t in trials
@@ -165,8 +169,11 @@ class TrialEvaluator:
         return {"prompt_tokens": sum(lengths), "longest_prompt": max(lengths, default=0)}
 
     def _tokenized(self) -> list[tuple[int, ...]]:
-        """Prompt ids of the sample; () for a row that cannot be a prompt, and for the fake engine,
-        which has no tokenizer worth scoring with."""
+        """Return the prompt ids of the sample.
+
+        The ids are () for a row that cannot be a prompt, and for the fake engine, whose tokenizer
+        is not worth scoring with.
+        """
         if self.reference.engine == "fake":
             return [() for _ in self.sample.requests]
         engine = engine_config(self.reference.engine, self.reference.quantization)
@@ -186,7 +193,7 @@ class TrialEvaluator:
         return compare_outputs(pairs, embed=self._embed)
 
     def _teacher_forced(self, combination: Combination) -> TeacherForcedScores | None:
-        """Depends on engine and format, not on batching, so it is made once for each pair."""
+        """Score the reference's text, once per engine and format: batching does not matter."""
         key = (combination.engine, combination.quantization)
         if not self.config.teacher_forcing or key in self._forced:
             return self._forced.get(key)
@@ -229,12 +236,13 @@ class TrialEvaluator:
         )
 
     def _flags(self, runs: TrialRuns, report: QualityReport) -> list[str]:
-        """What a reader must know before believing the figures of a trial."""
+        """Return warnings about the figures of a trial."""
         flags = []
         ratio = report.length_ratio
         if report.length_flagged and ratio is not None:
             flags.append(
-                f"generated {ratio.value:.0%} of the reference's tokens: its speed is of other work"
+                f"generated {ratio.value:.0%} of the reference's tokens, so its speed is not for "
+                "equal work"
             )
         if report.trial_failed:
             flags.append(f"{report.trial_failed} of {report.judged} rows failed")
@@ -244,7 +252,7 @@ class TrialEvaluator:
             if outcome.repeat is not None
         ]
         if any(other != answers[0] for other in answers[1:]):
-            flags.append("its repeats gave different answers; the first one's are judged")
+            flags.append("its repeats gave different answers; accuracy is that of the first")
         return flags + _disturbance([outcome.repeat for outcome in runs.outcomes])
 
     def _effect(self, kind: Any, before: TrialRuns, after: TrialRuns) -> document.Effect | None:
@@ -267,7 +275,7 @@ class TrialEvaluator:
 
 
 def _rates(runs: TrialRuns) -> list[float | None]:
-    """Rows a second of each repeat, None for one that failed."""
+    """Return rows per second of each repeat; None for one that failed."""
     return [
         None if outcome.repeat is None else outcome.repeat.figures["rows_per_second"]
         for outcome in runs.outcomes
@@ -308,7 +316,7 @@ def _estimates(
 
 
 def _disturbance(repeats: Sequence[document.Repeat | None]) -> list[str]:
-    """A flag, where other work slowed repeats down."""
+    """Return a flag if other processes slowed repeats down."""
     shares = [each.figures.get("other_work_share", 0.0) for each in repeats if each is not None]
     disturbed = [share for share in shares if share > BUSY]
     if not disturbed:
@@ -349,7 +357,7 @@ def _notes(
 
 
 def _with_interval(name: str, value: Estimate | None) -> dict[str, float | None]:
-    """NAME, NAME_low, NAME_high; flat, as notes are."""
+    """Return NAME, NAME_low and NAME_high."""
     if value is None:
         return {name: None}
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
@@ -360,13 +368,13 @@ def _output(row: RowResult) -> Output | None:
 
 
 def _shown(content: Any) -> str:
-    """The last words of a prompt's last message: where its question usually stands."""
+    """Return the end of a prompt's last message, where its question usually is."""
     text = content if isinstance(content, str) else str(content[-1].get("content", ""))
     return text if len(text) <= PROMPT_EXCERPT else f"…{text[-PROMPT_EXCERPT:]}"
 
 
 def _cached(embed: Embed) -> Embed:
-    """Embeds each text once: the reference's texts come back with every trial."""
+    """Return an embedder that computes each text once, as every trial repeats the reference's."""
     import numpy as np
 
     known: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 
 
 def markdown_text(comparison: Comparison) -> str:
-    """The report as GitHub-flavoured Markdown; worst rows and raw values are in the others."""
+    """Return the report as GitHub-flavoured Markdown, without worst rows and raw values."""
     sections = [
         f"# packhorse compare: {escape(comparison.model)}",
         escape(headline(comparison)),

@@ -15,13 +15,13 @@ MARKS = {
 
 
 def recommendation_title(comparison: Comparison) -> str:
-    """What to do, in a few words."""
+    """Return the recommendation in a few words."""
     name = comparison.recommendation.trial
     return f"Use {name}" if name else "No recommendation"
 
 
 def headline(comparison: Comparison) -> str:
-    """Trials, rows, date, machine on one line."""
+    """Return trials, rows, machine and date on one line."""
     repeats = max((len(trial.repeats) for trial in comparison.trials), default=0)
     parts = [
         counted(len(comparison.trials), "trial"),
@@ -34,7 +34,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def limits_line(comparison: Comparison) -> str:
-    """The limits given, in words; "" for none."""
+    """Return the given limits in words; "" for none."""
     return ", ".join(
         _LIMITS.get(name, f"{name} #").replace("#", general(value))
         for name, value in comparison.limits.items()

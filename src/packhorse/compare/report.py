@@ -1,9 +1,9 @@
-"""A comparison on disk: report.json, which can be read back, and what is drawn from it.
+"""Write and read a comparison's reports.
 
-report.json   everything, raw values included (strict JSON: what is not a number is null)
-report.csv    a line a trial
+report.json   everything including raw values (strict JSON: NaN and infinity are null)
+report.csv    one line per trial
 report.md     for a pull request or a wiki
-report.html   for a team: one page that opens offline
+report.html   one page that opens offline
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from packhorse.reports.documents import json_text, read_document, write_document
 
 
 def write_reports(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes the four reports into `folder`; see `write_documents`."""
+    """Write the four reports into `folder`; see `write_documents`."""
     from packhorse.compare.html.page import html_text
 
     return write_documents(
@@ -32,5 +32,5 @@ def write_reports(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def read_report(path: Path) -> Comparison:
-    """A comparison from its report.json; see `read_document`."""
+    """Read a comparison from its report.json; see `read_document`."""
     return read_document(path, Comparison, FORMAT, "compare")

@@ -1,4 +1,4 @@
-"""What every report asks of a comparison: figures, intervals, names, the baseline, limits."""
+"""Values that all reports of a comparison share: figures, intervals, names, baseline."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from packhorse.reports.formats import Format, finite
 
 
 def median(trial: Trial, name: str) -> float | None:
-    """Median of a speed figure; None where it was not measured."""
+    """Return the median of a speed metric; None if it was not measured."""
     spread = trial.speed.get(name)
     return finite(spread.median) if spread else None
 
 
 def mean(trial: Trial, name: str) -> float | None:
-    """Mean of a quality figure; None where it was not measured."""
+    """Return the mean of a quality metric; None if it was not measured."""
     estimate = trial.quality.get(name)
     return finite(estimate.mean) if estimate else None
 
 
 def bounds(value: Spread | Estimate | None) -> tuple[float, float] | None:
-    """The interval; None where it has no width: one repeat, one row, equal values."""
+    """Return the interval; None if it has no width (one repeat, one row, equal values)."""
     low, high = (finite(value.low), finite(value.high)) if value else (None, None)
     return None if low is None or high is None or low == high else (low, high)
 
 
 def interval(value: Spread | Estimate | None, form: Format) -> str:
-    """The interval as low–high in `form`; "" where there is none that can be told apart."""
+    """Return the interval as low–high; "" if there is none or both ends read the same."""
     ends = bounds(value)
     low, high = (form(end) for end in ends) if ends else ("", "")
     return f"{low}–{high}" if low != high else ""
 
 
 def variants(comparison: Comparison) -> tuple[tuple[str, str], ...]:
-    """(engine, quantization) pairs in order of first appearance: what shares a colour."""
+    """Return the (engine, quantization) pairs in order of first appearance; each has one colour."""
     return tuple(dict.fromkeys((trial.engine, trial.quantization) for trial in comparison.trials))
 
 
 def variant_of(comparison: Comparison, trial: Trial) -> int:
-    """The place of its engine and quantization among the `variants`."""
+    """Return the index of a trial's engine and quantization in `variants`."""
     return variants(comparison).index((trial.engine, trial.quantization))
 
 
 def short_name(trial: Trial) -> str:
-    """The trial's name among those of its engine and quantization."""
+    """Return the trial's name without engine and quantization."""
     prefix = f"{trial.engine} {trial.quantization} "
     return trial.name.removeprefix(prefix) or trial.batching
 
 
 def baseline(comparison: Comparison) -> Trial | None:
-    """The trial speed-ups are counted from.
+    """Return the trial that speed-ups are computed against.
 
-    The reference itself when it is among the trials; else float32 `single`, of transformers before
-    other engines; else the slowest. None when no trial generated anything.
+    The reference itself if it is among the trials; else float32 `single`, of transformers before
+    other engines; else the slowest. None if no trial generated anything.
     """
     timed = [trial for trial in comparison.trials if median(trial, "generate_seconds")]
     singles = [t for t in timed if (t.quantization, t.batching) == ("float32", "single")]
@@ -72,7 +72,7 @@ def speed_up(comparison: Comparison, trial: Trial) -> float | None:
 
 
 def marks(comparison: Comparison, trial: Trial) -> str:
-    """● on the Pareto front, ◆ its knee, ★ recommended, ≈ tied with the recommended one."""
+    """Return ● on the Pareto front, ◆ its knee, ★ recommended, ≈ tied with the recommended one."""
     found = {
         "●": trial.name in comparison.pareto,
         "◆": trial.name == comparison.knee,
@@ -83,15 +83,18 @@ def marks(comparison: Comparison, trial: Trial) -> str:
 
 
 def wasted_share(trial: Trial) -> float | None:
-    """Share of padding, or of prompt tokens forced one by one: what the engine did in vain."""
+    """Return the share of padding, or of prompt tokens computed one by one."""
     padding = median(trial, "padding_share")
     return median(trial, "token_by_token_prefill_share") if padding is None else padding
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An effect for people. Batching: group "ctranslate2 int8", label "single → sorted";
-    quantization: group "ctranslate2 float32 → int8", label "sorted"."""
+    """An effect with a readable name.
+
+    Batching: group "ctranslate2 int8", label "single → sorted". Quantization: group "ctranslate2
+    float32 → int8", label "sorted".
+    """
 
     group: str
     label: str
@@ -99,7 +102,7 @@ class Change:
 
 
 def changes(comparison: Comparison, kind: str) -> list[Change]:
-    """The effects of one kind, named by what differs between their two trials."""
+    """Return the effects of one kind, named by what differs between their two trials."""
     trials = {trial.name: trial for trial in comparison.trials}
     found = []
     for effect in comparison.effects:

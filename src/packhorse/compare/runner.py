@@ -1,4 +1,4 @@
-"""`packhorse compare` as a function: sample, reference, interleaved trials, judgement, reports."""
+"""Run `packhorse compare`: sample, reference, interleaved trials, evaluation, reports."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from packhorse.techniques.grid import (
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
-"""The reference saves no work: every row is computed whole, for itself."""
+"""The reference computes every row separately, without shared prefixes or deduplication."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Says after each run what it took and how long the rest will take."""
+    """Report after each run how long it took and the estimated time left."""
 
     observer: StageReporter
     runs: int
@@ -58,24 +58,26 @@ class Progress:
         self.done += 1
         left = (time.monotonic() - self.started) / self.done * (self.runs - self.done)
         if outcome.repeat is None:
-            came_to = f"failed: {outcome.reason}"
+            result = f"failed: {outcome.reason}"
         else:
-            came_to = f"{outcome.repeat.figures['seconds']['generate']:.1f} s"
+            result = f"{outcome.repeat.figures['seconds']['generate']:.1f} s"
         self.observer.stage(
-            f"[{self.done}/{self.runs}] {name}, repeat {number + 1}: {came_to}; "
+            f"[{self.done}/{self.runs}] {name}, repeat {number + 1}: {result}; "
             f"about {left / 60:.0f} min left"
         )
 
 
 def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
-    """Runs every combination and writes the reports to `config.output`.
+    """Run every combination and write the reports to `config.output`.
 
-    Everything measured lies in `config.output`/runs as it is measured: a comparison that ends
-    early loses nothing, and `resume` goes on from there. A trial that dies is a row with a reason.
+    Every measurement is stored in `config.output`/runs at once, so an interrupted comparison loses
+    nothing and `resume` continues it. A trial that fails is a row with a reason.
 
-    Raises ConfigError for a grid that is empty or limits that make no sense, InputError for an
-    unreadable input, OutputError for a folder of another comparison or a full disk, ModelError for
-    a model that cannot be prepared.
+    Raises:
+        ConfigError: an empty grid, or numbers out of range.
+        InputError: an unreadable input.
+        OutputError: the folder holds another comparison, or the disk is full.
+        ModelError: a model that cannot be prepared.
     """
     _check(config)
     grid = combinations(
@@ -107,11 +109,11 @@ def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
     arguments = _run_arguments(config, sample, date)
     reference_output = _run_reference(config, reference, arguments, sample, date, observer)
     trials = _run_trials(config, grid, arguments, runs, observer)
-    observer.stage("judging the answers")
+    observer.stage("evaluating the answers")
     evaluator = TrialEvaluator(config, sample, reference, reference_output, date, observer)
-    judged = tuple(evaluator.trial(trial) for trial in trials)
+    judged = tuple(evaluator.evaluate_trial(trial) for trial in trials)
     ranked = pareto_trials(comparable_trials(judged))
-    bend = find_knee(ranked)
+    knee = find_knee(ranked)
     comparison = Comparison(
         command=config.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,9 +124,9 @@ def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
         reference={"name": reference.name, **evaluator.reference_facts()},
         limits=asdict(config.limits),
         trials=judged,
-        effects=evaluator.effects(trials),
+        effects=evaluator.measure_effects(trials),
         pareto=tuple(trial.name for trial in ranked),
-        knee=bend.name if bend else "",
+        knee=knee.name if knee else "",
         recommendation=recommend(judged, config.limits),
     )
     write_reports(comparison, config.output)
@@ -132,7 +134,7 @@ def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
 
 
 def _check(config: CompareConfig) -> None:
-    """ConfigError for a number that makes no sense."""
+    """Raise ConfigError for a number out of range."""
     counts = {
         "repeats": config.repeats,
         "max_new_tokens": config.max_new_tokens,
@@ -142,7 +144,10 @@ def _check(config: CompareConfig) -> None:
     check_least({"warmup_rows": config.warmup_rows}, 0)
     agreement = config.limits.min_agreement
     if agreement is not None and not 0 <= agreement <= 1:
-        raise ConfigError(f"min_agreement is {agreement}", "it is a share from 0 to 1")
+        raise ConfigError(
+            f"min_agreement must be between 0 and 1, got {agreement}",
+            "it is a share: 0.95 allows 5 % difference",
+        )
 
 
 def _reference(config: CompareConfig) -> Combination:
@@ -154,9 +159,10 @@ def _reference(config: CompareConfig) -> Combination:
 
 
 def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
-    """Ties the folder to one comparison: results of another one must never be mixed in.
+    """Bind the folder to one comparison, so that results of different ones are never mixed.
 
-    Returns the date that chat templates write in all of its runs, whenever it is resumed.
+    Returns:
+        The date that chat templates write in all runs, also after resuming.
     """
     date = date_of(config.reading.date).date().isoformat()
     plan: dict[str, Any] = {
@@ -170,17 +176,17 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
         "system": config.reading.system,
     }
     if path.exists():
-        found = read_object(path, error=OutputError, hint="name another folder: -o")
+        found = read_object(path, error=OutputError, hint="choose another folder with -o")
         if not config.resume:
             raise OutputError(
-                f"{config.output} holds a comparison already",
-                "go on with it: --resume; or name another folder: -o",
+                f"{config.output} already contains a comparison",
+                "continue it with --resume, or choose another folder with -o",
             )
         changed = [name for name in plan if plan[name] != found.get(name)]
         if changed:
             raise OutputError(
-                f"{config.output} holds a comparison with another {', '.join(changed)}",
-                "name another folder: -o",
+                f"{config.output} contains a comparison with another {', '.join(changed)}",
+                "choose another folder with -o",
             )
         date = found.get("date", date)
     write_json(path, {**plan, "date": date})
@@ -188,9 +194,11 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
 
 
 def _prepare(config: CompareConfig, combination: Combination, observer: StageReporter) -> None:
-    """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
-    meanwhile decides the workers of every later run of that engine and format. What cannot be
-    prepared fails in its trial."""
+    """Fetch, convert and, for `planned`, calibrate before anything is timed.
+
+    The calibration decides the workers of every later run of that engine and format. What cannot be
+    prepared fails in its trial.
+    """
     engine = engine_config(combination.engine, combination.quantization)
     try:
         prepared = prepare_for(
@@ -223,7 +231,7 @@ def _run_reference(
     date: str,
     observer: StageReporter,
 ) -> Path:
-    """The output of the reference run, from the cache when this very run was made before."""
+    """Return the output of the reference run, from the cache if an identical run exists."""
     engine = engine_config(reference.engine, reference.quantization)
     prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
     identity = {
@@ -244,11 +252,11 @@ def _run_reference(
             folder, 0, packhorse_command([*arguments, *reference.options(), *PLAIN])
         )
     else:
-        observer.stage(f"the reference, {reference.name}, is in the cache")
+        observer.stage(f"the reference, {reference.name}, was found in the cache")
     if outcome.repeat is None:
         raise ConfigError(
             f"the reference {reference.name} failed: {outcome.reason}",
-            "choose another one: --reference ENGINE:FORMAT",
+            "choose another one with --reference ENGINE:FORMAT",
         )
     return folder / "answers.jsonl"
 
@@ -260,7 +268,7 @@ def _run_trials(
     runs: Path,
     observer: StageReporter,
 ) -> list[TrialRuns]:
-    """Every combination once, then every combination again: a slow minute hits all alike."""
+    """Run every combination once, then all of them again, so a slow minute affects all alike."""
     trials = [TrialRuns(combination, [], []) for combination in grid]
     progress = Progress(observer, len(grid) * config.repeats, time.monotonic())
     for number in range(config.repeats):

@@ -1,4 +1,4 @@
-"""A comparison as text for a terminal or a pipe."""
+"""Render a comparison as text for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ from packhorse.reports.text import visible
 
 
 def table(comparison: Comparison, width: int, *, colour: bool = False) -> str:
-    """Trials, effects and recommendation in lines of at most `width` characters (60 at least).
+    """Return trials, effects and recommendation in lines of at most `width` characters (60 at
+    least).
 
-    The least important columns go first where there is no room; only the command is never broken,
-    so that it can be copied. colour: with the escapes of a terminal.
+    On a narrow terminal the least important columns are left out. Only the command is never
+    wrapped, so that it can be copied.
+
+    Args:
+        colour: use terminal escape codes.
     """
     return rendered(
         [
@@ -83,7 +87,7 @@ def _name(comparison: Comparison, trial: Trial) -> str:
 
 
 def _variant(engine: str, quantization: str, trials: Sequence[Trial]) -> str:
-    """The heading over the trials of one engine and format; what really ran, when it differs."""
+    """Return the heading of one engine and format, with the compute type if it differs."""
     ran = dict.fromkeys(trial.compute_type for trial in trials if trial.compute_type)
     other = [name for name in ran if name != quantization]
     threads = dict.fromkeys(trial.threads for trial in trials if trial.threads)
@@ -133,18 +137,20 @@ def _notes(comparison: Comparison, width: int) -> Lines:
     base = baseline(comparison)
     lines = ["● Pareto front  ◆ its knee  ★ recommended  ≈ tied in speed with it"]
     lines.append(
-        "run: generating, without loading, low–high over the repeats; p50, p95: a row's latency"
+        "run: generation without loading, low–high over the repeats; p50, p95: latency per row"
     )
     if base is not None:
         lines.append(f"speed up: run seconds of {base.name} / of the trial")
     if any(wasted_share(trial) is not None for trial in comparison.trials):
-        lines.append("wasted: padding, or prompt tokens forced one by one, as the engine does")
+        lines.append(
+            "wasted: padding, or prompt tokens computed one by one, depending on the engine"
+        )
     if reference := comparison.reference.get("name"):
-        floor = "; in brackets the cosine of unrelated texts" if _floor(comparison) else ""
+        floor = "; in brackets: cosine of unrelated texts" if _floor(comparison) else ""
         lines.append(f"same rows, prefix, cosine, KL: against {reference}{floor}")
     flagged = [trial for trial in comparison.trials if trial.flags]
-    for place, trial in enumerate(flagged):
-        lines.append(f"[{_letter(place)}] {'; '.join(trial.flags)}")
+    for index, trial in enumerate(flagged):
+        lines.append(f"[{_letter(index)}] {'; '.join(trial.flags)}")
     for line in lines:
         yield from paragraph(line, width, "dim")
 
@@ -177,15 +183,15 @@ def _effect_row(change: Change) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], width: int) -> Lines:
-    """Rows as columns, the first from the left; intervals go where there is no room."""
+    """Yield rows as aligned columns; intervals are left out if there is no room."""
     kept = list(range(len(rows[0])))
-    widths = [max(len(row[place]) for row in rows) for place in kept]
+    widths = [max(len(row[index]) for row in rows) for index in kept]
     for dropped in (6, 4, 2):
-        if sum(widths[place] + 2 for place in kept) - 2 <= width:
+        if sum(widths[index] + 2 for index in kept) - 2 <= width:
             break
         kept.remove(dropped)
     for number_of_row, row in enumerate(rows):
-        cells = [(row[place], widths[place]) for place in kept[1:]]
+        cells = [(row[index], widths[index]) for index in kept[1:]]
         yield cells_line(row[0].ljust(widths[0]), cells, "" if number_of_row else "dim")
 
 
@@ -201,8 +207,8 @@ def _recommendation(comparison: Comparison, width: int) -> Lines:
         yield text(f"  {recommendation.command}", "cyan")
 
 
-def _letter(place: int) -> str:
-    """a, b, ... z, aa, ab, ..."""
-    return (_letter(place // 26 - 1) if place >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[
-        place % 26
+def _letter(index: int) -> str:
+    """Return a, b, ... z, aa, ab, ..."""
+    return (_letter(index // 26 - 1) if index >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[
+        index % 26
     ]

@@ -1,4 +1,4 @@
-"""Lines of a report for a terminal or a pipe."""
+"""Lines and column tables for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Section(Protocol):
 
 
 def rendered(sections: Sequence[Section], width: int, *, colour: bool) -> str:
-    """The sections with a blank line between them. colour: with the escapes of a terminal."""
+    """Return the sections with a blank line between them; colour: use terminal escape codes."""
     from rich.console import Console
 
     console = Console(
@@ -48,7 +48,7 @@ def rendered(sections: Sequence[Section], width: int, *, colour: bool) -> str:
 
 
 def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines:
-    """Text in lines of `width`; the lines after the first are indented as far as `first` is."""
+    """Yield text wrapped to `width`; later lines are indented by the length of `first`."""
     for each in wrap(
         visible(words), width, initial_indent=first, subsequent_indent=" " * len(first)
     ):
@@ -56,13 +56,13 @@ def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines
 
 
 def cells_line(name: str, cells: Sequence[tuple[str, int]], style: str = "") -> Text:
-    """A name and cells of (text, width), each from the right."""
+    """Return a line of a name and right-aligned cells of (text, width)."""
     return text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
 
 
 @dataclass(frozen=True, slots=True)
 class TextColumn:
-    """A heading in two lines and a cell of each row; cells: by name of the row."""
+    """Heading and cells of a column; cells: by row name."""
 
     heading: Heading
     cells: Mapping[str, str]
@@ -85,8 +85,8 @@ def fitting_columns(columns: Sequence[TextColumn], room: int) -> list[TextColumn
 
 def heading_lines(columns: Sequence[TextColumn], indent: int) -> Lines:
     """Yield the two lines of headings."""
-    for place in (0, 1):
-        cells = [(column.heading.lines[place], column.width) for column in columns]
+    for index in (0, 1):
+        cells = [(column.heading.lines[index], column.width) for column in columns]
         yield cells_line(" " * indent, cells, "dim")
 
 
@@ -96,7 +96,7 @@ def row_line(name: str, row: str, columns: Sequence[TextColumn], style: str) -> 
 
 
 def text(words: str, style: str = "") -> Text:
-    """One line as it is."""
+    """Return one line without wrapping."""
     from rich.text import Text
 
     return Text(visible(words), style=style)

@@ -1,4 +1,4 @@
-"""An assessment as one page that opens offline: see `packhorse.reports.html.page`."""
+"""Render an assessment as one page that opens offline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECTIONS = (
 
 
 def html_text(assessment: Assessment) -> str:
-    """The page."""
+    """Return the page."""
     return page_text(
         "packhorse.assess",
         verb="assess",
@@ -57,9 +57,9 @@ def html_text(assessment: Assessment) -> str:
         facts=facts(
             {
                 "Machine": assessment.machine,
-                "What ran": assessment.ran,
+                "Engine": assessment.ran,
                 "Versions": assessment.versions,
-                "Asked for": assessment.settings,
+                "Settings": assessment.settings,
             }
         ),
     )

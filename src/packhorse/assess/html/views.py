@@ -1,4 +1,4 @@
-"""What the page shows besides drawings: tiles, the table of contestants, chosen settings."""
+"""Tiles, table of contestants and chosen settings of the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a contestant came to its settings."""
+    """The settings of a contestant and how they were chosen."""
 
     title: str
     variant: int
@@ -38,7 +38,7 @@ class Settings:
 
 
 def tiles(assessment: Assessment) -> list[Tile]:
-    """The verdict in four figures."""
+    """Return the verdict in four figures."""
     classic, model = assessment.classic, assessment.language_model
     found = [
         Tile(
@@ -76,7 +76,7 @@ def _ends(assessment: Assessment) -> str:
 
 
 def contestant_table(assessment: Assessment) -> Table:
-    """Every figure of every contestant."""
+    """Return every figure of every contestant."""
     shown = tuple(metrics(assessment))
     lines = tuple(
         Line(
@@ -103,7 +103,7 @@ def _cell(metric: Metric, contestant: Contestant) -> Cell:
 
 
 def settings(assessment: Assessment) -> list[Settings]:
-    """What was chosen inside the training part."""
+    """Return the settings chosen inside the training part."""
     return [
         Settings(
             title=each.title,

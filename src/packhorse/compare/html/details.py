@@ -1,4 +1,4 @@
-"""What the lower parts of the page show: effects, worst rows, raw values, definitions."""
+"""Content of the lower part of the page: effects, worst rows, raw values, definitions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EffectLine:
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """One kind: what it came to in sentences, and the changes of each thing held constant."""
+    """Effects of one kind: a summary per group, and the changes of each group."""
 
     kind: str
     sentences: tuple[str, ...]
@@ -106,7 +106,7 @@ def _range(ordered: Sequence[float], form: Format) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """A row and where its two texts part; facts: how far it is from the reference."""
+    """A row and the first difference of its two texts; facts: its distance from the reference."""
 
     id: str
     prompt: str
@@ -124,7 +124,7 @@ class WorstRows:
 
 
 def worst_rows(comparison: Comparison) -> list[WorstRows]:
-    """The worst rows of each trial that has any; those of the recommended one are open."""
+    """Return the worst rows of each trial; those of the recommended one are open."""
     found = [trial for trial in comparison.trials if trial.worst_rows]
     recommended = comparison.recommendation.trial
     opened = (
@@ -151,7 +151,7 @@ def _distance(row: WorstRow) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RawTrial:
-    """The repeats of a trial as they were measured, a line each, under `headings`."""
+    """The measured values of a trial, one line per repeat under `headings`."""
 
     name: str
     variant: int
@@ -188,5 +188,5 @@ def _raw_line(repeat: Repeat) -> tuple[str, ...]:
 
 
 def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Metric]]:
-    """What holds for all figures, and the measures that were taken."""
+    """Return the general notes and the metrics that were measured."""
     return GENERAL_NOTES, list(measured_metrics(comparison, SPEED + QUALITY))

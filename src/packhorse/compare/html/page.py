@@ -1,4 +1,4 @@
-"""A comparison as one page that opens offline: see `packhorse.reports.html.page`."""
+"""Render a comparison as one page that opens offline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECTIONS = (
 
 
 def html_text(comparison: Comparison) -> str:
-    """The page."""
+    """Return the page."""
     wide, narrow = scatters(comparison, WIDE), scatters(comparison, NARROW)
     strips = latency_strips(comparison, narrow=False), latency_strips(comparison, narrow=True)
     return page_text(

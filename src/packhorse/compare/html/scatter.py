@@ -1,4 +1,4 @@
-"""The trade-off of a comparison as geometry: accuracy against throughput, size is memory."""
+"""Geometry of the trade-off chart: accuracy against throughput; marker size is memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from packhorse.reports.html.page import COLOURS, RING
 ACCURACIES = ("matched_prefix", "rows_identical", "cosine")
 _SMALLEST_SHARE = 0.4
 _ABOVE = 78.0
-_PLAIN, _BOLD = 6.5, 7.0  # mean width of a letter
+_PLAIN, _BOLD = 6.5, 7.0  # mean letter width
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Size of a drawing (units), its margins (left, top, right, bottom), radius of its largest
-    marker, and whether all markers get a name or only the important ones."""
+    """Size of a drawing and its margins (left, top, right, bottom) in drawing units.
+
+    Attributes:
+        largest: radius of the largest marker.
+        label_all: whether all markers get a name or only the important ones.
+    """
 
     name: str
     width: float
@@ -39,8 +43,14 @@ NARROW = Layout("narrow", 360, 400, (42, 12, 12, 44), 7.5, False)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A trial as drawn. error_x, error_y: ends of its intervals, None without; leader and label as
-    in `Label`; details: what a person sees when pointing at it."""
+    """A trial as drawn.
+
+    Attributes:
+        error_x: ends of its interval; None without.
+        error_y: as error_x.
+        label: see `Label`.
+        details: shown on hover and read by screen readers.
+    """
 
     trial: Trial
     variant: int
@@ -60,8 +70,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """One drawing. front: the path of the Pareto front; floor: height of unrelated texts, for the
-    cosine."""
+    """One drawing.
+
+    Attributes:
+        front: path of the Pareto front.
+        floor: height of unrelated texts, for the cosine.
+    """
 
     measure: Metric
     layout: Layout
@@ -72,12 +86,12 @@ class Scatter:
     floor: float | None
 
     def accuracy_text(self, value: float) -> str:
-        """A tick of y: 0.25 or 25%."""
+        """Return a tick label of y: 0.25 or 25%."""
         return f"{100 * value:g}%" if self.measure.format is percent else f"{value:g}"
 
 
 def scatters(comparison: Comparison, layout: Layout) -> list[Scatter]:
-    """A drawing for each accuracy that was measured; matched prefix first."""
+    """Return a drawing for each accuracy that was measured, matched prefix first."""
     found = []
     for name in ACCURACIES:
         trials = drawable(comparison, name)
@@ -87,7 +101,7 @@ def scatters(comparison: Comparison, layout: Layout) -> list[Scatter]:
 
 
 def drawable(comparison: Comparison, accuracy: str) -> list[Trial]:
-    """The trials that ended well with a throughput and this accuracy."""
+    """Return the trials that ended well with a throughput and this accuracy."""
     return [
         trial
         for trial in comparison.trials
@@ -98,7 +112,7 @@ def drawable(comparison: Comparison, accuracy: str) -> list[Trial]:
 
 
 def pareto_trials(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
-    """Those no other beats in throughput and this accuracy at once, slowest first."""
+    """Return the trials that no other beats in both throughput and this accuracy, slowest first."""
     ordered = sorted(trials, key=lambda t: (-_value(t, accuracy)[0], -_value(t, accuracy)[1]))
     kept: list[Trial] = []
     for trial in ordered:
@@ -108,9 +122,9 @@ def pareto_trials(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
 
 
 def outline(variant: int, radius: float) -> str:
-    """The path of a marker around (0, 0) whose area is that of a circle of this radius.
+    """Return the path of a marker around (0, 0) with the area of a circle of this radius.
 
-    Colours come again after COLOURS variants, each time with other shapes.
+    After COLOURS variants the colours repeat with other shapes.
     """
     shape = (variant + variant // COLOURS) % 6
     if shape == 0:
@@ -124,7 +138,7 @@ def outline(variant: int, radius: float) -> str:
 
 
 def radius_of(peak_bytes: float | None, largest_bytes: float, largest: float) -> float:
-    """Area in proportion to memory, down to a size that can still be seen."""
+    """Return a radius whose area is proportional to memory, down to a visible minimum."""
     share = peak_bytes / largest_bytes if peak_bytes and largest_bytes else 0.0
     return largest * max(_SMALLEST_SHARE, math.sqrt(share))
 
@@ -216,7 +230,7 @@ def _label_text(comparison: Comparison, trial: Trial) -> str:
 
 
 def _details(trial: Trial, item: Metric) -> str:
-    """Lines for the pointer and for a screen reader."""
+    """Return lines for the tooltip and for screen readers."""
     lines = [trial.name]
     for name in ("rows_per_second", "latency_p95", "peak_memory_bytes"):
         value, metric = median(trial, name), find_metric(name)
@@ -240,7 +254,7 @@ def _position(trial: Trial, accuracy: str, x: Axis, y: Axis) -> tuple[float, flo
 
 
 def _around(trial: Trial, name: str) -> list[float]:
-    """The figure and the positive ends of its interval."""
+    """Return the figure and the non-negative ends of its interval."""
     spread = trial.speed.get(name) or trial.quality.get(name)
     middle = mean(trial, name) if name in trial.quality else median(trial, name)
     ends = bounds(spread) or ()
@@ -253,21 +267,21 @@ def _ends(trial: Trial, name: str, axis: Axis) -> tuple[float, float] | None:
 
 
 def _front_path(corners: Sequence[tuple[float, float]], left: float, bottom: float) -> str:
-    """Steps around what the front beats: everything slower and less accurate than one of it."""
+    """Return the outline of the area that the front dominates."""
     if not corners:
         return ""
     path = f"M{left:.1f} {corners[0][1]:.1f}"
-    for place, (x, _) in enumerate(corners):
-        below = corners[place + 1][1] if place + 1 < len(corners) else bottom
+    for index, (x, _) in enumerate(corners):
+        below = corners[index + 1][1] if index + 1 < len(corners) else bottom
         path += f"H{x:.1f}V{below:.1f}"
     return path
 
 
 def _lines(corners: Sequence[tuple[float, float]], left: float, bottom: float) -> list[Box]:
-    """The steps of the front as thin boxes."""
+    """Return the steps of the front as thin boxes."""
     boxes, start = [], left
-    for place, (x, y) in enumerate(corners):
-        below = corners[place + 1][1] if place + 1 < len(corners) else bottom
+    for index, (x, y) in enumerate(corners):
+        below = corners[index + 1][1] if index + 1 < len(corners) else bottom
         boxes += [Box(start, y - 1, x, y + 1), Box(x - 1, y, x + 1, below)]
         start = x
     return boxes

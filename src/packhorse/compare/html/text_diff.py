@@ -1,4 +1,4 @@
-"""Two texts side by side: where they part."""
+"""Split two texts at their first difference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _SPACES = {"\n": "↵", "\t": "⇥", " ": "␣"}
 
 @dataclass(frozen=True, slots=True)
 class SplitText:
-    """common: what both begin with; first: the word at which this one leaves it; rest: after it.
+    """A text around its first difference from another.
 
-    first names what cannot be seen: white space by a sign, an end by "(ends here)".
+    Attributes:
+        common: shared beginning.
+        first: the word that differs; white space is shown as a sign, an end as "(ends here)".
+        rest: everything after it.
     """
 
     common: str
@@ -23,26 +26,26 @@ class SplitText:
 
 
 def split_at_difference(row: WorstRow) -> tuple[SplitText, SplitText]:
-    """The reference's text and the trial's, parted at the word of the first difference."""
-    place = _first_difference(row.reference_text, row.text)
-    return _split(row.reference_text, place), _split(row.text, place)
+    """Return the reference's text and the trial's, split at the first word that differs."""
+    index = _first_difference(row.reference_text, row.text)
+    return _split(row.reference_text, index), _split(row.text, index)
 
 
 def _first_difference(left: str, right: str) -> int:
-    """Index of the first character that differs, moved back to the start of its word if in one."""
+    """Return the index of the first different character, moved back to the start of its word."""
     shorter = min(len(left), len(right))
-    place = next((i for i in range(shorter) if left[i] != right[i]), shorter)
-    if all(not text[place : place + 1].strip() for text in (left, right)):
-        return place
-    for back in range(min(place, _LONGEST_WORD) + 1):
-        at = place - back
+    index = next((i for i in range(shorter) if left[i] != right[i]), shorter)
+    if all(not text[index : index + 1].strip() for text in (left, right)):
+        return index
+    for back in range(min(index, _LONGEST_WORD) + 1):
+        at = index - back
         if at == 0 or left[at - 1].isspace():
             return at
-    return place
+    return index
 
 
-def _split(text: str, place: int) -> SplitText:
-    common, rest = text[:place], text[place:]
+def _split(text: str, index: int) -> SplitText:
+    common, rest = text[:index], text[index:]
     if not rest:
         return SplitText(common, "(ends here)" if common else "(no text)", "")
     if rest[0].isspace():

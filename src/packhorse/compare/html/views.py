@@ -1,4 +1,4 @@
-"""What the upper parts of the page show: tiles, legends, the tables of trials."""
+"""Content of the upper part of the page: tiles, legends, tables of trials."""
 
 from __future__ import annotations
 
@@ -36,8 +36,13 @@ from packhorse.reports.html.cells import Cell, Tile, scaled
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A trial in a table. ran: what really ran, where that is not what its name says; footnotes:
-    letters of its flags; reason: of a failed trial, which has no cells."""
+    """A trial in a table.
+
+    Attributes:
+        ran: compute type, if it differs from the name of the trial.
+        footnotes: numbers of its flags.
+        reason: why the trial failed; a failed trial has no cells.
+    """
 
     name: str
     variant: int
@@ -53,20 +58,20 @@ class Table:
     columns: tuple[Metric, ...]
     lines: tuple[Line, ...]
     footnotes: tuple[tuple[str, str, str], ...] = ()
-    """Letter, trial, text."""
+    """Number, trial, text."""
     caption: str = ""
 
 
 def legend(comparison: Comparison) -> list[tuple[int, str, str]]:
-    """(variant, outline, name) of each engine and format."""
+    """Return (variant, outline, name) of each engine and format."""
     return [
-        (place, outline(place, 6.0), f"{engine} {quantization}")
-        for place, (engine, quantization) in enumerate(variants(comparison))
+        (index, outline(index, 6.0), f"{engine} {quantization}")
+        for index, (engine, quantization) in enumerate(variants(comparison))
     ]
 
 
 def size_legend(comparison: Comparison) -> list[tuple[float, str]]:
-    """(radius, memory) of a small and a large marker."""
+    """Return (radius, memory) of a small and a large marker."""
     known = [median(trial, "peak_memory_bytes") or 0.0 for trial in comparison.trials]
     sizes = sorted({value for value in known if value})
     ends = dict.fromkeys([sizes[0], sizes[-1]]) if sizes else {}
@@ -77,7 +82,7 @@ def size_legend(comparison: Comparison) -> list[tuple[float, str]]:
 
 
 def tiles(comparison: Comparison) -> list[Tile]:
-    """The recommended trial in four figures, beside what the baseline has."""
+    """Return four figures of the recommended trial beside those of the baseline."""
     chosen = next((t for t in comparison.trials if t.name == comparison.recommendation.trial), None)
     base = baseline(comparison)
     if chosen is None:
@@ -102,7 +107,7 @@ def tiles(comparison: Comparison) -> list[Tile]:
 
 
 def trial_table(comparison: Comparison) -> Table:
-    """Speed and memory of every trial."""
+    """Return speed and memory of every trial."""
     base = baseline(comparison)
     wasteful = any(wasted_share(trial) is not None for trial in comparison.trials)
     columns: list[Metric] = [SPEED_UP]
@@ -123,7 +128,7 @@ def trial_table(comparison: Comparison) -> Table:
 
 
 def accuracy_table(comparison: Comparison) -> Table | None:
-    """Every accuracy with its interval as a bar; None when none was measured."""
+    """Return every accuracy with its interval as a bar; None if none was measured."""
     shown = measured_metrics(comparison, QUALITY)
     if not shown:
         return None
@@ -152,7 +157,7 @@ def _line(comparison: Comparison, trial: Trial, cells: Sequence[Cell]) -> Line:
 
 
 def _flagged(comparison: Comparison) -> dict[str, list[str]]:
-    """The footnotes of each flagged trial: 1, 2, ... in the order of the trials."""
+    """Return the footnotes of each flagged trial, numbered in the order of the trials."""
     numbers = itertools.count(1)
     return {
         trial.name: [str(next(numbers)) for _ in trial.flags]
