@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol
+from typing import Any
 
 from packhorse.assess.classic_contest import Classic, prepare_features, run_classic_contestants
 from packhorse.assess.config import DEFAULT_EMBEDDINGS, AssessConfig
@@ -34,18 +34,13 @@ from packhorse.inference.model import load
 from packhorse.jobs.manifest import versions
 from packhorse.models import prepare_embedding_model
 from packhorse.profiling.hardware import machine
+from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import is_there, make_folder
 
 WINNER = "winner"
 
 
-class ProgressReporter(Protocol):
-    """Is told what begins, a line each."""
-
-    def stage(self, text: str) -> None: ...
-
-
-def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
+def assess(config: AssessConfig, observer: StageReporter) -> Assessment:
     """Compare the classifiers and write reports and winner to `config.output`.
 
     Raises:
@@ -140,7 +135,7 @@ def _new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list[Fold], Profile]:
+def _rows(config: AssessConfig, observer: StageReporter) -> tuple[Split, list[Fold], Profile]:
     """Read, split and fold the rows: their errors are reported before a model is loaded."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config, observer.stage)
@@ -158,7 +153,7 @@ def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list
 
 
 def _ask_model(
-    config: AssessConfig, parts: Split, observer: ProgressReporter
+    config: AssessConfig, parts: Split, observer: StageReporter
 ) -> tuple[ModelResults, dict[str, Any], int]:
     """Return the model's results, the settings it ran with, and the bytes of its files."""
     with load(
@@ -188,7 +183,7 @@ def prepare_classic_data(
     config: AssessConfig,
     parts: Split,
     cut: list[Fold],
-    observer: ProgressReporter,
+    observer: StageReporter,
     notes: list[str],
 ) -> Classic:
     """Compute the classic contestants' features.
@@ -210,7 +205,7 @@ def _costs(
     outcome: ContestResults,
     work: Path,
     model_bytes: int,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> dict[str, Costs]:
     """Save every contestant that reads its rows and measure it in a separate process."""
     found = {}

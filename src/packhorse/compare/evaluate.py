@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
@@ -37,6 +37,7 @@ from packhorse.jobs.frame import date_of
 from packhorse.jobs.manifest import compute_format
 from packhorse.models import prepare_embedding_model
 from packhorse.profiling.run_metrics import BUSY
+from packhorse.reports.progress import StageReporter
 from packhorse.techniques.grid import Combination, engine_config
 from packhorse.tokenization import Refusal, Tokenizer
 
@@ -64,12 +65,6 @@ class TrialRuns:
             for outcome, output in zip(self.outcomes, self.outputs, strict=True)
             if outcome.repeat is not None
         )
-
-
-class StageReporter(Protocol):
-    """Is told how a comparison goes on."""
-
-    def stage(self, text: str) -> None: ...
 
 
 @dataclass(slots=True)

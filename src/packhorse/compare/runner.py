@@ -15,7 +15,7 @@ from packhorse.batching.policies import PLANNED
 from packhorse.calibration import stored_calibration
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
-from packhorse.compare.evaluate import StageReporter, TrialEvaluator, TrialRuns
+from packhorse.compare.evaluate import TrialEvaluator, TrialRuns
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
 from packhorse.compare.trial import RepeatOutcome, finished_repeat, run_repeat
@@ -29,6 +29,7 @@ from packhorse.jobs.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.outputs import write_json
 from packhorse.profiling.hardware import machine
+from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import make_folder
 from packhorse.storage.json_files import read_object
 from packhorse.techniques.calibrations import calibrated_in_child_process
