@@ -106,8 +106,8 @@ def choose_point(accuracies: Sequence[float], shares: Sequence[float], tolerance
     return min(close, key=lambda index: (shares[index], -accuracies[index]))
 
 
-def wilson_accuracy(said: Predictions, truth: Sequence[str]) -> Estimate:
-    right = said.is_correct(truth)
+def wilson_accuracy(predicted: Predictions, truth: Sequence[str]) -> Estimate:
+    right = predicted.is_correct(truth)
     found = wilson_interval(int(right.sum()), len(right))
     assert found is not None
     return found

@@ -91,7 +91,7 @@ def _fit_and_predict(
     spent = _time_since(started, 1.0)
     probabilities = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
     # Labels follow from the probabilities, also for the calibrated SVM.
-    said = tuple(
+    predicted = tuple(
         str(label) for label in np.asarray(classifier.classes_)[probabilities.argmax(axis=1)]
     )
     shared = [classic.preparing[family.sees]]
@@ -103,7 +103,7 @@ def _fit_and_predict(
         name=family.name,
         title=family.title,
         kind=kind,
-        predictions=Predictions(said, probabilities),
+        predictions=Predictions(predicted, probabilities),
         indices=tuple(range(len(classic.test))),
         validated=tuned.accuracy,
         validated_on=f"{len(classic.folds)} folds of the training part",

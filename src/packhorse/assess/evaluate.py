@@ -84,12 +84,12 @@ class ContestResults:
         known = set(right.indices)
         indices = [index for index in left.indices if index in known]
         rows = [{index: row for row, index in enumerate(each.indices)} for each in (left, right)]
-        said = [
+        predicted = [
             each.predictions.select([row_of[index] for index in indices])
             for each, row_of in zip((left, right), rows, strict=True)
         ]
         truth = self.truth(indices)
-        own, theirs = (each.is_correct(truth).tolist() for each in said)
+        own, theirs = (each.is_correct(truth).tolist() for each in predicted)
         return compare_pair(left.name, right.name, own, theirs, seed=self.seed)
 
 
@@ -214,8 +214,8 @@ def evaluate_cascade(
         [point.validation_share for point in points],
         margin,
     )
-    said, _ = apply_threshold(own, theirs, points[index].threshold)
-    right = [each.is_correct(wanted).tolist() for each in (said, own, theirs)]
+    predicted, _ = apply_threshold(own, theirs, points[index].threshold)
+    right = [each.is_correct(wanted).tolist() for each in (predicted, own, theirs)]
     return Cascade(
         classic=classic.name,
         model=model.name,
@@ -262,13 +262,13 @@ def _point(
     outcome: ContestResults,
 ) -> CascadePoint:
     tried, goes = apply_threshold(*validation[:2], threshold)
-    said, to_model = apply_threshold(*test[:2], threshold)
+    predicted, to_model = apply_threshold(*test[:2], threshold)
     share = float(to_model.mean())
     own, theirs = costs[outcome.classic.name], costs[outcome.model.name]
     return CascadePoint(
         threshold=threshold,
         share=share,
-        accuracy=wilson_accuracy(said, test[2]),
+        accuracy=wilson_accuracy(predicted, test[2]),
         validation_accuracy=float(tried.is_correct(validation[2]).mean()),
         validation_share=float(goes.mean()),
         seconds=own.seconds + share * theirs.seconds,

@@ -69,17 +69,17 @@ class ClassificationMetrics:
 
 
 def classification_metrics(
-    said: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
+    predicted: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
 ) -> ClassificationMetrics:
     """Compute all metrics; classes: sorted, of the training part."""
-    right = said.is_correct(truth)
-    valid = np.array([label is not None for label in said.labels])
+    right = predicted.is_correct(truth)
+    valid = np.array([label is not None for label in predicted.labels])
     accuracy = wilson_interval(int(right.sum()), len(right))
     assert accuracy is not None
     order = {label: index for index, label in enumerate(classes)}
     wanted = np.array([order[label] for label in truth])
-    given = np.array([len(order) if label is None else order[label] for label in said.labels])
-    probabilities = said.probabilities
+    given = np.array([len(order) if label is None else order[label] for label in predicted.labels])
+    probabilities = predicted.probabilities
     return ClassificationMetrics(
         rows=len(right),
         accuracy=accuracy,
@@ -92,7 +92,7 @@ def classification_metrics(
         ),
         brier=None if probabilities is None else brier_score(probabilities, wanted),
         invalid=int((~valid).sum()),
-        failed=said.failed,
+        failed=predicted.failed,
         valid_accuracy=wilson_interval(int(right[valid].sum()), int(valid.sum())),
     )
 

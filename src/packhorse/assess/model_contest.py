@@ -140,15 +140,15 @@ class _ModelContest:
             "none": None,
         }
         tried = {name: known.predictions(self.classes, prior) for name, prior in priors.items()}
-        accuracies = {name: self._accuracy(said) for name, said in tried.items()}
+        accuracies = {name: self._accuracy(predicted) for name, predicted in tried.items()}
         best = max(accuracies, key=lambda name: accuracies[name])
         asked = score_labels(self.model, prompting, _texts(self.test))
-        said = asked.predictions(self.classes, priors[best])
+        predicted = asked.predictions(self.classes, priors[best])
         return ContestantResult(
             name=f"{variant}-choice",
             title=f"{MODEL_TITLE}, {variant}, constrained choice",
             kind="model",
-            predictions=said,
+            predictions=predicted,
             indices=self.indices,
             validated=accuracies[best],
             validated_on=f"{len(self.validation)} validation rows",
@@ -183,8 +183,8 @@ class _ModelContest:
             validation=known.predictions,
         )
 
-    def _accuracy(self, said: Predictions) -> float:
-        return float(said.is_correct([row.label for row in self.validation]).mean())
+    def _accuracy(self, predicted: Predictions) -> float:
+        return float(predicted.is_correct([row.label for row in self.validation]).mean())
 
     def _part(
         self, prompting: PromptTemplate, answers: str, prior: tuple[float, ...] | None
