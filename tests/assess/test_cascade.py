@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packhorse.assess.cascade import MOST_POINTS, accuracy_of, chosen, joined, thresholds
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.cascade import (
+    MAX_POINTS,
+    apply_threshold,
+    candidate_thresholds,
+    choose_point,
+    wilson_accuracy,
+)
+from packhorse.assess.metrics import Predictions
 
 CHANCES = st.lists(st.floats(0.5, 1.0), min_size=1, max_size=200)
 
@@ -23,20 +29,23 @@ def test_the_ends_are_each_alone_and_shares_rise(confidence: list[float]) -> Non
     count = len(confidence)
     own = classic(confidence, "a" * count)
     model = Predictions(tuple("b" * count))
-    found = [joined(own, model, threshold) for threshold in thresholds(np.array(confidence))]
+    found = [
+        apply_threshold(own, model, threshold)
+        for threshold in candidate_thresholds(np.array(confidence))
+    ]
     assert found[0][0].labels == own.labels
     assert found[-1][0].labels == model.labels
     shares = [to_model.mean() for _, to_model in found]
     assert shares == sorted(shares)
-    assert len(found) <= MOST_POINTS + 2
+    assert len(found) <= MAX_POINTS + 2
 
 
 def test_the_unsure_rows_go_to_the_model() -> None:
     own = classic([0.9, 0.6, 0.7], "aab")
-    said, to_model = joined(own, Predictions(("b", None, "b")), 0.65)
+    said, to_model = apply_threshold(own, Predictions(("b", None, "b")), 0.65)
     assert said.labels == ("a", None, "b")
     assert to_model.tolist() == [False, True, False]
-    assert accuracy_of(said, ["a", "a", "b"]).value == pytest.approx(2 / 3)
+    assert wilson_accuracy(said, ["a", "a", "b"]).value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +60,4 @@ def test_the_unsure_rows_go_to_the_model() -> None:
 def test_the_chosen_point(
     accuracies: list[float], shares: list[float], tolerance: float, expected: int
 ) -> None:
-    assert chosen(accuracies, shares, tolerance) == expected
+    assert choose_point(accuracies, shares, tolerance) == expected

@@ -19,8 +19,8 @@ import tiny_models
 from labelled import texts, write_answers, write_csv
 from packhorse.assess.classify import ClassifyConfig, classify
 from packhorse.assess.document import Assessment
-from packhorse.assess.prompting import Prompting
-from packhorse.assess.saved import Card, ModelPart, write_card
+from packhorse.assess.prompting import PromptTemplate
+from packhorse.assess.saved_classifier import Card, ModelPart, write_card
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.errors import InputError, JobChangedError
 from packhorse.inference.model import prepare_for
@@ -56,7 +56,9 @@ def test_rows_come_back_in_order_with_label_and_confidence(winner: Path, tmp_pat
 
 def test_a_language_model_on_the_packed_engine_labels_as_on_transformers(tmp_path: Path) -> None:
     folder = str(tiny_models.tiny_llama(tmp_path / "llama"))
-    prompting = Prompting("Which?", (("bad", "bad"), ("good", "good enough")), (("dull", "bad"),))
+    prompting = PromptTemplate(
+        "Which?", (("bad", "bad"), ("good", "good enough")), (("dull", "bad"),)
+    )
     source = write_csv(tmp_path / "in.csv", FRESH[:20])
     found = {}
     for engine in ("transformers", "packed"):

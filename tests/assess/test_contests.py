@@ -9,13 +9,13 @@ import pytest
 
 from contests import hold
 from labelled import rows, texts, write_csv
-from packhorse.assess import deciding, runner
+from packhorse.assess import evaluate, runner
 from packhorse.assess.config import AssessConfig
 from packhorse.assess.document import Assessment
 from packhorse.assess.report import read_report
 from packhorse.assess.runner import assess
-from packhorse.assess.saved import read_card
-from packhorse.assess.splits import folds, split
+from packhorse.assess.saved_classifier import read_card
+from packhorse.assess.splits import make_folds, split
 from packhorse.config import EngineConfig
 from packhorse.engine_protocol import Engine
 from packhorse.errors import ConfigError, EngineError, InputError, ModelError, OutputError
@@ -204,11 +204,11 @@ def test_default_embeddings_that_cannot_be_had_take_no_part(
     parts = split(rows(texts(40, learnable=True)), grouped=False, seed=0)
     notes: list[str] = []
     config = AssessConfig("fake", "rows.csv")
-    classic = runner.as_classic_sees(
-        config, parts, folds(parts.train, grouped=False, seed=0), Silent(), notes
+    classic = runner.prepare_classic_data(
+        config, parts, make_folds(parts.train, grouped=False, seed=0), Silent(), notes
     )
     assert classic.data.embeddings is None
-    assert notes[0].startswith("Sentence embeddings took no part: ")
+    assert notes[0].startswith("Sentence embeddings were not used: ")
 
 
 def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:
@@ -216,15 +216,15 @@ def test_what_breaks_the_limit_on_the_latency(both: Assessment) -> None:
     p95 = {name: each.p95 for name, each in costs.items()}
     model, classic = both.pair.right, both.pair.left
     config = AssessConfig("fake", "rows.csv", max_p95=max(p95.values()))
-    assert deciding.too_slow(config, costs, both.cascade) == frozenset()
+    assert evaluate.find_too_slow(config, costs, both.cascade) == frozenset()
     costs[model] = replace(costs[model], p95=9.0)
     config = replace(config, max_p95=8.0)
-    assert deciding.too_slow(config, costs, both.cascade) == {model, "cascade"}
+    assert evaluate.find_too_slow(config, costs, both.cascade) == {model, "cascade"}
     costs[classic] = replace(costs[classic], p95=9.0)
-    assert deciding.too_slow(config, costs, None) == {model, classic}
-    assert deciding.too_slow(replace(config, max_p95=None), costs, both.cascade) == frozenset()
+    assert evaluate.find_too_slow(config, costs, None) == {model, classic}
+    assert evaluate.find_too_slow(replace(config, max_p95=None), costs, both.cascade) == frozenset()
     costs[model] = replace(costs[model], p95=1.0)
-    assert deciding.too_slow(config, costs, both.cascade) == {classic, "cascade"}
+    assert evaluate.find_too_slow(config, costs, both.cascade) == {classic, "cascade"}
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from sklearn.pipeline import Pipeline
 
 from labelled import rows, texts
 from packhorse.assess.families import FAMILIES
-from packhorse.assess.features import CountedTexts, vectorizer
-from packhorse.assess.splits import Fold, folds
-from packhorse.assess.tuning import TrainingData, Tuned, out_of_fold, tune
+from packhorse.assess.features import NgramCounts, make_vectorizer
+from packhorse.assess.splits import Fold, make_folds
+from packhorse.assess.tuning import TrainingData, TunedFamily, out_of_fold_probabilities, tune
 
 
 @pytest.mark.parametrize("count", [8, 40, 260])
@@ -22,8 +22,8 @@ def test_weights_are_those_of_a_fresh_fit(count: int) -> None:
     chance = np.random.default_rng(count)
     fit = chance.permutation(len(said))[:count]
     other = np.setdiff1d(np.arange(len(said)), fit)
-    ours, theirs = CountedTexts(said).weighted(fit, other)
-    fresh = vectorizer(count)
+    ours, theirs = NgramCounts(said).compute_tfidf(fit, other)
+    fresh = make_vectorizer(count)
     expected = fresh.fit_transform([said[place] for place in fit])
     asked = fresh.transform([said[place] for place in other])
     assert ours.shape == expected.shape
@@ -36,9 +36,9 @@ def data(count: int, *, learnable: bool) -> tuple[TrainingData, list[str], list[
     labels = np.array([label for _, label in pairs])
     said = [text for text, _ in pairs]
     return (
-        TrainingData(labels, CountedTexts(said), None),
+        TrainingData(labels, NgramCounts(said), None),
         said,
-        folds(rows(pairs), grouped=False, seed=0),
+        make_folds(rows(pairs), grouped=False, seed=0),
     )
 
 
@@ -49,7 +49,7 @@ def test_tuning_is_a_grid_search_over_the_same_folds() -> None:
     place = np.zeros(90)
     for number, fold in enumerate(fold for fold in cut if fold.repeat == 0):
         place[fold.judge] = number
-    pipeline = Pipeline([("features", vectorizer(72)), ("classifier", LogisticRegression())])
+    pipeline = Pipeline([("features", make_vectorizer(72)), ("classifier", LogisticRegression())])
     pipeline.set_params(classifier__solver="liblinear", classifier__random_state=0)
     search = GridSearchCV(
         pipeline, {"classifier__C": list(family.values)}, cv=PredefinedSplit(place), refit=False
@@ -64,14 +64,14 @@ def test_tuning_is_a_grid_search_over_the_same_folds() -> None:
 def test_out_of_fold_probabilities_are_sklearns() -> None:
     known, said, cut = data(60, learnable=True)
     family = FAMILIES["tfidf-logistic"]
-    tuned = Tuned(family, 10.0, 0.0, 0.0, (), 0.0, 0.0)
+    tuned = TunedFamily(family, 10.0, 0.0, 0.0, (), 0.0, 0.0)
     wanted = np.array([3, 7, 8, 31, 59])
-    found = out_of_fold(tuned, known, cut, wanted)
+    found = out_of_fold_probabilities(tuned, known, cut, wanted)
     place = np.zeros(60)
     for number, fold in enumerate(fold for fold in cut if fold.repeat == 0):
         place[fold.judge] = number
     classifier = LogisticRegression(C=10.0, solver="liblinear", random_state=0, max_iter=2_000)
-    pipeline = Pipeline([("features", vectorizer(48)), ("classifier", classifier)])
+    pipeline = Pipeline([("features", make_vectorizer(48)), ("classifier", classifier)])
     expected = cross_val_predict(
         pipeline, said, known.labels, cv=PredefinedSplit(place), method="predict_proba"
     )
@@ -94,11 +94,11 @@ def test_three_classes() -> None:
     pairs = [(f"{word} {number} {number * 7919}", word) for word in ("red", "green", "blue")
              for number in range(15)]  # fmt: skip
     known = TrainingData(
-        np.array([label for _, label in pairs]), CountedTexts([text for text, _ in pairs]), None
+        np.array([label for _, label in pairs]), NgramCounts([text for text, _ in pairs]), None
     )
-    cut = folds(rows(pairs), grouped=False, seed=0)
+    cut = make_folds(rows(pairs), grouped=False, seed=0)
     families = [family for family in FAMILIES.values() if family.sees != "embeddings"]
     for tuned in tune(families, known, cut):
-        found = out_of_fold(tuned, known, cut, np.arange(45))
+        found = out_of_fold_probabilities(tuned, known, cut, np.arange(45))
         assert found.shape == (45, 3)
         assert found.sum(axis=1) == pytest.approx(np.ones(45))

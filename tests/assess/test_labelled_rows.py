@@ -12,9 +12,9 @@ import pytest
 
 from labelled import rows, texts, write_csv
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.duplicates import distinct
-from packhorse.assess.profile import profile
-from packhorse.assess.rows import Labelled, read_labelled, with_enough
+from packhorse.assess.duplicates import remove_duplicates
+from packhorse.assess.profile import make_profile
+from packhorse.assess.rows import LabelledRows, drop_rare_labels, read_labelled
 from packhorse.assess.splits import split
 from packhorse.errors import InputError
 
@@ -79,7 +79,7 @@ def test_all_labels_missing(tmp_path: Path) -> None:
 
 def test_labels_that_differ_in_writing_only(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "in.csv", [("one", "Spam"), ("two", "spam."), ("three", "ham")])
-    with pytest.raises(InputError, match=r"'Spam' and 'spam\.' differ in nothing but"):
+    with pytest.raises(InputError, match=r"'Spam' and 'spam\.' differ in spelling only"):
         read_labelled(config(path))
 
 
@@ -104,20 +104,20 @@ def test_of_many_rows_some_are_drawn_in_order(tmp_path: Path) -> None:
 
 def test_one_class() -> None:
     with pytest.raises(InputError, match="all 4 distinct rows have the label 'a'"):
-        with_enough(tuple(rows([(str(number), "a") for number in range(4)])))
+        drop_rare_labels(tuple(rows([(str(number), "a") for number in range(4)])))
 
 
 def test_rare_classes_are_left_out() -> None:
     pairs = [(f"{label} {number}", label) for label, count in (("a", 9), ("b", 4), ("c", 3))
              for number in range(count)]  # fmt: skip
-    kept, rare = with_enough(tuple(rows(pairs)))
+    kept, rare = drop_rare_labels(tuple(rows(pairs)))
     assert {row.label for row in kept} == {"a", "b"}
     assert rare == {"c": 3}
 
 
 def test_a_column_of_ids_is_no_column_of_labels() -> None:
     with pytest.raises(InputError, match="fewer than two labels have 4 distinct rows") as caught:
-        with_enough(tuple(rows([(str(number), f"id-{number}") for number in range(30)])))
+        drop_rare_labels(tuple(rows([(str(number), f"id-{number}") for number in range(30)])))
     assert "ids" in caught.value.hint
 
 
@@ -125,10 +125,10 @@ def test_texts_of_a_megabyte_and_of_one_letter(tmp_path: Path) -> None:
     pairs = [("x" * 10**6, "a"), ("y", "b"), ("Ж" * 10, "a"), ("漢字", "b")] * 3
     pairs = [(f"{text} {number}", label) for number, (text, label) in enumerate(pairs)]
     found = read_labelled(config(write_csv(tmp_path / "in.csv", pairs)))
-    single = distinct(found.rows)
-    kept, rare = with_enough(single.rows)
+    single = remove_duplicates(found.rows)
+    kept, rare = drop_rare_labels(single.rows)
     parts = split(kept, grouped=False, seed=0)
-    known = profile(found, single, rare, parts, grouped=False)
+    known = make_profile(found, single, rare, parts, grouped=False)
     assert known.characters["longest"] > 10**6
     assert set(known.scripts) <= {"Latin", "Cyrillic", "Cjk"}
     assert sum(known.scripts.values()) == pytest.approx(1.0)
@@ -139,10 +139,10 @@ def test_profile_counts() -> None:
         (text, "ab"[number % 4 == 0]) for number, (text, _) in enumerate(texts(40, learnable=False))
     ]
     pairs += [(f"{pairs[3][0].upper()}!", "b")]
-    found = Labelled(tuple(rows(pairs)), 45, {"without text": 4}, 41)
-    single = distinct(found.rows)
+    found = LabelledRows(tuple(rows(pairs)), 45, {"without text": 4}, 41)
+    single = remove_duplicates(found.rows)
     parts = split(single.rows, grouped=False, seed=0)
-    known = profile(found, single, {}, parts, grouped=False)
+    known = make_profile(found, single, {}, parts, grouped=False)
     assert (known.exact_duplicates, known.near_duplicates, known.conflicting) == (1, 0, 1)
     assert known.train + known.test == 40 == sum(known.classes.values())
     assert known.classes == {"a": 30, "b": 10}

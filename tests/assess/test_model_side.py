@@ -14,12 +14,22 @@ from hypothesis import strategies as st
 import packhorse
 import tiny_models
 from labelled import rows, texts, write_answers
-from packhorse.assess.budget import FEWEST_ROWS, WAYS, rows_for_model
+from packhorse.assess.budget import MIN_ROWS, PROMPT_VARIANTS, plan_model_rows
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.language_model import choices, choosing, label_in, written
-from packhorse.assess.model_contest import model_side
-from packhorse.assess.priors import choice, prior_of, without_prior
-from packhorse.assess.prompting import EXAMPLE_TOKENS, examples_from, prompting_for, shortened
+from packhorse.assess.language_model import (
+    extract_label,
+    generate_labels,
+    iter_label_scores,
+    score_labels,
+)
+from packhorse.assess.model_contest import run_model_contestants
+from packhorse.assess.priors import divide_out_prior, label_probabilities, mean_prior
+from packhorse.assess.prompting import (
+    EXAMPLE_TOKENS,
+    draw_examples,
+    truncate_text,
+    zero_shot_template,
+)
 from packhorse.assess.splits import split
 from packhorse.config import EngineConfig
 from packhorse.data import Failure, SamplingParams, Scores
@@ -53,12 +63,12 @@ def fake() -> Iterator[Model]:
     ],
 )
 def test_label_in(answer: str, label: str | None) -> None:
-    assert label_in(answer, NAMES) == label
+    assert extract_label(answer, NAMES) == label
 
 
 def test_choice_is_by_the_mean_of_a_token() -> None:
     """Two labels equally probable a token are equally probable, whatever their length."""
-    found = choice(np.array([[-2.0, -6.0], [-1.0, -6.0]]), [1, 3])
+    found = label_probabilities(np.array([[-2.0, -6.0], [-1.0, -6.0]]), [1, 3])
     assert found[0].tolist() == [0.5, 0.5]
     assert found[1] == pytest.approx([np.e / (1 + np.e), 1 / (1 + np.e)])
 
@@ -66,9 +76,9 @@ def test_choice_is_by_the_mean_of_a_token() -> None:
 def test_a_prior_is_divided_out() -> None:
     """Zhao et al. 2021: what a content-free text gets becomes even, and others move with it."""
     free = np.array([[0.8, 0.2]])
-    prior = prior_of(free)
-    assert without_prior(free, prior)[0] == pytest.approx([0.5, 0.5])
-    assert without_prior(np.array([[0.7, 0.3]]), prior)[0] == pytest.approx(
+    prior = mean_prior(free)
+    assert divide_out_prior(free, prior)[0] == pytest.approx([0.5, 0.5])
+    assert divide_out_prior(np.array([[0.7, 0.3]]), prior)[0] == pytest.approx(
         [0.7 / 0.8 / (0.7 / 0.8 + 0.3 / 0.2), 0.3 / 0.2 / (0.7 / 0.8 + 0.3 / 0.2)]
     )
 
@@ -79,15 +89,15 @@ def test_a_prior_is_divided_out() -> None:
 )
 def test_choices_stay_distributions(raw: list[list[float]], prior: list[float]) -> None:
     chances = np.array(raw) / np.sum(raw, axis=1, keepdims=True)
-    found = without_prior(chances, prior)
+    found = divide_out_prior(chances, prior)
     assert found.sum(axis=1) == pytest.approx(np.ones(len(raw)))
     assert (found >= 0).all()
-    even = without_prior(chances, [0.2, 0.2, 0.2])
+    even = divide_out_prior(chances, [0.2, 0.2, 0.2])
     assert even == pytest.approx(chances)
 
 
 def test_no_row_has_an_even_prior() -> None:
-    assert prior_of(np.empty((0, 4))) == (0.25,) * 4
+    assert mean_prior(np.empty((0, 4))) == (0.25,) * 4
 
 
 class Chat(ByteCodec):
@@ -95,7 +105,7 @@ class Chat(ByteCodec):
 
 
 def test_prompts_of_a_chat_model_and_of_a_base_model() -> None:
-    zero = prompting_for("Mind the tone.", [("b", "bad one")], ["a", "b"], 100)
+    zero = zero_shot_template("Mind the tone.", [("b", "bad one")], ["a", "b"], 100)
     asked = zero.whole_instruction
     assert asked == "Mind the tone.\nAnswer with exactly one of: a, bad one."
     assert zero.prompts(["hello"], Chat()) == [({"role": "user", "content": f"{asked}\n\nhello"},)]
@@ -105,7 +115,7 @@ def test_prompts_of_a_chat_model_and_of_a_base_model() -> None:
 
 
 def test_examples_stand_before_the_text_so_that_they_are_shared() -> None:
-    zero = prompting_for(None, [], ["a", "b"], 100)
+    zero = zero_shot_template(None, [], ["a", "b"], 100)
     few = replace(zero, examples=(("one", "a"), ("two", "b")))
     (chat,) = few.prompts(["three"], Chat())
     assert [turn["role"] for turn in chat if not isinstance(turn, str)] == [
@@ -118,16 +128,16 @@ def test_examples_stand_before_the_text_so_that_they_are_shared() -> None:
 
 def test_examples_are_of_every_class_in_turn_and_cut() -> None:
     known = rows([("long " * 200, "a"), ("x", "a"), ("y", "a"), ("z", "b")])
-    examples, used = examples_from(known, 2, ByteCodec(), 0)
+    examples, used = draw_examples(known, 2, ByteCodec(), 0)
     assert [label for _, label in examples] == ["a", "b", "a"]
     assert len(used) == 3
     assert max(len(text) for text, _ in examples) <= EXAMPLE_TOKENS
-    assert examples_from(known, 0, ByteCodec(), 0) == ((), frozenset())
+    assert draw_examples(known, 0, ByteCodec(), 0) == ((), frozenset())
 
 
 @pytest.mark.parametrize("text", ["short", "x" * 10**6, "é" * 500])
 def test_long_texts_are_cut_to_tokens(text: str) -> None:
-    cut = shortened(text, 99, ByteCodec())
+    cut = truncate_text(text, 99, ByteCodec())
     assert text.startswith(cut)
     assert len(ByteCodec().encode_fragment(cut)) <= 99
     assert "\N{REPLACEMENT CHARACTER}" not in cut
@@ -135,9 +145,9 @@ def test_long_texts_are_cut_to_tokens(text: str) -> None:
 
 def test_names_that_make_no_sense() -> None:
     with pytest.raises(ConfigError, match="no label 'c'"):
-        prompting_for(None, [("c", "see")], ["a", "b"], 100)
+        zero_shot_template(None, [("c", "see")], ["a", "b"], 100)
     with pytest.raises(ConfigError, match="the same name"):
-        prompting_for(None, [("a", "b")], ["a", "b"], 100)
+        zero_shot_template(None, [("a", "b")], ["a", "b"], 100)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +155,7 @@ def test_names_that_make_no_sense() -> None:
     [
         (1.0, 8.0, 1000, None, 78),
         (0.01, 8.0, 1000, None, 1000),
-        (60.0, 8.0, 1000, None, FEWEST_ROWS),
+        (60.0, 8.0, 1000, None, MIN_ROWS),
         (60.0, 8.0, 7, None, 7),
         (60.0, 8.0, 1000, 300, 300),
         (0.01, 8.0, 50, 300, 50),
@@ -154,13 +164,13 @@ def test_names_that_make_no_sense() -> None:
 def test_rows_for_the_time_there_is(
     seconds: float, minutes: float, there_are: int, asked: int | None, test: int
 ) -> None:
-    found = rows_for_model(seconds, minutes, there_are, 5_000, asked)
+    found = plan_model_rows(seconds, minutes, there_are, 5_000, asked)
     assert found.test == test
-    assert FEWEST_ROWS <= found.validation <= 200
-    if asked is None and FEWEST_ROWS < test < there_are:
+    assert MIN_ROWS <= found.validation <= 200
+    if asked is None and MIN_ROWS < test < there_are:
         assert found.minutes == pytest.approx(minutes, rel=0.05)
-    assert rows_for_model(seconds, minutes, there_are, 3, asked).validation == 3
-    assert found.minutes >= WAYS * found.test * seconds / 60
+    assert plan_model_rows(seconds, minutes, there_are, 3, asked).validation == 3
+    assert found.minutes >= PROMPT_VARIANTS * found.test * seconds / 60
 
 
 def test_planted_answers_are_found_both_ways(
@@ -170,15 +180,15 @@ def test_planted_answers_are_found_both_ways(
     monkeypatch.setenv("PACKHORSE_FAKE_ANSWERS", str(write_answers(tmp_path / "a.json", pairs)))
     parts = split(rows(pairs), grouped=False, seed=0)
     with packhorse.load("fake", engine=EngineConfig("fake")) as model:
-        side = model_side(model, AssessConfig("fake", ""), parts, lambda message: None)
+        side = run_model_contestants(model, AssessConfig("fake", ""), parts, lambda message: None)
     truth = [parts.test[place].label for place in side.test]
     assert [entry.name for entry in side.entries] == [
         "zero-shot-choice", "few-shot-choice", "zero-shot-text", "few-shot-text",
     ]  # fmt: skip
     for entry in side.entries:
-        assert entry.said.right(truth).all()
+        assert entry.predictions.is_correct(truth).all()
         assert entry.validated == 1.0
-        assert entry.places == side.test
+        assert entry.indices == side.test
     few = side.entries[1].part
     assert few is not None
     shown = {text for text, _ in few.prompting.examples}
@@ -190,10 +200,14 @@ def test_planted_answers_are_found_both_ways(
 def test_an_ignorant_model_is_near_chance(fake: Model) -> None:
     pairs = texts(120, learnable=True)
     parts = split(rows(pairs), grouped=False, seed=0)
-    side = model_side(fake, AssessConfig("fake", ""), parts, lambda message: None)
+    side = run_model_contestants(fake, AssessConfig("fake", ""), parts, lambda message: None)
     for entry in side.entries[:2]:
-        assert 0.15 < entry.said.right([parts.test[p].label for p in entry.places]).mean() < 0.85
-    assert set(side.entries[2].said.labels) == {None}
+        assert (
+            0.15
+            < entry.predictions.is_correct([parts.test[p].label for p in entry.indices]).mean()
+            < 0.85
+        )
+    assert set(side.entries[2].predictions.labels) == {None}
 
 
 def test_the_models_rows_keep_the_classes_in_proportion(fake: Model) -> None:
@@ -203,7 +217,7 @@ def test_the_models_rows_keep_the_classes_in_proportion(fake: Model) -> None:
     ]
     parts = split(rows(pairs), grouped=False, seed=0)
     config = AssessConfig("fake", "", model_rows=40)
-    side = model_side(fake, config, parts, lambda message: None)
+    side = run_model_contestants(fake, config, parts, lambda message: None)
     labels = [parts.test[place].label for place in side.test]
     assert len(set(side.test)) == 40
     assert abs(labels.count("b") - 10) <= 1
@@ -211,16 +225,18 @@ def test_the_models_rows_keep_the_classes_in_proportion(fake: Model) -> None:
 
 def test_a_row_that_fails_has_no_label_and_costs_no_other(fake: Model) -> None:
     too_long = "x" * (fake.capabilities.max_context + 1)
-    prompting = prompting_for(None, [], ["a", "b"], 10**6)
-    said = choices(fake, prompting, ["fine", too_long, "fine too"]).said(["a", "b"], None)
+    prompting = zero_shot_template(None, [], ["a", "b"], 10**6)
+    said = score_labels(fake, prompting, ["fine", too_long, "fine too"]).predictions(
+        ["a", "b"], None
+    )
     assert [label is None for label in said.labels] == [False, True, False]
     assert said.failed == 1
     assert said.probabilities is not None
     assert said.probabilities[1].tolist() == [0.5, 0.5]
-    found = dict(choosing(fake, prompting, ["fine", too_long]))
+    found = dict(iter_label_scores(fake, prompting, ["fine", too_long]))
     assert isinstance(found[1], Failure)
     assert found[1].code == "prompt_too_long"
-    assert written(fake, prompting, ["fine", too_long]).said.failed == 1
+    assert generate_labels(fake, prompting, ["fine", too_long]).predictions.failed == 1
 
 
 def test_texts_and_examples_are_cut_to_the_context(tmp_path: Path) -> None:
@@ -231,8 +247,8 @@ def test_texts_and_examples_are_cut_to_the_context(tmp_path: Path) -> None:
     parts = split(rows(pairs), grouped=False, seed=0)
     config = AssessConfig(str(folder), "", model_rows=2)
     with packhorse.load(str(folder), engine=EngineConfig("transformers")) as model:
-        side = model_side(model, config, parts, lambda message: None)
-    assert [entry.said.failed for entry in side.entries] == [0, 0]
+        side = run_model_contestants(model, config, parts, lambda message: None)
+    assert [entry.predictions.failed for entry in side.entries] == [0, 0]
     assert [entry.name for entry in side.entries] == ["zero-shot-choice", "zero-shot-text"]
     assert "no few-shot prompt" in side.notes[0]
 
@@ -241,16 +257,16 @@ def test_an_instruction_that_fills_the_context(fake: Model) -> None:
     parts = split(rows(texts(40, learnable=True)), grouped=False, seed=0)
     config = AssessConfig("fake", "", instruction="x" * fake.capabilities.max_context)
     with pytest.raises(ConfigError, match="fill the model's context"):
-        model_side(fake, config, parts, lambda message: None)
+        run_model_contestants(fake, config, parts, lambda message: None)
 
 
 @pytest.mark.parametrize("engine", ["transformers", "packed"])
 def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path) -> None:
     """Each then gets the token that ends an answer; scores are those of the whole answers."""
     folder = tiny_models.tiny_llama(tmp_path / "llama")
-    prompting = prompting_for(None, [], ["good", "good enough", "bad"], 50)
+    prompting = zero_shot_template(None, [], ["good", "good enough", "bad"], 50)
     with packhorse.load(str(folder), engine=EngineConfig(engine)) as model:
-        ours = choices(model, prompting, ["some text", "another"]).probabilities
+        ours = score_labels(model, prompting, ["some text", "another"]).probabilities
         codec = model.codec
         ids = [(*codec.encode_fragment(label), 2) for label, _ in prompting.names]
         prompts = prompting.prompts(["some text", "another"], codec)
@@ -262,7 +278,7 @@ def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path
         for result in generation_run.scores(requests_of(prompts), ids):
             assert isinstance(result, Scores)
             whole[result.index] = result.log_probs
-    assert ours == pytest.approx(choice(whole, [len(each) for each in ids]), abs=1e-6)
+    assert ours == pytest.approx(label_probabilities(whole, [len(each) for each in ids]), abs=1e-6)
 
 
 def test_engines_choose_alike_on_the_demonstration_model(demo_model_folder: Path) -> None:
@@ -273,12 +289,12 @@ def test_engines_choose_alike_on_the_demonstration_model(demo_model_folder: Path
         "Cheap pills without prescription, order today and save 80 percent!!!",
         "The patch for the parser is attached, please review it before the release.",
     ]
-    prompting = prompting_for("Is this e-mail spam or ham?", [], ["ham", "spam"], 200)
+    prompting = zero_shot_template("Is this e-mail spam or ham?", [], ["ham", "spam"], 200)
     found = {}
     for engine in ("transformers", "ctranslate2", "packed"):
         config = EngineConfig(engine)
         with packhorse.load(str(demo_model_folder), engine=config) as model:
-            found[engine] = choices(model, prompting, said).probabilities
+            found[engine] = score_labels(model, prompting, said).probabilities
     assert found["transformers"] == pytest.approx(found["ctranslate2"], abs=2e-3)
     assert found["transformers"] == pytest.approx(found["packed"], abs=1e-4)
     assert len(set(found["transformers"][:, 0].round(3))) == 4

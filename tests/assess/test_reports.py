@@ -12,10 +12,10 @@ from html_page import HOSTILE, SHOWN, Page, check_inert, check_links, check_self
 from packhorse.assess.document import Assessment
 from packhorse.assess.html.charts import NARROW, WIDE, cascade_chart, cost_chart, learning_chart
 from packhorse.assess.html.forest import forest
-from packhorse.assess.metric_definitions import columns
-from packhorse.assess.narrative import needed_sentence, points
-from packhorse.assess.page import html_text
-from packhorse.assess.tables import markdown_text
+from packhorse.assess.html.page import html_text
+from packhorse.assess.markdown import markdown_text
+from packhorse.assess.metric_definitions import metrics
+from packhorse.assess.narrative import labels_needed_sentence, points
 from packhorse.assess.terminal import table
 from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.documents import json_text, read_document
@@ -79,7 +79,7 @@ def test_every_report_says_verdict_finalists_and_intervals(assessment: Assessmen
     for said in (page, " ".join(lines.split())):
         assert assessment.verdict.reason in said
         for curve in assessment.curves:
-            assert needed_sentence(curve) in said
+            assert labels_needed_sentence(curve) in said
     plain = re.sub(r"\\(.)", r"\1", text)
     assert assessment.verdict.reason in plain
     for each in assessment.contestants:
@@ -87,8 +87,8 @@ def test_every_report_says_verdict_finalists_and_intervals(assessment: Assessmen
         assert each.title in plain
         assert each.name in lines
     assert points(assessment.pair.difference) in page
-    for column in columns(assessment):
-        assert column.heading in page
+    for column in metrics(assessment):
+        assert column.label in page
         assert column.meaning in page
 
 

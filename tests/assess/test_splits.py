@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelled import rows
-from packhorse.assess.splits import FOLDS, REPEATS, folds, split
+from packhorse.assess.splits import FOLDS, REPEATS, make_folds, split
 from packhorse.errors import InputError
 
 COUNTS = st.lists(st.integers(4, 60), min_size=2, max_size=6)
@@ -41,7 +41,7 @@ def test_every_row_is_on_one_side_and_classes_are_in_proportion(
 @given(COUNTS, st.integers(0, 5))
 def test_folds_judge_every_training_row_once_a_repeat(counts: list[int], seed: int) -> None:
     given_rows = rows(of_counts(counts))
-    found = folds(given_rows, grouped=False, seed=seed)
+    found = make_folds(given_rows, grouped=False, seed=seed)
     assert len(found) == REPEATS * min(FOLDS, min(counts))
     for repeat in range(REPEATS):
         judged = [place for fold in found if fold.repeat == repeat for place in fold.judge.tolist()]
@@ -57,7 +57,7 @@ def test_a_group_is_never_split(groups: int, seed: int) -> None:
     given_rows = rows(pairs, named)
     parts = split(given_rows, grouped=True, seed=seed)
     assert not {row.group for row in parts.train} & {row.group for row in parts.test}
-    for fold in folds(parts.train, grouped=True, seed=seed):
+    for fold in make_folds(parts.train, grouped=True, seed=seed):
         fit, judge = (
             {parts.train[place].group for place in part} for part in (fold.fit, fold.judge)
         )

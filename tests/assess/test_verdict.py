@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from packhorse.assess.cascade import Cascade, CascadePoint
-from packhorse.assess.pairs import Pair, pair
-from packhorse.assess.verdict import VerdictInputs, judge
+from packhorse.assess.paired_comparison import PairedComparison, compare_pair
+from packhorse.assess.verdict import VerdictInputs, decide_verdict
 from packhorse.evaluation.statistics import wilson_interval
 
 TITLES = {
@@ -17,11 +17,11 @@ TITLES = {
 }
 
 
-def of(left: str, right: str, left_only: int, right_only: int, rows: int) -> Pair:
+def of(left: str, right: str, left_only: int, right_only: int, rows: int) -> PairedComparison:
     both = rows - left_only - right_only
     own = [True] * left_only + [False] * right_only + [True] * both
     theirs = [False] * left_only + [True] * right_only + [True] * both
-    return pair(left, right, own, theirs)
+    return compare_pair(left, right, own, theirs)
 
 
 def cascade(left_only: int, right_only: int, rows: int, share: float) -> Cascade:
@@ -74,7 +74,7 @@ def test_verdicts(
     kind: str,
     winner: str,
 ) -> None:
-    found = judge(
+    found = decide_verdict(
         VerdictInputs(
             margin=0.01,
             pair=of("svm", "choice", *compared),
@@ -108,7 +108,7 @@ def test_a_wider_margin_lets_the_classic_one_win() -> None:
             too_slow=frozenset(),
             titles=TITLES,
         )
-        verdicts.append(judge(case))
+        verdicts.append(decide_verdict(case))
     assert [verdict.kind for verdict in verdicts] == ["too-small-to-say", "classic"]
     assert verdicts[0].rows_needed is not None
     assert verdicts[0].rows_needed > 600

@@ -38,7 +38,7 @@ class Variant:
     quantization: str
     seconds: tuple[float, ...]
     memory_gb: float
-    waste: str
+    wasted_share: str
     identical: tuple[float, ...]
     prefix: tuple[float, ...]
 
@@ -208,9 +208,9 @@ def repeat(
         "prompt_tokens": PROMPT_TOKENS,
         "generated_tokens": generated,
         "batches": -(-rows // rows_at_once[batching]),
-        "padding_share": WASTE[batching] if variant.waste == "padding_share" else None,
+        "padding_share": WASTE[batching] if variant.wasted_share == "padding_share" else None,
         "token_by_token_prefill_share": WASTE[batching]
-        if variant.waste == "token_by_token_prefill_share"
+        if variant.wasted_share == "token_by_token_prefill_share"
         else None,
         "seconds": {"load": load, "generate": generate, "total": generate + load},
         "rows_per_second": rows / generate,

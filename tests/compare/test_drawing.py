@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from packhorse.compare.document import WorstRow
 from packhorse.compare.html.scatter import NARROW, WIDE, Layout, outline, scatters
 from packhorse.compare.html.strips import latency_strips
-from packhorse.compare.html.texts import Parted, part
+from packhorse.compare.html.text_diff import SplitText, split_at_difference
 from packhorse.reports.html.axes import ratio_axis, share_axis, spanning_axis
-from packhorse.reports.html.labelling import Box, Disc, place_labels
+from packhorse.reports.html.label_placement import Box, Disc, place_labels
 
 POSITIVE = st.floats(1e-6, 1e9)
 COORDINATE = st.floats(0, 500)
@@ -128,8 +128,8 @@ class TestStrips:
         assert all(strip.dots.count("M") == 400 for strip in drawing.strips)
 
 
-def parted(left: str, right: str) -> tuple[Parted, Parted]:
-    return part(WorstRow("id", "prompt", left, right, 0.0, None))
+def parted(left: str, right: str) -> tuple[SplitText, SplitText]:
+    return split_at_difference(WorstRow("id", "prompt", left, right, 0.0, None))
 
 
 class TestTexts:
@@ -147,7 +147,7 @@ class TestTexts:
     def test_part_at_the_first_word_that_differs(
         self, left: str, right: str, expected: tuple[tuple[str, str, str], ...]
     ) -> None:
-        assert parted(left, right) == tuple(Parted(*three) for three in expected)
+        assert parted(left, right) == tuple(SplitText(*three) for three in expected)
 
     @given(st.text(), st.text())
     def test_share_what_is_common(self, left: str, right: str) -> None:

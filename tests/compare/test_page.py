@@ -19,7 +19,7 @@ from html_page import (
     check_self_contained,
 )
 from packhorse.compare.document import Comparison, Estimate, Recommendation, WorstRow
-from packhorse.compare.page import html_text
+from packhorse.compare.html.page import html_text
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ from documents import FAILED, FLAGGED, KNEE, RECOMMENDED, comparison
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packhorse.compare.csv_table import csv_text
 from packhorse.compare.document import FORMAT, Comparison, Estimate, Recommendation, Spread
+from packhorse.compare.markdown import markdown_text
 from packhorse.compare.report import read_report, write_reports
-from packhorse.compare.tables import csv_text, markdown_text
 from packhorse.errors import InputError, OutputError
 from packhorse.reports.documents import json_text
 
@@ -168,8 +169,8 @@ class TestJson:
         [
             ('{"format": 2}', r"has format 2, this version reads format 1"),
             ('{"format": "1"}', r"has format '1'"),
-            ("{}", "is no report"),
-            ("[]", "is no report"),
+            ("{}", "is not a packhorse report"),
+            ("[]", "is not a packhorse report"),
             ("", "is empty"),
             ('{"format": NaN}', "NaN, which is not JSON"),
             ("[" * 100_000, "is nested more than 64 levels"),

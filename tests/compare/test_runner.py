@@ -16,9 +16,9 @@ import pytest
 from packhorse.compare import runner
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Trial
-from packhorse.compare.recommend import UserLimits
 from packhorse.compare.report import read_report
 from packhorse.compare.trial import finished_repeat, run_repeat
+from packhorse.compare.verdict import UserLimits
 from packhorse.errors import ConfigError, InputError, OutputError, PackhorseError
 from packhorse.techniques.grid import packhorse_command
 
@@ -181,7 +181,7 @@ def test_a_folder_of_another_comparison_is_left_alone(config: CompareConfig) -> 
     small = replace(config, repeats=1, quantizations=("float32",), batchings=("single",))
     runner.compare(small, Notes())
     before = (config.output / "report.json").read_bytes()
-    with pytest.raises(OutputError, match="holds a comparison already"):
+    with pytest.raises(OutputError, match="already contains a comparison"):
         runner.compare(small, Notes())
     with pytest.raises(OutputError, match="another max_new_tokens"):
         runner.compare(replace(small, resume=True, max_new_tokens=5), Notes())

@@ -1,15 +1,16 @@
-"""Do you need a language model at all? A fair contest with classic text classifiers.
+"""Compare classic text classifiers with a language model on labelled rows.
 
-    labelled rows -> distinct rows -> split -> contest -> figures -> verdict -> winner, reports
+    labelled rows -> distinct rows -> split -> contest -> evaluation -> verdict -> winner, reports
 
-config, document                     what an assessment is; the whole of it as data
-rows, duplicates, splits, profile    labelled rows, which say the same, who may see which
-features, families, tuning, classic_contest     the classic side
-prompting, priors, language_model, budget, model_contest     the language model's side
-entries, scoring, pairs, curve, cascade, judging     what was said, and what it comes to
-costs, probe, economy                what an answer costs, and from which volume on it pays
-verdict                              which to use
-saved, saving, classifiers, classify a classifier on disk, and at work
-runner                               the whole of it
-columns, words, terminal, tables, page, html/, report     the reports
+config, document                     the configuration; the result as data
+runner                               the whole assessment
+rows, duplicates, splits, profile    labelled rows, duplicates, train/test split, summary
+features, families, tuning, classic_contest      the classic contestants
+prompting, priors, language_model, budget, model_contest     the language model
+contestants, metrics, paired_comparison, learning_curve, cascade, evaluate     evaluation
+costs, probe, economy                cost per answer and break-even volume
+verdict                              which classifier to use
+saved_classifier, saving, classifiers, classify      classifiers on disk and in use
+metric_definitions                   every column of the reports
+narrative, report, markdown, terminal, html/     the reports
 """

@@ -1,8 +1,8 @@
-"""Classic where it is sure, language model for the rest: accuracy against cost.
+"""Cascade: the classic classifier if it is confident, the language model otherwise.
 
-A row whose highest classic probability is below the threshold goes to the model. The threshold is
-chosen on validation rows of the training part, where the classic probabilities are out of fold;
-the test rows only say what it comes to.
+Rows whose highest classic probability is below the threshold go to the model. The threshold is
+chosen on validation rows of the training part, with out-of-fold classic probabilities; the test
+rows only measure the result.
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.assess.pairs import Pair
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.paired_comparison import PairedComparison
 from packhorse.evaluation.statistics import Estimate, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
-MOST_POINTS = 40
+MAX_POINTS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class CascadePoint:
-    """threshold: a row below it goes to the model. share: of test rows that do. accuracy: on the
-    test rows, Wilson. validation_accuracy, validation_share: on the validation rows. seconds,
-    core_seconds: per 1,000 rows, the classic contestant's for all and the model's for its share.
+    """The cascade at one threshold.
+
+    Attributes:
+        threshold: rows below it go to the model.
+        share: of test rows that do.
+        accuracy: on the test rows, with Wilson interval.
+        validation_accuracy: on the validation rows.
+        validation_share: on the validation rows.
+        seconds: per 1,000 rows, of the classic contestant for all rows and of the model for its
+            share.
+        core_seconds: as seconds.
     """
 
     threshold: float
@@ -40,37 +48,48 @@ class CascadePoint:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """classic, model: names. points: by rising threshold, from all classic to all model. chosen:
-    place of the recommended one. against_model, against_classic: it compared with each alone, on
-    the test rows. validation_rows: it was chosen on."""
+    """The curve of a cascade.
+
+    Attributes:
+        classic: name of the contestant.
+        model: name of the contestant.
+        points: by rising threshold, from all classic to all model.
+        chosen: index of the recommended point.
+        validation_rows: rows it was chosen on.
+        against_model: comparison with the model alone on the test rows.
+        against_classic: comparison with the classic contestant alone.
+    """
 
     classic: str
     model: str
     points: tuple[CascadePoint, ...]
     chosen: int
     validation_rows: int
-    against_model: Pair
-    against_classic: Pair
+    against_model: PairedComparison
+    against_classic: PairedComparison
 
     @property
     def point(self) -> CascadePoint:
         return self.points[self.chosen]
 
 
-def thresholds(confidence: Floats) -> list[float]:
-    """0 (all classic), midpoints between neighbouring confidences thinned to MOST_POINTS, and a
-    value above all (all model)."""
+def candidate_thresholds(confidence: Floats) -> list[float]:
+    """Return the thresholds to try.
+
+    0 (all classic), midpoints between neighbouring confidences thinned to MAX_POINTS, and a value
+    above all (all model).
+    """
     ordered = np.unique(confidence)
     between = (ordered[:-1] + ordered[1:]) / 2
-    if len(between) > MOST_POINTS:
-        between = between[np.linspace(0, len(between) - 1, MOST_POINTS).round().astype(int)]
+    if len(between) > MAX_POINTS:
+        between = between[np.linspace(0, len(between) - 1, MAX_POINTS).round().astype(int)]
     return [0.0, *(float(value) for value in between), 1.01]
 
 
-def joined(
+def apply_threshold(
     classic: Predictions, model: Predictions, threshold: float
 ) -> tuple[Predictions, npt.NDArray[np.bool_]]:
-    """What the cascade says, and which rows went to the model."""
+    """Return the cascade's predictions and which rows went to the model."""
     assert classic.probabilities is not None
     to_model = classic.probabilities.max(axis=1) < threshold
     labels = tuple(
@@ -80,15 +99,15 @@ def joined(
     return Predictions(labels), to_model
 
 
-def chosen(accuracies: Sequence[float], shares: Sequence[float], tolerance: float) -> int:
-    """The smallest share to the model among the points within `tolerance` of the best accuracy."""
+def choose_point(accuracies: Sequence[float], shares: Sequence[float], tolerance: float) -> int:
+    """Return the index with the smallest model share within `tolerance` of the best accuracy."""
     best = max(accuracies)
-    close = [place for place, value in enumerate(accuracies) if value >= best - tolerance]
-    return min(close, key=lambda place: (shares[place], -accuracies[place]))
+    close = [index for index, value in enumerate(accuracies) if value >= best - tolerance]
+    return min(close, key=lambda index: (shares[index], -accuracies[index]))
 
 
-def accuracy_of(said: Predictions, truth: Sequence[str]) -> Estimate:
-    right = said.right(truth)
+def wilson_accuracy(predicted: Predictions, truth: Sequence[str]) -> Estimate:
+    right = predicted.is_correct(truth)
     found = wilson_interval(int(right.sum()), len(right))
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""The classic side of the contest: tuned and fitted on the training part, asked the test part."""
+"""Tune and fit the classic contestants on the training part and predict the test part."""
 
 from __future__ import annotations
 
@@ -9,56 +9,62 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.assess.classifiers import Report, encoder_named
-from packhorse.assess.entries import ContestantResult, Kind
+from packhorse.assess.classifiers import StageCallback, load_encoder
+from packhorse.assess.contestants import ContestantResult, Kind
 from packhorse.assess.families import FAMILIES, Family, fit
-from packhorse.assess.features import CountedTexts, vectorizer
+from packhorse.assess.features import NgramCounts, make_vectorizer
+from packhorse.assess.metrics import Predictions
 from packhorse.assess.rows import LabelledRow
-from packhorse.assess.scoring import Predictions
-from packhorse.assess.splits import Fold, Places, Split
-from packhorse.assess.tuning import TrainingData, Tuned, finished, tune
+from packhorse.assess.splits import Fold, Indices, Split
+from packhorse.assess.tuning import TrainingData, TunedFamily, make_final_classifier, tune
 
 
 @dataclass(frozen=True, slots=True)
 class Classic:
-    """data: all rows, those of the training part first. train, test: their places. preparing:
-    (seconds, core-seconds) that pieces and embeddings of the training rows took."""
+    """Features of all rows.
+
+    Attributes:
+        data: all rows, those of the training part first.
+        train: indices of the training rows.
+        test: indices of the test rows.
+        preparing: (seconds, core-seconds) spent on n-grams and embeddings of the training rows.
+    """
 
     data: TrainingData
-    train: Places
-    test: Places
+    train: Indices
+    test: Indices
     folds: tuple[Fold, ...]
     preparing: dict[str, tuple[float, float]]
 
 
-def prepare_rows(
-    parts: Split, folds: Sequence[Fold], embeddings: str | None, report: Report
+def prepare_features(
+    parts: Split, folds: Sequence[Fold], embeddings: str | None, report: StageCallback
 ) -> Classic:
-    """Counts pieces and computes embeddings of all rows; a row's do not depend on the others."""
+    """Count n-grams and compute embeddings of all rows; each row is independent of the others."""
     rows = (*parts.train, *parts.test)
     texts = [row.text for row in rows]
     count = len(parts.train)
     preparing = {"nothing": (0.0, 0.0)}
     report(f"counting words and characters of {len(rows):,} texts")
     started = time.perf_counter(), time.process_time()
-    pieces = CountedTexts(texts)
-    preparing["pieces"] = _since(started, count / len(rows))
+    pieces = NgramCounts(texts)
+    preparing["pieces"] = _time_since(started, count / len(rows))
     vectors = None
     if embeddings is not None:
-        encoder = encoder_named(embeddings, report)
+        encoder = load_encoder(embeddings, report)
         report(f"computing sentence embeddings of {len(rows):,} texts")
         started = time.perf_counter(), time.process_time()
         vectors = encoder.embed(texts)
-        preparing["embeddings"] = _since(started, count / len(rows))
+        preparing["embeddings"] = _time_since(started, count / len(rows))
     data = TrainingData(np.array([row.label for row in rows]), pieces, vectors)
-    places = np.arange(len(rows))
-    return Classic(data, places[:count], places[count:], tuple(folds), preparing)
+    indices = np.arange(len(rows))
+    return Classic(data, indices[:count], indices[count:], tuple(folds), preparing)
 
 
-def classic_entries(
-    classic: Classic, train: Sequence[LabelledRow], report: Report
+def run_classic_contestants(
+    classic: Classic, train: Sequence[LabelledRow], report: StageCallback
 ) -> list[ContestantResult]:
-    """Every family that sees what there is, tuned, fitted and asked."""
+    """Tune, fit and evaluate every family whose features are available."""
     families = [
         family
         for family in FAMILIES.values()
@@ -67,25 +73,27 @@ def classic_entries(
     report(f"tuning {len(families)} classic contestants on {len(classic.folds)} folds")
     tuned = tune(families, classic.data, classic.folds)
     started = time.perf_counter(), time.process_time()
-    union = vectorizer(len(train)).fit([row.text for row in train])
-    fitting = _since(started, 1.0)
-    return [_entry(each, classic, union, fitting) for each in tuned]
+    union = make_vectorizer(len(train)).fit([row.text for row in train])
+    fitting = _time_since(started, 1.0)
+    return [_fit_and_predict(each, classic, union, fitting) for each in tuned]
 
 
-def _entry(
-    tuned: Tuned, classic: Classic, union: Any, fitting: tuple[float, float]
+def _fit_and_predict(
+    tuned: TunedFamily, classic: Classic, union: Any, fitting: tuple[float, float]
 ) -> ContestantResult:
     from sklearn.pipeline import Pipeline
 
     family, data = tuned.family, classic.data
     labels = data.labels[classic.train]
     started = time.perf_counter(), time.process_time()
-    fitted, asked = data.seen(family, classic.train, classic.test)
-    classifier = fit(finished(tuned, labels), fitted, labels)
-    spent = _since(started, 1.0)
-    chances = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
-    # A support vector machine decides by its margin, and its probabilities follow from that one.
-    said = tuple(str(label) for label in np.asarray(classifier.classes_)[chances.argmax(axis=1)])
+    fitted, asked = data.compute_features(family, classic.train, classic.test)
+    classifier = fit(make_final_classifier(tuned, labels), fitted, labels)
+    spent = _time_since(started, 1.0)
+    probabilities = np.asarray(classifier.predict_proba(asked), dtype=np.float64)
+    # Labels follow from the probabilities, also for the calibrated SVM.
+    predicted = tuple(
+        str(label) for label in np.asarray(classifier.classes_)[probabilities.argmax(axis=1)]
+    )
     shared = [classic.preparing[family.sees]]
     if family.sees == "pieces":
         shared.append(fitting)
@@ -95,8 +103,8 @@ def _entry(
         name=family.name,
         title=family.title,
         kind=kind,
-        said=Predictions(said, chances),
-        places=tuple(range(len(classic.test))),
+        predictions=Predictions(predicted, probabilities),
+        indices=tuple(range(len(classic.test))),
         validated=tuned.accuracy,
         validated_on=f"{len(classic.folds)} folds of the training part",
         settings=_settings(tuned, family),
@@ -107,14 +115,14 @@ def _entry(
     )
 
 
-def _settings(tuned: Tuned, family: Family) -> dict[str, str]:
+def _settings(tuned: TunedFamily, family: Family) -> dict[str, str]:
     if not family.values:
         return {}
     tried = ", ".join(f"{value:g}: {accuracy:.3f}" for value, accuracy in tuned.tried)
     return {family.parameter: f"{tuned.value:g}", "accuracy by setting": tried}
 
 
-def _since(started: tuple[float, float], share: float) -> tuple[float, float]:
-    """(seconds, core-seconds) since, times a share."""
+def _time_since(started: tuple[float, float], share: float) -> tuple[float, float]:
+    """Return elapsed (seconds, core-seconds) times a share."""
     seconds, cores = time.perf_counter() - started[0], time.process_time() - started[1]
     return seconds * share, cores * share

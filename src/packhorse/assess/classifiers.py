@@ -1,4 +1,4 @@
-"""Saved classifiers at work: texts in, decisions out."""
+"""Load saved classifiers and classify texts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from packhorse.assess.language_model import Floats, Stopping, choosing, label_in, never, writing
-from packhorse.assess.priors import without_prior
-from packhorse.assess.saved import Card, ClassicPart, ModelPart, read_card, read_fitted
+from packhorse.assess.language_model import (
+    Floats,
+    ShouldStop,
+    extract_label,
+    iter_generated_texts,
+    iter_label_scores,
+    never_stop,
+)
+from packhorse.assess.priors import divide_out_prior
+from packhorse.assess.saved_classifier import Card, ClassicPart, ModelPart, read_card, read_fitted
 from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
@@ -20,15 +27,17 @@ from packhorse.inference.model import Model, load_prepared, prepare_for
 from packhorse.inputs import shown
 
 By = Literal["classic", "model"]
-Report = Callable[[str], None]
+StageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is said of one text.
+    """The label of one text.
 
-    label: None where there is none; `code` and `message` then say why. confidence: probability of
-    the label, None where the answer is free text. by: who decided.
+    Attributes:
+        label: None if there is none; `code` and `message` give the reason.
+        confidence: probability of the label; None for free text.
+        by: which part decided.
     """
 
     label: str | None
@@ -40,10 +49,11 @@ class Decision:
 
 class Classifier(Protocol):
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
-        """The place of each text with its decision, as they are known; once `stopping` says True,
-        no further ones are begun."""
+        """Yield the index of each text with its decision; begin no further ones once `stopping` is
+        true.
+        """
         ...
 
     def close(self) -> None: ...
@@ -51,50 +61,52 @@ class Classifier(Protocol):
 
 @dataclass(slots=True)
 class Classic:
-    """fitted: a pipeline that takes texts, or a classifier of sentence vectors with `encoder`."""
+    """A pipeline that takes texts, or a classifier of sentence vectors with `encoder`."""
 
     fitted: Any
     encoder: Any = None
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         if not texts or stopping():
             return
         seen = list(texts) if self.encoder is None else self.encoder.embed(texts)
-        chances = np.asarray(self.fitted.predict_proba(seen), dtype=np.float64)
-        for place, (best, row) in enumerate(zip(chances.argmax(axis=1), chances, strict=True)):
-            yield place, Decision(str(self.fitted.classes_[best]), float(row[best]), "classic")
+        probabilities = np.asarray(self.fitted.predict_proba(seen), dtype=np.float64)
+        for index, (best, row) in enumerate(
+            zip(probabilities.argmax(axis=1), probabilities, strict=True)
+        ):
+            yield index, Decision(str(self.fitted.classes_[best]), float(row[best]), "classic")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Release nothing: there are no resources."""
 
 
 @dataclass(slots=True)
 class LanguageModel:
-    """A loaded model with its way to answer. classes: sorted."""
+    """A loaded model and its prompt; classes: sorted."""
 
     model: Model
     part: ModelPart
     classes: tuple[str, ...]
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         prompting = self.part.prompting
         if self.part.answers == "text":
-            for place, text in writing(self.model, prompting, texts, stopping):
-                yield place, self._read(text)
+            for index, text in iter_generated_texts(self.model, prompting, texts, stopping):
+                yield index, self._read(text)
             return
-        for place, choice in choosing(self.model, prompting, texts, stopping):
-            yield place, self._chosen(choice)
+        for index, choice in iter_label_scores(self.model, prompting, texts, stopping):
+            yield index, self._chosen(choice)
 
     def _read(self, text: str | Failure) -> Decision:
         if isinstance(text, Failure):
             return Decision(None, None, "model", text.code, text.message)
-        label = label_in(text, self.part.prompting.names)
+        label = extract_label(text, self.part.prompting.names)
         if label is None:
-            message = f"the model's answer is none of the labels: {shown(text)}"
+            message = f"the model's answer contains no label: {shown(text)}"
             return Decision(None, None, "model", "no_label", message)
         return Decision(label, None, "model")
 
@@ -102,9 +114,9 @@ class LanguageModel:
         if isinstance(choice, Failure):
             return Decision(None, None, "model", choice.code, choice.message)
         prior = self.part.prior
-        chances = choice if prior is None else without_prior(choice[None], prior)[0]
-        best = int(chances.argmax())
-        return Decision(self.classes[best], float(chances[best]), "model")
+        probabilities = choice if prior is None else divide_out_prior(choice[None], prior)[0]
+        best = int(probabilities.argmax())
+        return Decision(self.classes[best], float(probabilities[best]), "model")
 
     def close(self) -> None:
         self.model.close()
@@ -112,7 +124,7 @@ class LanguageModel:
 
 @dataclass(slots=True)
 class Cascade:
-    """The classic one decides where it is sure; the model is loaded when a first row is not."""
+    """The classic classifier if it is confident; otherwise the model, loaded on first use."""
 
     classic: Classic
     load_model: Callable[[], LanguageModel]
@@ -120,18 +132,18 @@ class Cascade:
     _model: LanguageModel | None = field(default=None)
 
     def decide(
-        self, texts: Sequence[str], stopping: Stopping = never
+        self, texts: Sequence[str], stopping: ShouldStop = never_stop
     ) -> Iterator[tuple[int, Decision]]:
         unsure = []
-        for place, decision in self.classic.decide(texts, stopping):
+        for index, decision in self.classic.decide(texts, stopping):
             if (decision.confidence or 0.0) < self.threshold:
-                unsure.append(place)
+                unsure.append(index)
             else:
-                yield place, decision
+                yield index, decision
         if unsure:
             if self._model is None:
                 self._model = self.load_model()
-            asked = [texts[place] for place in unsure]
+            asked = [texts[index] for index in unsure]
             for row, decision in self._model.decide(asked, stopping):
                 yield unsure[row], decision
 
@@ -143,13 +155,14 @@ class Cascade:
 def open_saved(
     folder: Path,
     batching: BatchingConfig | None = None,
-    report: Report = lambda message: None,
+    report: StageCallback = lambda message: None,
     date: datetime | None = None,
 ) -> Classifier:
-    """The classifier of a folder that `packhorse assess` saved, loaded. date: see Model.
+    """Load the classifier of a folder that `packhorse assess` saved; date: see Model.
 
-    Raises InputError and ModelError for a folder that is none, is damaged, or whose language model
-    is not the one it was saved with.
+    Raises:
+        InputError: the folder holds no saved classifier or a damaged one.
+        ModelError: its language model has changed since it was saved.
     """
     card = read_card(folder)
     chosen = batching or BatchingConfig()
@@ -167,20 +180,20 @@ def open_saved(
     )
 
 
-def open_classic(folder: Path, part: ClassicPart, report: Report) -> Classic:
-    """The classic part of a saved classifier."""
+def open_classic(folder: Path, part: ClassicPart, report: StageCallback) -> Classic:
+    """Load the classic part of a saved classifier."""
     fitted = read_fitted(folder, part)
-    return Classic(fitted, encoder_named(part.embeddings, report) if part.embeddings else None)
+    return Classic(fitted, load_encoder(part.embeddings, report) if part.embeddings else None)
 
 
 def open_model(
     card: Card,
     part: ModelPart,
     batching: BatchingConfig,
-    report: Report,
+    report: StageCallback,
     date: datetime | None = None,
 ) -> LanguageModel:
-    """The language model of a saved classifier, prepared where it is not yet. date: see Model."""
+    """Load the language model of a saved classifier, preparing it if needed; date: see Model."""
     prepared = prepare_for(part.model, part.engine, report=report)
     if prepared.fingerprint != part.fingerprint:
         raise ModelError(
@@ -192,8 +205,8 @@ def open_model(
     return LanguageModel(model, part, card.classes)
 
 
-def encoder_named(name: str, report: Report) -> Any:
-    """The sentence encoder of a catalog name or a folder."""
+def load_encoder(name: str, report: StageCallback) -> Any:
+    """Load the sentence encoder of a catalog name or a folder."""
     from packhorse.embeddings import SentenceEncoder
     from packhorse.models import prepare_embedding_model
 

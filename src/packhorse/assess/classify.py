@@ -1,7 +1,7 @@
-"""`packhorse classify` as a function: a saved classifier labels the rows of a file.
+"""Run `packhorse classify`: label the rows of a file with a saved classifier.
 
 Input, output, journal, resuming and errors are those of `packhorse run`. An output row has a label,
-its confidence (none where a language model answered in free text) and who decided: "classic" or
+its confidence (none for free text of a language model) and which part decided: "classic" or
 "model".
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.assess.classifiers import Classifier, Decision, open_saved
-from packhorse.assess.saved import CARD, Card, read_card
+from packhorse.assess.saved_classifier import CARD, Card, read_card
 from packhorse.config import BatchingConfig, InputConfig
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
@@ -31,9 +31,13 @@ _NOT_TEXT = "the row holds messages; a classifier needs text: name its field wit
 
 @dataclass(frozen=True, slots=True)
 class ClassifyConfig:
-    """saved: folder of a saved classifier. input, output, reading, retry_failed: as of a
-    `packhorse.config.JobConfig`; a reading without a column takes the one that was assessed.
-    batching: of a language model; window_rows also of a classic one.
+    """Which classifier labels which rows.
+
+    Attributes:
+        saved: folder of a saved classifier.
+        input: as in `packhorse.config.JobConfig`, like output, reading and retry_failed; without a
+            column, the one of the assessment is used.
+        batching: for a language model; window_rows also for a classic one.
     """
 
     saved: Path
@@ -45,8 +49,12 @@ class ClassifyConfig:
 
 
 def classify(config: ClassifyConfig, observer: ProgressReporter | None = None) -> RunReport:
-    """Labels every row, or goes on with it; raises as `packhorse.run`, and InputError and
-    ModelError for a folder that holds no classifier that can be used."""
+    """Label every row, or continue an earlier run.
+
+    Raises:
+        InputError: the folder holds no usable classifier; also everything `packhorse.run` raises.
+        ModelError: its language model cannot be used.
+    """
     check_batching(config.batching)
     card = read_card(config.saved)
     config = replace(config, reading=replace(config.reading, row_options="no"))
@@ -55,7 +63,7 @@ def classify(config: ClassifyConfig, observer: ProgressReporter | None = None) -
 
 
 class Labelling:
-    """The work of `packhorse classify`."""
+    """Job handler of `packhorse classify`."""
 
     def __init__(self, config: ClassifyConfig, card: Card) -> None:
         self._config = config
@@ -103,7 +111,7 @@ class Labelling:
         observer.begin(journal.counts(), meter)
         try:
             with meter.stage("generate"):
-                for request, decision, timing in self._decided(classifier, pending(), hands):
+                for request, decision, timing in self._decide(classifier, pending(), hands):
                     outcome = _outcome(request, decision, timing)
                     note = {"confidence": decision.confidence, "answered_by": decision.by}
                     journal.record(outcome, note if isinstance(outcome, Completion) else None)
@@ -116,10 +124,10 @@ class Labelling:
             journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
 
-    def _decided(
+    def _decide(
         self, classifier: Classifier, requests: Iterable[Request], hands: JobContext
     ) -> Iterator[tuple[Request, Decision, Timing]]:
-        """Every request with its decision, a window at a time, in the order they are known."""
+        """Yield every request with its decision, one window at a time, in order of completion."""
         remaining = iter(requests)
         while window := list(islice(remaining, self._config.batching.window_rows)):
             if hands.stopping():
@@ -131,8 +139,8 @@ class Labelling:
                     decision = Decision(None, None, "classic", "not_text", _NOT_TEXT)
                     yield row, decision, Timing(submitted, submitted)
             contents = [str(row.content) for row in texts]
-            for place, decision in classifier.decide(contents, hands.stopping):
-                yield texts[place], decision, Timing(submitted, time.monotonic())
+            for index, decision in classifier.decide(contents, hands.stopping):
+                yield texts[index], decision, Timing(submitted, time.monotonic())
 
 
 def _outcome(request: Request, decision: Decision, timing: Timing) -> Completion | Failure:
@@ -153,7 +161,7 @@ def _outcome(request: Request, decision: Decision, timing: Timing) -> Completion
 
 
 def _with_column(config: ClassifyConfig, card: Card) -> ClassifyConfig:
-    """The text column of the assessment, where none was named and the input has columns."""
+    """Use the text column of the assessment if none was given and the input has columns."""
     reading = config.reading
     named = reading.prompt_column is not None or reading.template is not None
     has_columns = Path(config.input).suffix.lower() not in (".txt", "") and config.input != "-"

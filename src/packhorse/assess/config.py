@@ -1,4 +1,4 @@
-"""What an assessment is: frozen, inert. The command line reads its defaults from here."""
+"""Configuration of an assessment; the command line takes its defaults from here."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ DEFAULT_EMBEDDINGS = "all-minilm-l6-v2"
 
 @dataclass(frozen=True, slots=True)
 class AssessConfig:
-    """Which model against which classic ones, on which labelled rows.
+    """Which model is compared with classic classifiers on which labelled rows.
 
-    labelled: a CSV, TSV, Parquet or JSONL file. group_column: rows of one group are never split
-    between training and test. instruction: what the language model is told; the labels are added.
-    label_names: (label, words) pairs: what the model reads and writes for a label. embeddings:
-    catalog name or sentence-transformers folder; None leaves that contestant out, and so does the
-    default where it cannot be had.
-    margin: how much less accuracy (0 to 1) is still as good. max_p95: seconds of one row that 19
-    of 20 rows must keep. volume: rows a month. price_core_hour, price_label: in any one currency.
-    model_rows: test rows for the language model; None takes as many as it can do in max_minutes.
-    shots: examples of each class in the few-shot prompt. max_text_tokens: the model reads that much
-    of a text. max_rows: of more usable rows so many are drawn. csv_quoting: as of InputConfig.
+    Attributes:
+        labelled: a CSV, TSV, Parquet or JSONL file.
+        group_column: rows of one group are never split between training and test.
+        instruction: prompt of the language model; the labels are added.
+        label_names: (label, words) pairs: the words the model reads and writes for a label.
+        embeddings: catalog name or sentence-transformers folder; None leaves that contestant out.
+            An unavailable default is left out, too.
+        margin: accuracy difference (0 to 1) that still counts as equal.
+        max_p95: seconds that 95 % of single rows must not exceed.
+        volume: rows per month.
+        price_core_hour: in any one currency, as price_label.
+        model_rows: test rows for the language model; None: as many as fit into max_minutes.
+        shots: examples per class in the few-shot prompt.
+        max_text_tokens: tokens of a text that the model reads.
+        max_rows: usable rows that are drawn if there are more.
+        csv_quoting: as in InputConfig.
     """
 
     model: str

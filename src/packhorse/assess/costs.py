@@ -1,8 +1,8 @@
-"""What an answer costs: time and cores, the latency of one row, memory, disk, the cold start.
+"""Measure the cost of an answer: time, cores, latency, memory, disk, cold start.
 
-Latency, memory and cold start are measured in a process of its own (`probe`) that does what
-`packhorse classify` does; so are the classic contestants' seconds per 1,000 rows. Those of the
-language model are of its test rows, in this process, model loaded.
+Latency, memory and cold start are measured in a separate process (`probe`) that works like
+`packhorse classify`; so are the classic contestants' seconds per 1,000 rows. Those of the language
+model come from its test rows in this process, after loading.
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.assess.language_model import Spent
+from packhorse.assess.language_model import TimeSpent
 from packhorse.errors import PackhorseError
 from packhorse.evaluation.statistics import quantile
 from packhorse.outputs import write_json
 
-CLASSIC_SINGLES = 100
-MODEL_SINGLES = 20
-MOST_TOGETHER = 250
-"""Rows that a classic contestant's seconds per 1,000 rows are measured on."""
+CLASSIC_SINGLE_ROWS = 100
+MODEL_SINGLE_ROWS = 20
+BATCH_ROWS = 250
+"""Rows on which a classic contestant's seconds per 1,000 rows are measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """seconds, core_seconds: per 1,000 rows, of `rows` together. p50, p95: seconds of one row
-    alone, of `singles`. peak_memory_bytes: of the process. bytes_on_disk: of all it reads.
-    cold_start: seconds from the start of a process to its first answer, files in memory already.
+    """Measured costs of one contestant.
+
+    Attributes:
+        seconds: per 1,000 rows, from a batch of `rows`; also core_seconds.
+        p50: seconds of a single row, from `singles` rows; also p95.
+        peak_memory_bytes: of the process.
+        bytes_on_disk: of all files it reads.
+        cold_start: seconds from process start to the first answer, with files in the page cache.
     """
 
     rows: int
@@ -45,17 +50,22 @@ class Costs:
     cold_start: float
 
 
-def measured(folder: Path, texts: Sequence[str], spent: Spent | None, further_bytes: int) -> Costs:
-    """Costs of the classifier saved in `folder` on `texts`.
+def measure_costs(
+    folder: Path, texts: Sequence[str], spent: TimeSpent | None, further_bytes: int
+) -> Costs:
+    """Measure the classifier saved in `folder` on `texts`.
 
-    spent: what its rows took together, where that is known already; else it is measured on up to
-    MOST_TOGETHER of the texts. further_bytes: on disk, besides the folder. Raises PackhorseError
-    where the process ends badly.
+    Args:
+        spent: time of all rows if already known; else it is measured on up to BATCH_ROWS texts.
+        further_bytes: on disk, outside the folder.
+
+    Raises:
+        PackhorseError: the measuring process failed.
     """
-    singles = MODEL_SINGLES if spent else CLASSIC_SINGLES
-    texts = texts[:MOST_TOGETHER]
-    found = probe(folder, texts, min(singles, len(texts)), together=spent is None)
-    together = spent or Spent(len(texts), *found["together"])
+    singles = MODEL_SINGLE_ROWS if spent else CLASSIC_SINGLE_ROWS
+    texts = texts[:BATCH_ROWS]
+    found = run_probe(folder, texts, min(singles, len(texts)), together=spent is None)
+    together = spent or TimeSpent(len(texts), *found["together"])
     latencies = found["singles"]
     own = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Costs(
@@ -71,8 +81,10 @@ def measured(folder: Path, texts: Sequence[str], spent: Spent | None, further_by
     )
 
 
-def probe(folder: Path, texts: Sequence[str], singles: int, *, together: bool) -> dict[str, Any]:
-    """Runs `packhorse.assess.probe` in a process of its own; see there for what it finds."""
+def run_probe(
+    folder: Path, texts: Sequence[str], singles: int, *, together: bool
+) -> dict[str, Any]:
+    """Run `packhorse.assess.probe` in a separate process and return its measurements."""
     rows = folder.with_name(folder.name + ".texts.json")
     write_json(rows, list(texts))
     command = [sys.executable, "-m", "packhorse.assess.probe", str(folder), str(rows)]
@@ -80,9 +92,9 @@ def probe(folder: Path, texts: Sequence[str], singles: int, *, together: bool) -
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows.unlink()
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no error output"]
         raise PackhorseError(
-            f"the process that measures what {folder.name} costs failed: {said[-1]}",
+            f"measuring the cost of {folder.name} failed: {lines[-1]}",
             "run the command again; the other contestants do not depend on it",
         )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

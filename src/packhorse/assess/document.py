@@ -1,7 +1,7 @@
-"""An assessment as data: what `report.json` holds and every other report is drawn from.
+"""An assessment as data: the content of report.json, from which all other reports are rendered.
 
-All times are seconds, all sizes bytes, all shares between 0 and 1. `FORMAT` changes whenever a
-reader of an older report.json would misread a newer one.
+Times are seconds, sizes bytes, shares between 0 and 1. `FORMAT` changes if a reader of an older
+report.json would misread a newer one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from packhorse.assess.cascade import Cascade
 from packhorse.assess.costs import Costs
-from packhorse.assess.curve import LearningCurve
 from packhorse.assess.economy import Economy
-from packhorse.assess.pairs import Pair
+from packhorse.assess.learning_curve import LearningCurve
+from packhorse.assess.metrics import ClassificationMetrics
+from packhorse.assess.paired_comparison import PairedComparison
 from packhorse.assess.profile import Profile
-from packhorse.assess.scoring import ClassificationMetrics
 from packhorse.assess.verdict import Verdict
 
 FORMAT = 1
@@ -23,10 +23,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """figures: on its own test rows, which for a classic contestant are all. shared: on the rows
-    that the language model was asked, the same for everybody. validated: accuracy inside the
-    training part, by which finalists are chosen, on what `validated_on` says. finalist: it went
-    into the verdict. costs: None for those that answer without reading.
+    """A contestant and its figures.
+
+    Attributes:
+        finalist: whether it enters the verdict.
+        figures: on its own test rows, which for a classic contestant are all.
+        shared: on the rows of the language model, the same for all contestants.
+        validated: accuracy inside the training part, on `validated_on`; it selects the finalists.
+        costs: None for the baselines that ignore the text.
     """
 
     name: str
@@ -47,11 +51,17 @@ class Contestant:
 class Assessment:
     """The whole document.
 
-    model: as the person named it; ran: engine, compute type, workers and threads that really ran.
-    prompt: instruction and examples. rows: test and validation rows of the language model, and
-    their number in each class. pair: the finalists on the same rows; gains: of each against the
-    most frequent label. curves: of the best contestant of each kind of features. saved: folder of
-    the winner, "" for none. classify: the command that uses it. notes: what was left out, and why.
+    Attributes:
+        model: as given by the user.
+        ran: engine, compute type, workers and threads in use.
+        prompt: instruction and examples.
+        model_rows: test rows of the language model.
+        pair: the finalists on the same rows.
+        classic_gain: classic finalist against the most frequent label; model_gain: of the model.
+        curves: of the best contestant of each kind of features.
+        saved: folder of the winner; "" for none.
+        classify: command that uses it.
+        notes: what was left out, with reasons.
     """
 
     command: str
@@ -66,9 +76,9 @@ class Assessment:
     model_rows: int
     validation_rows: int
     contestants: tuple[Contestant, ...]
-    pair: Pair
-    classic_gain: Pair
-    model_gain: Pair
+    pair: PairedComparison
+    classic_gain: PairedComparison
+    model_gain: PairedComparison
     curves: tuple[LearningCurve, ...]
     cascade: Cascade | None
     economy: Economy
@@ -80,7 +90,7 @@ class Assessment:
     format: int = field(default=FORMAT)
 
     def contestant(self, name: str) -> Contestant:
-        """The contestant of a name."""
+        """Return the contestant of a name."""
         return next(each for each in self.contestants if each.name == name)
 
     @property

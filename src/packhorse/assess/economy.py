@@ -1,4 +1,4 @@
-"""From which volume on the classic contestant pays, and what a month costs."""
+"""Compute the break-even volume of the classic contestant and the cost of a month."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ _MONTH_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """core_seconds: per 1,000 rows. once: core-seconds spent before the first row. labels: labelled
-    rows it was made from."""
+    """Cost of one contestant.
+
+    Attributes:
+        core_seconds: per 1,000 rows.
+        once: core-seconds before the first row.
+        labels: labelled rows it was fitted on.
+    """
 
     name: str
     title: str
@@ -22,8 +27,12 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """A month of `volume` rows. cores: cores it keeps busy all the month. money: in the prices'
-    currency, None without a price."""
+    """A month of `volume` rows.
+
+    Attributes:
+        cores: cores it keeps busy all month.
+        money: in the currency of the prices; None without a price.
+    """
 
     name: str
     title: str
@@ -34,11 +43,15 @@ class Month:
 
 @dataclass(frozen=True, slots=True)
 class Economy:
-    """volume: rows a month, None where none was given. months: what each contestant takes.
-    once_core_seconds: what tuning and fitting the classic one took. saved_core_seconds: per row
-    against the model. rows: after so many rows it has paid for itself, by core time; None where it
-    saves nothing. rows_with_labels: the same in money, its labels bought too; None without both
-    prices. after_months, after_months_with_labels: the same in months of `volume`.
+    """Break-even and monthly cost.
+
+    Attributes:
+        volume: rows per month; None if not given.
+        once_core_seconds: tuning and fitting of the classic contestant.
+        saved_core_seconds: per row, against the model.
+        rows: break-even by core time; None if it saves nothing.
+        rows_with_labels: break-even in money, including labels; None without both prices.
+        after_months: the same in months of `volume`, as after_months_with_labels.
     """
 
     volume: float | None
@@ -52,7 +65,7 @@ class Economy:
     after_months_with_labels: float | None
 
 
-def economy(
+def compute_economy(
     classic: Offer,
     model: Offer,
     others: Sequence[Offer],
@@ -60,7 +73,7 @@ def economy(
     price_core_hour: float | None,
     price_label: float | None,
 ) -> Economy:
-    """Break-even: (what the classic one costs once) / (what it saves a row against the model)."""
+    """Compute break-even: one-time cost of the classic contestant / its saving per row."""
     saved = (model.core_seconds - classic.core_seconds) / 1000
     rows = classic.once / saved if saved > 0 else None
     with_labels = None

@@ -1,4 +1,4 @@
-"""The classic contestants: what each is made of, and which of its settings are tried."""
+"""The classic contestants: features, classifier, and the settings that are tried."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any, Literal
 
 Sees = Literal["nothing", "pieces", "embeddings"]
 
-MOST_ITERATIONS = 2_000
+MAX_ITERATIONS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """name, title: for files and for people. sees: what its classifier is given of a text.
-    parameter: name and values of the setting that is tuned; no values for none. make: a classifier
-    for (value, classes) whose decisions are to be judged. finish: turns one into a classifier with
-    probabilities, where it has none.
+    """A kind of classic classifier.
+
+    Attributes:
+        name: in files; title: for display.
+        sees: its features.
+        parameter: name of the tuned setting; values: none if nothing is tuned.
+        make: a classifier for (value, classes).
+        finish: adds probabilities to a classifier that has none.
     """
 
     name: str
@@ -30,7 +34,7 @@ class Family:
 
 
 def fit(classifier: Any, seen: Any, labels: Any) -> Any:
-    """The classifier, fitted; judged as it is where MOST_ITERATIONS do not bring it to its end."""
+    """Fit the classifier; one that reaches MAX_ITERATIONS is used as it is."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -51,22 +55,22 @@ def _stratified(value: float, classes: int) -> Any:
 
 
 def _logistic(value: float, classes: int) -> Any:
-    """liblinear, one label against the rest: many times faster than lbfgs on so many features."""
+    """Return one-vs-rest liblinear, many times faster than lbfgs on this many features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    one = LogisticRegression(C=value, solver="liblinear", max_iter=MOST_ITERATIONS, random_state=0)
+    one = LogisticRegression(C=value, solver="liblinear", max_iter=MAX_ITERATIONS, random_state=0)
     return one if classes == 2 else OneVsRestClassifier(one)
 
 
-def _machine(value: float, classes: int) -> Any:
+def _svm(value: float, classes: int) -> Any:
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(C=value, max_iter=MOST_ITERATIONS, random_state=0)
+    return LinearSVC(C=value, max_iter=MAX_ITERATIONS, random_state=0)
 
 
 def _with_probabilities(machine: Any, smallest_class: int) -> Any:
-    """Platt's sigmoid on out-of-fold decisions; needs two rows of each class."""
+    """Calibrate by Platt's sigmoid on out-of-fold decisions; needs two rows of each class."""
     from sklearn.calibration import CalibratedClassifierCV
 
     return CalibratedClassifierCV(machine, cv=min(3, smallest_class), ensemble=False)
@@ -93,7 +97,7 @@ FAMILIES: dict[str, Family] = {
             "pieces",
             "C",
             (0.1, 1, 10),
-            _machine,
+            _svm,
             _with_probabilities,
         ),
         Family(

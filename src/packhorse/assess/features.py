@@ -1,8 +1,8 @@
-"""Words and characters of texts, weighted by TF-IDF: what the classic contestants see.
+"""TF-IDF features of word and character n-grams for the classic contestants.
 
-Counting the pieces of a text takes most of the time and does not depend on other texts; which
-pieces are kept and how they weigh does. `CountedTexts` counts once, and for each set of rows that
-is fitted on gives exactly what fitting `vectorizer` on those rows would give.
+Counting n-grams takes most of the time and does not depend on other texts; selection and weights
+do. `NgramCounts` counts once and gives, for each set of fitted rows, exactly the features of a
+fresh `make_vectorizer` fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from packhorse.assess.splits import Places
+from packhorse.assess.splits import Indices
 
 if TYPE_CHECKING:
     from sklearn.pipeline import FeatureUnion
@@ -23,18 +23,20 @@ _WEIGHTS: dict[str, Any] = {"sublinear_tf": True}
 _MANY_ROWS = 200
 
 
-def rarest(rows: int) -> int:
-    """In how many of the fitted rows a piece must stand to be kept: 2 where there are many."""
+def min_document_frequency(rows: int) -> int:
+    """Return in how many fitted rows an n-gram must occur: 2 if there are many rows, else 1."""
     return 2 if rows >= _MANY_ROWS else 1
 
 
-def vectorizer(rows: int) -> FeatureUnion:
-    """Single words and pairs, and pieces of 2 to 5 characters inside word bounds, each scaled to
-    length 1; for a fit on so many rows."""
+def make_vectorizer(rows: int) -> FeatureUnion:
+    """Return an unfitted vectorizer for a fit on `rows` rows.
+
+    Word 1- and 2-grams and character 2- to 5-grams within word boundaries, each scaled to length 1.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import FeatureUnion
 
-    common = {**_WEIGHTS, "min_df": rarest(rows), "dtype": np.float32}
+    common = {**_WEIGHTS, "min_df": min_document_frequency(rows), "dtype": np.float32}
     return FeatureUnion(
         [
             ("words", TfidfVectorizer(**_WORDS, **common)),
@@ -43,8 +45,8 @@ def vectorizer(rows: int) -> FeatureUnion:
     )
 
 
-class CountedTexts:
-    """Texts whose pieces are counted; places count from 0 in their order."""
+class NgramCounts:
+    """N-gram counts of texts, which are numbered in their order."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
@@ -54,8 +56,10 @@ class CountedTexts:
             CountVectorizer(**kind, dtype=np.float32).fit_transform(texts).tocsr() for kind in kinds
         ]
 
-    def weighted(self, fit: Places, *others: Places) -> list[Any]:
-        """Sparse features (rows, pieces), float32, of the fitted rows and of each of the others."""
+    def compute_tfidf(self, fit: Indices, *others: Indices) -> list[Any]:
+        """Return sparse float32 features (rows, n-grams) of the fitted rows and of each of the
+        others.
+        """
         parts: list[list[Any]] = [[] for _ in range(1 + len(others))]
         for counts in self._counts:
             for part, block in zip(parts, self._weighted(counts, fit, others), strict=True):
@@ -64,12 +68,12 @@ class CountedTexts:
 
         return [hstack(part, format="csr") for part in parts]
 
-    def _weighted(self, counts: Any, fit: Places, others: Sequence[Places]) -> list[Any]:
+    def _weighted(self, counts: Any, fit: Indices, others: Sequence[Indices]) -> list[Any]:
         from sklearn.feature_extraction.text import TfidfTransformer
 
         fitted = counts[fit]
         standing_in = np.asarray(fitted.getnnz(axis=0)).ravel()
-        kept = np.flatnonzero(standing_in >= rarest(len(fit)))
+        kept = np.flatnonzero(standing_in >= min_document_frequency(len(fit)))
         weigh = TfidfTransformer(**_WEIGHTS)
         first = weigh.fit_transform(fitted[:, kept])
         return [first, *(weigh.transform(counts[other][:, kept]) for other in others)]

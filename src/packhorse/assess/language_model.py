@@ -1,7 +1,8 @@
-"""The language model as a classifier: by constrained choice, and by free text.
+"""Classify with a language model: by constrained choice or by free text.
 
-Constrained choice: how probable each label is as the answer (`Scorer` of the engine), mean a
-token, without what the model prefers anyway. Free text: what it writes is read for a label.
+Constrained choice: the probability of each label as the answer (`Scorer` of the engine), averaged
+over its tokens, with the model's prior divided out. Free text: a label is extracted from the
+generated text.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.assess.priors import choice, without_prior
-from packhorse.assess.prompting import Prompting
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.priors import divide_out_prior, label_probabilities
+from packhorse.assess.prompting import PromptTemplate
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.evaluation.label_matching import is_right, normalise
 from packhorse.inference.model import Model, requests_of
@@ -28,17 +29,17 @@ Floats = npt.NDArray[np.float64]
 
 FREE_TEXT_TOKENS = 12
 """New tokens beyond the longest label."""
-Stopping = Callable[[], bool]
+ShouldStop = Callable[[], bool]
 
 
-def never() -> bool:
-    """The `stopping` of a pass that runs to its end."""
+def never_stop() -> bool:
+    """Never stop; the default of a pass that runs to its end."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What rows took: wall seconds, and core-seconds of this process."""
+class TimeSpent:
+    """Wall seconds of rows, and core-seconds of this process."""
 
     rows: int
     seconds: float
@@ -46,46 +47,51 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """Constrained choice without any prior taken out. probabilities: [rows, classes], nan for a row
-    that failed."""
+class LabelScores:
+    """Constrained choice before a prior is divided out; probabilities: [rows, classes], nan for a
+    failed row.
+    """
 
     probabilities: Floats
-    spent: Spent
+    spent: TimeSpent
 
     @property
     def known(self) -> Floats:
-        """The choices of the rows that have one."""
+        """The probabilities of the rows that did not fail."""
         return self.probabilities[~np.isnan(self.probabilities[:, 0])]
 
-    def said(self, classes: Sequence[str], prior: Sequence[float] | None) -> Predictions:
-        """The labels chosen, with a prior divided out if there is one. A row that failed has no
-        label, and equal probabilities."""
+    def predictions(self, classes: Sequence[str], prior: Sequence[float] | None) -> Predictions:
+        """Return the most probable labels, with a prior divided out if there is one.
+
+        A failed row has no label and equal probabilities.
+        """
         failed = np.isnan(self.probabilities[:, 0])
         known = np.where(failed[:, None], 1.0 / len(classes), self.probabilities)
-        chances = known if prior is None else without_prior(known, prior)
-        chances[failed] = 1.0 / len(classes)
-        best = chances.argmax(axis=1)
+        probabilities = known if prior is None else divide_out_prior(known, prior)
+        probabilities[failed] = 1.0 / len(classes)
+        best = probabilities.argmax(axis=1)
         rows = zip(best.tolist(), failed.tolist(), strict=True)
-        labels = tuple(None if bad else classes[place] for place, bad in rows)
-        return Predictions(labels, chances, int(failed.sum()))
+        labels = tuple(None if bad else classes[index] for index, bad in rows)
+        return Predictions(labels, probabilities, int(failed.sum()))
 
 
-def choices(model: Model, prompting: Prompting, texts: Sequence[str]) -> Choices:
-    """Scores every label after every text. Raises EngineError for an engine that cannot."""
+def score_labels(model: Model, prompting: PromptTemplate, texts: Sequence[str]) -> LabelScores:
+    """Score every label after every text; raises EngineError if the engine cannot score."""
     found = np.full((len(texts), len(prompting.names)), np.nan)
     started, cores = time.perf_counter(), time.process_time()
-    for place, result in choosing(model, prompting, texts):
+    for index, result in iter_label_scores(model, prompting, texts):
         if not isinstance(result, Failure):
-            found[place] = result
-    return Choices(found, _spent(len(texts), started, cores))
+            found[index] = result
+    return LabelScores(found, _spent(len(texts), started, cores))
 
 
-def choosing(
-    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+def iter_label_scores(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str], stopping: ShouldStop = never_stop
 ) -> Iterator[tuple[int, Floats | Failure]]:
-    """The place of each text with its choice [classes] or why there is none, as they finish; once
-    `stopping` says True, no further ones are begun."""
+    """Yield the index of each text with its probabilities [classes] or its failure, as they finish.
+
+    Once `stopping` is true, no further texts are begun.
+    """
     codec = model.codec
     labels = [codec.encode_fragment(each) for each in prompting.continuations(codec)]
     labels = _prefix_free(labels, model)
@@ -98,43 +104,45 @@ def choosing(
         if isinstance(result, Failure):
             yield result.index, result
         else:
-            yield result.index, choice(np.array([result.log_probs]), lengths)[0]
+            yield result.index, label_probabilities(np.array([result.log_probs]), lengths)[0]
 
 
 def _prefix_free(labels: list[tuple[int, ...]], model: Model) -> list[tuple[int, ...]]:
-    """Where one label begins another ("good", "good enough"), each gets the token that ends an
-    answer, so that the shorter one is not part of the longer."""
+    """Append the end token to labels if one is a prefix of another ("good", "good enough")."""
     begins = any(one != other and other[: len(one)] == one for one in labels for other in labels)
     ends = model_facts(model.prepared).eos_token_ids
     return [(*ids, ends[0]) for ids in labels] if begins and ends else labels
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """Free text, read for labels; spent as in `Choices`."""
+class GeneratedLabels:
+    """Labels extracted from free text."""
 
-    said: Predictions
-    spent: Spent
+    predictions: Predictions
+    spent: TimeSpent
 
 
-def written(model: Model, prompting: Prompting, texts: Sequence[str]) -> Written:
-    """What the model writes after every text, read for a label by `label_in`."""
+def generate_labels(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str]
+) -> GeneratedLabels:
+    """Generate an answer after every text and extract a label with `extract_label`."""
     labels: list[str | None] = [None] * len(texts)
     failed = 0
     started, cores = time.perf_counter(), time.process_time()
-    for place, result in writing(model, prompting, texts):
+    for index, result in iter_generated_texts(model, prompting, texts):
         if isinstance(result, Failure):
             failed += 1
         else:
-            labels[place] = label_in(result, prompting.names)
-    return Written(Predictions(tuple(labels), None, failed), _spent(len(texts), started, cores))
+            labels[index] = extract_label(result, prompting.names)
+    return GeneratedLabels(
+        Predictions(tuple(labels), None, failed), _spent(len(texts), started, cores)
+    )
 
 
-def writing(
-    model: Model, prompting: Prompting, texts: Sequence[str], stopping: Stopping = never
+def iter_generated_texts(
+    model: Model, prompting: PromptTemplate, texts: Sequence[str], stopping: ShouldStop = never_stop
 ) -> Iterator[tuple[int, str | Failure]]:
-    """The place of each text with what the model wrote, or why it did not; otherwise as
-    `choosing`."""
+    """Yield the index of each text with the generated text or its failure."""
     codec = model.codec
     longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
     decoding = SamplingParams(max_new_tokens=longest + FREE_TEXT_TOKENS)
@@ -145,11 +153,11 @@ def writing(
         yield outcome.index, outcome.text if isinstance(outcome, Completion) else outcome
 
 
-def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:
-    """The label that an answer is, or None.
+def extract_label(text: str, names: Sequence[tuple[str, str]]) -> str | None:
+    """Return the label that an answer contains, or None.
 
-    The label whose words are the answer's first line or its first clause; else the one label whose
-    words stand in it as whole words, if there is just one: longer names before those they contain.
+    The label that equals the answer's first line or first clause; else the only label that occurs
+    in it as whole words. Longer names are matched before those they contain.
     """
     for label, words in names:
         if is_right(text, words):
@@ -163,5 +171,5 @@ def label_in(text: str, names: Sequence[tuple[str, str]]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _spent(rows: int, started: float, cores: float) -> Spent:
-    return Spent(rows, time.perf_counter() - started, time.process_time() - cores)
+def _spent(rows: int, started: float, cores: float) -> TimeSpent:
+    return TimeSpent(rows, time.perf_counter() - started, time.process_time() - cores)

@@ -1,7 +1,8 @@
-"""The model's side of the contest: zero-shot and few-shot, by constrained choice and free text.
+"""Run the language model's contestants: zero-shot and few-shot, by constrained choice and free
+text.
 
-Everything that is chosen is chosen on validation rows, which are of the training part and are no
-examples: which prior is divided out of a choice, and later which way of asking is the finalist.
+All choices are made on validation rows, which belong to the training part and are not examples: the
+prior that is divided out, and later the prompt variant of the finalist.
 """
 
 from __future__ import annotations
@@ -11,32 +12,38 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from packhorse.assess.budget import rows_for_model
+from packhorse.assess.budget import plan_model_rows
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import MODEL_TITLE, ContestantResult
-from packhorse.assess.language_model import choices, written
-from packhorse.assess.priors import CONTENT_FREE, prior_of
+from packhorse.assess.contestants import MODEL_TITLE, ContestantResult
+from packhorse.assess.language_model import generate_labels, score_labels
+from packhorse.assess.metrics import Predictions
+from packhorse.assess.priors import CONTENT_FREE, mean_prior
 from packhorse.assess.prompting import (
-    Prompting,
-    examples_from,
-    fitted,
-    prompt_tokens,
-    prompting_for,
+    PromptTemplate,
+    count_prompt_tokens,
+    draw_examples,
+    fit_to_context,
+    zero_shot_template,
 )
 from packhorse.assess.rows import LabelledRow
-from packhorse.assess.saved import ModelPart
-from packhorse.assess.scoring import Predictions
+from packhorse.assess.saved_classifier import ModelPart
 from packhorse.assess.splits import Split
 from packhorse.inference.model import Model
 
 PILOT_ROWS = 6
-Report = Callable[[str], None]
+StageCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSide:
-    """entries: one a way of asking. validation: places of the training part they were asked too.
-    test: places of the test part. notes: what was left out, and why."""
+class ModelResults:
+    """Results of the language model.
+
+    Attributes:
+        entries: one per prompt variant and way to answer.
+        validation: indices of its validation rows in the training part.
+        test: indices of its test rows in the test part.
+        notes: what was left out, with reasons.
+    """
 
     entries: tuple[ContestantResult, ...]
     validation: tuple[int, ...]
@@ -44,94 +51,105 @@ class ModelSide:
     notes: tuple[str, ...] = ()
 
 
-def model_side(model: Model, config: AssessConfig, parts: Split, report: Report) -> ModelSide:
-    """Asks the model; how many rows follows from what a few of them take."""
+def run_model_contestants(
+    model: Model, config: AssessConfig, parts: Split, report: StageCallback
+) -> ModelResults:
+    """Classify test and validation rows; their number follows from a timed pilot."""
     classes = sorted({row.label for row in parts.train})
-    ways, used, notes = _ways(model, config, parts, classes)
-    free = [place for place in range(len(parts.train)) if place not in used]
-    spread = _sampled([parts.train[place] for place in free], len(free), config.seed)
-    order = [free[place] for place in spread]
-    pilot = [parts.train[place].text for place in order[:PILOT_ROWS]]
-    seconds = _seconds_a_row(model, ways.values(), pilot)
-    count = rows_for_model(
+    variants, used, notes = _prompt_variants(model, config, parts, classes)
+    free = [index for index in range(len(parts.train)) if index not in used]
+    spread = _stratified_sample([parts.train[index] for index in free], len(free), config.seed)
+    order = [free[index] for index in spread]
+    pilot = [parts.train[index].text for index in order[:PILOT_ROWS]]
+    seconds = _seconds_per_row(model, variants.values(), pilot)
+    count = plan_model_rows(
         seconds, config.max_minutes, len(parts.test), len(order), config.model_rows
     )
     report(
-        f"asking the model {count.test:,} test and {count.validation:,} validation rows in "
-        f"{2 * len(ways)} ways, about {count.minutes:.0f} min at {seconds:.2g} s a row"
+        f"classifying {count.test:,} test and {count.validation:,} validation rows in "
+        f"{2 * len(variants)} variants, about {count.minutes:.0f} min at {seconds:.2g} s per row"
     )
     validation = tuple(sorted(order[: count.validation]))
-    test = tuple(_sampled(parts.test, count.test, config.seed))
-    asking = _Asking(
+    test = tuple(_stratified_sample(parts.test, count.test, config.seed))
+    contest = _ModelContest(
         model,
         config,
         tuple(classes),
-        [parts.train[place] for place in validation],
-        [parts.test[place] for place in test],
+        [parts.train[index] for index in validation],
+        [parts.test[index] for index in test],
         test,
         report,
     )
-    entries = [asking.chosen(way, prompting) for way, prompting in ways.items()]
-    entries += [asking.wrote(way, prompting) for way, prompting in ways.items()]
-    return ModelSide(tuple(entries), validation, test, notes)
+    entries = [contest.by_choice(variant, prompting) for variant, prompting in variants.items()]
+    entries += [contest.by_free_text(variant, prompting) for variant, prompting in variants.items()]
+    return ModelResults(tuple(entries), validation, test, notes)
 
 
-def _ways(
+def _prompt_variants(
     model: Model, config: AssessConfig, parts: Split, classes: Sequence[str]
-) -> tuple[dict[str, Prompting], frozenset[int], tuple[str, ...]]:
-    """Promptings by name, the places of training rows that are examples, and what must be said.
+) -> tuple[dict[str, PromptTemplate], frozenset[int], tuple[str, ...]]:
+    """Return prompts by name, the indices of training rows used as examples, and notes.
 
-    Examples may take half of the model's context; where those of all classes do not fit into it,
-    there are fewer of each, and at last none.
+    Examples may take half of the model's context; if those of all classes do not fit, there are
+    fewer per class, down to none.
     """
-    zero = prompting_for(config.instruction, config.label_names, classes, config.max_text_tokens)
+    zero = zero_shot_template(
+        config.instruction, config.label_names, classes, config.max_text_tokens
+    )
     context = model.capabilities.max_context
     for shots in range(config.shots, 0, -1):
-        examples, used = examples_from(parts.train, shots, model.codec, config.seed)
+        examples, used = draw_examples(parts.train, shots, model.codec, config.seed)
         few = replace(zero, examples=examples)
-        if prompt_tokens(few, model.codec) <= context / 2:
-            ways = {"zero-shot": zero, "few-shot": few}
-            return {name: fitted(way, model.codec, context) for name, way in ways.items()}, used, ()
+        if count_prompt_tokens(few, model.codec) <= context / 2:
+            variants = {"zero-shot": zero, "few-shot": few}
+            return (
+                {
+                    name: fit_to_context(variant, model.codec, context)
+                    for name, variant in variants.items()
+                },
+                used,
+                (),
+            )
     notes: tuple[str, ...] = ()
     if config.shots:
         notes = (
             f"There is no few-shot prompt: one example of each of {len(classes)} labels takes more "
             f"than half of the model's context of {context:,} tokens.",
         )
-    return {"zero-shot": fitted(zero, model.codec, context)}, frozenset(), notes
+    return {"zero-shot": fit_to_context(zero, model.codec, context)}, frozenset(), notes
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
+class _ModelContest:
     model: Model
     config: AssessConfig
     classes: tuple[str, ...]
     validation: Sequence[LabelledRow]
     test: Sequence[LabelledRow]
-    places: tuple[int, ...]
-    report: Report
+    indices: tuple[int, ...]
+    report: StageCallback
 
-    def chosen(self, way: str, prompting: Prompting) -> ContestantResult:
-        """Constrained choice, with the prior that serves the validation rows best."""
-        self.report(f"{way}, constrained choice")
-        known = choices(self.model, prompting, _texts(self.validation))
-        nothing = choices(self.model, prompting, CONTENT_FREE)
+    def by_choice(self, variant: str, prompting: PromptTemplate) -> ContestantResult:
+        """Classify by constrained choice with the prior that is best on the validation rows."""
+        self.report(f"{variant}, constrained choice")
+        known = score_labels(self.model, prompting, _texts(self.validation))
+        nothing = score_labels(self.model, prompting, CONTENT_FREE)
         priors: dict[str, tuple[float, ...] | None] = {
-            "texts": prior_of(known.known),
-            "content-free": prior_of(nothing.known),
+            "texts": mean_prior(known.known),
+            "content-free": mean_prior(nothing.known),
             "none": None,
         }
-        tried = {name: known.said(self.classes, prior) for name, prior in priors.items()}
-        accuracies = {name: self._accuracy(said) for name, said in tried.items()}
+        tried = {name: known.predictions(self.classes, prior) for name, prior in priors.items()}
+        accuracies = {name: self._accuracy(predicted) for name, predicted in tried.items()}
         best = max(accuracies, key=lambda name: accuracies[name])
-        asked = choices(self.model, prompting, _texts(self.test))
-        said = asked.said(self.classes, priors[best])
+        asked = score_labels(self.model, prompting, _texts(self.test))
+        predicted = asked.predictions(self.classes, priors[best])
         return ContestantResult(
-            name=f"{way}-choice",
-            title=f"{MODEL_TITLE}, {way}, constrained choice",
+            name=f"{variant}-choice",
+            title=f"{MODEL_TITLE}, {variant}, constrained choice",
             kind="model",
-            said=said,
-            places=self.places,
+            predictions=predicted,
+            indices=self.indices,
             validated=accuracies[best],
             validated_on=f"{len(self.validation)} validation rows",
             settings={
@@ -146,30 +164,30 @@ class _Asking:
             validation=tried[best],
         )
 
-    def wrote(self, way: str, prompting: Prompting) -> ContestantResult:
-        """Free text."""
-        self.report(f"{way}, free text")
-        known = written(self.model, prompting, _texts(self.validation))
-        asked = written(self.model, prompting, _texts(self.test))
+    def by_free_text(self, variant: str, prompting: PromptTemplate) -> ContestantResult:
+        """Classify by free text."""
+        self.report(f"{variant}, free text")
+        known = generate_labels(self.model, prompting, _texts(self.validation))
+        asked = generate_labels(self.model, prompting, _texts(self.test))
         return ContestantResult(
-            name=f"{way}-text",
-            title=f"{MODEL_TITLE}, {way}, free text",
+            name=f"{variant}-text",
+            title=f"{MODEL_TITLE}, {variant}, free text",
             kind="model",
-            said=asked.said,
-            places=self.places,
-            validated=self._accuracy(known.said),
+            predictions=asked.predictions,
+            indices=self.indices,
+            validated=self._accuracy(known.predictions),
             validated_on=f"{len(self.validation)} validation rows",
             settings={"examples": str(len(prompting.examples))},
             part=self._part(prompting, "text", None),
             spent=asked.spent,
-            validation=known.said,
+            validation=known.predictions,
         )
 
-    def _accuracy(self, said: Predictions) -> float:
-        return float(said.right([row.label for row in self.validation]).mean())
+    def _accuracy(self, predicted: Predictions) -> float:
+        return float(predicted.is_correct([row.label for row in self.validation]).mean())
 
     def _part(
-        self, prompting: Prompting, answers: str, prior: tuple[float, ...] | None
+        self, prompting: PromptTemplate, answers: str, prior: tuple[float, ...] | None
     ) -> ModelPart:
         return ModelPart(
             model=self.config.model,
@@ -181,29 +199,31 @@ class _Asking:
         )
 
 
-def _seconds_a_row(model: Model, ways: Collection[Prompting], texts: Sequence[str]) -> float:
-    """Mean seconds of a constrained choice over the ways, the first pass of each not counted."""
+def _seconds_per_row(
+    model: Model, variants: Collection[PromptTemplate], texts: Sequence[str]
+) -> float:
+    """Return mean seconds of a constrained choice over the prompts, without a first pass each."""
     seconds = []
-    for prompting in ways:
-        choices(model, prompting, texts[:1])
+    for prompting in variants:
+        score_labels(model, prompting, texts[:1])
         started = time.perf_counter()
-        choices(model, prompting, texts)
+        score_labels(model, prompting, texts)
         seconds.append((time.perf_counter() - started) / len(texts))
     return sum(seconds) / len(seconds)
 
 
-def _sampled(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
-    """`count` places in random order, each class in proportion: classes are dealt out evenly."""
-    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
+def _stratified_sample(rows: Sequence[LabelledRow], count: int, seed: int) -> list[int]:
+    """Return `count` indices in random order with the classes in proportion."""
+    rng = random.Random(seed)  # noqa: S311 - a sample, no secret
     by_class: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        by_class.setdefault(row.label, []).append(place)
+    for index, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(index)
     dealt = []
-    for _, places in sorted(by_class.items()):
-        chance.shuffle(places)
-        turns = [(turn + chance.random()) / len(places) for turn in range(len(places))]
-        dealt += list(zip(turns, places, strict=True))
-    return [place for _, place in sorted(dealt)][:count]
+    for _, indices in sorted(by_class.items()):
+        rng.shuffle(indices)
+        turns = [(turn + rng.random()) / len(indices) for turn in range(len(indices))]
+        dealt += list(zip(turns, indices, strict=True))
+    return [index for _, index in sorted(dealt)][:count]
 
 
 def _texts(rows: Sequence[LabelledRow]) -> list[str]:

@@ -1,36 +1,35 @@
-"""An assessment in sentences: what every report says of it."""
+"""Sentences of an assessment that all reports share."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from packhorse.assess.curve import LearningCurve
+from packhorse.assess.contestants import MODEL_TITLE
 from packhorse.assess.document import Assessment
-from packhorse.assess.entries import MODEL_TITLE
+from packhorse.assess.learning_curve import LearningCurve
 from packhorse.assess.metric_definitions import interval_text
 from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.formats import number, percent
-from packhorse.reports.words import counted, when
+from packhorse.reports.text import counted, machine_facts, when
 
 
 def headline(assessment: Assessment) -> str:
-    """Rows, labels, machine, date on one line."""
-    known, machine = assessment.profile, assessment.machine
+    """Return rows, labels, machine and date on one line."""
+    known = assessment.profile
     parts = [
         str(assessment.settings.get("labelled", "")),
         counted(known.rows, "row"),
         counted(len(known.classes), "label"),
         f"{known.train:,} to train, {known.test:,} to test",
-        str(machine.get("processor") or ""),
-        counted(int(machine["cores"]), "core") if machine.get("cores") else "",
+        *machine_facts(assessment.machine),
         when(assessment.created),
     ]
     return " · ".join(part for part in parts if part)
 
 
 def profile_lines(assessment: Assessment) -> list[str]:
-    """What the rows are like, and which were left out."""
+    """Return a summary of the rows and of those left out."""
     known = assessment.profile
     listed = ", ".join(f"{label} {count:,}" for label, count in list(known.classes.items())[:12])
     more = f" and {len(known.classes) - 12} others" if len(known.classes) > 12 else ""
@@ -57,7 +56,7 @@ def profile_lines(assessment: Assessment) -> list[str]:
 
 
 def pair_sentence(assessment: Assessment) -> str:
-    """The finalists compared, with every number that the verdict rests on."""
+    """Return the comparison of the finalists with every number the verdict depends on."""
     pair = assessment.pair
     return (
         f"{assessment.classic.title} against the {assessment.language_model.title}, on the same "
@@ -68,7 +67,7 @@ def pair_sentence(assessment: Assessment) -> str:
 
 
 def points(estimate: Estimate) -> str:
-    """A difference of accuracies in percentage points."""
+    """Format a difference of accuracies in percentage points."""
     ends = ""
     if estimate.low is not None and estimate.high is not None:
         ends = f" (95%: {100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"
@@ -79,24 +78,24 @@ def probability(value: float) -> str:
     return "below 0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
-def needed_sentence(curve: LearningCurve) -> str:
-    """How many labels a class make up for the language model."""
+def labels_needed_sentence(curve: LearningCurve) -> str:
+    """Return how many labels per class match the language model."""
     first, last, needed = curve.points[0], curve.points[-1], curve.needed
     title = curve.title[:1].upper() + curve.title[1:]
     if needed.value is None:
-        said = (
+        sentence = (
             f"{title} does not reach the language model's {percent(curve.level)} with all "
             f"{last.rows:,} training labels"
         )
         reached = f"; {percent(needed.reached)} of resamples do" if needed.reached else ""
-        return f"{said}{reached}."
+        return f"{sentence}{reached}."
     if needed.value == 0:
         return (
             f"{title} has the language model's {percent(curve.level)} with fewer than "
-            f"{first.per_class} labels a class{_span(curve)}."
+            f"{first.per_class} labels per class{_span(curve)}."
         )
     return (
-        f"{title} needs about {needed.value:,.0f} labels a class to match the language model's "
+        f"{title} needs about {needed.value:,.0f} labels per class to match the language model's "
         f"{percent(curve.level)}{_span(curve)}."
     )
 
@@ -111,7 +110,7 @@ def _span(curve: LearningCurve) -> str:
 
 
 def cascade_sentence(assessment: Assessment) -> str:
-    """The recommended cascade on the test rows; "" where there is none."""
+    """Return the recommended cascade on the test rows; "" if there is none."""
     cascade = assessment.cascade
     if cascade is None:
         return ""
@@ -119,16 +118,16 @@ def cascade_sentence(assessment: Assessment) -> str:
     rows = f"chosen on {cascade.validation_rows:,} validation rows"
     if point.share == 0 and point.threshold == 0:
         return (
-            "Together: on the validation rows the language model mends nothing of what the classic "
-            f"one is unsure of, so all rows stay with the classic one ({rows})."
+            "Cascade: on the validation rows the language model corrects no row that the classic "
+            f"classifier is unsure of, so all rows stay with the classic one ({rows})."
         )
     if point.share == 1:
         return (
-            "Together: the classic one is never so sure that it should decide: all rows go to the "
+            "Cascade: the classic classifier is never confident enough, so all rows go to the "
             f"language model ({rows})."
         )
     return (
-        f"Together: below a confidence of {point.threshold:.3f} ({rows}) {percent(point.share)} of "
+        f"Cascade: below a confidence of {point.threshold:.3f} ({rows}) {percent(point.share)} of "
         f"the test rows go to the language model; {percent(point.accuracy.value)} are right "
         f"({interval_text(point.accuracy)}), {points(cascade.against_classic.difference)} against "
         f"the classic one alone and {points(cascade.against_model.difference)} against the model, "
@@ -137,24 +136,24 @@ def cascade_sentence(assessment: Assessment) -> str:
 
 
 def economy_lines(assessment: Assessment) -> list[str]:
-    """Break-even and a month's costs."""
+    """Return break-even and monthly costs."""
     known = assessment.economy
     lines = []
     if known.rows is None:
-        lines.append("The classic contestant saves no core time a row.")
+        lines.append("The classic contestant saves no core time per row.")
     else:
         lines.append(
             f"Tuning and fitting the classic finalist took {number(known.once_core_seconds)} "
-            f"core-seconds once; it saves {number(known.saved_core_seconds)} a row, so it has paid "
-            f"for itself after {math.ceil(known.rows):,} rows{_months(known.after_months)}."
+            f"core-seconds once; it saves {number(known.saved_core_seconds)} per row, so it breaks "
+            f"even after {math.ceil(known.rows):,} rows{_months(known.after_months)}."
         )
     if known.rows_with_labels is not None:
         lines.append(
-            f"With its {known.labels:,} labels bought too: after "
+            f"Including the price of its {known.labels:,} labels: after "
             f"{math.ceil(known.rows_with_labels):,} rows{_months(known.after_months_with_labels)}."
         )
     for month in known.months:
-        busy = f" ({number(month.cores)} cores busy all the month)" if month.cores >= 0.1 else ""
+        busy = f" ({number(month.cores)} cores busy all month)" if month.cores >= 0.1 else ""
         money = "" if month.money is None else f", {month.money:,.2f} in the prices' currency"
         lines.append(
             f"A month of {known.volume:,.0f} rows, {month.title}: {number(month.core_hours)} "
@@ -169,8 +168,8 @@ def _months(months: float | None) -> str:
     return f" ({number(months)} months of the volume)" if months >= 1 else ", in the first month"
 
 
-def titled(assessment: Assessment) -> str:
-    """The verdict in a few words, with who it is about."""
+def verdict_title(assessment: Assessment) -> str:
+    """Return the verdict in a few words with the classifier it names."""
     verdict = assessment.verdict
     if verdict.kind in ("classic", "language-model"):
         title = assessment.contestant(verdict.winner).title
@@ -179,28 +178,28 @@ def titled(assessment: Assessment) -> str:
 
 
 def method_lines(assessment: Assessment) -> list[str]:
-    """How the contest was held: what a reader must know to believe it."""
+    """Return how the contest was held."""
     settings = assessment.settings
     return [
-        "A quarter of the distinct rows is the test part, each label in proportion; nothing is "
+        "A quarter of the distinct rows is the test part, stratified by label; nothing is "
         "fitted, tuned or chosen on it. Classic contestants are tuned on the training part by "
         f"{assessment.contestant('majority').validated_on.split(' ')[0]} stratified folds; "
         "finalists are those with the highest accuracy inside the training part.",
-        f"The language model was asked {assessment.model_rows:,} test rows, drawn with each label "
-        f"in proportion, and {assessment.validation_rows:,} validation rows of the training part. "
-        "Everybody is compared on the same test rows.",
+        f"The language model classified {assessment.model_rows:,} test rows, a stratified sample, "
+        f"and {assessment.validation_rows:,} validation rows of the training part. All contestants "
+        "are compared on the same test rows.",
         "Constrained choice: the probability of each label as the answer, mean over its tokens, "
-        "with what the model prefers whatever the text divided out where that serves the "
-        "validation rows. Free text: what the model writes is read for a label.",
+        "with the model's prior divided out if that helps on the validation rows. Free text: a "
+        "label is extracted from the generated text.",
         f"The verdict is one of non-inferiority within a margin of {100 * settings['margin']:g} "
         "points: the 95% score interval (Tango) of the paired difference classic - model lies "
-        "above minus the margin, below it, or holds it, which means: too small to say. Nobody is "
-        "used who is not shown to beat always giving the most frequent label.",
-        "Costs of one row, memory and cold start are measured in a process of its own that does "
-        "what packhorse classify does.",
+        "above minus the margin, below it, or contains it, which means: too small to say. A "
+        "contestant not shown to beat always giving the most frequent label is never used.",
+        "Costs of a single row, memory and cold start are measured in a separate process that "
+        "works like packhorse classify.",
     ]
 
 
-def ran_line(ran: dict[str, Any]) -> str:
-    """What really ran, on one line."""
+def runtime_line(ran: dict[str, Any]) -> str:
+    """Return engine and settings on one line."""
     return ", ".join(f"{name} {value}" for name, value in ran.items())

@@ -1,10 +1,10 @@
-"""Measures a saved classifier in a process of its own; started by `packhorse.assess.costs`.
+"""Measure a saved classifier in a separate process; started by `packhorse.assess.costs`.
 
     python -m packhorse.assess.probe FOLDER TEXTS.json SINGLES together|alone STARTED
 
-STARTED: `time.time()` when the process was asked for. Prints one JSON document: cold_start, singles
-(seconds of each row alone), together (seconds and core-seconds of all texts at once, median of up
-to REPEATS runs that start within ENOUGH_SECONDS; null where not asked for), peak_memory_bytes.
+STARTED: `time.time()` when the process was requested. Prints one JSON document: cold_start, singles
+(seconds of each single row), together (seconds and core-seconds of all texts at once, median of up
+to REPEATS runs that start within ENOUGH_SECONDS; null if not requested), peak_memory_bytes.
 """
 
 from __future__ import annotations

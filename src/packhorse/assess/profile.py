@@ -1,4 +1,4 @@
-"""What the rows are like: counts, classes, lengths, scripts."""
+"""Summarize the labelled rows: counts, classes, lengths, scripts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from packhorse.assess.duplicates import Distinct
-from packhorse.assess.rows import Labelled, LabelledRow
+from packhorse.assess.duplicates import DistinctRows
+from packhorse.assess.rows import LabelledRow, LabelledRows
 from packhorse.assess.splits import Split
 from packhorse.evaluation.statistics import quantile
 
@@ -17,12 +17,21 @@ _CHARACTERS_LOOKED_AT = 200
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """rows: of the file. unusable: counts by reason. usable: rows that could have been used; drawn:
-    that were. exact_duplicates, near_duplicates: rows removed; conflicting: clusters of them with
-    different labels. rare: labels left out for too few rows; unseen: labels that only the test
-    part had. classes: distinct rows by label, most first. imbalance: largest / smallest class.
-    groups: 0 for none. train, test: rows of each part. characters: p5, median, p95 and longest
-    text. scripts: share of texts by the script most of their letters are of.
+    """Summary of the rows and of those left out.
+
+    Attributes:
+        rows: of the file.
+        usable: rows that could be used; drawn: rows that were.
+        unusable: counts by reason.
+        exact_duplicates: removed; also near_duplicates.
+        conflicting: clusters of duplicates with different labels.
+        rare: labels left out for too few rows.
+        unseen: labels left out because only the test part had them.
+        classes: distinct rows by label, most frequent first.
+        imbalance: largest / smallest class.
+        groups: 0 for none.
+        characters: p5, median, p95 and longest text.
+        scripts: share of texts by the script of most of their letters.
     """
 
     rows: int
@@ -43,10 +52,15 @@ class Profile:
     scripts: dict[str, float]
 
 
-def profile(
-    labelled: Labelled, single: Distinct, rare: dict[str, int], parts: Split, *, grouped: bool
+def make_profile(
+    labelled: LabelledRows,
+    single: DistinctRows,
+    rare: dict[str, int],
+    parts: Split,
+    *,
+    grouped: bool,
 ) -> Profile:
-    """The profile of what the contest is held on and of what was left out."""
+    """Summarize the rows of the contest and those left out."""
     rows = (*parts.train, *parts.test)
     classes = dict(Counter(row.label for row in rows).most_common())
     lengths = [len(row.text) for row in rows]
@@ -76,7 +90,7 @@ def profile(
 
 
 def _scripts(rows: Sequence[LabelledRow]) -> dict[str, float]:
-    """By the first word of the Unicode names of a text's first letters: LATIN, CYRILLIC, CJK."""
+    """Return shares by the first word of the Unicode names of letters: LATIN, CYRILLIC, CJK."""
     found: Counter[str] = Counter()
     for row in rows:
         letters = [each for each in row.text[:_CHARACTERS_LOOKED_AT] if each.isalpha()]

@@ -1,8 +1,8 @@
-"""What the language model is asked: instruction, labels, examples, the text of a row.
+"""Build the language model's prompts: instruction, labels, examples, text.
 
-A chat model gets the instruction and the text as a turn of the user, examples as turns before it;
-a base model one text with "Text:" and "Label:" before each. What rows share stands first, so that
-it is computed once.
+A chat model gets instruction and text as a user message, after examples as earlier turns; a base
+model gets one text with "Text:" and "Label:" before each. The shared part comes first, so that it
+is computed once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from packhorse.tokenization import Codec, Refusal
 DEFAULT_INSTRUCTION = "Decide which label fits the text."
 EXAMPLE_TOKENS = 128
 SPARE_TOKENS = 48
-"""Of the context, for free text and for text that splits otherwise inside a prompt."""
-_CHARACTERS_A_TOKEN = 16
-"""Of a text so many characters a token are looked at; no tokenizer makes longer tokens of prose."""
+"""Reserve for free text and for text that is tokenized differently inside a prompt."""
+_CHARACTERS_PER_TOKEN = 16
+"""Characters per token before tokenization; prose has no longer tokens."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompting:
-    """instruction: without the labels. names: (label, what the model reads and writes for it).
-    examples: (text, label) pairs before each text. max_text_tokens: of a text so much is read.
+class PromptTemplate:
+    """Prompts for any text.
+
+    Attributes:
+        instruction: without the labels.
+        names: (label, words the model reads and writes for it).
+        examples: (text, label) pairs before each text.
+        max_text_tokens: longer texts are truncated.
     """
 
     instruction: str
@@ -41,13 +46,13 @@ class Prompting:
         return f"{self.instruction}\nAnswer with exactly one of: {listed}."
 
     def continuations(self, codec: Codec) -> list[str]:
-        """What an answer is for each label, as it follows a prompt."""
+        """Return the answer for each label as it continues a prompt."""
         space = "" if codec.has_chat_template else " "
         return [space + words for _, words in self.names]
 
     def prompts(self, texts: Sequence[str], codec: Codec) -> list[str | tuple[Message, ...]]:
-        """One prompt for each text, cut to `max_text_tokens`."""
-        cut = [shortened(text, self.max_text_tokens, codec) for text in texts]
+        """Return one prompt for each text, truncated to `max_text_tokens`."""
+        cut = [truncate_text(text, self.max_text_tokens, codec) for text in texts]
         if codec.has_chat_template:
             return [self._chat(text) for text in cut]
         return [self._text(text) for text in cut]
@@ -69,52 +74,61 @@ class Prompting:
         return "\n\n".join([self.whole_instruction, *shown, f"Text: {text}\nLabel:"])
 
 
-def prompting_for(
+def zero_shot_template(
     instruction: str | None,
     label_names: Sequence[tuple[str, str]],
     classes: Sequence[str],
     max_text_tokens: int,
-) -> Prompting:
-    """The zero-shot prompting for these classes. Raises ConfigError for a name of a label that
-    there is not, and for two labels of one name."""
+) -> PromptTemplate:
+    """Return the zero-shot prompt; raises ConfigError for an unknown label or two labels of one
+    name.
+    """
     given = dict(label_names)
     for label in given:
         if label not in classes:
             raise ConfigError(
-                f"there is no label {label!r} to name", f"the labels are {', '.join(classes[:20])}"
+                f"--label-name names {label!r}, which is not a label",
+                f"the labels are {', '.join(classes[:20])}",
             )
     names = tuple((label, given.get(label, label)) for label in classes)
     if len({words for _, words in names}) < len(names):
-        raise ConfigError("two labels have the same name", "give each label a name of its own")
-    return Prompting(instruction or DEFAULT_INSTRUCTION, names, (), max_text_tokens)
+        raise ConfigError("two labels have the same name", "give each label a different name")
+    return PromptTemplate(instruction or DEFAULT_INSTRUCTION, names, (), max_text_tokens)
 
 
-def examples_from(
+def draw_examples(
     rows: Sequence[LabelledRow], per_class: int, codec: Codec, seed: int
 ) -> tuple[tuple[tuple[str, str], ...], frozenset[int]]:
-    """`per_class` training rows of each class, classes in turn, cut to EXAMPLE_TOKENS; and the
-    places of the rows they are from. Of longer rows and shorter ones alike."""
-    chance = random.Random(seed)  # noqa: S311 - a sample, no secret
+    """Draw `per_class` training rows of each class, truncated to EXAMPLE_TOKENS.
+
+    Returns:
+        The examples with the classes in turn, and the indices of their rows.
+    """
+    rng = random.Random(seed)  # noqa: S311 - a sample, no secret
     by_class: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        by_class.setdefault(row.label, []).append(place)
+    for index, row in enumerate(rows):
+        by_class.setdefault(row.label, []).append(index)
     drawn = {
-        label: chance.sample(places, min(per_class, len(places)))
-        for label, places in sorted(by_class.items())
+        label: rng.sample(indices, min(per_class, len(indices)))
+        for label, indices in sorted(by_class.items())
     }
-    turns = [places[turn] for turn in range(per_class) for places in drawn.values()
-             if turn < len(places)]  # fmt: skip
+    turns = [indices[turn] for turn in range(per_class) for indices in drawn.values()
+             if turn < len(indices)]  # fmt: skip
     examples = tuple(
-        (shortened(rows[place].text, EXAMPLE_TOKENS, codec), rows[place].label) for place in turns
+        (truncate_text(rows[index].text, EXAMPLE_TOKENS, codec), rows[index].label)
+        for index in turns
     )
     return examples, frozenset(turns)
 
 
-def fitted(prompting: Prompting, codec: Codec, context: int) -> Prompting:
-    """The prompting with texts cut so that a prompt and its answer fit into the model's context
-    (tokens). Raises ConfigError where the instruction and the labels alone do not."""
+def fit_to_context(prompting: PromptTemplate, codec: Codec, context: int) -> PromptTemplate:
+    """Limit text tokens so that prompt and answer fit into the model's context (tokens).
+
+    Raises:
+        ConfigError: instruction and labels alone do not fit.
+    """
     longest = max(len(codec.encode_fragment(each)) for each in prompting.continuations(codec))
-    room = context - prompt_tokens(prompting, codec) - longest - SPARE_TOKENS
+    room = context - count_prompt_tokens(prompting, codec) - longest - SPARE_TOKENS
     if room < 1:
         raise ConfigError(
             f"instruction and labels fill the model's context of {context:,} tokens",
@@ -123,20 +137,20 @@ def fitted(prompting: Prompting, codec: Codec, context: int) -> Prompting:
     return replace(prompting, max_text_tokens=min(prompting.max_text_tokens, room))
 
 
-def prompt_tokens(prompting: Prompting, codec: Codec) -> int:
-    """Tokens of a prompt around its text."""
+def count_prompt_tokens(prompting: PromptTemplate, codec: Codec) -> int:
+    """Return the tokens of a prompt without its text."""
     (prompt,) = prompting.prompts(["."], codec)
     if isinstance(prompt, str):
         return len(codec.encode_texts([prompt])[0])
     (ids,) = codec.encode_chats([prompt])
     if isinstance(ids, Refusal):
-        raise ConfigError(f"the model cannot be asked: {ids.message}", "try another model")
+        raise ConfigError(f"the model cannot read the prompt: {ids.message}", "try another model")
     return len(ids)
 
 
-def shortened(text: str, tokens: int, codec: Codec) -> str:
-    """The beginning of a text, at most `tokens` tokens of it."""
-    head = text[: tokens * _CHARACTERS_A_TOKEN]
+def truncate_text(text: str, tokens: int, codec: Codec) -> str:
+    """Return the beginning of a text, at most `tokens` tokens."""
+    head = text[: tokens * _CHARACTERS_PER_TOKEN]
     ids = codec.encode_fragment(head)
     if len(ids) <= tokens:
         return head

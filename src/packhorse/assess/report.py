@@ -1,8 +1,8 @@
-"""An assessment on disk: report.json, which can be read back, and what is drawn from it.
+"""Write and read an assessment's reports.
 
-report.json   everything (strict JSON: what is not a number is null)
+report.json   everything (strict JSON: NaN and infinity are null)
 report.md     for a pull request or a wiki
-report.html   for a team: one page that opens offline
+report.html   one page that opens offline
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from packhorse.reports.documents import json_text, read_document, write_document
 
 
 def write_reports(assessment: Assessment, folder: Path) -> list[Path]:
-    """Writes the three reports into `folder`; see `write_documents`."""
-    from packhorse.assess.page import html_text
-    from packhorse.assess.tables import markdown_text
+    """Write the three reports into `folder`; see `write_documents`."""
+    from packhorse.assess.html.page import html_text
+    from packhorse.assess.markdown import markdown_text
 
     return write_documents(
         folder,
@@ -29,5 +29,5 @@ def write_reports(assessment: Assessment, folder: Path) -> list[Path]:
 
 
 def read_report(path: Path) -> Assessment:
-    """An assessment from its report.json; see `read_document`."""
+    """Read an assessment from its report.json; see `read_document`."""
     return read_document(path, Assessment, FORMAT, "assess")

@@ -1,4 +1,4 @@
-"""Labelled rows as they are read, and what is wrong with those that cannot be used."""
+"""Read labelled rows and report those that cannot be used."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from packhorse.errors import InputError
 from packhorse.evaluation.label_matching import normalise
 from packhorse.inputs import read_fields
 
-FEWEST_OF_A_CLASS = 4
-"""Rows a class needs: one to test, three to train on, so that each fold is fitted on two."""
+MIN_ROWS_PER_LABEL = 4
+"""One row to test and three to train on, so that each fold is fitted on two."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """line: where it stands in the file. group: "" where there are no groups."""
+    """One row; line: in the file, group: "" without groups."""
 
     line: int
     text: str
@@ -28,11 +28,13 @@ class LabelledRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """rows: those that can be used, in the order of the file.
+class LabelledRows:
+    """The usable rows in the order of the file.
 
-    total: rows of the file. unusable: counts by reason. drawn_from: usable rows there were, where
-    not all were taken.
+    Attributes:
+        total: rows of the file.
+        unusable: counts by reason.
+        drawn_from: usable rows before drawing.
     """
 
     rows: tuple[LabelledRow, ...]
@@ -43,11 +45,12 @@ class Labelled:
 
 def read_labelled(
     config: AssessConfig, report: Callable[[str], None] = lambda message: None
-) -> Labelled:
-    """Reads the file; a row without text or label is counted and left out.
+) -> LabelledRows:
+    """Read the file; a row without text or label is counted and left out.
 
-    Raises InputError for a file that cannot be read, a column that is not there, a file without one
-    usable row, and labels that differ in nothing but their writing.
+    Raises:
+        InputError: an unreadable file, a missing column, no usable row, or labels that differ in
+            spelling only.
     """
     names = [config.text_column, config.label_column]
     names += [config.group_column] if config.group_column else []
@@ -68,7 +71,7 @@ def read_labelled(
         elif not text.strip():
             unusable["without text"] += 1
         else:
-            # A row without a group is a group of its own.
+            # A row without a group forms its own group.
             rows.append(LabelledRow(found.line, text, label, group or f"line {found.line}"))
     if not rows:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in unusable.items())
@@ -76,18 +79,22 @@ def read_labelled(
             f"no row of {config.labelled} can be used: {reasons or 'it has no rows'}",
             example or "name the columns with --text-column and --label-column",
         )
-    _check_writing({row.label for row in rows})
-    drawn = sorted(_drawn(len(rows), config.max_rows, config.seed))
-    return Labelled(tuple(rows[place] for place in drawn), total, dict(unusable), len(rows))
+    _reject_duplicate_spellings({row.label for row in rows})
+    drawn = sorted(_sample_indices(len(rows), config.max_rows, config.seed))
+    return LabelledRows(tuple(rows[index] for index in drawn), total, dict(unusable), len(rows))
 
 
-def with_enough(rows: tuple[LabelledRow, ...]) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
-    """The rows of classes that have FEWEST_OF_A_CLASS, and the counts of the others.
+def drop_rare_labels(
+    rows: tuple[LabelledRow, ...],
+) -> tuple[tuple[LabelledRow, ...], dict[str, int]]:
+    """Return the rows of labels with at least MIN_ROWS_PER_LABEL rows, and the counts of the
+    others.
 
-    Raises InputError where fewer than two classes are left.
+    Raises:
+        InputError: fewer than two labels are left.
     """
     counts = Counter(row.label for row in rows)
-    rare = {label: count for label, count in counts.items() if count < FEWEST_OF_A_CLASS}
+    rare = {label: count for label, count in counts.items() if count < MIN_ROWS_PER_LABEL}
     kept = tuple(row for row in rows if row.label not in rare)
     if len(counts) == 1:
         raise InputError(
@@ -97,26 +104,26 @@ def with_enough(rows: tuple[LabelledRow, ...]) -> tuple[tuple[LabelledRow, ...],
     if len(counts) - len(rare) < 2:
         few = ", ".join(f"{label!r} ({count})" for label, count in sorted(rare.items())[:5])
         raise InputError(
-            f"fewer than two labels have {FEWEST_OF_A_CLASS} distinct rows; too few have {few}"
+            f"fewer than two labels have {MIN_ROWS_PER_LABEL} distinct rows; too few have {few}"
             + (" and others" if len(rare) > 5 else ""),
             "label more rows; is --label-column a column of labels, and not of ids or numbers?",
         )
     return kept, rare
 
 
-def _drawn(count: int, most: int, seed: int) -> list[int]:
+def _sample_indices(count: int, most: int, seed: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return random.Random(seed).sample(range(count), most)  # noqa: S311 - a sample, no secret
 
 
-def _check_writing(labels: set[str]) -> None:
-    """InputError for two labels that a person would read as one."""
+def _reject_duplicate_spellings(labels: set[str]) -> None:
+    """Raise InputError for two labels that differ in spelling only."""
     seen: dict[str, str] = {}
     for label in sorted(labels):
         other = seen.setdefault(normalise(label), label)
         if other != label:
             raise InputError(
-                f"the labels {other!r} and {label!r} differ in nothing but their writing",
-                "write equal labels alike",
+                f"the labels {other!r} and {label!r} differ in spelling only",
+                "use one spelling per label",
             )

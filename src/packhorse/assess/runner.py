@@ -1,4 +1,4 @@
-"""`packhorse assess` as a function: read, split, hold the contest, judge, save, report."""
+"""Run `packhorse assess`: read, split, hold the contest, evaluate, save, report."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol
+from typing import Any
 
-from packhorse.assess.classic_contest import Classic, classic_entries, prepare_rows
+from packhorse.assess.classic_contest import Classic, prepare_features, run_classic_contestants
 from packhorse.assess.config import DEFAULT_EMBEDDINGS, AssessConfig
-from packhorse.assess.costs import Costs, measured
-from packhorse.assess.deciding import judged
+from packhorse.assess.contestants import ContestantResult
+from packhorse.assess.costs import Costs, measure_costs
 from packhorse.assess.document import Assessment
-from packhorse.assess.duplicates import distinct
-from packhorse.assess.entries import ContestantResult
-from packhorse.assess.judging import Outcome
-from packhorse.assess.model_contest import ModelSide, model_side
-from packhorse.assess.profile import Profile, profile
+from packhorse.assess.duplicates import remove_duplicates
+from packhorse.assess.evaluate import ContestResults, evaluate
+from packhorse.assess.model_contest import ModelResults, run_model_contestants
+from packhorse.assess.profile import Profile, make_profile
 from packhorse.assess.report import write_reports
-from packhorse.assess.rows import read_labelled, with_enough
-from packhorse.assess.saved import CARD
-from packhorse.assess.saving import save_entry, save_winner
-from packhorse.assess.splits import Fold, Split, folds, split
+from packhorse.assess.rows import drop_rare_labels, read_labelled
+from packhorse.assess.saved_classifier import CARD
+from packhorse.assess.saving import save_contestant, save_winner
+from packhorse.assess.splits import Fold, Split, make_folds, split
 from packhorse.assess.verdict import Verdict
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
@@ -35,24 +34,22 @@ from packhorse.inference.model import load
 from packhorse.jobs.manifest import versions
 from packhorse.models import prepare_embedding_model
 from packhorse.profiling.hardware import machine
+from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import is_there, make_folder
 
 WINNER = "winner"
 
 
-class ProgressReporter(Protocol):
-    """Is told what begins, a line each."""
+def assess(config: AssessConfig, observer: StageReporter) -> Assessment:
+    """Compare the classifiers and write reports and winner to `config.output`.
 
-    def stage(self, text: str) -> None: ...
-
-
-def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
-    """Holds the contest and writes reports and winner to `config.output`.
-
-    Raises ConfigError for options that make no sense, InputError for rows that cannot be used,
-    ModelError and EngineError for a model that cannot be had, run, or asked to score (and for a
-    sentence model that was named, before the other one is asked), OutputError
-    for a folder that cannot be written.
+    Raises:
+        ConfigError: options out of range.
+        InputError: unusable rows.
+        ModelError: a model that is unavailable; an explicitly named sentence model is checked
+            before the language model runs.
+        EngineError: an engine that cannot run the model or cannot score labels.
+        OutputError: a folder that cannot be written.
     """
     _check(config)
     started = time.monotonic()
@@ -62,14 +59,14 @@ def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
     with _new_folder(config.output):
         side, ran, model_bytes = _ask_model(config, parts, observer)
     notes = list(side.notes)
-    classic = as_classic_sees(config, parts, cut, observer, notes)
-    entries = (*classic_entries(classic, parts.train, observer.stage), *side.entries)
-    outcome = Outcome(parts, classic, side, entries, config.seed)
+    classic = prepare_classic_data(config, parts, cut, observer, notes)
+    entries = (*run_classic_contestants(classic, parts.train, observer.stage), *side.entries)
+    outcome = ContestResults(parts, classic, side, entries, config.seed)
     work = Path(mkdtemp(prefix=".contestants-", dir=config.output))
     try:
         costs = _costs(config, outcome, work, model_bytes, observer)
-        observer.stage("drawing learning curves, judging")
-        found = judged(config, outcome, costs)
+        observer.stage("computing learning curves and verdict")
+        found = evaluate(config, outcome, costs)
         saved = _saved(config, outcome, found, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -96,7 +93,7 @@ def assess(config: AssessConfig, observer: ProgressReporter) -> Assessment:
 
 
 def _check(config: AssessConfig) -> None:
-    """ConfigError for a number that makes no sense."""
+    """Raise ConfigError for a number out of range."""
     checks = [
         ("margin", 0 < config.margin < 1, "above 0 and below 1: 0.01 is one percentage point"),
         ("max_p95", config.max_p95 is None or config.max_p95 > 0, "above 0 seconds"),
@@ -115,7 +112,7 @@ def _check(config: AssessConfig) -> None:
     winner = config.output / WINNER
     if is_there(winner) and not (winner / CARD).exists():
         raise OutputError(
-            f"{winner} is there and holds no saved classifier", "name another folder: -o"
+            f"{winner} exists and holds no saved classifier", "choose another folder with -o"
         )
     if config.text_column == config.label_column:
         raise ConfigError(
@@ -126,7 +123,7 @@ def _check(config: AssessConfig) -> None:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder; it is gone again where the work inside fails and left nothing in it."""
+    """Create the folder; remove it if the work fails and leaves it empty."""
     is_new = not is_there(folder)
     make_folder(folder)
     try:
@@ -138,27 +135,27 @@ def _new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _rows(config: AssessConfig, observer: ProgressReporter) -> tuple[Split, list[Fold], Profile]:
-    """The rows, split and cut into folds: what is wrong with them is known before a model loads."""
+def _rows(config: AssessConfig, observer: StageReporter) -> tuple[Split, list[Fold], Profile]:
+    """Read, split and fold the rows: their errors are reported before a model is loaded."""
     observer.stage(f"reading {config.labelled}")
     labelled = read_labelled(config, observer.stage)
-    single = distinct(labelled.rows)
-    rows, rare = with_enough(single.rows)
+    single = remove_duplicates(labelled.rows)
+    rows, rare = drop_rare_labels(single.rows)
     grouped = config.group_column is not None
     parts = split(rows, grouped=grouped, seed=config.seed)
-    cut = folds(parts.train, grouped=grouped, seed=config.seed)
-    described = profile(labelled, single, rare, parts, grouped=grouped)
+    cut = make_folds(parts.train, grouped=grouped, seed=config.seed)
+    described = make_profile(labelled, single, rare, parts, grouped=grouped)
     observer.stage(
         f"{len(parts.train):,} training and {len(parts.test):,} test rows of "
-        f"{len(described.classes)} labels; {single.exact + single.near:,} repetitions left out"
+        f"{len(described.classes)} labels; {single.exact + single.near:,} duplicates removed"
     )
     return parts, cut, described
 
 
 def _ask_model(
-    config: AssessConfig, parts: Split, observer: ProgressReporter
-) -> tuple[ModelSide, dict[str, Any], int]:
-    """What the model said, what ran, and the bytes of its files."""
+    config: AssessConfig, parts: Split, observer: StageReporter
+) -> tuple[ModelResults, dict[str, Any], int]:
+    """Return the model's results, the settings it ran with, and the bytes of its files."""
     with load(
         config.model,
         engine=config.engine,
@@ -175,44 +172,51 @@ def _ask_model(
             "workers x threads": f"{capabilities.workers} x {capabilities.threads}",
             "batching": model.batching.policy,
         }
-        return model_side(model, config, parts, observer.stage), ran, model.prepared.bytes_on_disk
+        return (
+            run_model_contestants(model, config, parts, observer.stage),
+            ran,
+            model.prepared.bytes_on_disk,
+        )
 
 
-def as_classic_sees(
+def prepare_classic_data(
     config: AssessConfig,
     parts: Split,
     cut: list[Fold],
-    observer: ProgressReporter,
+    observer: StageReporter,
     notes: list[str],
 ) -> Classic:
-    """Rows as the classic contestants see them, without the default's embeddings where they cannot
-    be had; ModelError for a model of the user's choice."""
+    """Compute the classic contestants' features.
+
+    Default embeddings that are unavailable are left out; embeddings named by the user raise
+    ModelError.
+    """
     try:
-        return prepare_rows(parts, cut, config.embeddings, observer.stage)
+        return prepare_features(parts, cut, config.embeddings, observer.stage)
     except PackhorseError as error:
         if config.embeddings != DEFAULT_EMBEDDINGS:
             raise
-        notes.append(f"Sentence embeddings took no part: {error}.")
-        return prepare_rows(parts, cut, None, observer.stage)
+        notes.append(f"Sentence embeddings were not used: {error}.")
+        return prepare_features(parts, cut, None, observer.stage)
 
 
 def _costs(
     config: AssessConfig,
-    outcome: Outcome,
+    outcome: ContestResults,
     work: Path,
     model_bytes: int,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> dict[str, Costs]:
-    """Saves every contestant that reads its rows and measures it in a process of its own."""
+    """Save every contestant that reads its rows and measure it in a separate process."""
     found = {}
     for entry in outcome.entries:
         if entry.kind == "dummy":
             continue
-        observer.stage(f"measuring what {entry.title} costs")
-        save_entry(entry, work / entry.name, outcome.classes, config)
-        texts = [outcome.parts.test[place].text for place in entry.places]
+        observer.stage(f"measuring the cost of {entry.title}")
+        save_contestant(entry, work / entry.name, outcome.classes, config)
+        texts = [outcome.parts.test[index].text for index in entry.indices]
         further = model_bytes if entry.kind == "model" else _embedding_bytes(config, entry)
-        found[entry.name] = measured(work / entry.name, texts, entry.spent, further)
+        found[entry.name] = measure_costs(work / entry.name, texts, entry.spent, further)
     return found
 
 
@@ -224,10 +228,13 @@ def _embedding_bytes(config: AssessConfig, entry: ContestantResult) -> int:
 
 
 def _saved(
-    config: AssessConfig, outcome: Outcome, found: dict[str, Any], work: Path
+    config: AssessConfig, outcome: ContestResults, found: dict[str, Any], work: Path
 ) -> Path | None:
-    """Saves the winner. Where the rows were too few to say, that is the classic finalist, if it is
-    shown to have learnt anything."""
+    """Save the winner and return its folder.
+
+    If there are too few rows for a verdict, the classic finalist is saved, provided that it beats
+    the most frequent label.
+    """
     verdict: Verdict = found["verdict"]
     name = verdict.winner
     if verdict.kind == "too-small-to-say" and found["classic_gain"].is_superior:
@@ -252,7 +259,7 @@ def _classify_command(config: AssessConfig, saved: Path | None) -> str:
 
 
 def _settings(config: AssessConfig) -> dict[str, Any]:
-    """What the person asked for, as plain values."""
+    """Return the requested settings as plain values."""
     asked = asdict(config)
     left_out = ("engine", "batching", "command", "output", "labelled", "label_names")
     return {
@@ -260,8 +267,8 @@ def _settings(config: AssessConfig) -> dict[str, Any]:
     } | {"labelled": Path(config.labelled).name}
 
 
-def _prompt(side: ModelSide) -> dict[str, Any]:
-    """What the model was asked: the longest prompting of all ways."""
+def _prompt(side: ModelResults) -> dict[str, Any]:
+    """Return the longest prompt of all variants."""
     parts = [entry.part.prompting for entry in side.entries if entry.part is not None]
     longest = max(parts, key=lambda part: len(part.examples))
     return {

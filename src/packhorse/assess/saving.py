@@ -1,4 +1,4 @@
-"""Contestants as saved classifiers: each while it is measured, the winner for good."""
+"""Save contestants: each while it is measured, the winner permanently."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from packhorse.assess.cascade import Cascade
 from packhorse.assess.config import AssessConfig
-from packhorse.assess.entries import ContestantResult
-from packhorse.assess.judging import CASCADE
-from packhorse.assess.saved import Card, ClassicPart, read_card, write_card, write_fitted
+from packhorse.assess.contestants import ContestantResult
+from packhorse.assess.evaluate import CASCADE
+from packhorse.assess.saved_classifier import Card, ClassicPart, read_card, write_card, write_fitted
 from packhorse.assess.verdict import Verdict
 from packhorse.errors import OutputError
 
 
-def save_entry(
+def save_contestant(
     entry: ContestantResult, folder: Path, classes: tuple[str, ...], config: AssessConfig
 ) -> None:
-    """Saves a contestant so that it can be asked again."""
+    """Save a contestant so that it can classify again."""
     column, embeddings = config.text_column, config.embeddings
     if entry.part is not None:
         card = Card("model", entry.title, classes, model=entry.part, text_column=column)
@@ -46,8 +46,10 @@ def save_winner(
     cascade: Cascade | None,
     facts: dict[str, Any],
 ) -> None:
-    """Moves what is saved of contestant `name` (or of both, for a cascade) from `work` to `target`,
-    in the place of an older winner."""
+    """Move the saved contestant `name` from `work` to `target`, replacing an older winner.
+
+    For a cascade, both of its parts are saved.
+    """
     source = work / (cascade.classic if name == CASCADE and cascade else name)
     card = read_card(source)
     if name == CASCADE:

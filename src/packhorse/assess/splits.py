@@ -1,4 +1,4 @@
-"""Who may see which rows: a test part that nothing is tuned on, and folds inside the rest."""
+"""Split rows into training and test part, and the training part into folds."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ import numpy.typing as npt
 from packhorse.assess.rows import LabelledRow
 from packhorse.errors import InputError
 
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 TEST_SHARE = 0.25
-FEWEST_TO_TRAIN = 3
+MIN_TRAINING_ROWS = 3
 FOLDS = 5
 REPEATS = 2
 MANY_CLASSES = 8
-"""Above so many, folds are not repeated: linear classifiers take a fit for each class."""
+"""With more classes folds are not repeated: linear classifiers need one fit per class."""
 _GROUP_FOLDS = round(1 / TEST_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """train, test: rows. unseen: counts by label of rows that are in neither part, because the
-    training part has fewer than FEWEST_TO_TRAIN of them (a group may hold all of a label)."""
+    """The two parts.
+
+    Attributes:
+        unseen: counts by label of rows in neither part, because the training part has fewer than
+            MIN_TRAINING_ROWS of the label (a group may hold all of them).
+    """
 
     train: tuple[LabelledRow, ...]
     test: tuple[LabelledRow, ...]
@@ -36,22 +40,23 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Places of training rows: to fit on, and to judge by."""
+    """Indices of training rows to fit on and to evaluate on."""
 
-    fit: Places
-    judge: Places
+    fit: Indices
+    judge: Indices
     repeat: int
 
 
 def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
-    """A quarter of the rows for the test, each class in proportion, no group on both sides.
+    """Put a quarter of the rows into the test part, stratified by label, no group on both sides.
 
-    Raises InputError for fewer groups than there are parts.
+    Raises:
+        InputError: too few groups.
     """
     from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
     labels, groups = [row.label for row in rows], [row.group for row in rows]
-    places = np.arange(len(rows))
+    indices = np.arange(len(rows))
     if grouped:
         count = len(set(groups))
         if count < _GROUP_FOLDS:
@@ -62,14 +67,14 @@ def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
         parts = StratifiedGroupKFold(_GROUP_FOLDS, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of classes smaller than the parts
-            fit, test = next(parts.split(places, labels, groups))
+            fit, test = next(parts.split(indices, labels, groups))
     else:
         share = max(TEST_SHARE, len(set(labels)) / len(rows))
-        fit, test = train_test_split(places, test_size=share, stratify=labels, random_state=seed)
-    train = [rows[place] for place in sorted(fit)]
+        fit, test = train_test_split(indices, test_size=share, stratify=labels, random_state=seed)
+    train = [rows[index] for index in sorted(fit)]
     known = Counter(row.label for row in train)
-    enough = {label for label, count in known.items() if count >= FEWEST_TO_TRAIN}
-    seen = [rows[place] for place in sorted(test) if rows[place].label in enough]
+    enough = {label for label, count in known.items() if count >= MIN_TRAINING_ROWS}
+    seen = [rows[index] for index in sorted(test) if rows[index].label in enough]
     if len(enough) < 2 or not seen:
         raise InputError(
             "the groups leave fewer than two labels to learn from, or none to test",
@@ -79,12 +84,14 @@ def split(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> Split:
     return Split(tuple(row for row in train if row.label in enough), tuple(seen), dict(unseen))
 
 
-def folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
-    """REPEATS times (once for many classes) FOLDS stratified folds, fewer where the smallest class
-    has fewer rows.
+def make_folds(rows: Sequence[LabelledRow], *, grouped: bool, seed: int) -> list[Fold]:
+    """Return REPEATS times (once for many classes) FOLDS stratified folds.
 
-    A fold that would be fitted on fewer than two rows of a class is left out. Raises InputError
-    where none is left.
+    There are fewer if the smallest class has fewer rows; a fold fitted on fewer than two rows of a
+    class is left out.
+
+    Raises:
+        InputError: no fold is left.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 

@@ -1,13 +1,13 @@
-"""Which to use: non-inferiority within a margin, said with its uncertainty.
+"""Decide which classifier to use: non-inferiority within a margin.
 
 Classic and model are compared on the same test rows; the interval of the paired difference decides:
 
     classic - model  above -margin       the classic one is as good: use it, it costs less
                      below -margin       the model is better by more than the margin
-                     holds -margin       these rows are too few to say
+                     contains -margin    too few rows to decide
 
-Who is not shown to beat always giving the most frequent label is never used. Where the classic one
-does not suffice, the cascade may: it is used if it is as good as the model at a lower cost.
+A contestant that is not shown to beat the most frequent label is never used. If the classic one is
+not good enough, the cascade is used if it is as good as the model at a lower cost.
 """
 
 from __future__ import annotations
@@ -17,30 +17,33 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packhorse.assess.cascade import Cascade
-from packhorse.assess.entries import MODEL_TITLE
-from packhorse.assess.pairs import Pair, rows_needed
+from packhorse.assess.contestants import MODEL_TITLE
+from packhorse.assess.paired_comparison import PairedComparison, rows_needed
 
 Kind = Literal["classic", "language-model", "cascade", "neither", "too-small-to-say"]
 
 GAIN = 0.10
-"""A gain over the most frequent label that cannot be excluded means: too small to say."""
-MOST_TO_MODEL = 0.9
-"""A cascade that sends more rows than this to the model is the model."""
+"""If a gain over the most frequent label this large is possible, rows are too few to say."""
+MAX_MODEL_SHARE = 0.9
+"""A cascade that sends a larger share of rows to the model counts as the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictInputs:
-    """All a verdict rests on.
+    """Everything a verdict depends on.
 
-    pair: classic against model, on the model's test rows. classic_gain, model_gain: each against
-    the most frequent label. cascade: None where there is none. too_slow: names of contestants whose
-    p95 breaks the limit. titles: of contestants by name.
+    Attributes:
+        pair: classic against model, on the model's test rows.
+        classic_gain: classic against the most frequent label; model_gain: model against it.
+        cascade: None if there is none.
+        too_slow: names of contestants whose p95 exceeds the limit.
+        titles: of contestants by name.
     """
 
     margin: float
-    pair: Pair
-    classic_gain: Pair
-    model_gain: Pair
+    pair: PairedComparison
+    classic_gain: PairedComparison
+    model_gain: PairedComparison
     cascade: Cascade | None
     too_slow: frozenset[str]
     titles: dict[str, str]
@@ -48,9 +51,14 @@ class VerdictInputs:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """winner: name of the contestant, "cascade", or "" for none. reason: sentences. cautions: what
-    a reader must know before believing it. rows_needed: test rows with which the question would be
-    decided with 80 % power, where it was left open."""
+    """The recommendation.
+
+    Attributes:
+        winner: name of the contestant, "cascade", or "" for none.
+        reason: sentences.
+        cautions: what limits its reliability.
+        rows_needed: test rows that would decide an open question with 80 % power.
+    """
 
     kind: Kind
     winner: str
@@ -60,9 +68,9 @@ class Verdict:
     rows_needed: int | None
 
 
-def judge(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
-    """The verdict of a case."""
-    kind, winner, reason = _decided(case)
+def decide_verdict(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
+    """Return the verdict with its reason."""
+    kind, winner, reason = _decide(case)
     needed = _rows_to_decide(case) if kind == "too-small-to-say" else None
     if needed is not None:
         reason += (
@@ -71,17 +79,21 @@ def judge(case: VerdictInputs, cautions: Sequence[str] = ()) -> Verdict:
     return Verdict(kind, winner, _TITLES[kind], reason, tuple(cautions), needed)
 
 
-def _decided(case: VerdictInputs) -> tuple[Kind, str, str]:
+def _decide(case: VerdictInputs) -> tuple[Kind, str, str]:
     classic, model = case.pair.left, case.pair.right
     knows, model_knows = case.classic_gain.is_superior, case.model_gain.is_superior
     if not knows and not model_knows:
-        return _nobody(case)
+        return _none_beats_majority(case)
     if case.too_slow & {classic, model}:
         if knows and classic not in case.too_slow:
             return "classic", classic, _only_fast_enough(case, classic, model)
         if model_knows and model not in case.too_slow:
             return "language-model", model, _only_fast_enough(case, model, classic)
-        return "neither", "", "Nobody who is shown to know anything keeps the limit of --max-p95."
+        return (
+            "neither",
+            "",
+            "No classifier that is shown to beat the most frequent label keeps --max-p95.",
+        )
     if knows and case.pair.is_non_inferior(case.margin):
         return "classic", classic, _as_good(case)
     if knows and model_knows and _cascade_serves(case):
@@ -89,13 +101,12 @@ def _decided(case: VerdictInputs) -> tuple[Kind, str, str]:
     if case.pair.is_inferior(case.margin):  # and so better than the most frequent label, too
         return "language-model", model, _better_model(case)
     if not knows and case.pair.is_non_inferior(case.margin):
-        return "language-model", model, _only_one_that_knows(case)
+        return "language-model", model, _only_model_beats_majority(case)
     return "too-small-to-say", "", _open(case)
 
 
 def _rows_to_decide(case: VerdictInputs) -> int | None:
-    """Test rows for what was left open: who beats the most frequent label, or which of the two is
-    better; None where no number of rows is known."""
+    """Return test rows that would decide an open verdict; None if unknown."""
     gains = (case.classic_gain, case.model_gain)
     pairs = [(case.pair, case.margin)]
     if not any(gain.is_superior for gain in gains):
@@ -113,26 +124,26 @@ def _cascade_serves(case: VerdictInputs) -> bool:
         return False
     return (
         cascade.against_model.is_non_inferior(case.margin)
-        and 0 < cascade.point.share <= MOST_TO_MODEL
+        and 0 < cascade.point.share <= MAX_MODEL_SHARE
     )
 
 
-def _nobody(case: VerdictInputs) -> tuple[Kind, str, str]:
+def _none_beats_majority(case: VerdictInputs) -> tuple[Kind, str, str]:
     gains = (case.classic_gain, case.model_gain)
-    said = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
+    gains_text = "; ".join(f"{_name(case, gain.left)} {_points(gain)}" for gain in gains)
     if any(not gain.is_inferior(-GAIN) for gain in gains):
         return (
             "too-small-to-say",
             "",
-            f"On {case.pair.rows:,} test rows nobody is shown to beat always giving the most "
-            f"frequent label, and nobody is shown not to: {said}.",
+            f"{case.pair.rows:,} test rows are too few to show whether either classifier beats "
+            f"always giving the most frequent label: {gains_text}.",
         )
     return (
         "neither",
         "",
         "Neither the classic contestants nor the language model are shown to beat always giving "
-        f"the most frequent label: {said}. The labels do not follow from these texts in a way that "
-        "either of them finds.",
+        f"the most frequent label: {gains_text}. Neither of them finds a relation between these "
+        "texts and their labels.",
     )
 
 
@@ -171,7 +182,7 @@ def _cascade_reason(case: VerdictInputs) -> str:
     )
 
 
-def _only_one_that_knows(case: VerdictInputs) -> str:
+def _only_model_beats_majority(case: VerdictInputs) -> str:
     return (
         f"Only {_name(case, case.pair.right)} is shown to beat always giving the most frequent "
         f"label: {_points(case.model_gain)}; {_name(case, case.pair.left)} has "
@@ -181,8 +192,8 @@ def _only_one_that_knows(case: VerdictInputs) -> str:
 
 def _only_fast_enough(case: VerdictInputs, fast: str, slow: str) -> str:
     return (
-        f"{_capital(_name(case, slow))} breaks the limit of --max-p95; {_name(case, fast)} keeps "
-        f"it. Classic against model: {_points(case.pair)} on {case.pair.rows:,} test rows."
+        f"{_capital(_name(case, slow))} exceeds --max-p95; {_name(case, fast)} does "
+        f"not. Classic against model: {_points(case.pair)} on {case.pair.rows:,} test rows."
     )
 
 
@@ -195,13 +206,13 @@ def _open(case: VerdictInputs) -> str:
 
 
 def _name(case: VerdictInputs, contestant: str) -> str:
-    """A title as it stands in a sentence."""
+    """Return a title as used within a sentence."""
     title = case.titles[contestant]
     return f"the {title}" if title.startswith(MODEL_TITLE) else title
 
 
-def _points(pair: Pair) -> str:
-    """A difference in percentage points with its interval."""
+def _points(pair: PairedComparison) -> str:
+    """Format a difference in percentage points with its interval."""
     difference = pair.difference
     assert difference.low is not None
     assert difference.high is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packhorse.cli import EXIT_DONE, options
 from packhorse.compare.config import CompareConfig
-from packhorse.compare.recommend import UserLimits
+from packhorse.compare.verdict import UserLimits
 from packhorse.config import InputConfig
 
 

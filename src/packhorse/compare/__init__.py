@@ -1,11 +1,13 @@
-"""Techniques side by side: what each one costs and buys on the user's own prompts.
+"""Compare engines, number formats and batching policies on the user's own prompts.
 
-statistics   intervals, tests, ties, the Pareto front and its knee: numbers in, numbers out
-ties         whether one trial is faster than another, or it is noise
-quality      a trial's rows against the reference's rows
-labels       a model's answers against a label per row
-embeddings   texts to sentence vectors
-teacher      the same text scored by two models: Kullback-Leibler divergence, perplexity
+config, document      the configuration; the result as data
+runner                the whole comparison
+sample, trial, energy     rows drawn once; one measured run in its own process
+evaluate              speed and accuracy of each trial
+verdict               from trials to one recommendation
+metric_definitions    every column of the reports
+report_values, narrative      values and sentences that reports share
+report, csv_table, markdown, terminal, html/      the reports
 
-What every measure means is in docs/measures.md.
+docs/measures.md defines every metric.
 """

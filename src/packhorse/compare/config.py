@@ -1,4 +1,4 @@
-"""What a comparison is: frozen, inert. The command line reads its defaults from here."""
+"""Configuration of a comparison; the command line takes its defaults from here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from packhorse.batching import POLICIES
-from packhorse.compare.recommend import UserLimits
+from packhorse.compare.verdict import UserLimits
 from packhorse.config import MODEL_ENGINES, InputConfig
 
 
@@ -14,13 +14,19 @@ from packhorse.config import MODEL_ENGINES, InputConfig
 class CompareConfig:
     """Which techniques to compare on which rows.
 
-    engines x quantizations x batchings is the grid; a format an engine does not know is left out.
-    sample: rows drawn from the input. repeats: runs of every combination. warmup_rows: rows run
-    before timing starts, in every process. reference: "ENGINE:FORMAT", run with batching `single`.
-    embeddings: catalog name or sentence-transformers folder; None leaves cosines out. labels: field
-    of the input that holds the right answer of a row. teacher_forcing: score the reference's text
-    with every engine and format. resume: keep the repeats that an interrupted comparison finished.
-    allow_pickle: accept PyTorch .bin weights where there is no safetensors file.
+    The grid is engines x quantizations x batchings, without formats that an engine does not
+    support.
+
+    Attributes:
+        sample: rows drawn from the input.
+        repeats: runs of every combination.
+        warmup_rows: rows run before timing starts, in every process.
+        reference: "ENGINE:FORMAT", run with batching `single`.
+        embeddings: catalog name or sentence-transformers folder; None: no cosine similarity.
+        labels: input field with the correct answer of a row.
+        teacher_forcing: score the reference's text with every engine and format.
+        resume: keep the repeats that an interrupted comparison finished.
+        allow_pickle: accept PyTorch .bin weights if there is no safetensors file.
     """
 
     model: str

@@ -1,7 +1,7 @@
-"""A comparison as data: what `report.json` holds and every other report is drawn from.
+"""A comparison as data: the content of report.json, from which all other reports are rendered.
 
-All times are seconds, all sizes bytes, all shares between 0 and 1, chrF from 0 to 100. `FORMAT`
-changes whenever a reader of an older report.json would misread a newer one.
+Times are seconds, sizes bytes, shares between 0 and 1, chrF from 0 to 100. `FORMAT` changes if a
+reader of an older report.json would misread a newer one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A figure over the repeats: their median, and the interval [low, high] around it.
+    """Median over the repeats and its interval [low, high].
 
-    With fewer than 6 repeats the interval is the smallest and largest value.
+    With fewer than 6 repeats the interval is the smallest and the largest value.
     """
 
     median: float
@@ -27,8 +27,10 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over rows with its 95 % interval [low, high]: Wilson's for shares of rows, a bootstrap
-    over rows for everything else."""
+    """Mean over rows with its 95 % interval [low, high].
+
+    The interval is Wilson's for shares of rows and a bootstrap over rows for everything else.
+    """
 
     mean: float
     low: float
@@ -37,11 +39,15 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """One run of one trial, raw.
+    """Raw values of one run of one trial.
 
-    figures: `Meter.to_json` of the trial's process. wall_seconds: the whole process, start to end.
-    peak_memory_bytes: largest resident memory of its process tree. energy_joules: measured by RAPL
-    or None. latencies, first_tokens: one value a row, in input order; None where it is not known.
+    Attributes:
+        figures: `Meter.to_json` of the trial's process.
+        wall_seconds: from start to end of the process.
+        peak_memory_bytes: largest resident memory of its process tree.
+        energy_joules: measured by RAPL, or None.
+        latencies: seconds per row, in input order; None if not measured.
+        first_tokens: as latencies.
     """
 
     number: int
@@ -56,7 +62,7 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class WorstRow:
-    """A row whose answer is farthest from the reference's."""
+    """A row whose answer differs most from the reference's."""
 
     id: str
     prompt: str
@@ -70,16 +76,15 @@ class WorstRow:
 class Trial:
     """One combination of engine, quantization and batching.
 
-    status "failed" has a `reason` and whatever repeats ended well. speed: Spread by figure name:
-    wall_seconds, load_seconds, generate_seconds, rows_per_second, prompt_tokens_per_second,
-    generated_tokens_per_second, total_tokens_per_second, latency_p50, latency_p95, latency_p99,
-    first_token_p50, first_token_p95, seconds_per_token_p50, peak_memory_bytes, processor_seconds,
-    energy_joules, padding_share, token_by_token_prefill_share, batches, generated_tokens; a figure
-    that was not measured is absent. quality: Estimate by measure name: rows_identical,
-    first_token_equal, matched_prefix, chrf, cosine, kl_divergence, top1_agreement, label_accuracy.
-    quality_notes: other quality figures (counts, cosine_floor, perplexity_ratio, flips, mcnemar_p
-    ...), flat; the interval of NAME is NAME_low and NAME_high, where it is known.
-    flags: sentences a reader must know before believing the row. command: reproduces the trial.
+    Attributes:
+        reason: why the trial failed; `repeats` then holds those that ended well.
+        speed: by name of a speed metric in `metric_definitions`; a figure that was not measured is
+            absent.
+        quality: by name of a quality metric in `metric_definitions`.
+        quality_notes: further figures without an entry of their own (counts, cosine_floor,
+            perplexity_ratio, flips, mcnemar_p, ...); an interval of NAME is NAME_low and NAME_high.
+        flags: warnings about the figures of this trial, in sentences.
+        command: reproduces the trial.
     """
 
     name: str
@@ -101,7 +106,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What one change alone did, everything else equal: `kind` is batching or quantization."""
+    """The effect of one change with everything else equal."""
 
     kind: Literal["batching", "quantization"]
     before: str
@@ -113,10 +118,13 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """trial: the name of the one to use, or "" when none is inside the limits.
+    """The recommended trial.
 
-    reason: one sentence. given_up: what a faster, smaller or truer trial would have given, in one
-    sentence. ties: trials whose difference from it is inside the noise.
+    Attributes:
+        trial: its name; "" if no trial is within the limits.
+        reason: one sentence.
+        given_up: advantage of a faster or more accurate trial, in one sentence.
+        ties: trials whose difference in speed is within the noise.
     """
 
     trial: str
@@ -130,10 +138,12 @@ class Recommendation:
 class Comparison:
     """The whole document.
 
-    sample: rows, prompt_tokens, longest_prompt, max_new_tokens, seed of the sampling, input path.
-    reference: name of what accuracy is measured against, its rows and tokens, the variant of chrF.
-    pareto: names of trials that no other beats in accuracy and throughput at once; knee: one of
-    them, or "".
+    Attributes:
+        sample: rows, prompt_tokens, longest_prompt, max_new_tokens, input path.
+        reference: name, rows and tokens of the run that accuracy is measured against; signature of
+            chrF.
+        pareto: names of the trials that no other beats in both accuracy and throughput.
+        knee: one of them, or "".
     """
 
     command: str

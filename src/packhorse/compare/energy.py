@@ -1,4 +1,4 @@
-"""Energy of the processor package as the hardware counts it, where it can be read."""
+"""Read the energy of the processor packages from hardware counters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Joules since construction, summed over processor packages, by Intel's and AMD's RAPL counters
-    (Linux powercap). The whole machine is counted, not one process. Root only on most systems; None
-    where there is no counter or it may not be read: an estimate is never given.
+    """Measure joules since construction, summed over processor packages.
+
+    Reads the RAPL counters of Intel and AMD (Linux powercap), which cover the whole machine, not
+    one process. On most systems only root may read them. The result is None if there is no readable
+    counter; it is never estimated.
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:
@@ -20,7 +22,7 @@ class EnergyMeter:
         self._start = self._read()
 
     def _read(self) -> list[tuple[int, int]] | None:
-        """(counter, its range) of each package, in microjoules."""
+        """Return (counter, its range) of each package in microjoules."""
         try:
             return [
                 (
@@ -33,7 +35,10 @@ class EnergyMeter:
             return None
 
     def joules(self) -> float | None:
-        """A counter that is smaller than it was has wrapped around once."""
+        """Return the joules since construction.
+
+        A counter that is smaller than before has wrapped around once.
+        """
         end = self._read()
         if self._start is None or end is None:
             return None

@@ -1,4 +1,4 @@
-"""`packhorse compare` as a function: sample, reference, interleaved trials, judgement, reports."""
+"""Run `packhorse compare`: sample, reference, interleaved trials, evaluation, reports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from packhorse.batching.policies import PLANNED
 from packhorse.calibration import stored_calibration
 from packhorse.compare.config import CompareConfig
 from packhorse.compare.document import Comparison
-from packhorse.compare.judge import Judge, ProgressReporter, TrialRuns
-from packhorse.compare.recommend import front, knee_of, measured, recommend
+from packhorse.compare.evaluate import TrialEvaluator, TrialRuns
 from packhorse.compare.report import write_reports
 from packhorse.compare.sample import Sample, take_sample
-from packhorse.compare.trial import Outcome, finished_repeat, run_repeat
+from packhorse.compare.trial import RepeatOutcome, finished_repeat, run_repeat
+from packhorse.compare.verdict import comparable_trials, find_knee, pareto_trials, recommend
 from packhorse.embeddings import read_layout
 from packhorse.errors import ConfigError, OutputError, PackhorseError
 from packhorse.inference.model import check_least, prepare_for
@@ -29,6 +29,7 @@ from packhorse.jobs.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.outputs import write_json
 from packhorse.profiling.hardware import machine
+from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import make_folder
 from packhorse.storage.json_files import read_object
 from packhorse.techniques.calibrations import calibrated_in_child_process
@@ -42,40 +43,42 @@ from packhorse.techniques.grid import (
 
 PLAN_FORMAT = 1
 PLAIN = ("--no-share-prefixes", "--no-deduplicate")
-"""The reference saves no work: every row is computed whole, for itself."""
+"""The reference computes every row separately, without shared prefixes or deduplication."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Says after each run what it took and how long the rest will take."""
+    """Report after each run how long it took and the estimated time left."""
 
-    observer: ProgressReporter
+    observer: StageReporter
     runs: int
     started: float
     done: int = 0
 
-    def report(self, name: str, number: int, outcome: Outcome) -> None:
+    def report(self, name: str, number: int, outcome: RepeatOutcome) -> None:
         self.done += 1
         left = (time.monotonic() - self.started) / self.done * (self.runs - self.done)
         if outcome.repeat is None:
-            came_to = f"failed: {outcome.reason}"
+            result = f"failed: {outcome.reason}"
         else:
-            came_to = f"{outcome.repeat.figures['seconds']['generate']:.1f} s"
+            result = f"{outcome.repeat.figures['seconds']['generate']:.1f} s"
         self.observer.stage(
-            f"[{self.done}/{self.runs}] {name}, repeat {number + 1}: {came_to}; "
+            f"[{self.done}/{self.runs}] {name}, repeat {number + 1}: {result}; "
             f"about {left / 60:.0f} min left"
         )
 
 
-def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
-    """Runs every combination and writes the reports to `config.output`.
+def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
+    """Run every combination and write the reports to `config.output`.
 
-    Everything measured lies in `config.output`/runs as it is measured: a comparison that ends
-    early loses nothing, and `resume` goes on from there. A trial that dies is a row with a reason.
+    Every measurement is stored in `config.output`/runs at once, so an interrupted comparison loses
+    nothing and `resume` continues it. A trial that fails is a row with a reason.
 
-    Raises ConfigError for a grid that is empty or limits that make no sense, InputError for an
-    unreadable input, OutputError for a folder of another comparison or a full disk, ModelError for
-    a model that cannot be prepared.
+    Raises:
+        ConfigError: an empty grid, or numbers out of range.
+        InputError: an unreadable input.
+        OutputError: the folder holds another comparison, or the disk is full.
+        ModelError: a model that cannot be prepared.
     """
     _check(config)
     grid = combinations(
@@ -107,24 +110,24 @@ def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
     arguments = _run_arguments(config, sample, date)
     reference_output = _run_reference(config, reference, arguments, sample, date, observer)
     trials = _run_trials(config, grid, arguments, runs, observer)
-    observer.stage("judging the answers")
-    judge = Judge(config, sample, reference, reference_output, date, observer)
-    judged = tuple(judge.trial(trial) for trial in trials)
-    ranked = front(measured(judged))
-    bend = knee_of(ranked)
+    observer.stage("evaluating the answers")
+    evaluator = TrialEvaluator(config, sample, reference, reference_output, date, observer)
+    judged = tuple(evaluator.evaluate_trial(trial) for trial in trials)
+    ranked = pareto_trials(comparable_trials(judged))
+    knee = find_knee(ranked)
     comparison = Comparison(
         command=config.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=config.model,
         machine=machine(),
         versions=versions(),
-        sample=_sample_facts(config, sample, judge),
-        reference={"name": reference.name, **judge.reference_facts()},
+        sample=_sample_facts(config, sample, evaluator),
+        reference={"name": reference.name, **evaluator.reference_facts()},
         limits=asdict(config.limits),
         trials=judged,
-        effects=judge.effects(trials),
+        effects=evaluator.measure_effects(trials),
         pareto=tuple(trial.name for trial in ranked),
-        knee=bend.name if bend else "",
+        knee=knee.name if knee else "",
         recommendation=recommend(judged, config.limits),
     )
     write_reports(comparison, config.output)
@@ -132,7 +135,7 @@ def compare(config: CompareConfig, observer: ProgressReporter) -> Comparison:
 
 
 def _check(config: CompareConfig) -> None:
-    """ConfigError for a number that makes no sense."""
+    """Raise ConfigError for a number out of range."""
     counts = {
         "repeats": config.repeats,
         "max_new_tokens": config.max_new_tokens,
@@ -142,7 +145,10 @@ def _check(config: CompareConfig) -> None:
     check_least({"warmup_rows": config.warmup_rows}, 0)
     agreement = config.limits.min_agreement
     if agreement is not None and not 0 <= agreement <= 1:
-        raise ConfigError(f"min_agreement is {agreement}", "it is a share from 0 to 1")
+        raise ConfigError(
+            f"min_agreement must be between 0 and 1, got {agreement}",
+            "it is a share: 0.95 allows 5 % difference",
+        )
 
 
 def _reference(config: CompareConfig) -> Combination:
@@ -154,9 +160,10 @@ def _reference(config: CompareConfig) -> Combination:
 
 
 def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
-    """Ties the folder to one comparison: results of another one must never be mixed in.
+    """Bind the folder to one comparison, so that results of different ones are never mixed.
 
-    Returns the date that chat templates write in all of its runs, whenever it is resumed.
+    Returns:
+        The date that chat templates write in all runs, also after resuming.
     """
     date = date_of(config.reading.date).date().isoformat()
     plan: dict[str, Any] = {
@@ -170,27 +177,29 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
         "system": config.reading.system,
     }
     if path.exists():
-        found = read_object(path, error=OutputError, hint="name another folder: -o")
+        found = read_object(path, error=OutputError, hint="choose another folder with -o")
         if not config.resume:
             raise OutputError(
-                f"{config.output} holds a comparison already",
-                "go on with it: --resume; or name another folder: -o",
+                f"{config.output} already contains a comparison",
+                "continue it with --resume, or choose another folder with -o",
             )
         changed = [name for name in plan if plan[name] != found.get(name)]
         if changed:
             raise OutputError(
-                f"{config.output} holds a comparison with another {', '.join(changed)}",
-                "name another folder: -o",
+                f"{config.output} contains a comparison with another {', '.join(changed)}",
+                "choose another folder with -o",
             )
         date = found.get("date", date)
     write_json(path, {**plan, "date": date})
     return date
 
 
-def _prepare(config: CompareConfig, combination: Combination, observer: ProgressReporter) -> None:
-    """Fetches, converts and, for `planned`, calibrates before anything is timed: what is measured
-    meanwhile decides the workers of every later run of that engine and format. What cannot be
-    prepared fails in its trial."""
+def _prepare(config: CompareConfig, combination: Combination, observer: StageReporter) -> None:
+    """Fetch, convert and, for `planned`, calibrate before anything is timed.
+
+    The calibration decides the workers of every later run of that engine and format. What cannot be
+    prepared fails in its trial.
+    """
     engine = engine_config(combination.engine, combination.quantization)
     try:
         prepared = prepare_for(
@@ -221,9 +230,9 @@ def _run_reference(
     arguments: Sequence[str],
     sample: Sample,
     date: str,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> Path:
-    """The output of the reference run, from the cache when this very run was made before."""
+    """Return the output of the reference run, from the cache if an identical run exists."""
     engine = engine_config(reference.engine, reference.quantization)
     prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
     identity = {
@@ -244,11 +253,11 @@ def _run_reference(
             folder, 0, packhorse_command([*arguments, *reference.options(), *PLAIN])
         )
     else:
-        observer.stage(f"the reference, {reference.name}, is in the cache")
+        observer.stage(f"the reference, {reference.name}, was found in the cache")
     if outcome.repeat is None:
         raise ConfigError(
             f"the reference {reference.name} failed: {outcome.reason}",
-            "choose another one: --reference ENGINE:FORMAT",
+            "choose another one with --reference ENGINE:FORMAT",
         )
     return folder / "answers.jsonl"
 
@@ -258,9 +267,9 @@ def _run_trials(
     grid: Sequence[Combination],
     arguments: Sequence[str],
     runs: Path,
-    observer: ProgressReporter,
+    observer: StageReporter,
 ) -> list[TrialRuns]:
-    """Every combination once, then every combination again: a slow minute hits all alike."""
+    """Run every combination once, then all of them again, so a slow minute affects all alike."""
     trials = [TrialRuns(combination, [], []) for combination in grid]
     progress = Progress(observer, len(grid) * config.repeats, time.monotonic())
     for number in range(config.repeats):
@@ -276,12 +285,14 @@ def _run_trials(
     return trials
 
 
-def _sample_facts(config: CompareConfig, sample: Sample, judge: Judge) -> dict[str, Any]:
+def _sample_facts(
+    config: CompareConfig, sample: Sample, evaluator: TrialEvaluator
+) -> dict[str, Any]:
     return {
         "input": config.input,
         "rows": len(sample.requests),
         "rows_in_input": sample.total,
         "skipped": sample.skipped,
         "max_new_tokens": config.max_new_tokens,
-        **judge.prompt_facts(),
+        **evaluator.prompt_facts(),
     }

@@ -1,4 +1,4 @@
-"""The rows a comparison runs: drawn once, written down, the same for every trial."""
+"""Draw the rows of a comparison once and write them down for every trial."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ SAMPLE_SEED = 20_250_101
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """path: a JSONL file of the rows. requests: the rows, in input order. skipped: input rows that
-    could not be read. total: readable rows of the input. sha256: of the file. labels: the right
-    answer of each row where it has one; empty when none were asked for."""
+    """The drawn rows.
+
+    Attributes:
+        path: a JSONL file of the rows.
+        requests: the rows, in input order.
+        skipped: input rows that could not be read.
+        total: readable rows of the input.
+        sha256: of the file.
+        labels: correct answer of each row, None if it has none; empty if none were requested.
+    """
 
     path: Path
     requests: tuple[Request, ...]
@@ -42,15 +49,20 @@ def take_sample(
     labels: str | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Sample:
-    """Draws `rows` readable rows at random with a fixed seed (all, if there are no more) and writes
-    them to `path` in input order. The input is read twice: to count, then to draw. labels: the
-    field that holds the right answers.
+    """Draw `rows` readable rows with a fixed seed and write them to `path` in input order.
 
-    Raises InputError when no row is readable and for labels of an input without fields, ConfigError
-    for rows = 0, for rows that the sample file cannot hold, and where no row drawn has a label.
+    All rows are taken if there are no more. The input is read twice: to count, then to draw.
+
+    Args:
+        labels: input field with the correct answers.
+
+    Raises:
+        InputError: no readable row, or labels requested of an input without fields.
+        ConfigError: rows below 1, rows that the sample file cannot represent, or no drawn row with
+            a label.
     """
     if rows < 1:
-        raise ConfigError(f"a sample of {rows} rows", "give a sample of at least 1 row")
+        raise ConfigError(f"the sample must have at least 1 row, got {rows}", "set --sample")
     total = skipped = 0
     for row in read_rows(source, reading, report):
         if isinstance(row, Request):
@@ -58,7 +70,9 @@ def take_sample(
         else:
             skipped += 1
     if total == 0:
-        raise InputError(f"no row of {source} can be read", "see why with: packhorse run")
+        raise InputError(
+            f"no row of {source} can be read", "packhorse run shows the reason for each row"
+        )
     drawn = set(random.Random(SAMPLE_SEED).sample(range(total), min(rows, total)))  # noqa: S311
     readable = (row for row in read_rows(source, reading) if isinstance(row, Request))
     requests = _with_unique_ids(row for number, row in enumerate(readable) if number in drawn)
@@ -73,7 +87,7 @@ def take_sample(
 def _labels(
     source: Path, requests: tuple[Request, ...], field: str, csv_quoting: CsvQuoting
 ) -> tuple[str | None, ...]:
-    """The text of `field` of each request, None where it is missing or blank."""
+    """Return the text of `field` of each request; None if it is missing or blank."""
     wanted = {request.index for request in requests}
     labels = {
         row.index: row.values[field]
@@ -82,13 +96,14 @@ def _labels(
     }
     if not labels:
         raise ConfigError(
-            f"no sampled row has a label in {field!r}", "name the field of the right answers"
+            f"no sampled row has a label in {field!r}",
+            "set --labels to the field with the correct answers",
         )
     return tuple(labels.get(request.index) for request in requests)
 
 
 def _with_unique_ids(requests: Iterable[Request]) -> tuple[Request, ...]:
-    """The rows, where none has an id that another one brings."""
+    """Return the rows, with generated ids changed that collide with given ones."""
     found = tuple(requests)
     taken = {str(request.id) for request in found if request.has_own_id}
 
@@ -111,5 +126,5 @@ def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
             )
         name = "prompt" if isinstance(request.content, str) else "messages"
         row: dict[str, Any] = {"id": request.id, name: request.content, **request.options}
-        row.pop("top_log_probs", None)  # is asked for by batch lines only and changes no text
+        row.pop("top_log_probs", None)  # only batch lines have it; it does not change the text
         yield json.dumps(row).encode() + b"\n"

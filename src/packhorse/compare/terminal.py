@@ -1,53 +1,51 @@
-"""A comparison as text for a terminal or a pipe."""
+"""Render a comparison as text for a terminal or a pipe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from packhorse.compare.document import Comparison, Trial
+from packhorse.compare.metric_definitions import METRICS, DerivedMetric, Metric, QualityMetric
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
 from packhorse.compare.report_values import (
     Change,
     baseline,
     changes,
-    headline,
     interval,
-    limits_line,
     marks,
     mean,
     median,
-    recommendation_title,
     short_name,
-    speed_up,
     variants,
-    waste,
+    wasted_share,
 )
-from packhorse.reports.formats import ABSENT, Format, gigabytes, number, percent, score, show, times
-from packhorse.reports.terminal import Lines, cells_line, paragraph, rendered, text
-from packhorse.reports.words import visible
-
-_DROPPED_FIRST = ("tokens", "kl", "waste", "cosine", "range", "p50", "identical", "memory", "rows")
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """Two lines of heading and a cell of every trial that ended well."""
-
-    name: str
-    heading: tuple[str, str]
-    cells: dict[str, str]
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (*self.heading, *self.cells.values())))
+from packhorse.reports.columns import Heading
+from packhorse.reports.formats import ABSENT, number, percent, score, show, times
+from packhorse.reports.terminal import (
+    Lines,
+    TextColumn,
+    cells_line,
+    fitting_columns,
+    heading_lines,
+    paragraph,
+    rendered,
+    row_line,
+    text,
+)
+from packhorse.reports.text import visible
 
 
 def table(comparison: Comparison, width: int, *, colour: bool = False) -> str:
-    """Trials, effects and recommendation in lines of at most `width` characters (60 at least).
+    """Return trials, effects and recommendation in lines of at most `width` characters (60 at
+    least).
 
-    The least important columns go first where there is no room; only the command is never broken,
-    so that it can be copied. colour: with the escapes of a terminal.
+    On a narrow terminal the least important columns are left out. Only the command is never
+    wrapped, so that it can be copied.
+
+    Args:
+        colour: use terminal escape codes.
     """
     return rendered(
         [
@@ -67,10 +65,8 @@ def _head(comparison: Comparison, width: int) -> Lines:
 def _trials(comparison: Comparison, width: int) -> Lines:
     names = {trial.name: _name(comparison, trial) for trial in comparison.trials}
     first = max((len(name) for name in names.values()), default=0)
-    columns = _fitting(_columns(comparison), width - first)
-    for number_of_line in (0, 1):
-        headings = [(column.heading[number_of_line], column.width) for column in columns]
-        yield cells_line(" " * first, headings, "dim")
+    columns = fitting_columns(_columns(comparison), width - first)
+    yield from heading_lines(columns, first)
     for engine, quantization in variants(comparison):
         own = [t for t in comparison.trials if (t.engine, t.quantization) == (engine, quantization)]
         yield from paragraph(_variant(engine, quantization, own), width, "bold")
@@ -79,9 +75,8 @@ def _trials(comparison: Comparison, width: int) -> Lines:
             if trial.status == "failed":
                 yield from paragraph(f"failed: {trial.reason}", width, "red", name + "  ")
             else:
-                cells = [(column.cells[trial.name], column.width) for column in columns]
                 chosen = trial.name == comparison.recommendation.trial
-                yield cells_line(name, cells, "bold green" if chosen else "")
+                yield row_line(name, trial.name, columns, "bold green" if chosen else "")
 
 
 def _name(comparison: Comparison, trial: Trial) -> str:
@@ -92,7 +87,7 @@ def _name(comparison: Comparison, trial: Trial) -> str:
 
 
 def _variant(engine: str, quantization: str, trials: Sequence[Trial]) -> str:
-    """The heading over the trials of one engine and format; what really ran, when it differs."""
+    """Return the heading of one engine and format, with the compute type if it differs."""
     ran = dict.fromkeys(trial.compute_type for trial in trials if trial.compute_type)
     other = [name for name in ran if name != quantization]
     threads = dict.fromkeys(trial.threads for trial in trials if trial.threads)
@@ -101,37 +96,35 @@ def _variant(engine: str, quantization: str, trials: Sequence[Trial]) -> str:
     return f"{engine} {quantization}" + (f" ({'; '.join(facts)})" if facts else "")
 
 
-def _columns(comparison: Comparison) -> list[_Column]:
-    base = baseline(comparison)
-    ended = [trial for trial in comparison.trials if trial.status == "ok"]
-
-    def column(name: str, top: str, bottom: str, cell: Callable[[Trial], str]) -> _Column:
-        return _Column(name, (top, bottom), {trial.name: cell(trial) for trial in ended})
-
-    def speed(name: str, top: str, bottom: str, key: str, form: Format = number) -> _Column:
-        return column(name, top, bottom, lambda trial: show(median(trial, key), form))
-
-    def quality(name: str, top: str, bottom: str, key: str, form: Format = score) -> _Column:
-        return column(name, top, bottom, lambda trial: show(mean(trial, key), form))
-
-    columns = [
-        speed("seconds", "run", "s", "generate_seconds"),
-        column(
-            "range", "low–high", "s", lambda t: interval(t.speed.get("generate_seconds"), number)
-        ),
-        speed("rows", "rows", "/s", "rows_per_second"),
-        speed("tokens", "tokens", "/s", "total_tokens_per_second"),
-        column("speed-up", "speed", "up", lambda trial: show(speed_up(trial, base), times)),
-        speed("p50", "p50", "s", "latency_p50"),
-        speed("p95", "p95", "s", "latency_p95"),
-        speed("memory", "peak", "GB", "peak_memory_bytes", gigabytes),
-        column("waste", "wasted", "", lambda trial: show(waste(trial), percent)),
-        quality("identical", "same", "rows", "rows_identical", percent),
-        quality("prefix", "same", "prefix", "matched_prefix"),
-        quality("cosine", "cosine", _floor(comparison), "cosine"),
-        quality("kl", "KL", "nats", "kl_divergence", number),
-    ]
+def _columns(comparison: Comparison) -> list[TextColumn]:
+    """Return the columns of the metrics that have a terminal heading and were measured."""
+    columns = []
+    for metric in METRICS:
+        if metric.terminal is not None:
+            heading = metric.terminal
+            if metric.name == "cosine":
+                heading = replace(heading, lines=(heading.lines[0], _floor(comparison)))
+            columns.append(_column(comparison, heading, partial(_value, comparison, metric)))
+        if metric.terminal_interval is not None:
+            cell = partial(_interval, metric)
+            columns.append(_column(comparison, metric.terminal_interval, cell))
     return [column for column in columns if set(column.cells.values()) - {"", ABSENT}]
+
+
+def _column(comparison: Comparison, heading: Heading, cell: Callable[[Trial], str]) -> TextColumn:
+    ended = [trial for trial in comparison.trials if trial.status == "ok"]
+    return TextColumn(heading, {trial.name: cell(trial) for trial in ended})
+
+
+def _value(comparison: Comparison, metric: Metric, trial: Trial) -> str:
+    if isinstance(metric, DerivedMetric):
+        return show(metric.value(comparison, trial), metric.format)
+    middle = mean if isinstance(metric, QualityMetric) else median
+    return show(middle(trial, metric.name), metric.format)
+
+
+def _interval(metric: Metric, trial: Trial) -> str:
+    return interval(trial.speed.get(metric.name), metric.format)
 
 
 def _floor(comparison: Comparison) -> str:
@@ -140,32 +133,24 @@ def _floor(comparison: Comparison) -> str:
     return f"({min(known):.2f})" if known else ""
 
 
-def _fitting(columns: list[_Column], room: int) -> list[_Column]:
-    """The columns without the least important ones, until the rest fits."""
-    kept = columns
-    for name in _DROPPED_FIRST:
-        if sum(column.width + 2 for column in kept) <= room:
-            break
-        kept = [column for column in kept if column.name != name]
-    return kept
-
-
 def _notes(comparison: Comparison, width: int) -> Lines:
     base = baseline(comparison)
     lines = ["● Pareto front  ◆ its knee  ★ recommended  ≈ tied in speed with it"]
     lines.append(
-        "run: generating, without loading, low–high over the repeats; p50, p95: a row's latency"
+        "run: generation without loading, low–high over the repeats; p50, p95: latency per row"
     )
     if base is not None:
         lines.append(f"speed up: run seconds of {base.name} / of the trial")
-    if any(waste(trial) is not None for trial in comparison.trials):
-        lines.append("wasted: padding, or prompt tokens forced one by one, as the engine does")
+    if any(wasted_share(trial) is not None for trial in comparison.trials):
+        lines.append(
+            "wasted: padding, or prompt tokens computed one by one, depending on the engine"
+        )
     if reference := comparison.reference.get("name"):
-        floor = "; in brackets the cosine of unrelated texts" if _floor(comparison) else ""
+        floor = "; in brackets: cosine of unrelated texts" if _floor(comparison) else ""
         lines.append(f"same rows, prefix, cosine, KL: against {reference}{floor}")
     flagged = [trial for trial in comparison.trials if trial.flags]
-    for place, trial in enumerate(flagged):
-        lines.append(f"[{_letter(place)}] {'; '.join(trial.flags)}")
+    for index, trial in enumerate(flagged):
+        lines.append(f"[{_letter(index)}] {'; '.join(trial.flags)}")
     for line in lines:
         yield from paragraph(line, width, "dim")
 
@@ -198,15 +183,15 @@ def _effect_row(change: Change) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]], width: int) -> Lines:
-    """Rows as columns, the first from the left; intervals go where there is no room."""
+    """Yield rows as aligned columns; intervals are left out if there is no room."""
     kept = list(range(len(rows[0])))
-    widths = [max(len(row[place]) for row in rows) for place in kept]
+    widths = [max(len(row[index]) for row in rows) for index in kept]
     for dropped in (6, 4, 2):
-        if sum(widths[place] + 2 for place in kept) - 2 <= width:
+        if sum(widths[index] + 2 for index in kept) - 2 <= width:
             break
         kept.remove(dropped)
     for number_of_row, row in enumerate(rows):
-        cells = [(row[place], widths[place]) for place in kept[1:]]
+        cells = [(row[index], widths[index]) for index in kept[1:]]
         yield cells_line(row[0].ljust(widths[0]), cells, "" if number_of_row else "dim")
 
 
@@ -222,8 +207,8 @@ def _recommendation(comparison: Comparison, width: int) -> Lines:
         yield text(f"  {recommendation.command}", "cyan")
 
 
-def _letter(place: int) -> str:
-    """a, b, ... z, aa, ab, ..."""
-    return (_letter(place // 26 - 1) if place >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[
-        place % 26
+def _letter(index: int) -> str:
+    """Return a, b, ... z, aa, ab, ..."""
+    return (_letter(index // 26 - 1) if index >= 26 else "") + "abcdefghijklmnopqrstuvwxyz"[
+        index % 26
     ]

@@ -1,4 +1,4 @@
-"""One repeat of one trial: `packhorse run` in a fresh process, watched from outside."""
+"""Run one repeat of a trial: `packhorse run` in a fresh process, measured from outside."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """One row as a trial answered it; text and token_ids are None for a row that failed."""
+    """One row of a trial; text and token_ids are None if the row failed."""
 
     id: str
     text: str | None
@@ -34,8 +34,8 @@ class RowResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one repeat came to: a Repeat and its rows, or a reason why there is none."""
+class RepeatOutcome:
+    """The values of one repeat, or the reason why there are none."""
 
     repeat: Repeat | None
     reason: str = ""
@@ -44,11 +44,15 @@ class Outcome:
 
 def run_repeat(
     folder: Path, number: int, command: Sequence[str], environment: dict[str, str] | None = None
-) -> Outcome:
-    """Runs `command` (a `packhorse run` without output options) once and measures its process.
+) -> RepeatOutcome:
+    """Run `command` (a `packhorse run` without output options) once and measure its process.
 
-    folder: of this repeat; holds output, journal, the process's stderr, and at last the result, so
-    that an interrupted comparison can skip it. A process that dies is an Outcome with a reason.
+    Args:
+        folder: of this repeat; gets output, journal, stderr and, last, the result, so that an
+            interrupted comparison can skip it.
+
+    Returns:
+        The outcome; a process that dies gives an outcome with a reason.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -65,18 +69,18 @@ def run_repeat(
             start_new_session=True,
         )
         try:
-            peak, usage = _on_token(process)
+            peak, usage = _wait_for(process)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     wall = time.monotonic() - started
     if process.returncode not in (0, 3):
-        outcome = Outcome(None, _reason(process.returncode, folder / "stderr"))
+        outcome = RepeatOutcome(None, _reason(process.returncode, folder / "stderr"))
     else:
         report = json.loads((folder / "stdout").read_text().splitlines()[-1])
         rows = read_rows(output)
-        outcome = Outcome(
+        outcome = RepeatOutcome(
             Repeat(
                 number=number,
                 wall_seconds=wall,
@@ -93,8 +97,8 @@ def run_repeat(
     return outcome
 
 
-def finished_repeat(folder: Path) -> Outcome | None:
-    """The outcome of a repeat that ran before, None when it did not run to its end."""
+def finished_repeat(folder: Path) -> RepeatOutcome | None:
+    """Return the outcome of an earlier repeat; None if it did not finish."""
     try:
         document = json.loads((folder / "outcome.json").read_text())
     except (OSError, ValueError):
@@ -104,11 +108,11 @@ def finished_repeat(folder: Path) -> Outcome | None:
         repeat["latencies"] = tuple(repeat["latencies"])
         repeat["first_tokens"] = tuple(repeat["first_tokens"])
         repeat = Repeat(**repeat)
-    return Outcome(repeat, document["reason"], document["resolved"])
+    return RepeatOutcome(repeat, document["reason"], document["resolved"])
 
 
 def read_rows(output: Path) -> list[RowResult]:
-    """The rows of a finished run, in input order, from its journal."""
+    """Read the rows of a finished run from its journal, in input order."""
     with Journal(Workspace(output).journal, read_only=True) as journal:
         return [
             RowResult(
@@ -122,10 +126,10 @@ def read_rows(output: Path) -> list[RowResult]:
         ]
 
 
-def _on_token(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
-    """QueueConfig for the process; the peak of its tree's resident memory (bytes) and its rusage.
+def _wait_for(process: subprocess.Popen[bytes]) -> tuple[int, Any]:
+    """Wait for the process and return its peak memory in bytes and its rusage.
 
-    The tree's sum is sampled; the process itself knows its own peak exactly and reports it.
+    The memory of the process tree is sampled; the process itself reports its own exact peak.
     """
     import psutil
 
@@ -153,12 +157,12 @@ def _tree_memory(root: Any) -> int:
 
 
 def _reason(code: int, stderr: Path) -> str:
-    """Why a trial's process failed, in one line."""
+    """Return in one line why a trial's process failed."""
     lines = [line.strip() for line in stderr.read_text(errors="replace").splitlines()]
-    said = next((line for line in reversed(lines) if line), "it said nothing")
-    said = next((line for line in lines if line.startswith("packhorse: ")), said)
+    message = next((line for line in reversed(lines) if line), "no error output")
+    message = next((line for line in lines if line.startswith("packhorse: ")), message)
     if code == -signal.SIGKILL:
         return "killed (SIGKILL): most likely the machine ran out of memory"
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}; its last words: {said}"
-    return f"exit code {code}: {said.removeprefix('packhorse: ')}"
+        return f"killed by {signal.Signals(-code).name}; last output: {message}"
+    return f"exit code {code}: {message.removeprefix('packhorse: ')}"

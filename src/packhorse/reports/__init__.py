@@ -1,7 +1,8 @@
-"""What all reports share: how numbers and words are written, and the pages they are written on.
+"""What all reports share.
 
-formats, words        numbers; text of others, moments, plain facts
-documents             JSON that can be read back, files that are whole or not there
-markdown, terminal    the two reports made of lines
-page, html/           the report that is one offline page
+columns               columns of a table: name, unit, meaning, where shown
+formats, text         numbers; text from data, times, plain facts
+documents             JSON that can be read back, atomic files
+markdown, terminal    the line-based reports
+html/                 the report that is one offline page
 """

@@ -1,4 +1,4 @@
-"""A report on disk: strict JSON that can be read back, and what is drawn from it."""
+"""Write and read reports on disk: strict JSON, and the texts rendered from it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ Document = TypeVar("Document")
 
 
 def write_documents(folder: Path, writers: Mapping[str, Callable[[], str]]) -> list[Path]:
-    """Writes a text under each name into `folder`, made if missing, and gives their paths.
+    """Write a text under each name into `folder`, created if missing, and return the paths.
 
-    Each is whole or not there, in the order given: when a later one cannot be written, what stands
-    before it is safe. Raises OutputError; files written before it stay.
+    Writes are atomic and in the given order, so a failure leaves the earlier files intact.
+
+    Raises:
+        OutputError: a file cannot be written; the hint names those that were.
     """
     make_folder(folder)
     written: list[Path] = []
@@ -38,15 +40,17 @@ def write_documents(folder: Path, writers: Mapping[str, Callable[[], str]]) -> l
 
 
 def read_document(path: Path, kind: type[Document], format_number: int, verb: str) -> Document:
-    """The dataclass `kind` from a report.json that `packhorse VERB` wrote.
+    """Read the dataclass `kind` from a report.json of `packhorse VERB`.
 
-    Fields this version does not know are skipped; null where a plain number belongs is NaN.
-    Raises InputError for a file that cannot be read, is no such report, or has another format.
+    Unknown fields are ignored; null in place of a plain number is NaN.
+
+    Raises:
+        InputError: the file cannot be read, is not such a report, or has another format.
     """
-    hint = f"name a report.json that {verb} wrote"
+    hint = f"give a report.json written by packhorse {verb}"
     document = read_json(path, error=InputError, hint=hint, allow_nan=False)
     if not isinstance(document, dict) or "format" not in document:
-        raise InputError(f"{path} is no report", hint)
+        raise InputError(f"{path} is not a packhorse report", hint)
     if document["format"] != format_number:
         raise InputError(
             f"{path} has format {shown(document['format'])}, "
@@ -61,7 +65,7 @@ def read_document(path: Path, kind: type[Document], format_number: int, verb: st
 
 
 def json_text(document: Any) -> str:
-    """A dataclass as JSON, indented, ASCII only; NaN and infinity become null."""
+    """Return a dataclass as indented ASCII JSON; NaN and infinity become null."""
     return json.dumps(_strict(asdict(document)), indent=1, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""How reports write numbers."""
+"""Number formats of the reports."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ ABSENT = "–"
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None for what was not measured (None, NaN, infinite)."""
+    """Return the value, or None if it was not measured (None, NaN, infinite)."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def show(value: float | None, form: Format) -> str:
-    """`form` of the value, a dash for what was not measured."""
+    """Return the formatted value, or a dash if it was not measured."""
     known = finite(value)
     return ABSENT if known is None else form(known)
 
 
 def number(value: float) -> str:
-    """Three significant digits: 1,234 / 123 / 12.3 / 0.0123."""
+    """Format with three significant digits: 1,234 / 123 / 12.3 / 0.0123."""
     if abs(value) >= 99.95:
         return f"{value:,.0f}"
     if abs(value) < 0.0001:
@@ -30,12 +30,12 @@ def number(value: float) -> str:
 
 
 def gigabytes(value: float) -> str:
-    """Bytes as GB (1e9), two decimals."""
+    """Format bytes as GB (1e9) with two decimals."""
     return f"{value / 1e9:.2f}"
 
 
 def percent(value: float) -> str:
-    """A share as per cent; what is not quite everything is never rounded to it, nor to nothing."""
+    """Format a share in per cent; a share below 1 never reads 100%, one above 0 never 0%."""
     if 0 < value < 0.001:
         return "<0.1%"
     if 0.999 < value < 1:
@@ -44,12 +44,12 @@ def percent(value: float) -> str:
 
 
 def score(value: float) -> str:
-    """A share with three decimals; only 1 itself reads 1.000."""
+    """Format a share with three decimals; only 1 itself reads 1.000."""
     return "0.999" if 0.999 < value < 1 else f"{value:.3f}"
 
 
 def times(value: float) -> str:
-    """A ratio: 2.31×."""
+    """Format a ratio: 2.31×."""
     return f"{number(value)}×"
 
 
@@ -58,7 +58,7 @@ def one_decimal(value: float) -> str:
 
 
 def general(value: float) -> str:
-    """As a person would have typed it."""
+    """Format as typed: 0.5, 2, 1e-05."""
     return f"{value:g}"
 
 

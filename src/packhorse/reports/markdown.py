@@ -1,37 +1,37 @@
-"""Markdown as GitHub reads it: text that stays text, tables, lists, commands."""
+"""GitHub-flavoured Markdown: escaped text, tables, lists, code blocks."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from packhorse.reports.words import plain, visible
+from packhorse.reports.text import plain, visible
 
 
 def cell(value: str, around: str) -> str:
-    """A value and its interval."""
+    """Return a value and its interval."""
     return f"{value} ({around})" if around else value
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column from the left, the others from the right."""
+    """Return a table; the first column is left-aligned, the others right-aligned."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def pairs(items: Iterable[tuple[str, object]]) -> str:
-    """Facts as a list."""
+    """Return facts as a list."""
     known = (plain(name, value) for name, value in items)
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in known)
 
 
 def fenced(words: str, language: str = "sh") -> str:
-    """A command or a text in a block of its own, whatever it holds."""
+    """Return a command or a text in a code block whose fence it cannot close."""
     longest = max((len(run) for run in re.findall("`+", words)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{visible(words)}\n{fence}"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave alone, on one line."""
+    """Return the text on one line with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(visible(text).split()))

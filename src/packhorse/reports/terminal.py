@@ -1,13 +1,15 @@
-"""Lines of a report for a terminal or a pipe."""
+"""Lines and column tables for a terminal or a pipe."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING, Protocol
 
-from packhorse.reports.words import visible
+from packhorse.reports.columns import Heading
+from packhorse.reports.text import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,7 +26,7 @@ class Section(Protocol):
 
 
 def rendered(sections: Sequence[Section], width: int, *, colour: bool) -> str:
-    """The sections with a blank line between them. colour: with the escapes of a terminal."""
+    """Return the sections with a blank line between them; colour: use terminal escape codes."""
     from rich.console import Console
 
     console = Console(
@@ -46,7 +48,7 @@ def rendered(sections: Sequence[Section], width: int, *, colour: bool) -> str:
 
 
 def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines:
-    """Text in lines of `width`; the lines after the first are indented as far as `first` is."""
+    """Yield text wrapped to `width`; later lines are indented by the length of `first`."""
     for each in wrap(
         visible(words), width, initial_indent=first, subsequent_indent=" " * len(first)
     ):
@@ -54,12 +56,47 @@ def paragraph(words: str, width: int, style: str = "", first: str = "") -> Lines
 
 
 def cells_line(name: str, cells: Sequence[tuple[str, int]], style: str = "") -> Text:
-    """A name and cells of (text, width), each from the right."""
+    """Return a line of a name and right-aligned cells of (text, width)."""
     return text(name + "".join("  " + cell.rjust(width) for cell, width in cells), style)
 
 
+@dataclass(frozen=True, slots=True)
+class TextColumn:
+    """Heading and cells of a column; cells: by row name."""
+
+    heading: Heading
+    cells: Mapping[str, str]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (*self.heading.lines, *self.cells.values())))
+
+
+def fitting_columns(columns: Sequence[TextColumn], room: int) -> list[TextColumn]:
+    """Return the columns without the least important ones, until the rest fits into `room`."""
+    kept = list(columns)
+    for column in sorted(columns, key=lambda each: -each.heading.drop_order):
+        fits = sum(each.width + 2 for each in kept) <= room
+        if fits or not column.heading.drop_order:
+            break
+        kept.remove(column)
+    return kept
+
+
+def heading_lines(columns: Sequence[TextColumn], indent: int) -> Lines:
+    """Yield the two lines of headings."""
+    for index in (0, 1):
+        cells = [(column.heading.lines[index], column.width) for column in columns]
+        yield cells_line(" " * indent, cells, "dim")
+
+
+def row_line(name: str, row: str, columns: Sequence[TextColumn], style: str) -> Text:
+    """Return one row of the table; row: key of its cells."""
+    return cells_line(name, [(column.cells[row], column.width) for column in columns], style)
+
+
 def text(words: str, style: str = "") -> Text:
-    """One line as it is."""
+    """Return one line without wrapping."""
     from rich.text import Text
 
     return Text(visible(words), style=style)

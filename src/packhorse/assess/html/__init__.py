@@ -1,4 +1,4 @@
-"""The parts of an assessment's page; `packhorse.assess.page` puts them together.
+"""Parts of an assessment's report.html; `page` assembles them.
 
 charts       curves and points over two axes: learning, cost, cascade
 forest       accuracies with their intervals, one below the other

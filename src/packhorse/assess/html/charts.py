@@ -1,4 +1,4 @@
-"""The drawings of an assessment as geometry: learning curves, cost, cascade."""
+"""Geometry of the charts: learning curves, cost, cascade."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.metric_definitions import interval_text
 from packhorse.reports.formats import number, percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
-from packhorse.reports.html.labelling import Box, Disc, Label, place_labels
+from packhorse.reports.html.label_placement import Box, Disc, Label, place_labels
 
 VARIANTS = {"dummy": 5, "classic": 0, "model": 1, "cascade": 2, "embeddings": 3}
 _LETTER = 6.6
@@ -32,7 +32,7 @@ NARROW = Layout("narrow", 360, 330, (42, 34, 12, 44))
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """path: a line; band: a closed path of its interval, "" for none."""
+    """A line; band: closed path of its interval, "" for none."""
 
     variant: int
     path: str
@@ -41,8 +41,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point. error: heights of the ends of its interval. ring: it is the recommended one.
-    details: what a person sees who points at it; text, label: its name, where there is room."""
+    """A point.
+
+    Attributes:
+        error: heights of the ends of its interval.
+        ring: whether it is recommended.
+        details: shown on hover.
+        text: its name; label: its position, if there is room.
+    """
 
     variant: int
     x: float
@@ -56,7 +62,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A height for comparison, with words above it."""
+    """A labelled horizontal line for comparison."""
 
     variant: int
     y: float
@@ -65,7 +71,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One drawing. title: of the whole, for screen readers; x_title, y_title: what axes count."""
+    """One drawing; title: for screen readers."""
 
     layout: Layout
     title: str
@@ -80,7 +86,7 @@ class Chart:
 
 
 def learning_chart(assessment: Assessment, layout: Layout) -> Chart | None:
-    """Accuracy against labels a class, a curve a contestant; the model's accuracy as a level."""
+    """Return accuracy against labels per class, with the model's accuracy as a level."""
     if not assessment.curves:
         return None
     curves = assessment.curves
@@ -92,13 +98,13 @@ def learning_chart(assessment: Assessment, layout: Layout) -> Chart | None:
     lines, marks, legend = [], [], []
     for curve in curves:
         variant = VARIANTS["embeddings" if curve.name.startswith("embeddings") else "classic"]
-        places = [x.at(float(point.per_class)) for point in curve.points]
+        indices = [x.at(float(point.per_class)) for point in curve.points]
         lines.append(
             Curve(
                 variant,
-                _line(places, [y.at(point.mean) for point in curve.points]),
+                _line(indices, [y.at(point.mean) for point in curve.points]),
                 _band(
-                    places,
+                    indices,
                     [y.at(point.low) for point in curve.points],
                     [y.at(point.high) for point in curve.points],
                 ),
@@ -110,17 +116,17 @@ def learning_chart(assessment: Assessment, layout: Layout) -> Chart | None:
                 variant,
                 x.at(float(point.per_class)),
                 y.at(point.mean),
-                f"{curve.title}\n{point.per_class:,} labels a class, {point.rows:,} in all\n"
+                f"{curve.title}\n{point.per_class:,} labels per class, {point.rows:,} in all\n"
                 f"{percent(point.mean)} ({percent(point.low)}–{percent(point.high)})",
             )
             for point in curve.points
         ]
     return Chart(
         layout,
-        "Accuracy against labels a class",
+        "Accuracy against labels per class",
         x,
         y,
-        "labels a class",
+        "labels per class",
         "accuracy",
         tuple(lines),
         tuple(marks),
@@ -130,7 +136,7 @@ def learning_chart(assessment: Assessment, layout: Layout) -> Chart | None:
 
 
 def cost_chart(assessment: Assessment, layout: Layout) -> Chart | None:
-    """Accuracy against core-seconds per 1,000 rows, a point a contestant, and the cascade."""
+    """Return accuracy against core-seconds per 1,000 rows, one point per contestant."""
     costly = [each for each in assessment.contestants if each.costs is not None]
     if not costly:
         return None
@@ -191,7 +197,7 @@ def _contestant_mark(contestant: Contestant, x: Axis, y: Axis) -> Mark:
 
 
 def cascade_chart(assessment: Assessment, layout: Layout) -> Chart | None:
-    """Accuracy against the share of rows that goes to the model; each alone as a level."""
+    """Return accuracy against the share of rows for the model."""
     cascade = assessment.cascade
     if cascade is None or len(cascade.points) < 3:
         return None
@@ -202,24 +208,24 @@ def cascade_chart(assessment: Assessment, layout: Layout) -> Chart | None:
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     )  # fmt: skip
     y = _accuracy_axis(layout, min(each.low or 0.0 for each in known))
-    places = [x.at(point.share) for point in points]
+    indices = [x.at(point.share) for point in points]
     marks = [
         Mark(
             VARIANTS["cascade"],
-            place,
+            index,
             y.at(point.accuracy.value),
             f"threshold {point.threshold:.3f}\n{percent(point.share)} of rows to the model\n"
             f"{percent(point.accuracy.value)} ({interval_text(point.accuracy)})\n"
             f"{number(point.core_seconds)} core-seconds per 1,000 rows",
             ring=point is cascade.point,
         )
-        for place, point in zip(places, points, strict=True)
+        for index, point in zip(indices, points, strict=True)
     ]
     curve = Curve(
         VARIANTS["cascade"],
-        _line(places, [mark.y for mark in marks]),
+        _line(indices, [mark.y for mark in marks]),
         _band(
-            places,
+            indices,
             [y.at(each.low or 0.0) for each in known],
             [y.at(each.high or 1) for each in known],
         ),
@@ -259,7 +265,7 @@ def _band(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) ->
 
 
 def _labelled(marks: Sequence[Mark], layout: Layout) -> tuple[Mark, ...]:
-    """The marks with names where there is room for one."""
+    """Return the marks with names where there is room."""
     left, top, _, bottom = layout.margins
     inside = Box(left + 2, top, layout.width - 2, layout.height - bottom - 2)
     labels = place_labels(

@@ -1,4 +1,4 @@
-"""Accuracies of all contestants on the same rows, one below the other, with their intervals."""
+"""Geometry of the forest plot: accuracies on the same rows with their intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from packhorse.reports.html.axes import Axis, share_axis
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """y: of the row; at, low, high: places of accuracy and interval."""
+    """One contestant; y: height, at, low, high: positions of accuracy and interval."""
 
     title: str
     variant: int
@@ -27,8 +27,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """floor: place of always giving the most frequent label; titles_above: names stand over their
-    rows."""
+    """The drawing; floor: position of the most frequent label, titles_above: names above their
+    rows.
+    """
 
     name: str
     width: float
@@ -40,14 +41,14 @@ class Forest:
 
 
 def forest(assessment: Assessment, *, narrow: bool) -> Forest:
-    """The drawing, in the order of the contestants."""
+    """Return the drawing in the order of the contestants."""
     width, left, right, pitch = (360.0, 8.0, 14.0, 42.0) if narrow else (1000.0, 330.0, 152.0, 28.0)
     known = assessment.contestants
     lowest = min(each.shared.accuracy.low or 0.0 for each in known)
     x = share_axis(lowest, left, width - right)
     rows = tuple(
-        _row(each, x, (place + (0.72 if narrow else 0.5)) * pitch + 6)
-        for place, each in enumerate(known)
+        _row(each, x, (index + (0.72 if narrow else 0.5)) * pitch + 6)
+        for index, each in enumerate(known)
     )
     floor = assessment.contestant("majority").shared.accuracy.value
     return Forest(

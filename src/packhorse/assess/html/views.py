@@ -1,4 +1,4 @@
-"""What the page shows besides drawings: tiles, the table of contestants, chosen settings."""
+"""Tiles, table of contestants and chosen settings of the page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from packhorse.assess.document import Assessment, Contestant
 from packhorse.assess.html.charts import VARIANTS
-from packhorse.assess.metric_definitions import Column, columns, interval_text
+from packhorse.assess.metric_definitions import Metric, interval_text, metrics
 from packhorse.assess.narrative import points
 from packhorse.reports.formats import number, percent
 from packhorse.reports.html.cells import Bar, Cell, Tile, scaled
-
-_WITH_BAR = ("accuracy", "f1", "balanced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +23,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    columns: tuple[Column, ...]
+    columns: tuple[Metric, ...]
     lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a contestant came to its settings."""
+    """The settings of a contestant and how they were chosen."""
 
     title: str
     variant: int
@@ -40,7 +38,7 @@ class Settings:
 
 
 def tiles(assessment: Assessment) -> list[Tile]:
-    """The verdict in four figures."""
+    """Return the verdict in four figures."""
     classic, model = assessment.classic, assessment.language_model
     found = [
         Tile(
@@ -78,34 +76,34 @@ def _ends(assessment: Assessment) -> str:
 
 
 def contestant_table(assessment: Assessment) -> Table:
-    """Every figure of every contestant."""
-    shown = tuple(columns(assessment))
+    """Return every figure of every contestant."""
+    shown = tuple(metrics(assessment))
     lines = tuple(
         Line(
             title=each.title,
             variant=VARIANTS[each.kind],
             finalist=each.finalist,
             chosen=each.name == assessment.verdict.winner,
-            cells=tuple(_cell(column, each) for column in shown),
+            cells=tuple(_cell(metric, each) for metric in shown),
         )
         for each in assessment.contestants
     )
     return Table(shown, lines)
 
 
-def _cell(column: Column, contestant: Contestant) -> Cell:
-    figure = column.of(contestant)
+def _cell(metric: Metric, contestant: Contestant) -> Cell:
+    figure = metric.figure(contestant)
     bar = None
-    if column.name in _WITH_BAR and figure.estimate is not None:
+    if metric.bar and figure.estimate is not None:
         at, known = scaled(1.0), figure.estimate
         low = known.value if known.low is None else known.low
         high = known.value if known.high is None else known.high
         bar = Bar(at(known.value), at(low), at(high))
-    return Cell(figure.text, figure.value, figure.around, bar)
+    return Cell(figure.text, figure.value, figure.interval, bar)
 
 
 def settings(assessment: Assessment) -> list[Settings]:
-    """What was chosen inside the training part."""
+    """Return the settings chosen inside the training part."""
     return [
         Settings(
             title=each.title,

@@ -1,10 +1,9 @@
-"""The parts of report.html; `packhorse.compare.page` puts them together,
-with what `packhorse.reports.html` has for all reports.
+"""Parts of a comparison's report.html; `page` assembles them.
 
 scatter      accuracy against throughput
 strips       latencies of every row
 cells        figures as cells of a table
-texts        where two texts part
+text_diff    the first difference between two texts
 views        tiles, legends, tables of trials
 details      effects, worst rows, raw values, definitions
 

@@ -1,4 +1,4 @@
-"""A figure of a comparison as a cell."""
+"""Render a figure of a comparison as a table cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from packhorse.reports.formats import ABSENT, Format, finite
 from packhorse.reports.html.cells import Bar, Cell
 
 
-def barred(
+def bar_cell(
     value: Spread | Estimate,
     form: Format,
     at: Callable[[float], float],
@@ -18,9 +18,11 @@ def barred(
     around: Format | None = None,
     mark: float | None = None,
 ) -> Cell:
-    """The value with its interval as text and as a bar; a dash when it is no number.
+    """Return the value with its interval as text and as a bar; a dash if it is not finite.
 
-    at: from values to positions between 0 and BAR. around: form of the interval, if another.
+    Args:
+        at: maps values to positions between 0 and BAR.
+        around: format of the interval, if it differs.
     """
     middle = finite(value.median if isinstance(value, Spread) else value.mean)
     if middle is None:

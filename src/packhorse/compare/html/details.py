@@ -1,4 +1,4 @@
-"""What the lower parts of the page show: effects, worst rows, raw values, definitions."""
+"""Content of the lower part of the page: effects, worst rows, raw values, definitions."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Repeat, Trial, WorstRow
-from packhorse.compare.html.cells import barred
-from packhorse.compare.html.texts import Parted, part
-from packhorse.compare.metric_definitions import GENERAL_MEANINGS, QUALITY, SPEED, Measure
-from packhorse.compare.report_values import Change, bounds, changes, measured, variant_of
+from packhorse.compare.html.cells import bar_cell
+from packhorse.compare.html.text_diff import SplitText, split_at_difference
+from packhorse.compare.metric_definitions import (
+    GENERAL_NOTES,
+    QUALITY,
+    RAW_VALUES,
+    SPEED,
+    Metric,
+    measured_metrics,
+)
+from packhorse.compare.report_values import Change, bounds, changes, variant_of
 from packhorse.reports.formats import (
     ABSENT,
     Format,
-    count,
     finite,
-    gigabytes,
     number,
     percent,
     score,
@@ -36,7 +41,7 @@ class EffectLine:
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """One kind: what it came to in sentences, and the changes of each thing held constant."""
+    """Effects of one kind: a summary per group, and the changes of each group."""
 
     kind: str
     sentences: tuple[str, ...]
@@ -73,9 +78,9 @@ def _effect_line(change: Change, axis: Axis) -> EffectLine:
     effect = change.effect
     return EffectLine(
         change,
-        barred(effect.speed_ratio, times, axis.at, around=number, mark=axis.at(1.0)),
-        barred(effect.rows_identical, percent, scaled(1.0)),
-        barred(effect.matched_prefix, score, scaled(1.0)),
+        bar_cell(effect.speed_ratio, times, axis.at, around=number, mark=axis.at(1.0)),
+        bar_cell(effect.rows_identical, percent, scaled(1.0)),
+        bar_cell(effect.matched_prefix, score, scaled(1.0)),
     )
 
 
@@ -101,13 +106,13 @@ def _range(ordered: Sequence[float], form: Format) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """A row and where its two texts part; facts: how far it is from the reference."""
+    """A row and the first difference of its two texts; facts: its distance from the reference."""
 
     id: str
     prompt: str
     facts: str
-    reference: Parted
-    text: Parted
+    reference: SplitText
+    text: SplitText
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ class WorstRows:
 
 
 def worst_rows(comparison: Comparison) -> list[WorstRows]:
-    """The worst rows of each trial that has any; those of the recommended one are open."""
+    """Return the worst rows of each trial; those of the recommended one are open."""
     found = [trial for trial in comparison.trials if trial.worst_rows]
     recommended = comparison.recommendation.trial
     opened = (
@@ -130,7 +135,8 @@ def worst_rows(comparison: Comparison) -> list[WorstRows]:
             trial.name,
             variant_of(comparison, trial),
             tuple(
-                Worst(row.id, row.prompt, _distance(row), *part(row)) for row in trial.worst_rows
+                Worst(row.id, row.prompt, _distance(row), *split_at_difference(row))
+                for row in trial.worst_rows
             ),
             trial.name == opened,
         )
@@ -145,7 +151,7 @@ def _distance(row: WorstRow) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RawTrial:
-    """The repeats of a trial as they were measured, a line each, under `headings`."""
+    """The measured values of a trial, one line per repeat under `headings`."""
 
     name: str
     variant: int
@@ -156,10 +162,7 @@ class RawTrial:
 
 
 def repeats(comparison: Comparison) -> list[RawTrial]:
-    headings = (
-        "Repeat", "Wall s", "Load s", "Generate s", "Rows/s", "Batches", "Generated tokens",
-        "Peak GB", "CPU s", "Energy J",
-    )  # fmt: skip
+    headings = ("Repeat", *RAW_VALUES.values())
     return [
         RawTrial(
             trial.name,
@@ -179,22 +182,11 @@ def _ran(trial: Trial) -> list[str]:
 
 
 def _raw_line(repeat: Repeat) -> tuple[str, ...]:
-    figures = repeat.figures
-    seconds = figures.get("seconds") or {}
-    return (
-        str(repeat.number + 1),
-        show(repeat.wall_seconds, number),
-        show(seconds.get("load"), number),
-        show(seconds.get("generate"), number),
-        show(figures.get("rows_per_second"), number),
-        show(figures.get("batches"), count),
-        show(figures.get("generated_tokens"), count),
-        gigabytes(repeat.peak_memory_bytes),
-        show(repeat.processor_seconds, number),
-        show(repeat.energy_joules, number),
-    )
+    shown = [metric for name in RAW_VALUES for metric in SPEED if metric.name == name]
+    cells = (show(metric.value(repeat), metric.format) for metric in shown)
+    return (str(repeat.number + 1), *cells)
 
 
-def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Measure]]:
-    """What holds for all figures, and the measures that were taken."""
-    return GENERAL_MEANINGS, list(measured(comparison, SPEED + QUALITY))
+def meanings(comparison: Comparison) -> tuple[tuple[str, ...], list[Metric]]:
+    """Return the general notes and the metrics that were measured."""
+    return GENERAL_NOTES, list(measured_metrics(comparison, SPEED + QUALITY))

@@ -1,4 +1,4 @@
-"""The trade-off of a comparison as geometry: accuracy against throughput, size is memory."""
+"""Geometry of the trade-off chart: accuracy against throughput; marker size is memory."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.metric_definitions import Measure, measure
+from packhorse.compare.metric_definitions import Metric, find_metric
 from packhorse.compare.report_values import bounds, mean, median, short_name, variant_of
-from packhorse.reports.formats import gigabytes, number, percent
+from packhorse.reports.formats import percent
 from packhorse.reports.html.axes import Axis, share_axis, spanning_axis
-from packhorse.reports.html.labelling import Box, Disc, Label, place_labels
-from packhorse.reports.page import COLOURS, RING
+from packhorse.reports.html.label_placement import Box, Disc, Label, place_labels
+from packhorse.reports.html.page import COLOURS, RING
 
 ACCURACIES = ("matched_prefix", "rows_identical", "cosine")
 _SMALLEST_SHARE = 0.4
 _ABOVE = 78.0
-_PLAIN, _BOLD = 6.5, 7.0  # mean width of a letter
+_PLAIN, _BOLD = 6.5, 7.0  # mean letter width
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Size of a drawing (units), its margins (left, top, right, bottom), radius of its largest
-    marker, and whether all markers get a name or only the important ones."""
+    """Size of a drawing and its margins (left, top, right, bottom) in drawing units.
+
+    Attributes:
+        largest: radius of the largest marker.
+        label_all: whether all markers get a name or only the important ones.
+    """
 
     name: str
     width: float
@@ -39,8 +43,14 @@ NARROW = Layout("narrow", 360, 400, (42, 12, 12, 44), 7.5, False)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A trial as drawn. error_x, error_y: ends of its intervals, None without; leader and label as
-    in `Label`; details: what a person sees when pointing at it."""
+    """A trial as drawn.
+
+    Attributes:
+        error_x: ends of its interval; None without.
+        error_y: as error_x.
+        label: see `Label`.
+        details: shown on hover and read by screen readers.
+    """
 
     trial: Trial
     variant: int
@@ -60,10 +70,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """One drawing. front: the path of the Pareto front; floor: height of unrelated texts, for the
-    cosine."""
+    """One drawing.
 
-    measure: Measure
+    Attributes:
+        front: path of the Pareto front.
+        floor: height of unrelated texts, for the cosine.
+    """
+
+    measure: Metric
     layout: Layout
     x: Axis
     y: Axis
@@ -72,22 +86,22 @@ class Scatter:
     floor: float | None
 
     def accuracy_text(self, value: float) -> str:
-        """A tick of y: 0.25 or 25%."""
-        return f"{100 * value:g}%" if self.measure.form is percent else f"{value:g}"
+        """Return a tick label of y: 0.25 or 25%."""
+        return f"{100 * value:g}%" if self.measure.format is percent else f"{value:g}"
 
 
 def scatters(comparison: Comparison, layout: Layout) -> list[Scatter]:
-    """A drawing for each accuracy that was measured; matched prefix first."""
+    """Return a drawing for each accuracy that was measured, matched prefix first."""
     found = []
     for name in ACCURACIES:
         trials = drawable(comparison, name)
         if trials:
-            found.append(_scatter(comparison, trials, measure(name), layout))
+            found.append(_scatter(comparison, trials, find_metric(name), layout))
     return found
 
 
 def drawable(comparison: Comparison, accuracy: str) -> list[Trial]:
-    """The trials that ended well with a throughput and this accuracy."""
+    """Return the trials that ended well with a throughput and this accuracy."""
     return [
         trial
         for trial in comparison.trials
@@ -97,8 +111,8 @@ def drawable(comparison: Comparison, accuracy: str) -> list[Trial]:
     ]
 
 
-def front(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
-    """Those no other beats in throughput and this accuracy at once, slowest first."""
+def pareto_trials(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
+    """Return the trials that no other beats in both throughput and this accuracy, slowest first."""
     ordered = sorted(trials, key=lambda t: (-_value(t, accuracy)[0], -_value(t, accuracy)[1]))
     kept: list[Trial] = []
     for trial in ordered:
@@ -108,9 +122,9 @@ def front(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
 
 
 def outline(variant: int, radius: float) -> str:
-    """The path of a marker around (0, 0) whose area is that of a circle of this radius.
+    """Return the path of a marker around (0, 0) with the area of a circle of this radius.
 
-    Colours come again after COLOURS variants, each time with other shapes.
+    After COLOURS variants the colours repeat with other shapes.
     """
     shape = (variant + variant // COLOURS) % 6
     if shape == 0:
@@ -124,7 +138,7 @@ def outline(variant: int, radius: float) -> str:
 
 
 def radius_of(peak_bytes: float | None, largest_bytes: float, largest: float) -> float:
-    """Area in proportion to memory, down to a size that can still be seen."""
+    """Return a radius whose area is proportional to memory, down to a visible minimum."""
     share = peak_bytes / largest_bytes if peak_bytes and largest_bytes else 0.0
     return largest * max(_SMALLEST_SHARE, math.sqrt(share))
 
@@ -133,13 +147,13 @@ def largest_memory(comparison: Comparison) -> float:
     return max((median(t, "peak_memory_bytes") or 0.0 for t in comparison.trials), default=0.0)
 
 
-def _scatter(comparison: Comparison, trials: list[Trial], item: Measure, layout: Layout) -> Scatter:
+def _scatter(comparison: Comparison, trials: list[Trial], item: Metric, layout: Layout) -> Scatter:
     left, top, right, bottom = layout.margins
     speeds = [value for trial in trials for value in _around(trial, "rows_per_second") if value > 0]
     lows = [value for trial in trials for value in _around(trial, item.name)]
     x = spanning_axis(min(speeds), max(speeds), left, layout.width - right)
     y = share_axis(max(min(lows), 0.0), layout.height - bottom, top + _ABOVE)
-    best = front(trials, item.name)
+    best = pareto_trials(trials, item.name)
     if item.name == ACCURACIES[0]:
         named = [trial for trial in trials if trial.name in comparison.pareto]
         best = sorted(named, key=lambda trial: _value(trial, item.name)[0])
@@ -159,7 +173,7 @@ def _scatter(comparison: Comparison, trials: list[Trial], item: Measure, layout:
 def _points(
     comparison: Comparison,
     trials: list[Trial],
-    item: Measure,
+    item: Metric,
     axes: tuple[Axis, Axis],
     layout: Layout,
     best: list[Trial],
@@ -215,18 +229,18 @@ def _label_text(comparison: Comparison, trial: Trial) -> str:
     return f"{star}{short_name(trial)}{knee}"
 
 
-def _details(trial: Trial, item: Measure) -> str:
-    """Lines for the pointer and for a screen reader."""
+def _details(trial: Trial, item: Metric) -> str:
+    """Return lines for the tooltip and for screen readers."""
     lines = [trial.name]
     for name in ("rows_per_second", "latency_p95", "peak_memory_bytes"):
-        value, form = median(trial, name), gigabytes if name == "peak_memory_bytes" else number
+        value, metric = median(trial, name), find_metric(name)
         if value is not None:
-            lines.append(f"{measure(name).label} {form(value)} {measure(name).unit}")
+            lines.append(f"{metric.label} {metric.format(value)} {metric.unit}")
     value = mean(trial, item.name)
     if value is not None:
         ends = bounds(trial.quality.get(item.name))
-        around = f" ({item.form(ends[0])}–{item.form(ends[1])})" if ends else ""
-        lines.append(f"{item.label} {item.form(value)}{around}")
+        around = f" ({item.format(ends[0])}–{item.format(ends[1])})" if ends else ""
+        lines.append(f"{item.label} {item.format(value)}{around}")
     return "\n".join(lines)
 
 
@@ -240,7 +254,7 @@ def _position(trial: Trial, accuracy: str, x: Axis, y: Axis) -> tuple[float, flo
 
 
 def _around(trial: Trial, name: str) -> list[float]:
-    """The figure and the positive ends of its interval."""
+    """Return the figure and the non-negative ends of its interval."""
     spread = trial.speed.get(name) or trial.quality.get(name)
     middle = mean(trial, name) if name in trial.quality else median(trial, name)
     ends = bounds(spread) or ()
@@ -253,21 +267,21 @@ def _ends(trial: Trial, name: str, axis: Axis) -> tuple[float, float] | None:
 
 
 def _front_path(corners: Sequence[tuple[float, float]], left: float, bottom: float) -> str:
-    """Steps around what the front beats: everything slower and less accurate than one of it."""
+    """Return the outline of the area that the front dominates."""
     if not corners:
         return ""
     path = f"M{left:.1f} {corners[0][1]:.1f}"
-    for place, (x, _) in enumerate(corners):
-        below = corners[place + 1][1] if place + 1 < len(corners) else bottom
+    for index, (x, _) in enumerate(corners):
+        below = corners[index + 1][1] if index + 1 < len(corners) else bottom
         path += f"H{x:.1f}V{below:.1f}"
     return path
 
 
 def _lines(corners: Sequence[tuple[float, float]], left: float, bottom: float) -> list[Box]:
-    """The steps of the front as thin boxes."""
+    """Return the steps of the front as thin boxes."""
     boxes, start = [], left
-    for place, (x, y) in enumerate(corners):
-        below = corners[place + 1][1] if place + 1 < len(corners) else bottom
+    for index, (x, y) in enumerate(corners):
+        below = corners[index + 1][1] if index + 1 < len(corners) else bottom
         boxes += [Box(start, y - 1, x, y + 1), Box(x - 1, y, x + 1, below)]
         start = x
     return boxes

@@ -1,4 +1,4 @@
-"""Latencies of every row of every trial as geometry: a strip of dots a trial, one common axis."""
+"""Geometry of the latency strip plot: one strip of dots per trial on a common axis."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from packhorse.compare.report_values import median, variant_of
 from packhorse.reports.formats import number
 from packhorse.reports.html.axes import Axis, spanning_axis
 
-_MOST_DOTS = 400
+_MAX_DOTS = 400
 _GOLDEN = 0.618033988749895
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A trial: dots is the path of its rows over all repeats, middle its height in the drawing.
+    """One trial.
 
-    p50, p95: where the ticks go, None where it was not measured; figures: the same as text.
+    Attributes:
+        dots: path of its rows over all repeats.
+        middle: its height in the drawing.
+        p50: position of the tick; None if it was not measured.
+        p95: as p50.
+        figures: both as text.
     """
 
     name: str
@@ -31,7 +36,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Strips:
-    """labels_above: names stand over the strips, not beside them."""
+    """The drawing; labels_above: names are above the strips, not beside them."""
 
     name: str
     width: float
@@ -42,7 +47,7 @@ class Strips:
 
 
 def latency_strips(comparison: Comparison, *, narrow: bool) -> Strips | None:
-    """The drawing; None when no latency is known."""
+    """Return the drawing; None if no latency is known."""
     known = [(trial, _latencies(trial)) for trial in comparison.trials]
     drawn = [(trial, values) for trial, values in known if values]
     if not drawn:
@@ -57,27 +62,27 @@ def latency_strips(comparison: Comparison, *, narrow: bool) -> Strips | None:
             values,
             variant_of(comparison, trial),
             x,
-            (place + (0.7 if narrow else 0.5)) * pitch + 4,
+            (index + (0.7 if narrow else 0.5)) * pitch + 4,
         )
-        for place, (trial, values) in enumerate(drawn)
+        for index, (trial, values) in enumerate(drawn)
     )
     return Strips("narrow" if narrow else "wide", width, len(drawn) * pitch + 50, x, strips, narrow)
 
 
 def _latencies(trial: Trial) -> list[float]:
-    """Sorted; of many, evenly spaced ones, the extremes included."""
+    """Return the sorted latencies, thinned evenly to _MAX_DOTS including the extremes."""
     every = [value for repeat in trial.repeats for value in repeat.latencies]
     values = sorted(value for value in every if value is not None and value > 0)
-    if len(values) <= _MOST_DOTS:
+    if len(values) <= _MAX_DOTS:
         return values
-    step = (len(values) - 1) / (_MOST_DOTS - 1)
-    return [values[round(place * step)] for place in range(_MOST_DOTS)]
+    step = (len(values) - 1) / (_MAX_DOTS - 1)
+    return [values[round(index * step)] for index in range(_MAX_DOTS)]
 
 
 def _strip(trial: Trial, values: list[float], variant: int, x: Axis, middle: float) -> Strip:
     dots = "".join(
-        f"M{x.at(value):.1f} {middle + (place * _GOLDEN % 1 - 0.5) * 14:.1f}h0"
-        for place, value in enumerate(values)
+        f"M{x.at(value):.1f} {middle + (index * _GOLDEN % 1 - 0.5) * 14:.1f}h0"
+        for index, value in enumerate(values)
     )
     p50, p95 = median(trial, "latency_p50"), median(trial, "latency_p95")
     parts = [f"p50 {number(p50)} s" if p50 else "", f"p95 {number(p95)} s" if p95 else ""]

@@ -1,9 +1,10 @@
-"""The parts of a page that no report has to itself.
+"""Parts that all report pages share.
 
-axes         values to positions, round ticks
-labelling    names beside points, none over another
-cells        values with intervals as small bars
+page              the page itself: templates, style, security policy
+axes              values to positions, round ticks
+label_placement   names beside points without overlap
+cells             values with intervals as small bars
 
 base.html, common.html    Jinja templates
-report.css, report.js     written into the page
+report.css, report.js     embedded in the page
 """

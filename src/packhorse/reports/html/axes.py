@@ -1,4 +1,4 @@
-"""Values to positions on a drawing, with round ticks."""
+"""Map values to positions on a drawing, with round ticks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ LOG_FROM = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps [low, high] to [start, end] in drawing units; start > end turns it round.
+    """Linear or logarithmic map from [low, high] to [start, end] in drawing units.
 
-    ticks: round values inside [low, high].
+    start > end reverses it; ticks: round values in [low, high].
     """
 
     low: float
@@ -23,7 +23,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Where the value is drawn; values outside are drawn at the edge."""
+        """Return the position of a value; values outside are drawn at the edge."""
         inside = min(max(value, self.low), self.high)
         if self.log:
             share = math.log(inside / self.low) / math.log(self.high / self.low)
@@ -33,7 +33,7 @@ class Axis:
 
 
 def spanning_axis(low: float, high: float, start: float, end: float, ticks: int = 7) -> Axis:
-    """Around positive values from low to high: logarithmic where they span a factor of LOG_FROM."""
+    """Return an axis around positive values, logarithmic if they span a factor of LOG_FROM."""
     assert 0 < low <= high
     if high / low >= LOG_FROM:
         low, high = low / 1.15, high * 1.15
@@ -44,19 +44,19 @@ def spanning_axis(low: float, high: float, start: float, end: float, ticks: int 
 
 
 def share_axis(low: float, start: float, end: float) -> Axis:
-    """For shares whose smallest is `low`: from 0, or from a round value below it, to 1."""
+    """Return an axis for shares from 0, or from a round value below `low`, to 1."""
     bottom = 0.0 if low < 0.4 or low > 0.995 else math.floor((low - 0.02) * 10) / 10
     return Axis(bottom, 1.0, start, end, False, _round_ticks(bottom, 1.0, 5))
 
 
 def ratio_axis(low: float, high: float, start: float, end: float) -> Axis:
-    """For ratios: logarithmic, 1 inside, so that twice and half are equally far from it."""
+    """Return a logarithmic axis that contains 1, so that doubling and halving look alike."""
     low, high = min(low, 0.9) / 1.08, max(high, 1.1) * 1.08
     return Axis(low, high, start, end, True, _log_ticks(low, high, 6))
 
 
 def _round_ticks(low: float, high: float, about: int) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten, about as many as asked for."""
+    """Return about `about` multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.75)
@@ -65,7 +65,7 @@ def _round_ticks(low: float, high: float, about: int) -> tuple[float, ...]:
 
 
 def _log_ticks(low: float, high: float, about: int) -> tuple[float, ...]:
-    """1, 2, 5 times powers of ten; powers only where those are more than twice what is asked."""
+    """Return 1, 2, 5 times powers of ten, or powers only if there would be too many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1,)):
         ticks = [factor * 10.0**power for power in powers for factor in factors]

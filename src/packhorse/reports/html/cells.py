@@ -1,4 +1,4 @@
-"""A value in a table, as text, with its interval, and as a small bar; or large, on a tile."""
+"""Values of a page: table cells with intervals and bars, and large tiles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BAR = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Positions between 0 and BAR: the value, its interval, a mark for comparison."""
+    """Positions between 0 and BAR: value, interval, a mark for comparison."""
 
     at: float
     low: float
@@ -20,7 +20,12 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """sort: the value a column is sorted by, None sorts last; note: small text under the value."""
+    """A table cell.
+
+    Attributes:
+        sort: the value a column is sorted by; None sorts last.
+        note: small text under the value.
+    """
 
     text: str
     sort: float | None = None
@@ -30,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure that is shown large."""
+    """A figure in large type."""
 
     label: str
     value: str
@@ -39,5 +44,5 @@ class Tile:
 
 
 def scaled(whole: float) -> Callable[[float], float]:
-    """Positions on a bar from 0 to `whole` > 0."""
+    """Return a map to positions on a bar from 0 to `whole` > 0."""
     return lambda value: BAR * min(max(value / whole, 0.0), 1.0)

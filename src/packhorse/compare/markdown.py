@@ -1,83 +1,33 @@
-"""A comparison as report.csv and report.md."""
+"""Render a comparison as report.md."""
 
 from __future__ import annotations
 
-import csv
-import io
-
 from packhorse.compare.document import Comparison, Trial
-from packhorse.compare.metric_definitions import GENERAL_MEANINGS, QUALITY, SPEED, Measure
+from packhorse.compare.metric_definitions import (
+    GENERAL_NOTES,
+    QUALITY,
+    SPEED,
+    SPEED_UP,
+    Metric,
+    measured_metrics,
+)
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
 from packhorse.compare.report_values import (
     Change,
     baseline,
-    bounds,
     changes,
-    headline,
     interval,
-    limits_line,
     marks,
     mean,
-    measured,
     median,
-    recommendation_title,
     speed_up,
 )
-from packhorse.reports.formats import ABSENT, finite, percent, score, show, times
+from packhorse.reports.formats import ABSENT, percent, score, show, times
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
-from packhorse.reports.words import visible
-
-Row = dict[str, str | float | int | None]
-
-
-def csv_text(comparison: Comparison) -> str:
-    """A line a trial: FIGURE_median, _low, _high of every speed figure, MEASURE_mean, _low, _high
-    of every quality measure, then the other notes. Empty is not measured. Times are seconds, sizes
-    bytes, shares 0 to 1, chrF 0 to 100; speed_up counts from the trial speed_up_over names."""
-    base = baseline(comparison)
-    rows = [_csv_row(comparison, trial, base) for trial in comparison.trials]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _csv_row(comparison: Comparison, trial: Trial, base: Trial | None) -> Row:
-    recommendation = comparison.recommendation
-    row: Row = {
-        "name": trial.name,
-        "engine": trial.engine,
-        "quantization": trial.quantization,
-        "batching": trial.batching,
-        "status": trial.status,
-        "reason": visible(trial.reason),
-        "compute_type": trial.compute_type,
-        "threads": trial.threads,
-        "repeats": len(trial.repeats),
-        "pareto": int(trial.name in comparison.pareto),
-        "knee": int(trial.name == comparison.knee),
-        "recommended": int(trial.name == recommendation.trial),
-        "tied": int(trial.name in recommendation.ties),
-        "speed_up": speed_up(trial, base),
-        "speed_up_over": base.name if base else "",
-    }
-    for item in SPEED:
-        row |= _csv_cells(trial, item, "median", median(trial, item.name))
-    for item in QUALITY:
-        row |= _csv_cells(trial, item, "mean", mean(trial, item.name))
-    noted = dict.fromkeys(name for each in comparison.trials for name in each.quality_notes)
-    row |= {name: finite(trial.quality_notes.get(name)) for name in noted}
-    return row | {"flags": visible("; ".join(trial.flags)), "command": trial.command}
-
-
-def _csv_cells(trial: Trial, item: Measure, middle: str, value: float | None) -> Row:
-    low, high = bounds(trial.speed.get(item.name) or trial.quality.get(item.name)) or (None, None)
-    return {f"{item.name}_{middle}": value, f"{item.name}_low": low, f"{item.name}_high": high}
 
 
 def markdown_text(comparison: Comparison) -> str:
-    """The report as GitHub-flavoured Markdown; worst rows and raw values are in the others."""
+    """Return the report as GitHub-flavoured Markdown, without worst rows and raw values."""
     sections = [
         f"# packhorse compare: {escape(comparison.model)}",
         escape(headline(comparison)),
@@ -112,18 +62,16 @@ def _recommendation(comparison: Comparison) -> list[str]:
 
 def _speed(comparison: Comparison) -> list[str]:
     base = baseline(comparison)
-    shown = [
-        item
-        for item in measured(comparison, SPEED)
-        if item.name not in ("batches", "generated_tokens", "prompt_tokens_per_second")
-    ]
-    header = ["Trial", "Speed-up", *(item.heading for item in shown)]
+    shown = [item for item in measured_metrics(comparison, SPEED) if item.markdown]
+    header = ["Trial", SPEED_UP.heading, *(item.heading for item in shown)]
     rows = []
     for trial in comparison.trials:
         if trial.status == "failed":
             continue
         cells = [_with_interval(trial, item, median(trial, item.name)) for item in shown]
-        rows.append([_named(comparison, trial), show(speed_up(trial, base), times), *cells])
+        rows.append(
+            [_named(comparison, trial), show(speed_up(comparison, trial), SPEED_UP.format), *cells]
+        )
     failures = [
         f"- {escape(trial.name)} **failed**: {escape(trial.reason)}"
         for trial in comparison.trials
@@ -144,7 +92,7 @@ def _speed(comparison: Comparison) -> list[str]:
 
 
 def _accuracy(comparison: Comparison) -> list[str]:
-    shown = measured(comparison, QUALITY)
+    shown = measured_metrics(comparison, QUALITY)
     if not shown:
         return ["Accuracy was not measured."]
     rows = [
@@ -184,10 +132,10 @@ def _effect_row(change: Change) -> list[str]:
 
 
 def _meanings(comparison: Comparison) -> str:
-    lines = [f"- {escape(text)}" for text in GENERAL_MEANINGS]
+    lines = [f"- {escape(text)}" for text in GENERAL_NOTES]
     lines += [
         f"- **{escape(item.label)}**: {escape(item.meaning)}."
-        for item in measured(comparison, SPEED + QUALITY)
+        for item in measured_metrics(comparison, SPEED + QUALITY)
     ]
     return "\n".join(lines)
 
@@ -196,8 +144,8 @@ def _named(comparison: Comparison, trial: Trial) -> str:
     return " ".join(part for part in (escape(trial.name), marks(comparison, trial)) if part)
 
 
-def _with_interval(trial: Trial, item: Measure, value: float | None) -> str:
+def _with_interval(trial: Trial, item: Metric, value: float | None) -> str:
     if value is None:
         return ABSENT
     spread = trial.speed.get(item.name) or trial.quality.get(item.name)
-    return cell(item.form(value), interval(spread, item.form))
+    return cell(item.format(value), interval(spread, item.format))

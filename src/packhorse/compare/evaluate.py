@@ -1,17 +1,17 @@
-"""Runs to figures: speed of each trial over its repeats, accuracy against the reference."""
+"""Compute the speed of each trial over its repeats and its accuracy against the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from packhorse.compare import document
 from packhorse.compare.config import CompareConfig
+from packhorse.compare.metric_definitions import QUALITY, SPEED
 from packhorse.compare.sample import Sample
-from packhorse.compare.speed import speed
-from packhorse.compare.trial import Outcome, RowResult, read_rows
+from packhorse.compare.trial import RepeatOutcome, RowResult, read_rows
 from packhorse.data import SamplingParams
 from packhorse.embeddings import SentenceEncoder
 from packhorse.errors import PackhorseError
@@ -24,7 +24,7 @@ from packhorse.evaluation.quality import (
     compare_outputs,
     worst_rows,
 )
-from packhorse.evaluation.statistics import Estimate
+from packhorse.evaluation.statistics import Estimate, median_interval
 from packhorse.evaluation.teacher_forcing import (
     TeacherForcedModel,
     TeacherForcedScores,
@@ -37,6 +37,7 @@ from packhorse.jobs.frame import date_of
 from packhorse.jobs.manifest import compute_format
 from packhorse.models import prepare_embedding_model
 from packhorse.profiling.run_metrics import BUSY
+from packhorse.reports.progress import StageReporter
 from packhorse.techniques.grid import Combination, engine_config
 from packhorse.tokenization import Refusal, Tokenizer
 
@@ -47,10 +48,10 @@ _NO_LIMIT = 1 << 40
 
 @dataclass(slots=True)
 class TrialRuns:
-    """A combination, and for each repeat what it came to and where its output lies."""
+    """The outcome and the output path of every repeat of a combination."""
 
     combination: Combination
-    outcomes: list[Outcome]
+    outcomes: list[RepeatOutcome]
     outputs: list[Path]
 
     @property
@@ -58,7 +59,7 @@ class TrialRuns:
         return [outcome.repeat for outcome in self.outcomes if outcome.repeat is not None]
 
     def rows(self) -> list[RowResult]:
-        """The rows of the first repeat that ended well."""
+        """Return the rows of the first repeat that ended well."""
         return next(
             read_rows(output)
             for outcome, output in zip(self.outcomes, self.outputs, strict=True)
@@ -66,17 +67,12 @@ class TrialRuns:
         )
 
 
-class ProgressReporter(Protocol):
-    """Is told how a comparison goes on."""
-
-    def stage(self, text: str) -> None: ...
-
-
 @dataclass(slots=True)
-class Judge:
-    """Judges trials against one reference; expensive things are made once and kept.
+class TrialEvaluator:
+    """Evaluate trials against one reference; expensive objects are created once.
 
-    date: what chat templates wrote in all runs, in ISO 8601.
+    Attributes:
+        date: the date that chat templates write in all runs, in ISO 8601.
     """
 
     config: CompareConfig
@@ -84,7 +80,7 @@ class Judge:
     reference: Combination
     reference_output: Path
     date: str
-    observer: ProgressReporter
+    observer: StageReporter
     _reference_rows: list[RowResult] = field(init=False)
     _embed: Embed | None = field(init=False)
     _prompt_ids: list[tuple[int, ...]] = field(init=False)
@@ -97,10 +93,10 @@ class Judge:
         self._embed = None
         if self.config.embeddings is not None:
             folder = prepare_embedding_model(self.config.embeddings, self.observer.stage)
-            self._embed = _remembering(SentenceEncoder(folder).embed)
+            self._embed = _cached(SentenceEncoder(folder).embed)
 
-    def trial(self, runs: TrialRuns) -> document.Trial:
-        """The finished row of one combination."""
+    def evaluate_trial(self, runs: TrialRuns) -> document.Trial:
+        """Return speed, accuracy and flags of one combination."""
         combination, repeats = runs.combination, runs.repeats
         failed = [outcome.reason for outcome in runs.outcomes if outcome.repeat is None]
         resolved: dict[str, Any] = next(
@@ -119,7 +115,7 @@ class Judge:
             compute_type=compute_format(resolved) if resolved else "",
             threads=threads,
             repeats=tuple(repeats),
-            speed=speed(repeats),
+            speed=_spreads(repeats),
             quality=_estimates(report, forced),
             quality_notes=_notes(report, forced),
             worst_rows=self._worst(report, runs) if report else (),
@@ -133,9 +129,12 @@ class Judge:
             ),
         )
 
-    def effects(self, trials: Sequence[TrialRuns]) -> tuple[document.Effect, ...]:
-        """Batching alone: each policy against `single` of the same engine and format. Quantization
-        alone: each format against float32 of the same engine and policy."""
+    def measure_effects(self, trials: Sequence[TrialRuns]) -> tuple[document.Effect, ...]:
+        """Measure the effect of each single change.
+
+        Batching: each policy against `single` of the same engine and format. Quantization: each
+        format against float32 of the same engine and policy.
+        """
         ended = {
             (t.combination.engine, t.combination.quantization, t.combination.batching): t
             for t in trials
@@ -165,8 +164,11 @@ class Judge:
         return {"prompt_tokens": sum(lengths), "longest_prompt": max(lengths, default=0)}
 
     def _tokenized(self) -> list[tuple[int, ...]]:
-        """Prompt ids of the sample; () for a row that cannot be a prompt, and for the fake engine,
-        which has no tokenizer worth scoring with."""
+        """Return the prompt ids of the sample.
+
+        The ids are () for a row that cannot be a prompt, and for the fake engine, whose tokenizer
+        is not worth scoring with.
+        """
         if self.reference.engine == "fake":
             return [() for _ in self.sample.requests]
         engine = engine_config(self.reference.engine, self.reference.quantization)
@@ -186,7 +188,7 @@ class Judge:
         return compare_outputs(pairs, embed=self._embed)
 
     def _teacher_forced(self, combination: Combination) -> TeacherForcedScores | None:
-        """Depends on engine and format, not on batching, so it is made once for each pair."""
+        """Score the reference's text, once per engine and format: batching does not matter."""
         key = (combination.engine, combination.quantization)
         if not self.config.teacher_forcing or key in self._forced:
             return self._forced.get(key)
@@ -229,12 +231,13 @@ class Judge:
         )
 
     def _flags(self, runs: TrialRuns, report: QualityReport) -> list[str]:
-        """What a reader must know before believing the figures of a trial."""
+        """Return warnings about the figures of a trial."""
         flags = []
         ratio = report.length_ratio
         if report.length_flagged and ratio is not None:
             flags.append(
-                f"generated {ratio.value:.0%} of the reference's tokens: its speed is of other work"
+                f"generated {ratio.value:.0%} of the reference's tokens, so its speed is not for "
+                "equal work"
             )
         if report.trial_failed:
             flags.append(f"{report.trial_failed} of {report.judged} rows failed")
@@ -244,7 +247,7 @@ class Judge:
             if outcome.repeat is not None
         ]
         if any(other != answers[0] for other in answers[1:]):
-            flags.append("its repeats gave different answers; the first one's are judged")
+            flags.append("its repeats gave different answers; accuracy is that of the first")
         return flags + _disturbance([outcome.repeat for outcome in runs.outcomes])
 
     def _effect(self, kind: Any, before: TrialRuns, after: TrialRuns) -> document.Effect | None:
@@ -267,7 +270,7 @@ class Judge:
 
 
 def _rates(runs: TrialRuns) -> list[float | None]:
-    """Rows a second of each repeat, None for one that failed."""
+    """Return rows per second of each repeat; None for one that failed."""
     return [
         None if outcome.repeat is None else outcome.repeat.figures["rows_per_second"]
         for outcome in runs.outcomes
@@ -275,27 +278,40 @@ def _rates(runs: TrialRuns) -> list[float | None]:
 
 
 def _estimate(value: Estimate) -> document.Estimate:
+    return document.Estimate(value.value, *_ends(value))
+
+
+def _ends(value: Estimate) -> tuple[float, float]:
+    """Return the interval, or the value twice if there is none."""
     low = value.value if value.low is None else value.low
-    return document.Estimate(value.value, low, value.value if value.high is None else value.high)
+    return low, value.value if value.high is None else value.high
+
+
+def _spreads(repeats: Sequence[document.Repeat]) -> dict[str, document.Spread]:
+    """Return the median and interval over the repeats of every figure that all of them have."""
+    found = {}
+    for metric in SPEED:
+        values = [metric.value(repeat) for repeat in repeats]
+        known = [float(value) for value in values if value is not None]
+        interval = median_interval(known)
+        if interval is not None and len(known) == len(values):
+            low, high = _ends(interval)
+            found[metric.name] = document.Spread(interval.value, low, high, tuple(known))
+    return found
 
 
 def _estimates(
     report: QualityReport | None, forced: TeacherForcedScores | None
 ) -> dict[str, document.Estimate]:
-    """Names as in `Trial.quality`; what was not measured is absent."""
-    found: dict[str, Estimate | None] = {}
-    if report is not None:
-        for name in ("rows_identical", "first_token_equal", "matched_prefix", "chrf", "cosine"):
-            found[name] = getattr(report, name)
-        found["label_accuracy"] = report.labels.label_accuracy if report.labels else None
-    if forced is not None:
-        found["kl_divergence"] = forced.kl_divergence
-        found["top1_agreement"] = forced.top1_agreement
+    """Return the figures that were measured by name."""
+    if report is None:
+        return {}
+    found = {metric.name: metric.value(report, forced) for metric in QUALITY}
     return {name: _estimate(value) for name, value in found.items() if value is not None}
 
 
 def _disturbance(repeats: Sequence[document.Repeat | None]) -> list[str]:
-    """A flag, where other work slowed repeats down."""
+    """Return a flag if other processes slowed repeats down."""
     shares = [each.figures.get("other_work_share", 0.0) for each in repeats if each is not None]
     disturbed = [share for share in shares if share > BUSY]
     if not disturbed:
@@ -336,7 +352,7 @@ def _notes(
 
 
 def _with_interval(name: str, value: Estimate | None) -> dict[str, float | None]:
-    """NAME, NAME_low, NAME_high; flat, as notes are."""
+    """Return NAME, NAME_low and NAME_high."""
     if value is None:
         return {name: None}
     return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
@@ -347,13 +363,13 @@ def _output(row: RowResult) -> Output | None:
 
 
 def _shown(content: Any) -> str:
-    """The last words of a prompt's last message: where its question usually stands."""
+    """Return the end of a prompt's last message, where its question usually is."""
     text = content if isinstance(content, str) else str(content[-1].get("content", ""))
     return text if len(text) <= PROMPT_EXCERPT else f"…{text[-PROMPT_EXCERPT:]}"
 
 
-def _remembering(embed: Embed) -> Embed:
-    """Embeds each text once: the reference's texts come back with every trial."""
+def _cached(embed: Embed) -> Embed:
+    """Return an embedder that computes each text once, as every trial repeats the reference's."""
     import numpy as np
 
     known: dict[str, Any] = {}

@@ -1,32 +1,32 @@
-"""An assessment as report.md."""
+"""Render an assessment as report.md."""
 
 from __future__ import annotations
 
 from packhorse.assess.document import Assessment, Contestant
-from packhorse.assess.metric_definitions import Column, columns, interval_text
+from packhorse.assess.metric_definitions import Metric, interval_text, metrics
 from packhorse.assess.narrative import (
     cascade_sentence,
     economy_lines,
     headline,
+    labels_needed_sentence,
     method_lines,
-    needed_sentence,
     pair_sentence,
     profile_lines,
-    titled,
+    verdict_title,
 )
 from packhorse.reports.formats import number, percent
 from packhorse.reports.markdown import cell, escape, fenced, pairs, table
 
-MOST_LINES = 12
-"""Of the cascade's curve, about; report.json has all points."""
+MAX_LINES = 12
+"""Approximate lines of the cascade's table; report.json has all points."""
 
 
 def markdown_text(assessment: Assessment) -> str:
-    """The report as GitHub-flavoured Markdown."""
+    """Return the report as GitHub-flavoured Markdown."""
     sections = [
         f"# packhorse assess: {escape(assessment.model)}",
         escape(headline(assessment)),
-        f"## {escape(titled(assessment))}",
+        f"## {escape(verdict_title(assessment))}",
         escape(assessment.verdict.reason),
         *(f"Caution: {escape(caution)}" for caution in assessment.verdict.cautions),
         fenced(assessment.classify) if assessment.classify else "",
@@ -34,16 +34,16 @@ def markdown_text(assessment: Assessment) -> str:
         *_contestants(assessment),
         escape(pair_sentence(assessment)),
         "## Labels needed",
-        _bullets([needed_sentence(curve) for curve in assessment.curves]),
+        _bullets([labels_needed_sentence(curve) for curve in assessment.curves]),
         _curves(assessment),
         "## Cascade",
-        escape(cascade_sentence(assessment) or "There is none."),
+        escape(cascade_sentence(assessment) or "There is no cascade."),
         _cascade(assessment),
-        "## What it costs",
+        "## Cost",
         _bullets(economy_lines(assessment)),
         "## The rows",
         _bullets(profile_lines(assessment)),
-        "## Settings that were chosen",
+        "## Chosen settings",
         _settings(assessment),
         "## How the contest was held",
         _bullets([*method_lines(assessment), *assessment.notes]),
@@ -58,26 +58,22 @@ def markdown_text(assessment: Assessment) -> str:
 
 
 def _contestants(assessment: Assessment) -> list[str]:
-    shown = columns(assessment)
-    header = ["Contestant", *(_heading(column) for column in shown)]
+    shown = metrics(assessment)
+    header = ["Contestant", *(escape(metric.heading) for metric in shown)]
     rows = [
-        [_named(each), *(_figure(column, each) for column in shown)]
+        [_named(each), *(_figure(metric, each) for metric in shown)]
         for each in assessment.contestants
     ]
     return [table(header, rows), "★ finalist, chosen inside the training part."]
-
-
-def _heading(column: Column) -> str:
-    return escape(f"{column.heading} ({column.unit})" if column.unit else column.heading)
 
 
 def _named(contestant: Contestant) -> str:
     return f"{escape(contestant.title)}{' ★' if contestant.finalist else ''}"
 
 
-def _figure(column: Column, contestant: Contestant) -> str:
-    figure = column.of(contestant)
-    return cell(figure.text, figure.around)
+def _figure(metric: Metric, contestant: Contestant) -> str:
+    figure = metric.figure(contestant)
+    return cell(figure.text, figure.interval)
 
 
 def _curves(assessment: Assessment) -> str:
@@ -91,27 +87,27 @@ def _curves(assessment: Assessment) -> str:
         for curve in assessment.curves
         for point in curve.points
     ]
-    header = ["Contestant", "Labels a class, at most", "Labels in all", "Accuracy"]
+    header = ["Contestant", "Labels per class, at most", "Labels in total", "Accuracy"]
     return table(header, rows) if rows else ""
 
 
 def _cascade(assessment: Assessment) -> str:
-    """Every so many points, the ends and the chosen one."""
+    """Return evenly spaced points with the ends and the chosen one."""
     cascade = assessment.cascade
     if cascade is None:
         return ""
-    step = max(1, len(cascade.points) // MOST_LINES)
+    step = max(1, len(cascade.points) // MAX_LINES)
     shown = {*range(0, len(cascade.points), step), cascade.chosen, len(cascade.points) - 1}
     rows = [
         [
-            f"{point.threshold:.4g}{' ★' if place == cascade.chosen else ''}",
+            f"{point.threshold:.4g}{' ★' if index == cascade.chosen else ''}",
             percent(point.share),
             cell(percent(point.accuracy.value), interval_text(point.accuracy)),
             percent(point.validation_accuracy),
             number(point.core_seconds),
         ]
-        for place, point in enumerate(cascade.points)
-        if place in shown
+        for index, point in enumerate(cascade.points)
+        if index in shown
     ]
     header = ["Threshold", "Rows to the model", "Right", "Right, validation", "core-s per 1,000"]
     return table(header, rows)
@@ -134,5 +130,6 @@ def _bullets(lines: list[str]) -> str:
 
 def _meanings(assessment: Assessment) -> str:
     return "\n".join(
-        f"- **{_heading(column)}**: {escape(column.meaning)}." for column in columns(assessment)
+        f"- **{escape(metric.heading)}**: {escape(metric.meaning)}."
+        for metric in metrics(assessment)
     )

@@ -1,4 +1,4 @@
-"""An assessment as one page that opens offline: see `packhorse.reports.page`."""
+"""Render an assessment as one page that opens offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from packhorse.assess.html.charts import (
     learning_chart,
 )
 from packhorse.assess.html.forest import forest
-from packhorse.reports.page import facts, page_text
+from packhorse.reports.html.page import facts, page_text
 
 _SECTIONS = (
     ("accuracy", "Accuracy"),
@@ -30,7 +30,7 @@ _SECTIONS = (
 
 
 def html_text(assessment: Assessment) -> str:
-    """The page."""
+    """Return the page."""
     return page_text(
         "packhorse.assess",
         verb="assess",
@@ -38,16 +38,18 @@ def html_text(assessment: Assessment) -> str:
         headline=narrative.headline(assessment),
         sections=_SECTIONS,
         assessment=assessment,
-        title=narrative.titled(assessment),
+        title=narrative.verdict_title(assessment),
         tiles=views.tiles(assessment),
         forests=[forest(assessment, narrow=False), forest(assessment, narrow=True)],
-        cost=_drawn(cost_chart(assessment, WIDE), cost_chart(assessment, NARROW)),
-        learning=_drawn(learning_chart(assessment, WIDE), learning_chart(assessment, NARROW)),
-        cascade=_drawn(cascade_chart(assessment, WIDE), cascade_chart(assessment, NARROW)),
+        cost=_without_none(cost_chart(assessment, WIDE), cost_chart(assessment, NARROW)),
+        learning=_without_none(
+            learning_chart(assessment, WIDE), learning_chart(assessment, NARROW)
+        ),
+        cascade=_without_none(cascade_chart(assessment, WIDE), cascade_chart(assessment, NARROW)),
         table=views.contestant_table(assessment),
         settings=views.settings(assessment),
         pair=narrative.pair_sentence(assessment),
-        needed=[narrative.needed_sentence(curve) for curve in assessment.curves],
+        needed=[narrative.labels_needed_sentence(curve) for curve in assessment.curves],
         together=narrative.cascade_sentence(assessment),
         economy=narrative.economy_lines(assessment),
         profile=narrative.profile_lines(assessment),
@@ -55,13 +57,13 @@ def html_text(assessment: Assessment) -> str:
         facts=facts(
             {
                 "Machine": assessment.machine,
-                "What ran": assessment.ran,
+                "Engine": assessment.ran,
                 "Versions": assessment.versions,
-                "Asked for": assessment.settings,
+                "Settings": assessment.settings,
             }
         ),
     )
 
 
-def _drawn(*charts: Chart | None) -> list[Chart]:
+def _without_none(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]

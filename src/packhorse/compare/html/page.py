@@ -1,4 +1,4 @@
-"""A comparison as one page that opens offline: see `packhorse.reports.page`."""
+"""Render a comparison as one page that opens offline."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from packhorse.compare.document import Comparison
 from packhorse.compare.html import details, views
 from packhorse.compare.html.scatter import NARROW, WIDE, scatters
 from packhorse.compare.html.strips import latency_strips
-from packhorse.compare.report_values import headline, limits_line, recommendation_title
-from packhorse.reports.page import facts, page_text
+from packhorse.compare.narrative import headline, limits_line, recommendation_title
+from packhorse.reports.html.page import facts, page_text
 
 _SECTIONS = (
     ("trade-off", "Trade-off"),
@@ -23,7 +23,7 @@ _SECTIONS = (
 
 
 def html_text(comparison: Comparison) -> str:
-    """The page."""
+    """Return the page."""
     wide, narrow = scatters(comparison, WIDE), scatters(comparison, NARROW)
     strips = latency_strips(comparison, narrow=False), latency_strips(comparison, narrow=True)
     return page_text(

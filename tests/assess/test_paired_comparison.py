@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from packhorse.assess.pairs import pair, rows_needed, tango_interval, tango_statistic
+from packhorse.assess.paired_comparison import (
+    compare_pair,
+    rows_needed,
+    tango_interval,
+    tango_statistic,
+)
 
 COUNTS = st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(1, 200)).map(
     lambda counts: (counts[0], counts[1], counts[0] + counts[1] + counts[2])
@@ -80,7 +85,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 def test_pair_counts_and_agrees_with_scipy() -> None:
     left = [True] * 30 + [True] * 9 + [False] * 2 + [False] * 9
     right = [True] * 30 + [False] * 9 + [True] * 2 + [False] * 9
-    found = pair("one", "other", left, right)
+    found = compare_pair("one", "other", left, right)
     assert (found.rows, found.left_only, found.right_only) == (50, 9, 2)
     assert found.difference.value == pytest.approx(0.14)
     assert found.mcnemar_p == pytest.approx(stats.binomtest(2, 11).pvalue)
@@ -88,7 +93,7 @@ def test_pair_counts_and_agrees_with_scipy() -> None:
     assert found.is_superior
     assert found.is_non_inferior(0.01)
     assert not found.is_inferior(0.01)
-    turned = pair("other", "one", right, left)
+    turned = compare_pair("other", "one", right, left)
     assert turned.is_inferior(0.01)
     assert not turned.is_non_inferior(0.01)
 

@@ -1,4 +1,4 @@
-"""Where the names of points go, so that no name covers another, a point, or the edge."""
+"""Place the names of points so that no name covers another, a point or the edge."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Disc:
-    """A point as drawn: its centre and radius."""
+    """A point as drawn: centre and radius."""
 
     x: float
     y: float
@@ -52,8 +52,14 @@ class Disc:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """x, y: where the text is anchored, on its base line. leader: a line (x1, y1, x2, y2) to its
-    point, where the text stands too far from it to be plain; box: what the text covers."""
+    """A placed text.
+
+    Attributes:
+        x: anchor on the base line.
+        y: as x.
+        leader: a line (x1, y1, x2, y2) to a point that is not adjacent.
+        box: the area the text covers.
+    """
 
     x: float
     y: float
@@ -69,9 +75,11 @@ def place_labels(
     first: Sequence[int] = (),
     lines: Sequence[Box] = (),
 ) -> list[Label | None]:
-    """A place for a text of each width as near its disc as can be; None where there is none.
+    """Return a position for a text of each width as near its disc as possible, or None.
 
-    first: indices that choose before the others. lines: what texts keep clear of if they can.
+    Args:
+        first: indices that choose before the others.
+        lines: boxes that texts avoid if they can.
     """
     placed: list[Label | None] = [None] * len(discs)
     order = [*first, *(index for index in range(len(discs)) if index not in first)]
@@ -88,7 +96,7 @@ def place_labels(
 
 
 def _candidates(disc: Disc, width: float) -> Iterator[Label]:
-    """Beside, above and below the disc, then farther and farther above and below."""
+    """Yield positions beside, above and below the disc, then at growing distance."""
     reach = disc.radius + 5
     yield _label(disc.x + reach, disc.y + 4, "start", width, None)
     yield _label(disc.x - reach, disc.y + 4, "end", width, None)
@@ -130,7 +138,7 @@ def _collides(label: Label, own: int, discs: Sequence[Disc], others: Sequence[La
 
 
 def _crosses(line: tuple[float, float, float, float] | None, box: Box) -> bool:
-    """Whether the line, looked at in 16 places, runs through the box."""
+    """Whether the line, sampled at 17 points, crosses the box."""
     if line is None:
         return False
     x1, y1, x2, y2 = line

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from labelled import WORDS
-from packhorse.assess.curve import (
+from packhorse.assess.families import FAMILIES
+from packhorse.assess.features import NgramCounts
+from packhorse.assess.learning_curve import (
     SMALLEST,
     CurvePoint,
-    crossing,
-    drawn,
+    draw_rows,
+    first_crossing,
+    labels_needed,
     learning_curve,
-    needed,
-    sizes,
+    training_sizes,
 )
-from packhorse.assess.families import FAMILIES
-from packhorse.assess.features import CountedTexts
-from packhorse.assess.tuning import TrainingData, Tuned
+from packhorse.assess.tuning import TrainingData, TunedFamily
 
 PLACES = [8.0, 16.0, 32.0, 64.0]
 
@@ -37,7 +37,7 @@ PLACES = [8.0, 16.0, 32.0, 64.0]
     ],
 )
 def test_crossing(values: list[float], level: float, expected: float | None) -> None:
-    found = crossing(PLACES, values, level)
+    found = first_crossing(PLACES, values, level)
     assert found == (None if expected is None else pytest.approx(expected, rel=1e-6))
 
 
@@ -52,15 +52,15 @@ def test_crossing(values: list[float], level: float, expected: float | None) -> 
 )
 def test_sizes(counts: tuple[int, ...], expected: list[int]) -> None:
     labels = np.array([str(place) for place, count in enumerate(counts) for _ in range(count)])
-    assert sizes(labels) == expected
+    assert training_sizes(labels) == expected
 
 
 def test_draws_are_of_each_class_and_repeatable() -> None:
     labels = np.array(["a"] * 50 + ["b"] * 5)
-    places = drawn(labels, 8, 3)
+    places = draw_rows(labels, 8, 3)
     assert [labels[places].tolist().count(label) for label in "ab"] == [8, 5]
-    assert places.tolist() == drawn(labels, 8, 3).tolist()
-    assert places.tolist() != drawn(labels, 8, 4).tolist()
+    assert places.tolist() == draw_rows(labels, 8, 3).tolist()
+    assert places.tolist() != draw_rows(labels, 8, 4).tolist()
 
 
 def points(values: list[float]) -> list[CurvePoint]:
@@ -72,7 +72,7 @@ def points(values: list[float]) -> list[CurvePoint]:
 
 def test_an_answer_that_half_of_the_resamples_reach() -> None:
     means = np.array([[0.5, 0.6, 0.7, 0.8, 0.7]] * 500 + [[0.5, 0.6, 0.65, 0.68, 0.7]] * 500)
-    found = needed(points([0.5, 0.6, 0.7, 0.8]), 0.7, means)
+    found = labels_needed(points([0.5, 0.6, 0.7, 0.8]), 0.7, means)
     assert found.value == pytest.approx(32.0)
     assert found.low == pytest.approx(32.0)
     assert found.high is None
@@ -81,7 +81,7 @@ def test_an_answer_that_half_of_the_resamples_reach() -> None:
 
 def test_a_level_that_is_not_reached() -> None:
     means = np.array([[0.5, 0.6, 0.7, 0.8, 0.9]] * 100)
-    found = needed(points([0.5, 0.6, 0.7, 0.8]), 0.9, means)
+    found = labels_needed(points([0.5, 0.6, 0.7, 0.8]), 0.9, means)
     assert (found.value, found.low, found.high, found.reached) == (None, None, None, 0.0)
 
 
@@ -103,11 +103,11 @@ def of_many_signs(count: int) -> list[tuple[str, str]]:
 def test_a_real_curve_rises_to_what_can_be_learnt() -> None:
     pairs = of_many_signs(420)
     labels = np.array([label for _, label in pairs])
-    data = TrainingData(labels, CountedTexts([text for text, _ in pairs]), None)
+    data = TrainingData(labels, NgramCounts([text for text, _ in pairs]), None)
     train, test = np.arange(300), np.arange(300, 420)
-    tuned = Tuned(FAMILIES["tfidf-logistic"], 10.0, 0.0, 0.0, (), 0.0, 0.0)
-    model_right = np.random.default_rng(0).random(120) < 0.9
-    curve = learning_curve(tuned, data, test, labels[test], model_right, train, seed=0)
+    tuned = TunedFamily(FAMILIES["tfidf-logistic"], 10.0, 0.0, 0.0, (), 0.0, 0.0)
+    model_correct = np.random.default_rng(0).random(120) < 0.9
+    curve = learning_curve(tuned, data, test, labels[test], model_correct, train, seed=0)
     first, last = curve.points[0], curve.points[-1]
     assert (first.per_class, first.rows) == (SMALLEST, 2 * SMALLEST)
     assert last.rows == 300
@@ -116,7 +116,7 @@ def test_a_real_curve_rises_to_what_can_be_learnt() -> None:
     assert first.mean < 0.95 < last.mean
     for point in curve.points:
         assert point.low <= point.mean <= point.high
-    assert curve.level == model_right.mean()
+    assert curve.level == model_correct.mean()
     assert curve.needed.low is not None
     assert curve.needed.value is not None
     assert curve.needed.high is not None

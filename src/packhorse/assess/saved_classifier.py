@@ -1,8 +1,8 @@
-"""A classifier on disk: a folder with card.json and what scikit-learn fitted, classifier.skops.
+"""A classifier on disk: a folder with card.json and the fitted classifier.skops.
 
-skops is read instead of pickle because it runs nothing: the file says which types it holds, and
-only scikit-learn's own and those of TRUSTED are made. The card names the file's sha256, the
-language model's fingerprint, and everything the answers depend on.
+skops is used instead of pickle because loading executes nothing: the file names its types, and only
+those of scikit-learn and of TRUSTED are created. The card holds the file's sha256, the language
+model's fingerprint, and everything the answers depend on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from packhorse.assess.prompting import Prompting
+from packhorse.assess.prompting import PromptTemplate
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError, ModelError
 from packhorse.storage.atomic_files import atomic_file, make_folder, write_json
@@ -24,14 +24,20 @@ FITTED = "classifier.skops"
 TRUSTED = frozenset(
     {"sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"}
 )
-"""What skops does not trust by itself and a calibrated classifier consists of."""
+"""Types of a calibrated classifier that skops does not trust by default."""
 _HINT = "save it again with packhorse assess"
 
 
 @dataclass(frozen=True, slots=True)
 class ClassicPart:
-    """family, value: what was fitted. sees: "pieces" (the file takes texts) or "embeddings".
-    embeddings: name of the sentence model, "" for none. sha256: of the file."""
+    """The classic classifier.
+
+    Attributes:
+        family: name; value: tuned setting.
+        sees: "pieces" (the file takes texts) or "embeddings".
+        embeddings: name of the sentence model; "" for none.
+        sha256: of the file.
+    """
 
     family: str
     value: float
@@ -42,22 +48,34 @@ class ClassicPart:
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """model: as a person names it; fingerprint: of its files. answers: "choice" or "text". prior:
-    divided out of a choice, None for none."""
+    """The language model.
+
+    Attributes:
+        model: as given by the user.
+        fingerprint: of its files.
+        prior: divided out of the label probabilities; None for none.
+    """
 
     model: str
     fingerprint: str
     engine: EngineConfig
     answers: Literal["choice", "text"]
-    prompting: Prompting
+    prompting: PromptTemplate
     prior: tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """kind: which parts answer. classes: sorted. threshold: of a cascade, see
-    `packhorse.assess.cascade`. text_column: where the texts it was assessed on stood. verdict: of
-    the assessment it comes from. facts: for people."""
+    """Description of a saved classifier.
+
+    Attributes:
+        kind: which parts answer.
+        classes: sorted.
+        threshold: of a cascade, see `packhorse.assess.cascade`.
+        text_column: of the texts it was assessed on.
+        verdict: of its assessment.
+        facts: for display.
+    """
 
     kind: Literal["classic", "model", "cascade"]
     title: str
@@ -72,7 +90,7 @@ class Card:
 
 
 def write_fitted(folder: Path, fitted: Any) -> str:
-    """Writes what scikit-learn fitted into `folder`, made if missing; returns its sha256."""
+    """Write the fitted classifier into `folder`, created if missing, and return its sha256."""
     import skops.io
 
     make_folder(folder)
@@ -83,13 +101,13 @@ def write_fitted(folder: Path, fitted: Any) -> str:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Writes the card, last: a folder with a card is whole."""
+    """Write the card last, so that a folder with a card is complete."""
     make_folder(folder)
     write_json(folder / CARD, asdict(card))
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a folder. Raises InputError for a folder without a readable one."""
+    """Read the card of a folder; raises InputError if there is no readable one."""
     path = folder / CARD
     try:
         document = read_json(path, error=InputError, hint=_HINT)
@@ -117,10 +135,11 @@ def read_card(folder: Path) -> Card:
 
 
 def read_fitted(folder: Path, part: ClassicPart) -> Any:
-    """What scikit-learn fitted.
+    """Load the fitted classifier; nothing of the file is executed before it is checked.
 
-    Raises ModelError for a file that is not the one the card names, that holds a type that is not
-    trusted, or that is no classifier of ours; nothing of it is run before.
+    Raises:
+        ModelError: the file is not the one on the card, holds a type that is not trusted, or is no
+            classifier.
     """
     import skops.io
 

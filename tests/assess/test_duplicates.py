@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labelled import rows, texts
-from packhorse.assess.duplicates import NEAR, PIECE, distinct, squeezed
+from packhorse.assess.duplicates import NEAR_COSINE, NGRAM, normalize_text, remove_duplicates
 
 LONG = " ".join(f"word{number}" for number in range(60))
 
 
 def kept(*given_texts: str) -> list[int]:
     """Lines of the rows that stay."""
-    return [row.line for row in distinct(rows([(text, "a") for text in given_texts])).rows]
+    return [row.line for row in remove_duplicates(rows([(text, "a") for text in given_texts])).rows]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_chain_of_near_rows_is_one_cluster() -> None:
 
 
 def test_conflicting_labels_are_counted_and_the_first_row_stays() -> None:
-    found = distinct(rows([("same text", "a"), ("Same text.", "b"), ("other text", "b")]))
+    found = remove_duplicates(rows([("same text", "a"), ("Same text.", "b"), ("other text", "b")]))
     assert [(row.text, row.label) for row in found.rows] == [
         ("same text", "a"),
         ("other text", "b"),
@@ -57,7 +57,7 @@ def test_conflicting_labels_are_counted_and_the_first_row_stays() -> None:
 def test_counts_reconcile(given_texts: list[str]) -> None:
     if not given_texts:
         return
-    found = distinct(rows([(text, "a") for text in given_texts]))
+    found = remove_duplicates(rows([(text, "a") for text in given_texts]))
     assert len(found.rows) + found.exact + found.near == len(given_texts)
     assert len(kept(*(row.text for row in found.rows))) == len(found.rows)
 
@@ -68,15 +68,15 @@ def test_near_is_what_the_sets_of_pieces_say() -> None:
     changed = [text[: len(text) - cut] for text in base for cut in (0, 8, 40, 50, 60)]
 
     def pieces(text: str) -> set[str]:
-        text = squeezed(text)
-        return {text[at : at + PIECE] for at in range(len(text) - PIECE + 1)}
+        text = normalize_text(text)
+        return {text[at : at + NGRAM] for at in range(len(text) - NGRAM + 1)}
 
     sets = list(map(pieces, changed))
     cluster = list(range(len(sets)))
     for left in range(len(sets)):
         for right in range(left):
             a, b = sets[left], sets[right]
-            if len(a & b) / math.sqrt(len(a) * len(b)) >= NEAR:
+            if len(a & b) / math.sqrt(len(a) * len(b)) >= NEAR_COSINE:
                 old, new = sorted((cluster[left], cluster[right]), reverse=True)
                 cluster = [new if each == old else each for each in cluster]
     assert kept(*changed) == [place + 1 for place in sorted(set(cluster))]

@@ -1,10 +1,11 @@
-"""How reports write what is no number: text of others, moments, counted things, plain facts."""
+"""Text formats of the reports: text from data, times, counted nouns, plain facts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from packhorse.reports.formats import ABSENT, gigabytes
 
@@ -12,12 +13,12 @@ _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Control characters (terminal escapes, NUL) as their pictures, lone surrogates as U+FFFD."""
+    """Replace control characters (terminal escapes, NUL) by symbols, lone surrogates by U+FFFD."""
     return _HIDDEN.sub(_picture, text)
 
 
 def when(created: str) -> str:
-    """An ISO time as 2026-11-22 22:20 UTC; anything else as it is."""
+    """Format an ISO time as 2026-11-22 22:20 UTC; return anything else unchanged."""
     try:
         moment = datetime.fromisoformat(created)
     except ValueError:
@@ -27,7 +28,7 @@ def when(created: str) -> str:
 
 
 def plain(name: str, value: object) -> tuple[str, str]:
-    """A key and a value of a free-form dictionary in words: ("memory", "25.28 GB")."""
+    """Format a key and a value of a free-form dictionary: ("memory", "25.28 GB")."""
     label = name.removesuffix("_bytes").replace("_", " ")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if name.endswith("_bytes"):
@@ -40,8 +41,15 @@ def plain(name: str, value: object) -> tuple[str, str]:
     return label, ABSENT if value is None else str(value)
 
 
+def machine_facts(machine: Mapping[str, Any]) -> list[str]:
+    """Return processor and cores of a machine, as far as they are known."""
+    processor = machine.get("processor") or machine.get("platform")
+    cores = machine.get("cores")
+    return [str(processor or ""), counted(int(cores), "core") if cores else ""]
+
+
 def counted(number_of: int, noun: str) -> str:
-    """1 row, 1,234 rows."""
+    """Format a count with its noun: 1 row, 1,234 rows."""
     return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
 
 

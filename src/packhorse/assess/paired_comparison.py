@@ -1,4 +1,4 @@
-"""Two contestants on the same rows: how much they differ, and what that allows to say."""
+"""Compare two contestants on the same rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ _HALVINGS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """left, right: names. rows: judged by both. difference: accuracy of left - of right, Tango's
-    score interval. bootstrap: the same by paired bootstrap over rows. left_only, right_only: rows
-    that only one of them has right. mcnemar_p: exact, two-sided: how probable a split of those rows
-    at least this uneven is if both are equally good.
+class PairedComparison:
+    """The difference in accuracy of two contestants.
+
+    Attributes:
+        left: name.
+        right: name.
+        rows: test rows of both.
+        difference: accuracy of left - of right, with Tango's score interval.
+        bootstrap: the same with a paired bootstrap over rows.
+        left_only: rows that only left has correct; also right_only.
+        mcnemar_p: exact, two-sided: probability of a split of those rows at least this uneven if
+            both are equally good.
     """
 
     left: str
@@ -33,32 +40,39 @@ class Pair:
     mcnemar_p: float
 
     def is_non_inferior(self, margin: float) -> bool:
-        """Left is worse by less than `margin`, at one-sided 2.5 %: the interval lies above it."""
+        """Whether left is worse by less than `margin`, at one-sided 2.5 %."""
         assert self.difference.low is not None
         return self.difference.low > -margin
 
     def is_inferior(self, margin: float) -> bool:
-        """Left is worse by more than `margin`, at one-sided 2.5 %: the interval lies below it."""
+        """Whether left is worse by more than `margin`, at one-sided 2.5 %."""
         assert self.difference.high is not None
         return self.difference.high < -margin
 
     @property
     def is_superior(self) -> bool:
-        """Left is better, at one-sided 2.5 %."""
+        """Whether left is better, at one-sided 2.5 %."""
         return self.is_non_inferior(0.0)
 
 
-def pair(
-    left: str, right: str, left_right: Sequence[bool], right_right: Sequence[bool], *, seed: int = 0
-) -> Pair:
-    """Compares two contestants; left_right, right_right: whether each has a row right."""
-    rows = list(zip(left_right, right_right, strict=True))
+def compare_pair(
+    left: str,
+    right: str,
+    left_correct: Sequence[bool],
+    right_correct: Sequence[bool],
+    *,
+    seed: int = 0,
+) -> PairedComparison:
+    """Compare two contestants from whether each has a row correct."""
+    rows = list(zip(left_correct, right_correct, strict=True))
     only_left, only_right = rows.count((True, False)), rows.count((False, True))
     bootstrap = paired_bootstrap(
-        [float(value) for value in left_right], [float(value) for value in right_right], seed=seed
+        [float(value) for value in left_correct],
+        [float(value) for value in right_correct],
+        seed=seed,
     )
     assert bootstrap is not None
-    return Pair(
+    return PairedComparison(
         left=left,
         right=right,
         rows=len(rows),
@@ -71,14 +85,14 @@ def pair(
 
 
 def tango_interval(only_left: int, only_right: int, rows: int) -> Estimate:
-    """Difference (only_left - only_right) / rows of two paired shares, with the score interval.
+    """Return (only_left - only_right) / rows of two paired shares, with the score interval.
 
-    All differences d that the score test does not refuse at 5 %: |T(d)| <= z,
-    T(d) = (b - c - n d) / sqrt(n (2 q + d (1 - d))), where q is the maximum-likelihood estimate of
-    P(right only) given d, the larger root of 2 n q^2 + B q + C = 0, B = -b - c + (2 n - b + c) d,
-    C = -c d (1 - d). T falls in d, so each end is found by halving. Unlike a bootstrap the interval
-    keeps its width where both agree on all rows. Source: Tango 1998, Statistics in Medicine 17,
-    891-908; recommended for non-inferiority of paired shares there.
+    It holds all differences d that the score test does not reject at 5 %: |T(d)| <= z, T(d) = (b -
+    c - n d) / sqrt(n (2 q + d (1 - d))), where q is the maximum-likelihood estimate of P(right
+    only) given d, the larger root of 2 n q^2 + B q + C = 0, B = -b - c + (2 n - b + c) d, C = -c d
+    (1 - d). T decreases in d, so each end is found by bisection. Unlike a bootstrap interval it
+    keeps its width if both agree on all rows. Source: Tango 1998, Statistics in Medicine 17,
+    891-908, recommended for non-inferiority of paired shares.
     """
     assert only_left >= 0
     assert only_right >= 0
@@ -88,13 +102,13 @@ def tango_interval(only_left: int, only_right: int, rows: int) -> Estimate:
     def statistic(d: float) -> float:
         return tango_statistic(only_left, only_right, rows, d)
 
-    low = _crossing(lambda d: statistic(d) > _Z, -1.0, value)
-    high = _crossing(lambda d: statistic(d) >= -_Z, value, 1.0)
+    low = _bisect(lambda d: statistic(d) > _Z, -1.0, value)
+    high = _bisect(lambda d: statistic(d) >= -_Z, value, 1.0)
     return Estimate(value, low, high, rows, "Tango score interval")
 
 
 def tango_statistic(only_left: int, only_right: int, rows: int, difference: float) -> float:
-    """T(d) of `tango_interval`: standard normal in large samples if the difference is d."""
+    """Return T(d) of `tango_interval`, standard normal in large samples if the difference is d."""
     b, c, n, d = only_left, only_right, rows, difference
     numerator = b - c - n * d
     linear = -b - c + (2 * n - b + c) * d
@@ -107,13 +121,13 @@ def tango_statistic(only_left: int, only_right: int, rows: int, difference: floa
 
 
 def rows_needed(only_left: int, only_right: int, rows: int, margin: float) -> int | None:
-    """Test rows that show non-inferiority by `margin`, or inferiority where the difference seen is
-    below -margin, with 80 % power, were the true rates those seen.
+    """Return the test rows that show non-inferiority by `margin` with 80 % power.
 
-    n = (z_0.975 + z_0.8)^2 (p - d^2) / (margin + d)^2, p = (b + c + 1) / (n + 2) the share of rows
-    only one has right, so that none seen is not taken for none, d the difference seen. None where d
-    is -margin: no number of rows would show either. Source: Connett et al. 1987, with the margin of
-    Liu et al. 2002, Statistics in Medicine 21, 231-245.
+    If the observed difference is below -margin: that show inferiority. Assumes that the true rates
+    are the observed ones. n = (z_0.975 + z_0.8)^2 (p - d^2) / (margin + d)^2, with the difference d
+    and p = (b + c + 1) / (n + 2), the share of rows only one has correct, kept above 0. None if d
+    is -margin. Source: Connett et al. 1987, with the margin of Liu et al. 2002, Statistics in
+    Medicine 21, 231-245.
     """
     difference = (only_left - only_right) / rows
     distance = margin + difference
@@ -124,8 +138,8 @@ def rows_needed(only_left: int, only_right: int, rows: int, margin: float) -> in
     return math.ceil((_Z + _Z_POWER) ** 2 * spread / distance**2)
 
 
-def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Where `holds` turns from true to false between low and high; `low` if it never holds."""
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Return where `holds` turns from true to false between low and high; low if it never holds."""
     if not holds(low):
         return low
     for _ in range(_HALVINGS):

@@ -1,4 +1,4 @@
-"""From measured trials to one recommendation: pure functions over a comparison's trials."""
+"""Choose one recommendation from the measured trials."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ THROUGHPUT = "rows_per_second"
 
 @dataclass(frozen=True, slots=True)
 class UserLimits:
-    """max_p95: seconds of latency a row. max_ram: GB (1e9 bytes) at the peak. min_agreement: mean
-    matched-prefix share with the reference, 0 to 1. None is no limit."""
+    """Limits a trial must keep; None is no limit.
+
+    Attributes:
+        max_p95: seconds of latency per row.
+        max_ram: peak memory in GB (1e9 bytes).
+        min_agreement: mean matched-prefix share with the reference, 0 to 1.
+    """
 
     max_p95: float | None = None
     max_ram: float | None = None
@@ -28,17 +33,17 @@ class UserLimits:
 
 
 def accuracy(trial: Trial) -> float:
-    """Mean matched-prefix share against the reference, 0 to 1."""
+    """Return the mean matched-prefix share against the reference, 0 to 1."""
     return trial.quality[ACCURACY].mean
 
 
 def throughput(trial: Trial) -> float:
-    """Rows a second, median of the repeats."""
+    """Return rows per second, median of the repeats."""
     return trial.speed[THROUGHPUT].median
 
 
-def measured(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that ended well and can be weighed."""
+def comparable_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that ended well and have throughput and accuracy."""
     return [
         trial
         for trial in trials
@@ -46,22 +51,22 @@ def measured(trials: Sequence[Trial]) -> list[Trial]:
     ]
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials no other beats in throughput and accuracy at once."""
+def pareto_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that no other beats in both throughput and accuracy."""
     if not trials:
         return []
     chosen = pareto_front([[throughput(trial), accuracy(trial)] for trial in trials])
     return [trials[index] for index in chosen]
 
 
-def knee_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of a front where more speed starts to cost much accuracy; None without one."""
+def find_knee(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial of a front where more speed starts to cost much accuracy, or None."""
     index = knee([throughput(trial) for trial in trials], [accuracy(trial) for trial in trials])
     return None if index is None else trials[index]
 
 
 def broken_limits(trial: Trial, limits: UserLimits) -> list[str]:
-    """What keeps a trial outside the limits, in words; empty when it is inside."""
+    """Return the limits a trial breaks, in words."""
     broken = []
     latency = trial.speed.get("latency_p95")
     if limits.max_p95 is not None and (latency is None or latency.median > limits.max_p95):
@@ -77,29 +82,31 @@ def broken_limits(trial: Trial, limits: UserLimits) -> list[str]:
 
 
 def is_tie(left: Trial, right: Trial) -> bool:
-    """Whether the difference in throughput of two trials is inside the noise of the repeats."""
+    """Whether the difference in throughput is within the noise of the repeats."""
     pairs = (left.speed[THROUGHPUT].values, right.speed[THROUGHPUT].values)
     rounds = min(map(len, pairs))
     return compare_repeats(pairs[0][:rounds], pairs[1][:rounds]).tie
 
 
 def recommend(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
-    """The best trial inside the limits; without limits, the knee of the Pareto front.
+    """Return the best trial within the limits; without limits, the knee of the Pareto front.
 
-    Among trials whose speed is tied, the one of higher accuracy is taken, then the one of less
-    memory. Without limits and without a knee, the fastest of those as accurate as the best.
+    Among trials tied in speed, the most accurate is chosen, then the one with the least memory.
+    Without limits and without a knee: the fastest of the most accurate trials.
     """
-    candidates = measured(trials)
+    candidates = comparable_trials(trials)
     if not candidates:
-        nothing = "No trial ended well, so there is nothing to recommend."
+        nothing = "No trial ended well, so there is no recommendation."
         return Recommendation("", nothing, given_up="", ties=(), command="")
     inside = [trial for trial in candidates if not broken_limits(trial, limits)]
     if not inside:
-        return _none_inside(candidates, limits)
+        return _closest_to_limits(candidates, limits)
     if limits.any:
         fastest = max(inside, key=throughput)
-        chosen = _truest([trial for trial in inside if trial is fastest or is_tie(trial, fastest)])
-        reason = f"{chosen.name} is the fastest inside the limits"
+        chosen = _most_accurate(
+            [trial for trial in inside if trial is fastest or is_tie(trial, fastest)]
+        )
+        reason = f"{chosen.name} is the fastest within the limits"
     else:
         chosen, reason = _without_limits(inside)
     ties = tuple(t.name for t in inside if t is not chosen and is_tie(t, chosen))
@@ -112,7 +119,7 @@ def recommend(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
 
 
 def _without_limits(trials: Sequence[Trial]) -> tuple[Trial, str]:
-    bend = knee_of(front(trials))
+    bend = find_knee(pareto_trials(trials))
     if bend is not None:
         return bend, f"{bend.name} is the knee of the Pareto front"
     most_accurate = max(map(accuracy, trials))
@@ -121,7 +128,7 @@ def _without_limits(trials: Sequence[Trial]) -> tuple[Trial, str]:
     return fastest, f"{fastest.name} is the fastest of the most accurate trials"
 
 
-def _truest(trials: Sequence[Trial]) -> Trial:
+def _most_accurate(trials: Sequence[Trial]) -> Trial:
     def rank(trial: Trial) -> tuple[float, float]:
         memory = trial.speed.get("peak_memory_bytes")
         return accuracy(trial), -(memory.median if memory else 0.0)
@@ -130,7 +137,7 @@ def _truest(trials: Sequence[Trial]) -> Trial:
 
 
 def _given_up(chosen: Trial, trials: Sequence[Trial]) -> str:
-    """What the fastest and the most accurate trial would have given instead, in one sentence."""
+    """Return what the fastest and the most accurate trial would have offered, in one sentence."""
     sentences = []
     fastest = max(trials, key=throughput)
     if fastest is not chosen and not is_tie(fastest, chosen):
@@ -139,20 +146,22 @@ def _given_up(chosen: Trial, trials: Sequence[Trial]) -> str:
             f"{fastest.name} is {ratio:.2f} times as fast, at a matched prefix of "
             f"{accuracy(fastest):.3f}"
         )
-    truest = max(trials, key=lambda trial: (accuracy(trial), throughput(trial)))
-    if accuracy(truest) > accuracy(chosen):
+    closest = max(trials, key=lambda trial: (accuracy(trial), throughput(trial)))
+    if accuracy(closest) > accuracy(chosen):
         sentences.append(
-            f"{truest.name} agrees more with the reference ({accuracy(truest):.3f}), at "
-            f"{throughput(truest):.3g} rows/s"
+            f"{closest.name} agrees more with the reference ({accuracy(closest):.3f}), at "
+            f"{throughput(closest):.3g} rows/s"
         )
-    return "; ".join(sentences) + "." if sentences else "Nothing: no trial is faster or truer."
+    return (
+        "; ".join(sentences) + "." if sentences else "Nothing: no trial is faster or more accurate."
+    )
 
 
-def _none_inside(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
+def _closest_to_limits(trials: Sequence[Trial], limits: UserLimits) -> Recommendation:
     closest = min(trials, key=lambda trial: (len(broken_limits(trial, limits)), -throughput(trial)))
     return Recommendation(
         trial="",
-        reason="No trial is inside the limits; the closest is "
+        reason="No trial is within the limits; the closest is "
         f"{closest.name} ({', '.join(broken_limits(closest, limits))}).",
         given_up="",
         ties=(),

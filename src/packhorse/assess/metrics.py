@@ -1,4 +1,4 @@
-"""Figures of one contestant from what it said of the test rows."""
+"""Classification metrics of one contestant."""
 
 from __future__ import annotations
 
@@ -18,36 +18,43 @@ BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a contestant said of rows.
+    """Predictions of a contestant.
 
-    labels: one a row; None for an answer that is no label and for a row that failed. probabilities:
-    [rows, classes], classes sorted, each row summing to 1; None where it gives none. failed: rows
-    that could not be run, among the None.
+    Attributes:
+        labels: one per row; None for an answer without a label and for a failed row.
+        probabilities: [rows, classes], classes sorted, each row summing to 1; None if it gives
+            none.
+        failed: rows that failed, included in the None.
     """
 
     labels: tuple[str | None, ...]
     probabilities: Floats | None = None
     failed: int = 0
 
-    def of(self, places: Sequence[int]) -> Predictions:
-        """What was said of some of the rows; failures are counted for all of them only."""
-        chosen = None if self.probabilities is None else self.probabilities[list(places)]
-        failed = self.failed if len(places) == len(self.labels) else 0
-        return Predictions(tuple(self.labels[place] for place in places), chosen, failed)
+    def select(self, indices: Sequence[int]) -> Predictions:
+        """Return the predictions of some rows; `failed` is known for all rows only."""
+        chosen = None if self.probabilities is None else self.probabilities[list(indices)]
+        failed = self.failed if len(indices) == len(self.labels) else 0
+        return Predictions(tuple(self.labels[index] for index in indices), chosen, failed)
 
-    def right(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def is_correct(self, truth: Sequence[str]) -> npt.NDArray[np.bool_]:
         pairs = zip(self.labels, truth, strict=True)
         return np.array([label == wanted for label, wanted in pairs], dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationMetrics:
-    """rows: judged. accuracy: right / rows, Wilson interval; an answer that is no label is wrong.
-    macro_f1: mean over classes of F1. balanced_accuracy: mean over classes of recall. Both with
-    percentile bootstrap intervals over rows. calibration_error: see `expected_calibration_error`;
-    brier: see `brier_score`; None without probabilities. invalid: answers that are no label, of
-    `rows`; failed: rows that could not be run, counted among them. valid_accuracy: of answers
-    that are labels.
+    """Metrics over `rows` rows.
+
+    Attributes:
+        accuracy: correct / rows, Wilson interval; an answer without a label is wrong.
+        macro_f1: mean over classes of F1, with percentile bootstrap over rows.
+        balanced_accuracy: mean over classes of recall, with percentile bootstrap over rows.
+        calibration_error: see `expected_calibration_error`; None without probabilities.
+        brier: see `brier_score`; None without probabilities.
+        invalid: answers without a label, including failed rows.
+        failed: rows that failed.
+        valid_accuracy: of answers with a label.
     """
 
     rows: int
@@ -61,52 +68,64 @@ class ClassificationMetrics:
     valid_accuracy: Estimate | None
 
 
-def figures(
-    said: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
+def classification_metrics(
+    predicted: Predictions, truth: Sequence[str], classes: Sequence[str], *, seed: int = 0
 ) -> ClassificationMetrics:
-    """All figures; classes: sorted, of the training part."""
-    right = said.right(truth)
-    valid = np.array([label is not None for label in said.labels])
+    """Compute all metrics; classes: sorted, of the training part."""
+    right = predicted.is_correct(truth)
+    valid = np.array([label is not None for label in predicted.labels])
     accuracy = wilson_interval(int(right.sum()), len(right))
     assert accuracy is not None
-    order = {label: place for place, label in enumerate(classes)}
+    order = {label: index for index, label in enumerate(classes)}
     wanted = np.array([order[label] for label in truth])
-    given = np.array([len(order) if label is None else order[label] for label in said.labels])
-    chances = said.probabilities
+    given = np.array([len(order) if label is None else order[label] for label in predicted.labels])
+    probabilities = predicted.probabilities
     return ClassificationMetrics(
         rows=len(right),
         accuracy=accuracy,
         macro_f1=_bootstrapped(macro_f1, wanted, given, len(order), seed),
         balanced_accuracy=_bootstrapped(balanced_accuracy, wanted, given, len(order), seed),
         calibration_error=None
-        if chances is None
-        else expected_calibration_error(chances.max(axis=1), chances.argmax(axis=1) == wanted),
-        brier=None if chances is None else brier_score(chances, wanted),
+        if probabilities is None
+        else expected_calibration_error(
+            probabilities.max(axis=1), probabilities.argmax(axis=1) == wanted
+        ),
+        brier=None if probabilities is None else brier_score(probabilities, wanted),
         invalid=int((~valid).sum()),
-        failed=said.failed,
+        failed=predicted.failed,
         valid_accuracy=wilson_interval(int(right[valid].sum()), int(valid.sum())),
     )
 
 
 def macro_f1(confusion: Floats) -> Floats:
-    """Mean over classes of 2 TP / (2 TP + FP + FN), from counts [..., classes, classes + 1]: rows
-    by truth, columns by answer, the last column for answers that are no label. Classes that occur
-    neither in truth nor in answers are left out, as scikit-learn's f1_score does."""
+    """Return the mean over classes of 2 TP / (2 TP + FP + FN).
+
+    Classes that occur neither in truth nor in answers are left out, as in scikit-learn's f1_score,
+    which cannot compute all bootstrap resamples at once.
+
+    Args:
+        confusion: counts [..., classes, classes + 1]: rows by truth, columns by answer, the last
+            column for answers without a label.
+    """
     hits = np.diagonal(confusion[..., :-1], axis1=-2, axis2=-1)
     both = confusion.sum(axis=-1) + confusion[..., :-1].sum(axis=-2)
     return _mean_of_known(2 * hits, both)
 
 
 def balanced_accuracy(confusion: Floats) -> Floats:
-    """Mean over classes of TP / rows of the class, of classes that occur in the truth. Source:
-    Brodersen et al. 2010; scikit-learn's balanced_accuracy_score."""
+    """Return the mean recall over the classes that occur in the truth; see `macro_f1`.
+
+    Source: Brodersen et al. 2010; equals scikit-learn's balanced_accuracy_score.
+    """
     hits = np.diagonal(confusion[..., :-1], axis1=-2, axis2=-1)
     return _mean_of_known(hits, confusion.sum(axis=-1))
 
 
 def expected_calibration_error(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
-    """sum over bins of (rows in bin / rows) |accuracy in bin - mean confidence in bin|; BINS bins
-    of equal width over [0, 1], each open below. Source: Naeini et al. 2015; Guo et al. 2017."""
+    """Return sum over bins of (rows in bin / rows) |accuracy in bin - mean confidence in bin|.
+
+    BINS bins of equal width over [0, 1], open below. Source: Naeini et al. 2015; Guo et al. 2017.
+    """
     edges = np.ceil(np.clip(confidence, 1e-12, 1.0) * BINS - 1e-9).astype(np.int64) - 1
     gaps = np.zeros(BINS)
     np.add.at(gaps, np.clip(edges, 0, BINS - 1), right.astype(np.float64) - confidence)
@@ -114,8 +133,10 @@ def expected_calibration_error(confidence: Floats, right: npt.NDArray[np.bool_])
 
 
 def brier_score(probabilities: Floats, truth: Ints) -> float:
-    """Mean over rows of sum over classes of (p - 1[class is the truth])^2, from 0 to 2. Source:
-    Brier 1950, which is twice the two-class form that scikit-learn gives by default."""
+    """Return the mean over rows of sum over classes of (p - 1[class is the truth])^2, from 0 to 2.
+
+    Source: Brier 1950; twice the two-class form that scikit-learn gives by default.
+    """
     wanted = np.zeros_like(probabilities)
     wanted[np.arange(len(truth)), truth] = 1.0
     return float(((probabilities - wanted) ** 2).sum(axis=1).mean())
@@ -130,7 +151,7 @@ def _mean_of_known(above: Floats, below: Floats) -> Floats:
 def _bootstrapped(
     measure: Callable[[Floats], Floats], truth: Ints, given: Ints, classes: int, seed: int
 ) -> Estimate:
-    """The measure with a percentile interval of RESAMPLES draws of rows."""
+    """Return the metric with a percentile interval over RESAMPLES resamples of rows."""
     cells = truth * (classes + 1) + given
     shape = (classes, classes + 1)
     counts = np.bincount(cells, minlength=classes * (classes + 1)).astype(np.float64)

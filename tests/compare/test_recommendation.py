@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from packhorse.compare.document import Estimate, Spread, Trial
-from packhorse.compare.recommend import UserLimits, front, is_tie, knee_of, recommend
+from packhorse.compare.verdict import UserLimits, find_knee, is_tie, pareto_trials, recommend
 
 
 def trial(
@@ -46,9 +46,9 @@ POOR = trial("poor", (5.0, 5.05, 4.95), 0.2)
 
 
 def test_front_and_knee() -> None:
-    ranked = front([SLOW, TRUE, FAST, BEND, POOR])
+    ranked = pareto_trials([SLOW, TRUE, FAST, BEND, POOR])
     assert [t.name for t in ranked] == ["true", "fast", "bend"]
-    bend = knee_of(ranked)
+    bend = find_knee(ranked)
     assert bend is not None
     assert bend.name == "bend"
 
@@ -71,7 +71,7 @@ def test_recommendation(limits: UserLimits, chosen: str) -> None:
     if chosen:
         assert recommendation.command == f"packhorse run {chosen}"
     else:
-        assert "No trial is inside the limits" in recommendation.reason
+        assert "No trial is within the limits" in recommendation.reason
 
 
 def test_what_is_given_up_is_said() -> None:

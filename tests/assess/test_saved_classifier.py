@@ -17,9 +17,9 @@ from sklearn.preprocessing import FunctionTransformer
 from labelled import texts
 from packhorse.assess.classifiers import open_saved
 from packhorse.assess.families import FAMILIES
-from packhorse.assess.features import vectorizer
-from packhorse.assess.prompting import Prompting
-from packhorse.assess.saved import (
+from packhorse.assess.features import make_vectorizer
+from packhorse.assess.prompting import PromptTemplate
+from packhorse.assess.saved_classifier import (
     CARD,
     FITTED,
     Card,
@@ -30,22 +30,24 @@ from packhorse.assess.saved import (
     write_card,
     write_fitted,
 )
-from packhorse.assess.tuning import Tuned, finished
+from packhorse.assess.tuning import TunedFamily, make_final_classifier
 from packhorse.config import EngineConfig
 from packhorse.errors import InputError, ModelError
 
 PAIRS = texts(60, learnable=True)
 
 
-def fitted(family: str) -> Pipeline:
+def fit_to_context(family: str) -> Pipeline:
     labels = np.array([label for _, label in PAIRS])
-    tuned = Tuned(FAMILIES[family], FAMILIES[family].values[-1], 0, 0, (), 0, 0)
-    pipeline = Pipeline([("features", vectorizer(60)), ("classifier", finished(tuned, labels))])
+    tuned = TunedFamily(FAMILIES[family], FAMILIES[family].values[-1], 0, 0, (), 0, 0)
+    pipeline = Pipeline(
+        [("features", make_vectorizer(60)), ("classifier", make_final_classifier(tuned, labels))]
+    )
     return pipeline.fit([text for text, _ in PAIRS], labels)
 
 
 def save(folder: Path, family: str = "tfidf-logistic") -> Card:
-    part = ClassicPart(family, 1.0, "pieces", "", write_fitted(folder, fitted(family)))
+    part = ClassicPart(family, 1.0, "pieces", "", write_fitted(folder, fit_to_context(family)))
     card = Card("classic", "a title", ("bad", "good"), classic=part, text_column="text")
     write_card(folder, card)
     return card
@@ -58,7 +60,7 @@ def test_what_is_read_back_answers_as_before(family: str, tmp_path: Path) -> Non
     said = [text for text, _ in PAIRS]
     classifier = open_saved(tmp_path / "winner")
     decisions = dict(classifier.decide(said))
-    expected = fitted(family).predict_proba(said)
+    expected = fit_to_context(family).predict_proba(said)
     assert [decisions[place].label for place in range(60)] == [
         ("bad", "good")[best] for best in expected.argmax(axis=1)
     ]
@@ -70,7 +72,7 @@ def test_what_is_read_back_answers_as_before(family: str, tmp_path: Path) -> Non
 
 
 def test_a_card_of_a_model_and_a_cascade(tmp_path: Path) -> None:
-    prompting = Prompting("Which?", (("a", "A"), ("b", "B")), (("text", "a"),), 99)
+    prompting = PromptTemplate("Which?", (("a", "A"), ("b", "B")), (("text", "a"),), 99)
     part = ModelPart("fake", "", EngineConfig("fake", threads=2), "choice", prompting, (0.4, 0.6))
     classic = save(tmp_path).classic
     for card in (
@@ -135,7 +137,7 @@ def test_pickles_and_foreign_types_are_refused_and_not_run(
     """Even where card and file agree: whoever can write one can write both."""
     monkeypatch.chdir(tmp_path)
     foreign = Pipeline(
-        [("run", FunctionTransformer(os.system)), ("classifier", fitted("tfidf-svm"))]
+        [("run", FunctionTransformer(os.system)), ("classifier", fit_to_context("tfidf-svm"))]
     )
     for data, said in (
         (pickle.dumps(Evil()), "cannot be read"),
@@ -149,7 +151,7 @@ def test_pickles_and_foreign_types_are_refused_and_not_run(
 
 
 def test_another_model_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    prompting = Prompting("Which?", (("a", "A"), ("b", "B")))
+    prompting = PromptTemplate("Which?", (("a", "A"), ("b", "B")))
     part = ModelPart("fake", "another", EngineConfig("fake"), "choice", prompting, None)
     write_card(tmp_path, Card("model", "title", ("a", "b"), model=part))
     with pytest.raises(ModelError, match="is not the model this classifier was saved with"):

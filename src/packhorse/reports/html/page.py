@@ -1,7 +1,7 @@
-"""A report as one page that needs nothing else: no network, no fonts, no other file.
+"""Render a report as one self-contained page: no network, fonts or other files.
 
-Drawings are SVG with positions computed in Python. All text is escaped by the template engine. The
-page's own policy forbids it any request, any script but its own (by digest) and any inline style.
+Charts are SVG with positions computed in Python. The template engine escapes all text. The page's
+Content-Security-Policy forbids requests, scripts other than its own (by digest) and inline styles.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from packhorse.reports.words import plain, visible
+from packhorse.reports.text import plain, visible
 
 COLOURS = 6
 RING = 5.0
-_ROOM = "packhorse.reports"
+_SHARED = "packhorse.reports"
 
 
 def page_text(
-    room: str, *, verb: str, subject: str, headline: str, sections: Sequence[tuple[str, str]],
+    package: str, *, verb: str, subject: str, headline: str, sections: Sequence[tuple[str, str]],
     **values: Any,
 ) -> str:  # fmt: skip
-    """The page `report.html` of a room's folder html/, which extends base.html.
+    """Return the page `report.html` of a package's folder html/, which extends base.html.
 
-    It can be read without its script, which only sorts and copies. sections: (id, title) of each.
-    values: what the template needs besides.
+    The page is readable without its script, which only sorts and copies.
+
+    Args:
+        sections: (id, title) of each.
+        values: further values of the template.
     """
     import jinja2
 
     def found(name: str) -> str | None:
-        for place in (room, _ROOM):
-            resource = files(place) / "html" / name
+        for index in (package, _SHARED):
+            resource = files(index) / "html" / name
             if resource.is_file():
                 return resource.read_text(encoding="utf-8")
         return None
@@ -62,7 +65,7 @@ def page_text(
 def facts(
     sections: Mapping[str, Mapping[str, object]],
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Free-form facts in words under their titles; empty ones are left out."""
+    """Return free-form facts in words under their titles, without empty groups."""
     return [
         (title, [plain(name, value) for name, value in known.items()])
         for title, known in sections.items()
@@ -71,12 +74,12 @@ def facts(
 
 
 def tick(value: float) -> str:
-    """0.2, 1, 50, 1,000."""
+    """Format a tick: 0.2, 1, 50, 1,000."""
     return f"{value:,.0f}" if value >= 100 else f"{value:g}"
 
 
 def _policy(style: str, script: str) -> str:
-    """The Content-Security-Policy: nothing is fetched, nothing runs but what is written here."""
+    """Return the Content-Security-Policy: no requests, no scripts but the page's own."""
     return (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
@@ -88,5 +91,5 @@ def _digest(text: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Plain text without control characters; HTML would drop or change them."""
+    """Replace control characters in plain text; HTML would drop or change them."""
     return visible(value) if type(value) is str else value

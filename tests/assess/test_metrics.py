@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score
 
-from packhorse.assess.scoring import Predictions, brier_score, expected_calibration_error, figures
+from packhorse.assess.metrics import (
+    Predictions,
+    brier_score,
+    classification_metrics,
+    expected_calibration_error,
+)
 
 CLASSES = ("a", "b", "c")
 LABELS = st.lists(
@@ -19,7 +24,7 @@ LABELS = st.lists(
 @given(LABELS)
 def test_means_over_classes_are_sklearns(pairs: list[tuple[str, str]]) -> None:
     truth, given_labels = [list(each) for each in zip(*pairs, strict=True)]
-    found = figures(Predictions(tuple(given_labels)), truth, CLASSES)
+    found = classification_metrics(Predictions(tuple(given_labels)), truth, CLASSES)
     known = sorted(set(truth) | set(given_labels))
     assert found.macro_f1.value == pytest.approx(
         f1_score(truth, given_labels, labels=known, average="macro", zero_division=0)
@@ -43,7 +48,9 @@ def test_means_over_classes_are_sklearns(pairs: list[tuple[str, str]]) -> None:
 
 
 def test_answers_that_are_no_label_are_wrong_and_counted_apart() -> None:
-    found = figures(Predictions(("a", None, None, "b"), None, failed=1), list("aabb"), ("a", "b"))
+    found = classification_metrics(
+        Predictions(("a", None, None, "b"), None, failed=1), list("aabb"), ("a", "b")
+    )
     assert found.accuracy.value == 0.5
     assert (found.invalid, found.failed, found.rows) == (2, 1, 4)
     assert found.valid_accuracy is not None
@@ -59,7 +66,7 @@ def test_the_bootstrap_covers_what_it_should() -> None:
     chance = np.random.default_rng(0)
     truth = chance.choice(list("aab"), 200)
     said = np.where(chance.random(200) < 0.8, truth, "a")
-    found = figures(Predictions(tuple(said.tolist())), truth.tolist(), ("a", "b"))
+    found = classification_metrics(Predictions(tuple(said.tolist())), truth.tolist(), ("a", "b"))
     values = []
     for _ in range(2_000):
         rows = chance.integers(0, 200, 200)
@@ -98,7 +105,7 @@ def test_brier_of_three_classes_by_hand() -> None:
 
 def test_of_some_rows() -> None:
     said = Predictions(("a", None, "b"), np.array([[1.0, 0], [0.5, 0.5], [0, 1]]))
-    some = said.of([2, 0])
+    some = said.select([2, 0])
     assert some.labels == ("b", "a")
     assert some.probabilities is not None
     assert some.probabilities.tolist() == [[0, 1], [1, 0]]
