@@ -125,7 +125,7 @@ CONVOLUTIONS: Settings = {
     "layer_types": ["conv", "conv", "full_attention", "conv"],
 }
 EXPERTS4: Settings = {"num_local_experts": 4, "num_experts_per_tok": 2}
-INDEXED: Settings = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 2}
+INDEXED: Settings = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 16}
 LIGHTNING: Settings = {
     "head_dim": 16,
     "block_size": 8,

@@ -7,6 +7,7 @@ others for some families, change nothing.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import dataclass
@@ -167,7 +168,8 @@ class Judge:
         import torch
 
         ids = torch.tensor([token_ids])
-        made = self._model.generate(
+        model = copy.deepcopy(self._model)  # some keep what they computed for the rows before
+        made = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new_tokens,

@@ -73,7 +73,7 @@ EXPERTS = named(
         ),
         "deepseek_v32": (
             "deepseek_v32",
-            {**DEEPSEEK, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 2},
+            {**DEEPSEEK, "index_topk": 16, "index_head_dim": 16, "index_n_heads": 16},
         ),
         "deepseek_v4": (
             "deepseek_v4",
@@ -141,6 +141,22 @@ EXPERTS = named(
                 "sliding_window_size": WINDOW,
                 "d_rel": 8,
                 "rel_extent": TRAINED,
+                "num_hidden_layers": 4,
+            },
+        ),
+        "inkling log scaling": (
+            "inkling_text",
+            {
+                **experts(n_routed_experts=4, n_shared_experts=1),
+                **HEAD,
+                "swa_num_attention_heads": 4,
+                "swa_num_key_value_heads": 2,
+                "swa_head_dim": 16,
+                "sliding_window_size": WINDOW,
+                "d_rel": 8,
+                "rel_extent": TRAINED,
+                "log_scaling_n_floor": 16,
+                "layer_types": ["hybrid_sliding", "hybrid"] * 2,
                 "num_hidden_layers": 4,
             },
         ),

@@ -40,7 +40,7 @@ DENSE = named(
         "ctrl": ("ctrl", {**GPT, "dff": 128}),
         "cwm": ("cwm", {**SLIDING, **HEAD}),
         "diffllama": ("diffllama", HEAD),
-        "doge": ("doge", {"keep_window_size": 16}),
+        "doge": ("doge", {"keep_window_size": 16, "num_experts": 64}),
         "ernie4_5": ("ernie4_5", HEAD),
         "exaone4": (
             "exaone4",

@@ -85,6 +85,16 @@ def config_of(name: str) -> Any:
             attention_chunk_size=12,
             no_rope_layers=[1, 0],
         ),
+        "llama4, scale": lambda: transformers.Llama4TextConfig(
+            **SIZES,
+            num_local_experts=2,
+            intermediate_size_mlp=128,
+            head_dim=16,
+            no_rope_layers=[1, 0],
+            floor_scale=12,
+            attn_scale=0.5,
+        ),
+        "doge": lambda: transformers.DogeConfig(**SIZES, keep_window_size=12, num_experts=64),
     }
     return made[name]()
 

@@ -27,6 +27,7 @@ from packhorse.engines.transformers.batch_rule import BatchRule, batch_rule
 from packhorse.engines.transformers.engine import TransformersEngine
 from packhorse.engines.transformers.padded_batch import PaddedBatch
 from packhorse.engines.transformers.self_check import examine
+from packhorse.engines.transformers.thresholds import lowered, thresholds
 from packhorse.errors import ModelError
 
 POLICIES = ("single", "fixed", "sorted-dynamic", "planned")
@@ -36,6 +37,8 @@ LIMITS = Limits(
 STATES = ("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma")
 TRAINED_LENGTHS = ("phi3, longrope", "llama, longrope", "llama, dynamic")
 WINDOWS = ("gpt_neo, window", "llama4, chunks")
+THRESHOLDS = ("llama4, scale", "doge")
+"""Padding counts in rows beyond 12 tokens."""
 
 
 def engine_of(folder: Path, **options: Any) -> TransformersEngine:
@@ -48,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
     return {
         name: sharpened(config_of(name), root / name)
-        for name in (*STATES, *TRAINED_LENGTHS, *WINDOWS)
+        for name in (*STATES, *TRAINED_LENGTHS, *WINDOWS, *THRESHOLDS)
     }
 
 
@@ -68,7 +71,7 @@ def answers(engine: TransformersEngine, batches: Sequence[Batch]) -> dict[int, t
     return tokens(by_index(engine.run(iter(batches))))
 
 
-@pytest.mark.parametrize("name", [*STATES, *TRAINED_LENGTHS, *WINDOWS])
+@pytest.mark.parametrize("name", [*STATES, *TRAINED_LENGTHS, *WINDOWS, *THRESHOLDS])
 def test_every_policy_equals_generate(folders: dict[str, Path], name: str) -> None:
     """Rows below, across and beyond what the model was trained for, in one job; one token, too."""
     prompts = prompts_of(5, 3 * TRAINED, 1, 20, TRAINED, TRAINED - 1, 40, 40, 3)
@@ -154,6 +157,7 @@ def test_what_planners_are_told(folders: dict[str, Path]) -> None:
     assert alone == {"rwkv", "recurrent_gemma"}
     assert told["phi3, longrope"].separate_above == TRAINED
     assert told["llama, dynamic"].same_length_above == TRAINED
+    assert {told[name].same_length_above for name in THRESHOLDS} == {12}
     assert told["mamba"].same_length_above is told["mamba"].separate_above is None
     sharing = {name for name, capabilities in told.items() if capabilities.shares_prefixes}
     assert sharing == set(TRAINED_LENGTHS)
@@ -215,12 +219,41 @@ def test_a_model_that_sees_padding_runs_rows_of_equal_length(tmp_path: Path) -> 
     assert answers(engine, [Batch(tuple(prompts))]) == expected
 
 
+def test_thresholds_are_lowered_for_a_moment() -> None:
+    build: Any = transformers.AutoModelForCausalLM
+    model = build.from_config(config_of("llama4, scale"))
+    attention = model.model.layers[0].self_attn
+    found = thresholds(model, 10)
+    assert found == {"floor_scale": 12, "attention_chunk_size": 8192}
+    with lowered(model, found, 3):
+        assert (attention.floor_scale, model.config.attention_chunk_size) == (3, 3)
+    assert (attention.floor_scale, model.config.attention_chunk_size) == (12, 8192)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_half_precision_hides_no_threshold(
+    folders: dict[str, Path], name: str, dtype: torch.dtype
+) -> None:
+    loader: Any = transformers.AutoModelForCausalLM
+    model = loader.from_pretrained(folders[name], dtype=dtype).eval()
+    assert examine(model, folders[name]).rule.mixes_up_to == 12
+
+
+def test_rows_that_may_exceed_a_threshold_share_with_equal_ones() -> None:
+    rule = BatchRule(mixes_up_to=100, shares_up_to=200)
+    assert rule.group(50, 50, 100) == rule.group(60, 61, 99)
+    assert rule.group(50, 50, 101) == rule.group(50, 50, 120) != rule.group(60, 61, 101)
+    assert [rule.needs_own_batch(most) for most in (200, 201)] == [False, True]
+    assert rule.same_length_above == 100
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["mamba", "llama, longrope", "gpt_neo, window"])
 def test_half_precision_is_no_defect(folders: dict[str, Path], name: str, dtype: Any) -> None:
     loader: Any = transformers.AutoModelForCausalLM
     found = examine(loader.from_pretrained(folders[name], dtype=dtype).eval(), folders[name])
-    assert found.rule.mixes
+    assert found.rule.mixes_up_to is None
 
 
 def test_a_family_without_a_state_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from packhorse.errors import ModelError
 from packhorse.models import prepare
+from packhorse.models.recognize import require_content
 from packhorse.models.resolve import resolve
 
 Tiny = Callable[[str], Path]
@@ -67,6 +68,16 @@ def test_files(tmp_path: Path, name: str, content: bytes, message: str, hint: st
     with pytest.raises(ModelError, match=message) as caught:
         resolve(str(tmp_path / name))
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("length", [0x580, 0x8B1F])
+def test_a_header_may_have_the_length_that_another_format_begins_with(
+    tmp_path: Path, length: int
+) -> None:
+    header = b'{"__metadata__":{}}'.ljust(length)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + header)
+    require_content(path)
 
 
 def test_weights_beside_a_config_name_their_folder(tmp_path: Path) -> None:

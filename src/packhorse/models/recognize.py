@@ -36,6 +36,8 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"fmgg", "in GGML's format from before GGUF", "fetch the model as GGUF"),
 )
 _PICKLE = "a PyTorch pickle"
+_SAFETENSORS = rb".{4}\0{4}\{"
+"""The length of the header, which may begin as other formats do, and its first character."""
 _PARTIAL = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".tmp")
 
 
@@ -45,6 +47,8 @@ def describe_content(path: Path) -> tuple[str, str] | None:
         start = file.read(_START_BYTES)
     if not start:
         return "empty", COPY_COMPLETELY
+    if re.match(_SAFETENSORS, start, re.DOTALL):
+        return None
     for beginning, what, hint in _STARTS:
         if start.startswith(beginning):
             return what, hint

@@ -28,22 +28,22 @@ class BatchRule:
     one_scale: beyond the limit all rows have the same other frequencies (LongRoPE); if False,
         every length has its own (dynamic NTK).
     restarts: `generate` computes a row anew when it grows past the limit.
-    mixes: rows of different length may share a batch at all.
-    alone: every row needs a batch of its own.
+    mixes_up_to: rows that may come to more tokens share a batch only with rows of the same length;
+        None for no bound, 0 for every row.
+    shares_up_to: rows that may come to more tokens share no batch; None and 0 likewise.
     """
 
     limit: int | None = None
     one_scale: bool = False
     restarts: bool = False
-    mixes: bool = True
-    alone: bool = False
+    mixes_up_to: int | None = None
+    shares_up_to: int | None = None
 
     @property
     def same_length_above(self) -> int | None:
         """See `EngineCapabilities`."""
-        if not self.mixes:
-            return 0
-        return None if self.one_scale else self.limit
+        limits = (None if self.one_scale else self.limit, self.mixes_up_to, self.shares_up_to)
+        return min((each for each in limits if each is not None), default=None)
 
     @property
     def separate_above(self) -> int | None:
@@ -66,11 +66,25 @@ class BatchRule:
             return tokens
         return max(prompt, self.limit)
 
-    def group(self, prompt: int, tokens: int) -> tuple[int, int]:
-        """What rows have in common that may share a batch from `tokens` on."""
+    @property
+    def alone(self) -> bool:
+        """Whether every row needs a batch of its own."""
+        return self.shares_up_to == 0
+
+    def needs_own_batch(self, most: int) -> bool:
+        """Whether a row that may come to so many tokens shares no batch."""
+        return self.shares_up_to is not None and most > self.shares_up_to
+
+    def group(self, prompt: int, tokens: int, most: int) -> tuple[int, int]:
+        """What rows have in common that may share a batch from `tokens` on.
+
+        prompt, tokens: of a row, without and with what it generated so far. most: tokens that it
+        may come to.
+        """
         at_once = self.prefill_tokens(prompt, tokens)
         if not self.is_beyond(tokens) or (self.one_scale and at_once == tokens):
-            return int(self.is_beyond(tokens)), 0 if self.mixes else tokens
+            mixes = self.mixes_up_to is None or most <= self.mixes_up_to
+            return int(self.is_beyond(tokens)), 0 if mixes else tokens
         return 1 + at_once, tokens
 
     def holds_prefix(self, prefix: int, tokens: int) -> bool:
@@ -79,7 +93,8 @@ class BatchRule:
 
 
 def batch_rule(model: PreTrainedModel) -> BatchRule:
-    """The rule that follows from how a model's positions rotate; `mixes` is left at True."""
+    """The rule that follows from how a model's positions rotate; what the
+    mask of a batch may change is left open."""
     limits: dict[str, set[int]] = {"longrope": set(), "dynamic": set()}
     config: Any = model.config.get_text_config()
     for rotation in _rotations(config):

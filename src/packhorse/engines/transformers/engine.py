@@ -155,20 +155,23 @@ class TransformersEngine:
 
         stepped = [row for row in rows if is_stepped(row)]
         others = [row for row in rows if not is_stepped(row)]
-        for group in by_common(others, self._group):
+        for group in by_common(others, lambda row: self._group(row, longest)):
             state = self._prefix_state(prefix, group)
             sequences = [row.sequence for row in group]
             found = continuation_log_probs(model, sequences, continuations, state)
             yield from _scores(group, found)
-        for group in by_common(stepped, lambda row: (self._group(row), row.tokens)):
+        for group in by_common(stepped, lambda row: (self._group(row, longest), row.tokens)):
             sequences = [row.sequence for row in group]
             found = stepped_log_probs(model, sequences, continuations, self._rule)
             yield from _scores(group, found)
 
-    def _group(self, row: Row) -> object:
-        """What rows have in common that may share a batch."""
-        own = row.prompt.index if self._rule.alone else None
-        return own, self._rule.group(len(row.prompt.token_ids), row.tokens)
+    def _group(self, row: Row, more: int = 0) -> object:
+        """What rows have in common that may share a batch. more: tokens after the prompt, where
+        they are not to be generated."""
+        prompt = len(row.prompt.token_ids)
+        most = prompt + (more or row.prompt.decoding.max_new_tokens)
+        own = row.prompt.index if self._rule.needs_own_batch(most) else None
+        return own, self._rule.group(prompt, row.tokens, most)
 
     def _prefix_state(self, prefix: tuple[int, ...], rows: Sequence[Row]) -> PrefixState | None:
         """The state that rows of one batch may go on from, if they may share one."""

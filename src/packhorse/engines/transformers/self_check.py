@@ -4,14 +4,16 @@ A few short rows are computed twice when a model is loaded: whole, in one forwar
 cache, and the way the engine computes them: prefill, steps, padding on the left beside a longer
 row, rows that leave, prefixes that are shared. Logits that differ are wrong text in every row, and
 nothing else would show it: families differ in what their forward pass calls its state and in
-which of their layers heed the attention mask.
+which of their layers heed the attention mask. What only differs in longer rows, beyond windows or
+the reach of sparse attention, is found by lowering those settings for a moment.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf, isinf, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from packhorse.engines.transformers.batch_rule import BatchRule, batch_rule
 from packhorse.engines.transformers.padded_batch import PaddedBatch
 from packhorse.engines.transformers.prefix_states import PrefixStates
 from packhorse.engines.transformers.row_cache import state_name
+from packhorse.engines.transformers.thresholds import lowered, thresholds
 from packhorse.errors import ModelError, first_line
 
 TOLERANCES = {torch.float32: 3e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
@@ -35,7 +38,16 @@ SHORT, LONG = 4, 6
 """Tokens of the row that is checked and of the one beside it."""
 DAMAGED = "the files are damaged, incomplete or of another kind: fetch or prepare them again"
 
+LEAST_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+"""As TOLERANCES: what rounding may come to in one row, if it was less in another."""
+VISIBLE, SCALE = 6, 60
+"""How many times as much as rounding a lowered setting must change logits, so that what padding
+does to it shows; a scale that grows with the logarithm of a position hardly differs between two."""
+LOWERED = 3
+"""Tokens that settings such as windows are lowered to, fewer than a row that is checked has."""
+
 Ids = tuple[int, ...]
+_Comparison = Callable[["_Check", Ids, Ids], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +84,44 @@ def examine(model: PreTrainedModel, folder: Path) -> Findings:
         logits = batch.prefill()
         rule = batch_rule(model)
     except Exception as error:
-        raise ModelError(f"{folder} cannot be run: {first_line(error)}", DAMAGED) from error
+        raise _cannot_run(model, folder, error) from error
     if not logits.max().isfinite():
         raise ModelError(f"{folder} computes no numbers, only NaN or infinity", DAMAGED)
-    check = _Check(model, logits.shape[-1])
+    check = _Check(model, logits.shape[-1], TOLERANCES.get(model.dtype, 0.25))
     shares = PrefixStates(model).possible
     if rule.limit is None or rule.limit >= check.longest:
-        if not check.holds(check.beside_a_longer_row):
+        if not check.holds(_Check.beside_a_longer_row):
             _require_steps(check, folder, family)
-            alone = not check.holds(check.beside_an_equal_row)
-            rule = replace(rule, mixes=False, alone=alone)
-        shares = shares and check.holds(check.after_a_prefix)
+            alone = not check.holds(_Check.beside_an_equal_row)
+            rule = replace(rule, mixes_up_to=0, shares_up_to=0 if alone else None)
+        shares = shares and check.holds(_Check.after_a_prefix)
+    if not rule.alone:
+        rule = _beyond_thresholds(model, rule, check)
+        shares = shares and rule.mixes_up_to is None
     return Findings(rule, shares, logits.shape[-1], batch.position_bytes, batch.fixed_bytes)
+
+
+def _cannot_run(model: PreTrainedModel, folder: Path, error: Exception) -> ModelError:
+    """The error for a model that does not compute a token with a cache."""
+    try:
+        with torch.inference_mode():
+            model(
+                input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device),
+                use_cache=False,
+            )
+    except Exception:  # noqa: BLE001 - the first error says what is wrong
+        return ModelError(f"{folder} cannot be run: {first_line(error)}", DAMAGED)
+    family = model.config.model_type
+    return ModelError(
+        f"{folder} cannot be run: {family} models do not take a cache of keys and values as other "
+        f"families do: {first_line(error)}",
+        "give a model of another family",
+    )
 
 
 def _require_steps(check: _Check, folder: Path, family: str) -> None:
     """ModelError if a single row is not computed right either."""
-    if not check.holds(check.alone):
+    if not check.holds(_Check.alone):
         raise ModelError(
             f"{folder} cannot be run: this {family} model computes other logits token by token "
             "than for a whole text, so its text would be wrong",
@@ -96,30 +129,106 @@ def _require_steps(check: _Check, folder: Path, family: str) -> None:
         )
 
 
+def _beyond_thresholds(model: PreTrainedModel, rule: BatchRule, check: _Check) -> BatchRule:
+    """The rule with bounds for rows longer than windows, chunks, or what sparse attention takes.
+
+    The settings are lowered one by one and, as some multiply, together. Rows are bounded if they
+    then are not what they are alone, or if rounding hides whether they are. No model is refused: a
+    setting may be lowered to what a model cannot have.
+    """
+    settings = thresholds(model, LONG)
+    if not settings:
+        return rule
+    mixed, equal = _Check.beside_longer_as_alone, _Check.beside_equal_as_alone
+    compare = mixed if rule.mixes_up_to is None else equal
+    least = LEAST_ROUNDING.get(model.dtype, 0.02)
+    rounding = max(check.least_difference(compare), least)
+
+    def holds(names: Iterable[str], compare: _Comparison) -> bool:
+        with lowered(model, {name: settings[name] for name in names}, LOWERED):
+            tolerance = min(check.tolerance, 2 * rounding)
+            beyond = _Check(model, check.vocab_size, tolerance)
+            repeating = _Check(model, check.vocab_size, tolerance, repeats=True)
+            try:
+                effect = beyond.difference_from(check)
+            except Exception:  # noqa: BLE001 - what a family raises for a setting it cannot have
+                return False
+            if effect < rounding / 100:
+                return True
+            is_scale = any("floor" in name for name in names)
+            hidden = compare is mixed and effect <= (SCALE if is_scale else VISIBLE) * rounding
+            return not hidden and beyond.holds(compare) and repeating.holds(compare)
+
+    causes = [name for name in settings if not holds([name], compare)]
+    if not causes and (len(settings) == 1 or holds(settings, compare)):
+        return rule
+    causes = causes or list(settings)
+    limit = min(settings[name] for name in causes)
+    shares = compare is mixed and all(holds([name], equal) for name in causes)
+    if compare is mixed:
+        rule = replace(rule, mixes_up_to=limit)
+    return rule if shares else replace(rule, shares_up_to=limit)
+
+
 class _Check:
     """Comparisons of a model with itself. Each takes a row of `longest` tokens and another one, and
-    returns what it computed for the first and what it should have been."""
+    returns what it computed for the first and what it should have been.
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int) -> None:
+    tolerance: difference up to which logits count as the same, in their standard deviations.
+    repeats: the row has two different tokens in turns; where a model takes the best of its tokens,
+    which of two equal ones it takes depends on the width of a batch.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, vocab_size: int, tolerance: float, *, repeats: bool = False
+    ) -> None:
         self._model = model
-        self._tolerance = TOLERANCES.get(model.dtype, 0.25)
+        self.vocab_size = vocab_size
+        self.tolerance = tolerance
+        self._repeats = repeats
         self._usable = _plain_ids(model, vocab_size)
         self._known: dict[Ids, Tensor] = {}
         self.longest = LONG + 2
 
-    def holds(self, compare: Callable[[Ids, Ids], tuple[Tensor, Tensor]]) -> bool:
+    def holds(self, compare: _Comparison) -> bool:
         """Whether a comparison finds the same, for one of a few rows; what raises does not."""
         unclear = 0
+        for difference in self._differences(compare):
+            if isnan(difference):
+                unclear += 1
+            elif difference <= self.tolerance:
+                return True
+            elif isinf(difference):
+                return False
+        return unclear == PROBES
+
+    def least_difference(self, compare: _Comparison) -> float:
+        """The least that a comparison finds for a few rows, up to the first that holds."""
+        found = []
+        for each in self._differences(compare):
+            found.append(self.tolerance if isnan(each) else each)
+            if each <= self.tolerance:
+                break
+        return min(found)
+
+    def difference_from(self, other: _Check) -> float:
+        """How far the logits of a whole row are from those found in another check."""
+        row, _ = next(self._rows())
+        return _difference(self._whole(row), other._known[row])
+
+    def _differences(self, compare: _Comparison) -> Iterator[float]:
+        """What a comparison finds for a few rows: NaN if that is unclear, infinity if it raises."""
         for row, other in self._rows():
             try:
-                found, expected = compare(row, other)
+                found, expected = compare(self, row, other)
             except Exception:  # noqa: BLE001 - what a family raises for what it cannot do
-                return False
+                yield inf
+                continue
             if not bool(expected.isfinite().all()):
-                unclear += 1
-            elif _difference(found, expected) <= self._tolerance:
-                return True
-        return unclear == PROBES
+                yield nan
+            else:
+                difference = _difference(found, expected)
+                yield inf if isnan(difference) else difference
 
     def alone(self, row: Ids, other: Ids) -> tuple[Tensor, Tensor]:
         """Prefill and steps of a single row."""
@@ -134,6 +243,14 @@ class _Check:
         """As `alone`, with a row of the same length that leaves after the first step."""
         found = self._stepped([other[:SHORT], row[:SHORT]], row)
         return found, self._whole(row)[SHORT - 1 : SHORT + 2]
+
+    def beside_longer_as_alone(self, row: Ids, other: Ids) -> tuple[Tensor, Tensor]:
+        """As `beside_a_longer_row`, compared with the row alone."""
+        return self.beside_a_longer_row(row, other)[0], self.alone(row, other)[0]
+
+    def beside_equal_as_alone(self, row: Ids, other: Ids) -> tuple[Tensor, Tensor]:
+        """As `beside_an_equal_row`, compared with the row alone."""
+        return self.beside_an_equal_row(row, other)[0], self.alone(row, other)[0]
 
     def after_a_prefix(self, row: Ids, other: Ids) -> tuple[Tensor, Tensor]:
         """Two rows of different length that go on from the state of what they begin with."""
@@ -171,7 +288,8 @@ class _Check:
                 self._usable[(7919 * place * place + 104_729 * place + 31 * probe) % count]
                 for place in range(1 + probe * 100, 1 + probe * 100 + 2 * self.longest)
             ]
-            yield tuple(drawn[: self.longest]), tuple(drawn[self.longest :])
+            row = drawn[:2] * (self.longest // 2) if self._repeats else drawn[: self.longest]
+            yield tuple(row), tuple(drawn[self.longest :])
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
