@@ -138,7 +138,7 @@ def test_a_family_that_cannot_be_folded(
         ({"quantization": "float32"}, "float32 needs no search"),
         ({"quantization": "int16"}, "int16 needs no search"),
         ({"rows": 8}, "rows is 8"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be .*, got 0"),
         ({"max_new_tokens": 256}, "leaves no room for a prompt"),
         ({"output": Path()}, "is there already"),
         ({"output": Path("/dev/null/model")}, "cannot be made in /dev/null"),

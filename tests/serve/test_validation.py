@@ -89,7 +89,7 @@ CASES: list[tuple[str, dict[str, Any], str | None, str]] = [
     (BATCHES, {"metadata": {"a": 1}}, "metadata.a", "metadata.a must be text, got 1"),
     (BATCHES, {"metadata": {"k" * 65: "a"}}, "metadata", "a name in metadata must have at most 64"),
     (BATCHES, {"metadata": {"\ud800": "a"}}, "metadata", "half of a surrogate pair"),
-    (BATCHES, {"output_expires_after": {}}, "output_expires_after", "cannot be honoured"),
+    (BATCHES, {"output_expires_after": {}}, "output_expires_after", "is not supported"),
     (BATCHES, {"metadata": None}, "file_id", "there is no such file"),
 ]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
-from packhorse.openai_format.row_errors import shown
+from packhorse.openai_format.row_errors import format_value
 from packhorse.serve.errors import APIError
 
 Error = Mapping[str, Any]
@@ -104,12 +104,12 @@ def _reason(errors: Sequence[Error]) -> str:
     if kind == "missing":
         return "is missing" if first["loc"][1:] else "must be a JSON object"
     if kind == "extra_forbidden":
-        return "cannot be honoured; leave it out"
+        return "is not supported; leave it out"
     if kind == "string_unicode":
         return "holds half of a surrogate pair, which is no character"
     if kind in _TYPES:
         wanted = dict.fromkeys(_TYPES[each["type"]] for each in errors if each["type"] in _TYPES)
-        return f"must be {' or '.join(wanted)}, got {shown(value)}"
+        return f"must be {' or '.join(wanted)}, got {format_value(value)}"
     if kind in _LENGTHS and isinstance(value, Sized):
         relation, name, unit = _LENGTHS[kind]
         bound, length = context[name], len(value)
@@ -117,5 +117,5 @@ def _reason(errors: Sequence[Error]) -> str:
             return "is empty"
         return f"must have {relation} {bound:,} {unit}{'s' * (bound != 1)}, got {length:,}"
     if kind in _REASONS:
-        return f"{_REASONS[kind](context, value)}, got {shown(value)}"
+        return f"{_REASONS[kind](context, value)}, got {format_value(value)}"
     return f"is refused: {first['msg']}"

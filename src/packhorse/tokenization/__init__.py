@@ -17,7 +17,7 @@ from packhorse.config import OnTooLong
 from packhorse.data import Message, Request
 from packhorse.errors import ConfigError, ModelError
 from packhorse.openai_format.messages import read_messages
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.tokenization.codecs import ByteCodec, Codec, Refusal
 from packhorse.tokenization.huggingface import HuggingFaceCodec
 
@@ -58,7 +58,7 @@ class SpecialTextNotice:
         is_wrapped = codec.has_chat_template and not row.bare
         self.report(
             f"{len(found):,} of the first {len(requests):,} rows spell special tokens of this model"
-            f" (line {row.line}: {shown(text)}): these stay text"
+            f" (line {row.line}: {format_value(text)}): these stay text"
             + (", and the chat template is put around the prompt" * is_wrapped)
             + "; if they are meant, give messages and let the chat template write them"
         )

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from packhorse.data import Message
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.tokenization.rendering import RenderError, TemplateSource, rendering_process
 from packhorse.tokenization.stand_ins import (
     ROLES,
@@ -245,10 +245,11 @@ def _by_plan(chat: Sequence[Message], plan: Plan) -> list[dict[str, Any]] | RowE
             for call in message["tool_calls"]:
                 function = _with_arguments(function_of(call), plan.argument_objects)
                 if function is None:
+                    name = format_value(function_of(call).get("name"))
                     return RowError(
                         "bad_messages",
-                        f"message {place + 1} calls {shown(function_of(call).get('name'))} with "
-                        "arguments that are no JSON object; write them as one",
+                        f"message {place + 1} calls {name} with arguments that are no JSON object; "
+                        "write them as one",
                     )
                 calls.append(with_function(call, function))
             changed["tool_calls"] = calls
@@ -285,7 +286,11 @@ def _checked(chat: Sequence[Message], text: str | RenderError) -> str | RowError
 
 
 def _refused(chat: Sequence[Message], place: int | None, error: RenderError) -> RowError:
-    at = "" if place is None else f" at message {place + 1} (role {shown(chat[place]['role'])})"
+    at = (
+        ""
+        if place is None
+        else f" at message {place + 1} (role {format_value(chat[place]['role'])})"
+    )
     return RowError(
         "chat_template", f"the model's chat template refuses this row{at}: {error.message}"
     )
@@ -295,6 +300,6 @@ def _lost(chat: Sequence[Message], place: int, what: str) -> RowError:
     role = chat[place]["role"]
     return RowError(
         "chat_template",
-        f"message {place + 1} has role {shown(role)}, {what}; "
+        f"message {place + 1} has role {format_value(role)}, {what}; "
         "write it in a form the template knows, or use a model whose template does",
     )
