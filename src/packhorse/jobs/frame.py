@@ -22,7 +22,7 @@ from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
 from packhorse.jobs.workspace import Workspace
-from packhorse.outputs import OpenAIShape, OutputRow, write_json, write_output
+from packhorse.outputs import OpenAIOutput, OutputRow, write_json, write_output
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.atomic_files import is_there
 
@@ -230,7 +230,7 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
     those that "completed" or "failed".
     """
     openai = journal.meta("openai")
-    shape = OpenAIShape(model=openai["model"], created=0) if openai else None
+    shape = OpenAIOutput(model=openai["model"], created=0) if openai else None
     rows = (
         OutputRow(
             id=record.id,

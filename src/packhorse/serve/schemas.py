@@ -74,8 +74,8 @@ def _with_fields(
 def _type(kind: NumberRange | type[bool]) -> Any:
     if not isinstance(kind, NumberRange):
         return Annotated[kind, Field(strict=True)]
-    lower = {"gt" if kind.excludes_minimum else "ge": kind.minimum}
-    return Annotated[kind.type, Field(strict=True, **lower, le=kind.maximum)]
+    above, least = (kind.minimum, None) if kind.excludes_minimum else (None, kind.minimum)
+    return Annotated[kind.type, Field(strict=True, gt=above, ge=least, le=kind.maximum)]
 
 
 class _GenerationRequest(BaseModel):
