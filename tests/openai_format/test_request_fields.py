@@ -50,7 +50,8 @@ def test_all_readers_accept_the_same_values(
 ) -> None:
     body = {**base, name: value}
     param = PARAMS.get(name, name)
-    assert (range_error(replace(SamplingParams(), **{param: value})) == "") == fits
+    changed: dict[str, Any] = {param: value}
+    assert (range_error(replace(SamplingParams(), **changed)) == "") == fits
     if fits:
         assert schema.model_validate(body)
         assert read_request_options(body, is_chat=base is CHAT)[param] == value

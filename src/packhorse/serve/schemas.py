@@ -23,10 +23,10 @@ from packhorse.openai_format.request_fields import (
 )
 
 Model = TypeVar("Model", bound=BaseModel)
-MOST_TEXT = 4 << 20
-MOST_CHOICES = 8
+MAX_TEXT_CHARACTERS = 4 << 20
+MAX_CHOICES = 8
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Texts = (
@@ -84,7 +84,7 @@ class _GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     model: Name
     stop: Stop | Annotated[list[Stop], Field(max_length=STOP.max_count)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)] | None = None
     stream: Annotated[bool, Field(strict=True)] | None = None
     stream_options: StreamOptions | None = None
 
