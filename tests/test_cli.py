@@ -88,7 +88,7 @@ REFUSALS = [
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
     (
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"],
-        "max_new_tokens must be at least 1, got 0",
+        "max_new_tokens must be an integer from 1 to",
     ),
     (
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"],
@@ -98,7 +98,7 @@ REFUSALS = [
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--limit", "0"],
         "limit must be at least 1 row, got 0",
     ),
-    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--template", "{absent.x}"], "no plain name"),
+    (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--template", "{absent.x}"], "not a plain name"),
     (["assess", "fake", "absent.csv", *FAKE_ENGINE], "absent.csv does not exist"),
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--text-column", "promt"], "has no column 'promt'"),
     (["assess", "fake", "{one}", *FAKE_ENGINE], "have the label 'a'"),

@@ -18,7 +18,6 @@ RowId = str | int
 """The id of a row, as the input has it. A number that is no plain integer is a `NumberId`."""
 Message = Mapping[str, Any]
 FinishReason = Literal["stop", "length"]
-MOST_LOG_PROBS = 20
 
 
 class NumberId(str):
@@ -66,7 +65,7 @@ class SamplingParams:
     seed: makes sampling repeatable; None draws differently each time.
     stop: generation ends before the first of these strings, which is not part of the text.
     top_log_probs: log-probabilities are wanted: of each token, and of so many of the most probable
-        ones in its place, up to MOST_LOG_PROBS; None is not asked for. See TokenLogProbs.
+        ones in its place; None is not asked for. See TokenLogProbs.
     """
 
     max_new_tokens: int = 256

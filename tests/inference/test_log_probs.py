@@ -12,7 +12,8 @@ from hypothesis import given
 
 from packhorse.data import TokenLogProbs
 from packhorse.inference.generation import cut_at_stop
-from packhorse.inference.log_probs import LEAST, IncrementalLogProbs, document, placed
+from packhorse.inference.log_probs import IncrementalLogProbs, placed
+from packhorse.openai_format.log_probs import MIN_LOG_PROB, log_probs_document
 from packhorse.tokenization import ByteCodec, HuggingFaceCodec
 from tiny_models import tiny_llama
 
@@ -73,7 +74,7 @@ def test_shapes() -> None:
         (0, TokenLogProbs(97, -0.25, ((97, -0.25), (98, -math.inf)))),
         (1, TokenLogProbs(0xE2, -3.0, ((99, -0.5), (0xF0, -1.0)))),
     ]
-    assert document(CODEC, tokens, is_chat=True) == {
+    assert log_probs_document(CODEC, tokens, is_chat=True) == {
         "content": [
             {
                 "token": "a",
@@ -81,7 +82,7 @@ def test_shapes() -> None:
                 "bytes": [97],
                 "top_logprobs": [
                     {"token": "a", "logprob": -0.25, "bytes": [97]},
-                    {"token": "b", "logprob": LEAST, "bytes": [98]},
+                    {"token": "b", "logprob": MIN_LOG_PROB, "bytes": [98]},
                 ],
             },
             {
@@ -96,11 +97,11 @@ def test_shapes() -> None:
         ],
         "refusal": None,
     }
-    assert document(CODEC, tokens, is_chat=False) == {
+    assert log_probs_document(CODEC, tokens, is_chat=False) == {
         "tokens": ["a", "bytes:\\xe2"],
         "token_logprobs": [-0.25, -3.0],
         "top_logprobs": [
-            {"a": -0.25, "b": LEAST},
+            {"a": -0.25, "b": MIN_LOG_PROB},
             {"c": -0.5, "bytes:\\xf0": -1.0, "bytes:\\xe2": -3.0},
         ],
         "text_offset": [0, 1],
@@ -119,7 +120,7 @@ def test_special_tokens_have_a_name_and_no_bytes(tmp_path: Path) -> None:
     assert [codec.token_bytes(each) for each in (0, 2, 5_000)] == [None, None, None]
     assert [codec.token_name(each) for each in (2, 5_000)] == ["<|im_end|>", ""]
     special = [(0, TokenLogProbs(2, -1.0, ()))]
-    (shown,) = document(codec, special, is_chat=True)["content"]
+    (shown,) = log_probs_document(codec, special, is_chat=True)["content"]
     assert (shown["token"], shown["bytes"]) == ("<|im_end|>", None)
 
 

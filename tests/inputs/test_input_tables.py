@@ -230,7 +230,7 @@ def test_cells_may_be_larger_than_what_the_csv_module_allows_at_first(read_csv: 
         ("Prompt\nx\n", {}, "no column 'prompt'; it has 'Prompt'", "did you mean 'Prompt'?"),
         ("promt\nx\n", {"prompt_column": "prompt"}, "no column", "did you mean 'promt'?"),
         ("text\nx\n", {"template": "{txet}"}, "no column 'txet'", "did you mean 'text'?"),
-        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "separated otherwise"),
+        ("id;prompt\n1;x\n", {}, "no column 'prompt'", "another separator"),
         ("Why?,1\nHow?,2\n", {}, "no column 'prompt'", "no header"),
         ('"id","prompt"\n', {"csv_quoting": "none"}, "no column 'prompt'", "--csv-quoting minimal"),
         (",\nx,y\n", {}, "no header", "names its columns"),

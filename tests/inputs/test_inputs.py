@@ -419,8 +419,8 @@ def test_unknown_ending_names_the_known_ones(read: Any) -> None:
         ('{"prompt": "x"}', {"template": "{a}\ud800"}, "template must be Unicode text"),
         ('{"prompt": "x"}', {"system": "\udcc3"}, "at character 1"),
         ('{"prompt": "x"}', {"limit": 0}, "limit must be at least 1 row, got 0"),
-        (jsonl(batch_line(chat())), {"template": "{a}"}, "carry their own prompts"),
-        (jsonl(batch_line(chat())), {"prompt_column": "a"}, "carry their own prompts"),
+        (jsonl(batch_line(chat())), {"template": "{a}"}, "have their own prompts"),
+        (jsonl(batch_line(chat())), {"prompt_column": "a"}, "have their own prompts"),
     ],
 )
 def test_options_that_make_no_sense(read: Any, content: str, config: Any, words: str) -> None:

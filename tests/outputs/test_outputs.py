@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from packhorse.data import NumberId
 from packhorse.errors import ConfigError, OutputError
-from packhorse.outputs import OpenAIShape, OutputRow, output_format, write_json, write_output
+from packhorse.outputs import OpenAIOutput, OutputRow, output_format, write_json, write_output
 
 DONE = OutputRow("a", "Hello", "stop", 5, 2)
 CHAT = OutputRow(7, 'Hi,\n"you"', "length", 3, 1, chat=True)
@@ -65,7 +65,7 @@ def test_an_id_that_is_a_number_keeps_its_digits(tmp_path: Path, text: str) -> N
     first, second = path.read_text().splitlines()
     assert first.startswith(f'{{"id": {text}, "text": "1.0\\n\\u2028", "finish_reason"')
     assert second.startswith(f'{{"id": {text}, "error": ')
-    write_output(path, [done, failed], openai=OpenAIShape("m"))
+    write_output(path, [done, failed], openai=OpenAIOutput("m"))
     for line in path.read_text().splitlines():
         assert f', "custom_id": {text}, "response": ' in line
         assert str(json.loads(line, parse_float=str, parse_int=str)["custom_id"]) == text
@@ -110,7 +110,7 @@ def test_parquet_row_groups(tmp_path: Path) -> None:
 
 def test_openai(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    assert write_output(path, ROWS, openai=OpenAIShape("m", created=5)) == 3
+    assert write_output(path, ROWS, openai=OpenAIOutput("m", created=5)) == 3
     bare, chat, failed = read_back(path)
     body = bare["response"].pop("body")
     name = bare["id"].removeprefix("batch_req_")
@@ -149,7 +149,7 @@ def test_openai(tmp_path: Path) -> None:
 
 def test_usage_is_null_when_it_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    write_output(path, [OutputRow("a", "x", "stop", None, 2)], openai=OpenAIShape("m"))
+    write_output(path, [OutputRow("a", "x", "stop", None, 2)], openai=OpenAIOutput("m"))
     assert read_back(path)[0]["response"]["body"]["usage"] is None
 
 
@@ -242,7 +242,7 @@ def test_unknown_format(name: str) -> None:
 
 def test_openai_lines_need_jsonl(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="OpenAI batch output is JSONL"):
-        write_output(tmp_path / "out.csv", ROWS, openai=OpenAIShape("m"))
+        write_output(tmp_path / "out.csv", ROWS, openai=OpenAIOutput("m"))
 
 
 @pytest.mark.parametrize("row", [{}, {"text": "x", "error_code": "y"}])

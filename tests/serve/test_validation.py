@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from packhorse.serve.batch_routes import BatchRequest
 from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
-from packhorse.serve.validation import problem_of
+from packhorse.serve.validation import api_error_of
 from servers import FAKE, served
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -51,13 +51,13 @@ CASES: list[tuple[str, dict[str, Any], str | None, str]] = [
     (TEXT, {"stop": {}}, "stop", "stop must be text or a list, got an object"),
     (TEXT, {"prompt": []}, "prompt", "prompt is empty"),
     (TEXT, {"prompt": {}}, "prompt", "prompt must be text or a list, got an object"),
-    (TEXT, {"prompt": [{}]}, "prompt.0", "must be text or a whole number or a list, got an object"),
-    (TEXT, {"prompt": ["a", [1, "x"]]}, "prompt.1.1", "must be a whole number, got 'x'"),
-    (TEXT, {"prompt": "\ud800"}, "prompt", "prompt holds half of a surrogate pair"),
-    (TEXT, {"prompt": ["a", "\ud800"]}, "prompt.1", "prompt.1 holds half of a surrogate pair"),
-    (TEXT, {"max_tokens": 1.5}, "max_tokens", "max_tokens must be a whole number, got 1.5"),
+    (TEXT, {"prompt": [{}]}, "prompt.0", "must be text or an integer or a list, got an object"),
+    (TEXT, {"prompt": ["a", [1, "x"]]}, "prompt.1.1", "must be an integer, got 'x'"),
+    (TEXT, {"prompt": "\ud800"}, "prompt", "prompt contains half of a surrogate pair"),
+    (TEXT, {"prompt": ["a", "\ud800"]}, "prompt.1", "prompt.1 contains half of a surrogate pair"),
+    (TEXT, {"max_tokens": 1.5}, "max_tokens", "max_tokens must be an integer, got 1.5"),
     (TEXT, {"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1, got 0"),
-    (TEXT, {"n": True}, "n", "n must be a whole number, got true"),
+    (TEXT, {"n": True}, "n", "n must be an integer, got true"),
     (TEXT, {"temperature": "hot"}, "temperature", "temperature must be a number, got 'hot'"),
     (TEXT, {"temperature": 200}, "temperature", "temperature must be at most 100, got 200"),
     (TEXT, {"top_p": 0}, "top_p", "top_p must be above 0, got 0"),
@@ -89,7 +89,7 @@ CASES: list[tuple[str, dict[str, Any], str | None, str]] = [
     (BATCHES, {"metadata": {"a": 1}}, "metadata.a", "metadata.a must be text, got 1"),
     (BATCHES, {"metadata": {"k" * 65: "a"}}, "metadata", "a name in metadata must have at most 64"),
     (BATCHES, {"metadata": {"\ud800": "a"}}, "metadata", "half of a surrogate pair"),
-    (BATCHES, {"output_expires_after": {}}, "output_expires_after", "cannot be honoured"),
+    (BATCHES, {"output_expires_after": {}}, "output_expires_after", "is not supported"),
     (BATCHES, {"metadata": None}, "file_id", "there is no such file"),
 ]
 
@@ -187,7 +187,7 @@ def test_no_label_of_a_type_is_taken_for_a_field(schema: type[BaseModel]) -> Non
         except ValidationError as error:
             refusals += 1
             errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
-            problem = problem_of(errors, body)
+            problem = api_error_of(errors, body)
             assert not LABELS.search(f"{problem} {problem.param}"), (body, problem)
             assert is_field(body, problem.param, str(problem)), (body, problem)
             assert json.dumps(problem.to_json(), ensure_ascii=False).encode()

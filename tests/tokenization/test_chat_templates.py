@@ -14,7 +14,7 @@ from packhorse.openai_format.messages import read_messages
 from packhorse.openai_format.row_errors import RowError
 from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.rendering import RenderingProcess, TemplateSource, rendering_process
-from packhorse.tokenization.whole import stands_in
+from packhorse.tokenization.text_search import contains_text
 
 Chat = list[dict[str, Any]]
 HI = {"role": "user", "content": "hi"}
@@ -370,7 +370,7 @@ def test_the_process_renders_like_transformers() -> None:
     ],
 )
 def test_what_stands_in_a_prompt(content: str, prompt: str, whole: bool) -> None:
-    assert stands_in(content, prompt) == whole
+    assert contains_text(content, prompt) == whole
 
 
 def test_a_process_that_is_gone_is_started_again() -> None:

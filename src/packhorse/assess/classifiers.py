@@ -24,7 +24,7 @@ from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
 from packhorse.inference.model import Model, load_prepared, prepare_for
-from packhorse.inputs import shown
+from packhorse.inputs import format_value
 
 By = Literal["classic", "model"]
 StageCallback = Callable[[str], None]
@@ -106,7 +106,7 @@ class LanguageModel:
             return Decision(None, None, "model", text.code, text.message)
         label = extract_label(text, self.part.prompting.names)
         if label is None:
-            message = f"the model's answer contains no label: {shown(text)}"
+            message = f"the model's answer contains no label: {format_value(text)}"
             return Decision(None, None, "model", "no_label", message)
         return Decision(label, None, "model")
 

@@ -14,7 +14,6 @@ from packhorse.batching.sizes import Limits
 from packhorse.calibration import Calibration, calibrate, describe_disturbance, stored_calibration
 from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.data import (
-    MOST_LOG_PROBS,
     Completion,
     Failure,
     Message,
@@ -27,6 +26,7 @@ from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, EngineError
 from packhorse.inference.generation import GenerationRun
 from packhorse.models import PreparedModel, model_facts, prepare
+from packhorse.openai_format.request_fields import range_error
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, Tokenizer
 
@@ -358,31 +358,17 @@ def check_least(numbers: Mapping[str, int | None], least: int) -> None:
 
 
 def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> None:
-    """Raise ConfigError for a value out of range.
+    """Check `decoding` against the ranges of `packhorse.openai_format.request_fields`.
 
     Args:
-        decoding: Sampling parameters.
-        max_context: Context of the model (tokens); None if unknown.
+        decoding: The parameters of a job or a call.
+        max_context: Context of the model (tokens), if it is known.
+
+    Raises:
+        ConfigError: For a value out of its range, or if no room is left for a prompt.
     """
-    ranges = [
-        ("max_new_tokens", decoding.max_new_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= decoding.temperature <= 100, "between 0 (greedy) and 100"),
-        ("top_p", 0 < decoding.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", decoding.top_k >= 0, "0 (no limit) or more"),
-        ("seed", decoding.seed is None or 0 <= decoding.seed < 1 << 63, "between 0 and 2^63 - 1"),
-        ("stop", all(decoding.stop), "non-empty texts"),
-        (
-            "top_log_probs",
-            decoding.top_log_probs is None or 0 <= decoding.top_log_probs <= MOST_LOG_PROBS,
-            f"None or between 0 and {MOST_LOG_PROBS}",
-        ),
-    ]
-    for name, is_right, wanted in ranges:
-        if not is_right:
-            raise ConfigError(
-                f"{name} must be {wanted}, got {getattr(decoding, name)!r}",
-                f"choose another {name}",
-            )
+    if error := range_error(decoding):
+        raise ConfigError(error, "give a value in this range")
     if max_context is not None and decoding.max_new_tokens >= max_context:
         raise ConfigError(
             f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "

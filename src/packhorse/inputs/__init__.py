@@ -1,9 +1,10 @@
-"""Reads an input into rows, one at a time: every row exactly once, in order, good or bad.
+"""Read an input file into rows, one at a time, in order: each row is a Request or a Failure.
 
-    file --lines, csvfile, parquet--> Record --rows--> Request | Failure
+    file --reader of its format--> Record --rows.parse_row--> Request | Failure
 
-A `Record` is one row as its file holds it; `rows.to_row` is the one place where its fields become a
-row of the job, whatever the format. No file is ever held in memory as a whole.
+`FORMATS` lists the formats: a reader yields a `Record` per row and a `RowLayout` that says which
+fields hold the prompt; `rows.parse_row` interprets the fields, whatever the format. No reader holds
+a whole file in memory.
 """
 
 from __future__ import annotations
@@ -11,85 +12,102 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Failure, Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import lines
-from packhorse.inputs.columns import find_prompt, no_column
-from packhorse.inputs.fields import FieldRow, to_fields
+from packhorse.inputs.columns import missing_column_error
+from packhorse.inputs.fields import FieldRow, parse_fields
 from packhorse.inputs.foreign_content import (
     STDIN_SUFFIX,
-    called,
-    refuse_foreign,
-    refuse_json_document,
+    input_name,
+    reject_foreign_content,
+    reject_json_document,
 )
 from packhorse.inputs.parquet import open_parquet
-from packhorse.inputs.rows import Keys, Layout, Record, to_row
-from packhorse.inputs.tables import Report, is_quoted, open_csv
+from packhorse.inputs.rows import Record, Report, RowKeys, RowLayout, parse_row
+from packhorse.inputs.tables import allows_quotes, open_csv
 from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
-from packhorse.openai_format.request_options import ambiguity
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
+from packhorse.openai_format.row_options import describe_ambiguity
 
 __all__ = [
-    "INPUT_FORMATS",
+    "FORMATS",
     "FieldRow",
-    "InputFormat",
+    "Format",
     "detect_format",
     "for_model",
+    "format_value",
     "quoting_settings",
     "read_fields",
     "read_rows",
-    "shown",
 ]
 
-InputFormat = Literal["jsonl", "openai-batch", "csv", "parquet", "text"]
-INPUT_FORMATS: tuple[InputFormat, ...] = get_args(InputFormat)
-
-_FORMAT_OF_SUFFIX: dict[str, InputFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-_LINES_LOOKED_AT = 100
+Opener = Callable[[Path, Template | None, InputConfig, Report], tuple[RowLayout, Iterator[Record]]]
 
 
-def detect_format(path: Path) -> InputFormat:
-    """What `path` holds, by its ending; JSONL is looked into to recognise OpenAI batch lines.
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How files of one input format are recognised and opened.
 
-    A file that ends in .stdin is spooled standard input: JSONL if its first line that is not blank
-    starts with "{", otherwise text. The first line that is a whole object decides between JSONL
-    and OpenAI batch lines, so that a malformed one above it costs no other row.
-
-    Raises InputError for a file that cannot be read, and for an ending that is not known.
+    Attributes:
+        suffixes: Endings of file names, in lower case.
+        open: Return the layout of the rows and an iterator over the records. Arguments: the path,
+            the template (if the prompt is built from fields), the settings, and a function that
+            takes a warning about the file as a whole.
     """
-    with _reading(path):
+
+    suffixes: tuple[str, ...]
+    open: Opener
+
+
+FORMATS: dict[str, Format] = {
+    "jsonl": Format((".jsonl", ".ndjson", ".json"), lines.open_jsonl),
+    "openai-batch": Format((), lines.open_batch_lines),  # JSONL, recognised by its first object
+    "csv": Format((".csv", ".tsv"), open_csv),
+    "parquet": Format((".parquet",), open_parquet),
+    "text": Format((".txt",), lines.open_text),
+}
+"""All input formats by name. To add one, see docs/how-to/add-an-input-format.md."""
+_LINES_CHECKED = 100
+"""Lines searched for the first JSON object."""
+
+
+def detect_format(path: Path) -> str:
+    """Return the name of the format of `path`, a key of FORMATS.
+
+    The suffix decides. A file with the suffix .stdin is spooled standard input: JSONL if its first
+    line that is not blank starts with "{", else text. The first line that is a whole JSON object
+    decides between JSONL and OpenAI batch lines, so a malformed line above it costs no other row.
+
+    Raises:
+        InputError: If the file cannot be read or its suffix is not known.
+    """
+    with _input_errors(path):
         _check_file(path)
         return _detect(path, path.suffix.lower())
 
 
-def _detect(path: Path, suffix: str) -> InputFormat:
+def _detect(path: Path, suffix: str) -> str:
+    formats = {each: name for name, known in FORMATS.items() for each in known.suffixes}
     if suffix == STDIN_SUFFIX:
         first = _first_character(path)
-        found: InputFormat = "jsonl" if first == b"{" else "text"
+        found = "jsonl" if first == b"{" else "text"
         if first == b"[":
-            refuse_json_document(path)
-    elif suffix in _FORMAT_OF_SUFFIX:
-        found = _FORMAT_OF_SUFFIX[suffix]
+            reject_json_document(path)
+    elif suffix in formats:
+        found = formats[suffix]
     else:
         raise InputError(
             f"the format of {path} is unknown: its name ends in {suffix or 'nothing'}",
-            f"end it in one of {', '.join(_FORMAT_OF_SUFFIX)}, or pipe JSONL or text through -",
+            f"end it in one of {', '.join(formats)}, or pipe JSONL or text through -",
         )
     if suffix == ".json" and _first_character(path) == b"[":
         raise InputError(
@@ -104,16 +122,20 @@ def _detect(path: Path, suffix: str) -> InputFormat:
 def read_rows(
     path: Path, config: InputConfig, report: Report = lambda message: None
 ) -> Iterator[Request | Failure]:
-    """Every row of `path`, in order; a row that cannot be used is a Failure that costs no other.
+    """Yield every row of `path`, in order; a row that cannot be used is a Failure.
 
-    The first row is read before this returns, so whatever ends the job (InputError for the file,
-    ConfigError for the template or a combination of options) is raised here, not later; only a
-    Parquet file that is damaged further in or a disk that fails raises InputError on the way.
+    Memory: one row (one batch of rows for Parquet), and about 90 bytes per row without an id, to
+    tell equal rows apart.
 
-    report: called with a line for a person if the file as a whole looks odd.
+    Args:
+        path: The input file.
+        config: How rows become prompts.
+        report: Takes a warning about the file as a whole, such as cells that look quoted.
 
-    Memory: one row (one batch of rows for Parquet), and about 90 bytes for each row that has no id
-    of its own, which tell equal rows apart.
+    Raises:
+        InputError: If the file cannot be read. The first row is read before this function returns,
+            so later only a Parquet file that is damaged further in or a failing disk raises it.
+        ConfigError: For the template or a combination of options, before this function returns.
     """
     if config.limit is not None and config.limit < 1:
         raise ConfigError(
@@ -126,9 +148,9 @@ def read_rows(
         )
     _check_unicode(config)
     template = None if config.template is None else Template.parse(config.template)
-    input_format = detect_format(path)
-    with _reading(path):
-        layout, records = _open(path, input_format, template, config, report)
+    input_format = FORMATS[detect_format(path)]
+    with _input_errors(path):
+        layout, records = input_format.open(path, template, config, report)
     layout = replace(layout, row_options=config.row_options)
     _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
@@ -136,25 +158,25 @@ def read_rows(
 
 
 def for_model(config: InputConfig, model: str) -> InputConfig:
-    """`config` for a job that runs `model`: batch lines that name another model are Failures."""
+    """Return `config` for a job that runs `model`: batch lines for another model are Failures."""
     names = batch_lines.model_names(model, config.served_model_name)
     return replace(config, served_model_name=names)
 
 
 def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
-    """What a journal keeps of how cells are quoted: nothing for an input that has no cells."""
+    """Return the quoting of a CSV or TSV input, for the journal; {} for other formats."""
     path = Path(source)
-    if _FORMAT_OF_SUFFIX.get(path.suffix.lower()) != "csv":
+    if path.suffix.lower() not in FORMATS["csv"].suffixes:
         return {}
-    return {"csv_quoting": "minimal" if is_quoted(path, config.csv_quoting) else "none"}
+    return {"csv_quoting": "minimal" if allows_quotes(path, config.csv_quoting) else "none"}
 
 
-def _check_columns(path: Path, layout: Layout) -> None:
-    """InputError for columns of a table that may be options or data: all its rows would fail."""
+def _check_columns(path: Path, layout: RowLayout) -> None:
+    """Raise InputError for columns of a table that may be options or data: every row would fail."""
     options, unknown = layout.option_columns, layout.unknown_columns
     if options and unknown and layout.row_options == "auto":
-        message, advice = ambiguity(options, unknown).split("; ")
-        raise InputError(f"of the columns of {called(path)}, {message}", advice)
+        message, advice = describe_ambiguity(options, unknown)
+        raise InputError(f"of the columns of {input_name(path)}, {message}", advice)
 
 
 def read_fields(
@@ -163,55 +185,44 @@ def read_fields(
     csv_quoting: CsvQuoting = "auto",
     report: Report = lambda message: None,
 ) -> Iterator[FieldRow]:
-    """The named columns of a table, or fields of JSON lines, of every row in order.
+    """Yield the named columns of a table, or fields of JSON lines, for every row in order.
 
-    Raises InputError for a file that cannot be read and for a name that no row has, which for JSON
-    lines is known after the last row only.
+    Raises:
+        InputError: If the file cannot be read, or if no row has one of the names, which for JSON
+            lines is known only after the last row.
     """
     input_format = detect_format(path)
     if input_format == "openai-batch":
         raise InputError(
-            f"{called(path)} holds OpenAI batch lines, which have no columns",
+            f"{input_name(path)} contains OpenAI batch lines, which have no columns",
             "give the rows as CSV, Parquet or JSONL",
         )
-    wanted = Template(tuple(("", name) for name in names))
+    template = Template(tuple(("", name) for name in names))
     found: set[str] = set()
     known: tuple[str, ...] = ()
-    with _reading(path):
+    with _input_errors(path):
         config = InputConfig(csv_quoting=csv_quoting)
-        _, records = _open(path, input_format, wanted, config, report)
+        _, records = FORMATS[input_format].open(path, template, config, report)
         for index, record in enumerate(records):
-            row = to_fields(index, record, names)
+            row = parse_fields(index, record, names)
             found.update(row.names)
             known = known or row.names
             yield row
     for name in names:
         if name not in found and known:
-            raise no_column(path, known, name, "choose one of these", has_header=False)
+            raise missing_column_error(path, known, name, "choose one of these", has_header=False)
 
 
 def _rows(
-    path: Path, layout: Layout, records: Iterator[Record], limit: int | None
+    path: Path, layout: RowLayout, records: Iterator[Record], limit: int | None
 ) -> Iterator[Request | Failure]:
-    keys = Keys()
+    keys = RowKeys()
     index = -1
-    with _reading(path):
+    with _input_errors(path):
         for index, record in enumerate(islice(records, limit)):
-            yield to_row(index, record, layout, keys)
+            yield parse_row(index, record, layout, keys)
     if index < 0:
-        raise InputError(f"{called(path)} has no rows", "is it the right file?")
-
-
-def _open(
-    path: Path,
-    input_format: InputFormat,
-    template: Template | None,
-    config: InputConfig,
-    report: Report,
-) -> tuple[Layout, Iterator[Record]]:
-    if input_format == "csv":
-        return open_csv(path, template, config, report)
-    return _OPENERS[input_format](path, template, config)
+        raise InputError(f"{input_name(path)} has no rows", "is it the right file?")
 
 
 def _check_unicode(config: InputConfig) -> None:
@@ -226,50 +237,6 @@ def _check_unicode(config: InputConfig) -> None:
             ) from None
 
 
-_Opener = Callable[[Path, Template | None, InputConfig], tuple[Layout, Iterator[Record]]]
-
-
-def _open_jsonl(
-    path: Path, template: Template | None, config: InputConfig
-) -> tuple[Layout, Iterator[Record]]:
-    return Layout(template, config.prompt_column), lines.read_objects(path)
-
-
-def _open_openai(
-    path: Path, template: Template | None, config: InputConfig
-) -> tuple[Layout, Iterator[Record]]:
-    if template is not None or config.prompt_column is not None:
-        raise ConfigError(
-            f"{called(path)} holds OpenAI batch lines, which carry their own prompts",
-            "leave the template and the prompt column out",
-        )
-    unwrap = partial(
-        batch_lines.unwrap, models=config.served_model_name, endpoint=config.batch_endpoint
-    )
-    layout = Layout(
-        id_field=batch_lines.ID_FIELD,
-        unwrap=unwrap,
-        bare=True,
-        unwrapped_options=(batch_lines.TOP_LOG_PROBS,),
-    )
-    return layout, lines.read_objects(path, batch_lines.ID_FIELD)
-
-
-def _open_text(
-    path: Path, template: Template | None, config: InputConfig
-) -> tuple[Layout, Iterator[Record]]:
-    layout = find_prompt(path, lines.TEXT_FIELDS, template, config.prompt_column, has_header=False)
-    return layout, lines.read_text(path)
-
-
-_OPENERS: dict[InputFormat, _Opener] = {
-    "jsonl": _open_jsonl,
-    "openai-batch": _open_openai,
-    "parquet": open_parquet,
-    "text": _open_text,
-}
-
-
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path of the input")
@@ -280,11 +247,11 @@ def _check_file(path: Path) -> None:
         raise InputError(
             f"{path} is {kind}, not an ordinary file", "give - as INPUT and pipe the rows in"
         )
-    refuse_foreign(path)
+    reject_foreign_content(path)
 
 
 def _first_character(path: Path) -> bytes:
-    """The first byte that is no white space, however long its line."""
+    """Return the first byte that is not white space, however long its line."""
     with path.open("rb") as file:
         for part in iter(partial(file.readline, 1024), b""):
             if text := part.removeprefix(lines.BYTE_ORDER_MARK).strip():
@@ -293,22 +260,27 @@ def _first_character(path: Path) -> bytes:
 
 
 def _first_object(path: Path) -> Mapping[str, Any]:
-    """The first line that is an object. Raises InputError for a JSON document over many lines."""
-    for place, record in enumerate(islice(lines.read_objects(path), _LINES_LOOKED_AT)):
+    """Return the first line that is an object; {} if none is.
+
+    Raises:
+        InputError: For one JSON document over many lines.
+    """
+    for place, record in enumerate(islice(lines.read_objects(path), _LINES_CHECKED)):
         try:
             return record.read()
         except RowError:
             if place == 0:
-                refuse_json_document(path)
+                reject_json_document(path)
     return {}
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _input_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{called(path)} cannot be read: {error.strerror or error}",
+            f"{input_name(path)} cannot be read: {error.strerror or error}",
             "check its permissions and its disk",
         ) from error

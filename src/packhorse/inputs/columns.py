@@ -1,4 +1,4 @@
-"""How the column of the prompt is found among the columns of a table."""
+"""Find the prompt column among the columns of a table."""
 
 from __future__ import annotations
 
@@ -7,50 +7,58 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packhorse.errors import InputError
-from packhorse.inputs.foreign_content import called
-from packhorse.inputs.rows import Layout
+from packhorse.inputs.foreign_content import input_name
+from packhorse.inputs.rows import RowLayout
 from packhorse.inputs.template import Template
 
 _COLUMNS_SHOWN = 20
 
 
-def find_prompt(
+def find_prompt_column(
     path: Path,
     columns: Sequence[str],
     template: Template | None,
     prompt_column: str | None,
     *,
     has_header: bool = True,
-) -> Layout:
-    """Which of `columns` make the prompt: the template's, the one named, or "prompt" or "text".
+) -> RowLayout:
+    """Return the layout of a table whose prompt is in some of `columns`.
 
-    has_header: the columns are named by the first line of the file, not by its schema.
+    Args:
+        path: The file, for messages.
+        columns: Names of all columns.
+        template: Builds the prompt from columns, if given.
+        prompt_column: Holds the prompt, if given; else "prompt" or "text" does.
+        has_header: Whether the first line of the file names the columns, not its schema.
 
-    Raises InputError naming the columns there are, and the one that was probably meant.
+    Raises:
+        InputError: If there is no such column; it lists the columns and suggests a similar name.
     """
     if template is not None:
-        layout = Layout(template, columns=tuple(columns))
+        layout = RowLayout(template, columns=tuple(columns))
     elif prompt_column is not None:
-        layout = Layout(prompt_field=prompt_column, columns=tuple(columns))
+        layout = RowLayout(prompt_field=prompt_column, columns=tuple(columns))
     elif "prompt" in columns or "text" in columns:
         name = "prompt" if "prompt" in columns else "text"
-        layout = Layout(prompt_field=name, columns=tuple(columns))
+        layout = RowLayout(prompt_field=name, columns=tuple(columns))
     else:
         advice = "say which one to use with --prompt-column"
-        raise no_column(path, columns, "prompt", advice, has_header=has_header)
+        raise missing_column_error(path, columns, "prompt", advice, has_header=has_header)
     for name in layout.prompt_names:
         if name not in columns:
-            raise no_column(path, columns, name, "choose one of these", has_header=has_header)
+            raise missing_column_error(
+                path, columns, name, "choose one of these", has_header=has_header
+            )
     for name in layout.names:
         if columns.count(name) > 1:
             raise InputError(
-                f"{called(path)} has more than one column {name!r}", "rename all but one"
+                f"{input_name(path)} has more than one column {name!r}", "rename all but one"
             )
     return layout
 
 
-def looks_quoted(cell: str) -> bool:
-    """Whether a cell is written as quoting CSV writes one."""
+def is_quoted_cell(cell: str) -> bool:
+    """Return whether a cell looks as CSV with quoting writes it."""
     inner = cell[1:-1]
     return (
         cell[:1] == '"'
@@ -60,23 +68,23 @@ def looks_quoted(cell: str) -> bool:
     )
 
 
-def no_column(
+def missing_column_error(
     path: Path, columns: Sequence[str], name: str, advice: str, *, has_header: bool = True
 ) -> InputError:
-    """The error for a name that is none of `columns`: it lists them and guesses what was meant."""
-    shown = ", ".join(repr(column) for column in columns[:_COLUMNS_SHOWN])
+    """Return the error for a name that is not in `columns`: it lists them and suggests one."""
+    listed = ", ".join(repr(column) for column in columns[:_COLUMNS_SHOWN])
     more = ", ..." if len(columns) > _COLUMNS_SHOWN else ""
     original = {column.lower(): column for column in columns}
     close = difflib.get_close_matches(name.lower(), original, n=1)
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|,"):
         advice = (
-            "the columns seem to be separated otherwise: .csv is read with commas, .tsv with tabs, "
+            "the columns seem to have another separator: .csv is read with commas, .tsv with tabs, "
             "and a first line such as sep=; names another separator"
         )
-    elif any(map(looks_quoted, columns)):
+    elif any(map(is_quoted_cell, columns)):
         advice = "the names are in quotes: add --csv-quoting minimal"
     elif close:
         advice = f"did you mean {original[close[0]]!r}? {advice[0].upper()}{advice[1:]}"
     elif has_header:
         advice += "; if they are data, the file has no header, which it needs"
-    return InputError(f"{called(path)} has no column {name!r}; it has {shown}{more}", advice)
+    return InputError(f"{input_name(path)} has no column {name!r}; it has {listed}{more}", advice)

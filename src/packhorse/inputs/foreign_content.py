@@ -1,5 +1,7 @@
-"""Names the content of a file that is no input (an archive, a workbook, a web page) from its first
-bytes, whatever the file is called, and says how to turn it into one."""
+"""Reject files that are no input (an archive, a workbook, a web page) with a hint for conversion.
+
+The content is recognised by its first bytes, whatever the name of the file.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ STDIN_SUFFIX = ".stdin"
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 65_536
 _DOCUMENT_BYTES = 2**20
-_LINES_LOOKED_AT = 100
+_LINES_CHECKED = 100
 _PIPED = ("", ".jsonl", ".ndjson", ".json", ".txt")
 
 
@@ -42,9 +44,9 @@ _ARROW = (
     "pyarrow.parquet as p; p.write_table(f.read_table(sys.argv[1]), sys.argv[2])' {file} "
     "rows.parquet",
 )
-_OFFICE = ("an Excel or Word file of the old kind", "save it as CSV UTF-8 and give that")
+_OFFICE = ("an old Excel or Word file (.xls, .doc)", "save it as CSV UTF-8 and give that")
 _UNPACK = "unpack it and give the file inside: {command} {{file}}"
-# (offset, bytes there, what it is, what to do)
+# (offset, bytes at the offset, what the file is, what to do)
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (257, b"ustar", "a tar archive", _UNPACK.format(command="tar -xf")),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x")),
@@ -90,7 +92,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
         "fetch the file itself with: git lfs pull",
     ),
 )
-# In the list of members at a ZIP file's end.
+# Names in the list of members at the end of a ZIP file.
 _ZIP_MEMBERS = (
     (b"xl/workbook", "an Excel workbook", "save it as CSV UTF-8 and give that"),
     (b"word/document", "a Word document", "save it as plain text (UTF-8) and give that"),
@@ -98,29 +100,33 @@ _ZIP_MEMBERS = (
     (b"/data.pkl", "a PyTorch file, a pickle", _PICKLE[1]),
     (b".npy", "a NumPy archive", "write the rows as JSONL or Parquet"),
 )
-# What a pretty-printed document goes on with, by its first line.
+# First line of a pretty-printed document -> possible first characters of the next one.
 _INSIDE = {"{": '"', "[": '{["', "[{": '"'}
 _UTF32_LITTLE = b"\xff\xfe\0\0"
 _UTF16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
 
-def called(path: Path) -> str:
-    """The name of an input in messages."""
+def input_name(path: Path) -> str:
+    """Return the name of an input in messages."""
     return "standard input" if path.suffix.lower() == STDIN_SUFFIX else str(path)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raises InputError for an empty file and for one whose first bytes are of no input format."""
+def reject_foreign_content(path: Path) -> None:
+    """Check the first bytes of a file.
+
+    Raises:
+        InputError: If the file is empty or has a known format that is no input format.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         tail = file.read(_TAIL_BYTES)
     if not head:
-        raise InputError(f"{called(path)} is empty", "is it the right file?")
+        raise InputError(f"{input_name(path)} is empty", "is it the right file?")
     what, advice = _known(path, head, tail) or ("", "")
     if what:
         file_word = "FILE" if path.suffix.lower() == STDIN_SUFFIX else shlex.quote(str(path))
-        raise InputError(f"{called(path)} is {what}", advice.replace("{file}", file_word))
+        raise InputError(f"{input_name(path)} is {what}", advice.replace("{file}", file_word))
 
 
 def _known(path: Path, head: bytes, tail: bytes) -> tuple[str, str] | None:
@@ -137,7 +143,10 @@ def _known(path: Path, head: bytes, tail: bytes) -> tuple[str, str] | None:
         if head.startswith(magic, offset):
             return what, advice
     if suffix != ".parquet" and head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
-        return "a Parquet file, which its name does not say", "rename it to end in .parquet"
+        return (
+            "a Parquet file, but its name does not end in .parquet",
+            "rename it to end in .parquet",
+        )
     utf16 = "UTF-32" if head.startswith((_UTF32_LITTLE, _UTF16_OR_32[2])) else "UTF-16"
     if head.startswith(_UTF16_OR_32):
         return f"{utf16}, not UTF-8", f"convert it with: iconv -f {utf16} -t UTF-8 {{file}} > OUT"
@@ -151,8 +160,10 @@ def _known(path: Path, head: bytes, tail: bytes) -> tuple[str, str] | None:
 
 
 def _markup(suffix: str, head: bytes) -> tuple[str, str] | None:
-    """A web page or XML, as a server sends in place of a file that it does not give. In text, a
-    whole page on its first line is a prompt."""
+    """Recognise a web page or XML, which a server may have sent in place of the file.
+
+    In a text file, a whole page on the first line is a prompt.
+    """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     is_text = suffix in (".txt", STDIN_SUFFIX)
     if is_text and (b"</" in start.split(b"\n", 1)[0] or b"\n" not in start):
@@ -179,9 +190,12 @@ def _unpacking(path: Path, compression: _Compression) -> str:
     return f"unpack it: {command} > {shlex.quote(target)}{piped}"
 
 
-def refuse_json_document(path: Path) -> None:
-    """Raises InputError for a file whose first line is no object because it is one JSON document
-    over many lines (or several), or one array."""
+def reject_json_document(path: Path) -> None:
+    """Reject a file whose first line is not an object because it is JSON, but not JSONL.
+
+    Raises:
+        InputError: For one JSON document over many lines, several of them, or one array.
+    """
     with path.open("rb") as file:
         content = file.read(_DOCUMENT_BYTES)
     start = content.decode("utf-8-sig", "replace").lstrip()
@@ -193,8 +207,12 @@ def refuse_json_document(path: Path) -> None:
         value, end = json.JSONDecoder().raw_decode(start)
     except (ValueError, RecursionError):
         first, _, rest = start.partition("\n")
-        goes_on = rest.lstrip()[:1]
-        if goes_on and goes_on in _INSIDE.get(first.strip(), "") and not _has_object_line(content):
+        next_character = rest.lstrip()[:1]
+        if (
+            next_character
+            and next_character in _INSIDE.get(first.strip(), "")
+            and not _has_object_line(content)
+        ):
             raise _document_error(path, kind, chosen) from None
         return
     has_more = bool(start[end:].strip())
@@ -214,7 +232,8 @@ def _document_error(path: Path, kind: str, chosen: str) -> InputError:
     if path.suffix.lower() == STDIN_SUFFIX:
         command = f"jq -c {shlex.quote(chosen)} FILE | packhorse run MODEL - -o OUTPUT"
     return InputError(
-        f"{called(path)} is {kind}, not one object per line", f"turn it into lines with: {command}"
+        f"{input_name(path)} is {kind}, not one object per line",
+        f"turn it into lines with: {command}",
     )
 
 
@@ -223,8 +242,8 @@ def _is_rows(value: object) -> bool:
 
 
 def _has_object_line(content: bytes) -> bool:
-    """Whether one of the first lines is a whole object, so that the file is JSONL with faults."""
-    for line in content.split(b"\n", _LINES_LOOKED_AT)[:_LINES_LOOKED_AT]:
+    """Return whether one of the first lines is a whole object: the file is JSONL with errors."""
+    for line in content.split(b"\n", _LINES_CHECKED)[:_LINES_CHECKED]:
         try:
             if isinstance(json.loads(line), dict):
                 return True

@@ -1,7 +1,7 @@
-r"""Files of one row a line: JSONL and text.
+r"""JSONL, OpenAI batch lines and text: files of one row per line.
 
-Bytes are split at b"\n" and nowhere else, so that U+2028, U+0085, form feeds or a lone "\r" inside
-a row never split it; one "\r" before the end is dropped, and so is a byte order mark at the start.
+Bytes are split at b"\n" and nowhere else, so U+2028, U+0085, form feeds or a lone "\r" inside a row
+never split it. One "\r" before the line end is dropped, and so is a byte order mark at the start.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from packhorse.config import InputConfig
 from packhorse.data import NumberId, id_decoder
-from packhorse.inputs.rows import Record
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.errors import ConfigError
+from packhorse.inputs.columns import find_prompt_column
+from packhorse.inputs.foreign_content import input_name
+from packhorse.inputs.rows import Record, Report, RowLayout
+from packhorse.inputs.template import Template
+from packhorse.openai_format import batch_lines
+from packhorse.openai_format.row_errors import RowError, format_value
 
 MAX_LINE_BYTES = 64 * 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -25,13 +31,53 @@ TEXT_FIELDS = ("prompt", "text")
 _CHUNK_BYTES = 2**20
 
 
+def open_jsonl(
+    path: Path, template: Template | None, config: InputConfig, report: Report
+) -> tuple[RowLayout, Iterator[Record]]:
+    """Return the layout of JSONL rows, which name their own fields, and the records."""
+    return RowLayout(template, config.prompt_column), read_objects(path)
+
+
+def open_batch_lines(
+    path: Path, template: Template | None, config: InputConfig, report: Report
+) -> tuple[RowLayout, Iterator[Record]]:
+    """Return the layout of OpenAI batch lines and the records.
+
+    Raises:
+        ConfigError: For a template or a prompt column.
+    """
+    if template is not None or config.prompt_column is not None:
+        raise ConfigError(
+            f"{input_name(path)} contains OpenAI batch lines, which have their own prompts",
+            "leave the template and the prompt column out",
+        )
+    read_envelope = partial(
+        batch_lines.read_body, models=config.served_model_name, endpoint=config.batch_endpoint
+    )
+    layout = RowLayout(id_field=batch_lines.ID_FIELD, read_envelope=read_envelope, bare=True)
+    return layout, read_objects(path, batch_lines.ID_FIELD)
+
+
+def open_text(
+    path: Path, template: Template | None, config: InputConfig, report: Report
+) -> tuple[RowLayout, Iterator[Record]]:
+    """Return the layout of text lines, each a prompt named as in TEXT_FIELDS, and the records.
+
+    Raises:
+        InputError: For a template or a prompt column with another name.
+    """
+    layout = find_prompt_column(path, TEXT_FIELDS, template, config.prompt_column, has_header=False)
+    return layout, _read(path, _parse_text)
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line that is not blank.
 
-    number: 1-based, blank lines counted.
-    raw: its bytes without the line end; if it is too long, a digest of them.
-    too_long: it has more than MAX_LINE_BYTES.
+    Attributes:
+        number: 1-based, blank lines counted.
+        raw: Its bytes without the line end; if it is too long, a digest of them.
+        too_long: Whether it has more than MAX_LINE_BYTES.
     """
 
     number: int
@@ -39,8 +85,8 @@ class Line:
     too_long: bool = False
 
 
-def physical_lines(file: BinaryIO) -> Iterator[Line]:
-    """The lines of `file` that are not blank, never more than MAX_LINE_BYTES of one in memory."""
+def iterate_lines(file: BinaryIO) -> Iterator[Line]:
+    """Yield the lines of `file` that are not blank, at most MAX_LINE_BYTES of one in memory."""
     number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -55,18 +101,13 @@ def physical_lines(file: BinaryIO) -> Iterator[Line]:
 
 
 def read_objects(path: Path, id_field: str = "id") -> Iterator[Record]:
-    """JSONL: a JSON object per line. The number in `id_field` keeps its exact digits."""
+    """Yield a record per JSON object; the number in `id_field` keeps its exact digits."""
     return _read(path, partial(_parse_object, id_field))
-
-
-def read_text(path: Path) -> Iterator[Record]:
-    """A prompt a line, under the names of TEXT_FIELDS."""
-    return _read(path, _parse_text)
 
 
 def _read(path: Path, parse: Callable[[bytes], Mapping[str, Any]]) -> Iterator[Record]:
     with path.open("rb", buffering=_CHUNK_BYTES) as file:
-        for line in physical_lines(file):
+        for line in iterate_lines(file):
             read = _refuse_too_long if line.too_long else partial(parse, line.raw)
             yield Record(line.number, f"line-{line.number}", read, line.raw)
 
@@ -88,24 +129,24 @@ def _parse_object(id_field: str, raw: bytes) -> Mapping[str, Any]:
         raise RowError(
             "malformed_json", "malformed JSON: it is nested too deeply; flatten it"
         ) from None
-    except ValueError:  # Python's limit for the digits of a whole number
+    except ValueError:  # Python's limit of digits of an integer
         raise RowError(
             "malformed_json", "malformed JSON: a number has thousands of digits; shorten it"
         ) from None
     if not isinstance(value, dict):
         raise RowError(
             "not_an_object",
-            f'the line must be an object such as {{"prompt": "..."}}, got {shown(value)}',
+            f'the line must be an object such as {{"prompt": "..."}}, got {format_value(value)}',
         )
     row_id = value.get(id_field)
-    # Most ids are text or integers, which need no second look.
+    # Most ids are text or integers, whose digits are exact already.
     if isinstance(row_id, float) or (row_id == 0 and not isinstance(row_id, (str, bool))):
         value[id_field] = _exact(text, id_field, row_id)
     return value
 
 
 def _exact(text: str, name: str, number: float) -> Any:
-    """A number of an object as an id keeps it; NaN and infinity, which JSON has not, stay."""
+    """Return a number of an object with its exact digits; NaN and infinity, not JSON, unchanged."""
     exact = id_decoder.decode(text)[name]
     return exact if isinstance(exact, (NumberId, int)) else number
 
@@ -122,10 +163,10 @@ def _decode(raw: bytes) -> str:
 
 
 def _refuse_too_long() -> Mapping[str, Any]:
-    raise too_long_fault()
+    raise line_too_long_error()
 
 
-def too_long_fault() -> RowError:
+def line_too_long_error() -> RowError:
     return RowError(
         "line_too_long",
         f"the line has more than {MAX_LINE_BYTES:,} bytes; split or shorten it",

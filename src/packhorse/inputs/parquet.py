@@ -1,4 +1,4 @@
-"""Parquet through pyarrow, a small batch of rows in memory at a time."""
+"""Parquet, read with pyarrow in small batches of rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from packhorse.config import InputConfig
 from packhorse.errors import InputError
-from packhorse.inputs.columns import find_prompt
-from packhorse.inputs.rows import Layout, Record, canonical_json
+from packhorse.inputs.columns import find_prompt_column
+from packhorse.inputs.rows import Record, Report, RowLayout, canonical_json
 from packhorse.inputs.template import Template
 from packhorse.openai_format.row_errors import RowError
 
@@ -23,12 +23,15 @@ _BUFFER_BYTES = 2**20
 
 
 def open_parquet(
-    path: Path, template: Template | None, config: InputConfig
-) -> tuple[Layout, Iterator[Record]]:
-    """The layout, found from the schema, and the records.
+    path: Path, template: Template | None, config: InputConfig, report: Report
+) -> tuple[RowLayout, Iterator[Record]]:
+    """Return the layout, found from the schema, and the records.
 
-    A column `messages` (a list of structs) is used when there is none named `prompt` and none was
-    asked for. The prompt's column may be of any text type, dictionary-encoded or not.
+    A column `messages` (a list of structs) is used if there is no column `prompt` and the settings
+    name none. The prompt column may have any text or binary type, dictionary-encoded or not.
+
+    Raises:
+        InputError: If the file is not Parquet or has no text column for the prompt.
     """
     import pyarrow.parquet as pq
 
@@ -36,9 +39,11 @@ def open_parquet(
         schema = file.schema_arrow
     asked_for = template is not None or config.prompt_column is not None
     if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
-        layout = Layout(columns=tuple(schema.names))
+        layout = RowLayout(columns=tuple(schema.names))
     else:
-        layout = find_prompt(path, schema.names, template, config.prompt_column, has_header=False)
+        layout = find_prompt_column(
+            path, schema.names, template, config.prompt_column, has_header=False
+        )
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
     columns = [name for name in layout.names if name in schema.names]
@@ -58,7 +63,7 @@ def _check_is_text(path: Path, field: pa.Field) -> None:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """What a column of `kind` holds, dictionaries and extensions aside."""
+    """Return the type of the values of `kind`, below dictionaries and extensions."""
     import pyarrow as pa
     import pyarrow.types as types
 
@@ -74,7 +79,7 @@ def _is_uuid(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    """Whether values of `kind` are bytes, which many writers use for text."""
+    """Return whether values of `kind` are bytes, which many writers use for text."""
     import pyarrow.types as types
 
     tests = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
@@ -83,7 +88,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _holds_binary(kind: pa.DataType) -> bool:
-    """Whether bytes stand anywhere in values of `kind`."""
+    """Return whether values of `kind` contain bytes at any depth."""
     kind = _plain_type(kind)
     return _is_binary(kind) or any(
         _holds_binary(kind.field(place).type) for place in range(kind.num_fields)
@@ -95,7 +100,7 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
     number = 0
     with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
-        # Without threads: none is left behind for engines that fork, and memory stays small.
+        # Without threads: none survives into engines that fork, and memory stays small.
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             values = [_values(batch.column(name)) for name in columns]
             for row in zip(*values, strict=True):
@@ -106,13 +111,13 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 def _record(number: int, columns: Sequence[str], row: Sequence[Any]) -> Record:
     raw = None
     if any(isinstance(value, Exception) for value in row):
-        values = [_stands_for(value) if isinstance(value, Exception) else value for value in row]
+        values = [_identity_of(value) if isinstance(value, Exception) else value for value in row]
         raw = canonical_json(values).encode("utf-8")
     return Record(number, f"row-{number}", partial(_read_row, columns, row), raw)
 
 
-def _stands_for(error: Exception) -> Any:
-    """What tells a value that cannot be read from others."""
+def _identity_of(error: Exception) -> Any:
+    """Return what distinguishes a value that cannot be read from others."""
     return error.object if isinstance(error, UnicodeDecodeError) else str(error)
 
 
@@ -134,9 +139,9 @@ def _fault(name: str, error: Exception) -> RowError:
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python values, bytes as text; an exception for one that cannot be read.
+    """Return Python values, bytes as text; an exception for a value that cannot be read.
 
-    Arrow reads text without a check, and Python knows no nanoseconds and no year past 9999.
+    Arrow does not validate text, and Python has no nanoseconds and no year after 9999.
     """
     import pyarrow as pa
 
@@ -157,7 +162,10 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _shortest(value: float | None, bits: int) -> float | None:
-    """The number of fewest digits that is `value` in so many bits: 0.1, not 0.10000000149011612."""
+    """Return the number with the fewest digits that equals `value` in `bits` bits.
+
+    0.1, not 0.10000000149011612.
+    """
     import numpy as np
 
     if value is None:
@@ -166,7 +174,7 @@ def _shortest(value: float | None, bits: int) -> float | None:
 
 
 def _text(value: Any) -> Any:
-    """`value` with bytes as text, or the error of bytes that are not UTF-8."""
+    """Return `value` with bytes as text, or the error of bytes that are not UTF-8."""
     try:
         return _decoded(value)
     except UnicodeDecodeError as error:
@@ -195,8 +203,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _nanoseconds(scalar: pa.Scalar) -> str | None:
-    """A time that has nanoseconds as text with all its digits, as Python writes microseconds; None
-    for any other value."""
+    """Return a time with nanoseconds as text with all its digits; None for any other value."""
     import pyarrow as pa
     import pyarrow.types as types
 

@@ -1,4 +1,4 @@
-"""The one place where the fields of a row become a Request, or the Failure that says why not."""
+"""Fields of a row to a Request, or to the Failure that says why not: one place for all formats."""
 
 from __future__ import annotations
 
@@ -15,33 +15,31 @@ from packhorse.config import RowOptions
 from packhorse.data import Failure, Message, NumberId, Request, RowId
 from packhorse.inputs.template import Template
 from packhorse.openai_format.messages import read_messages
-from packhorse.openai_format.request_options import (
-    from_text,
-    is_option,
-    read_options,
-    read_row_options,
-    unknown_names,
-)
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.request_fields import is_option, read_request_options
+from packhorse.openai_format.row_errors import RowError, format_value
+from packhorse.openai_format.row_options import parse_text_option, read_row_options, unknown_names
 
 Fields = Mapping[str, Any]
 Content = str | tuple[Message, ...]
-_MAX_NUMBER_ID = 4300
-"""Characters of a number that is an id, at most: as many digits as Python reads."""
+Report = Callable[[str], None]
+"""Takes a warning about an input as a whole."""
+_MAX_ID_DIGITS = 4300
+"""Limit of characters of a number that is an id: as many digits as Python parses."""
 # Made once: json.dumps would make one for every row.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as its file holds it.
+    """One row of a file, before its fields are interpreted.
 
-    line: 1-based line (JSONL, text) or record number (CSV, Parquet).
-    fallback_id: the row's id when it brings none.
-    read: gives the row's fields by name, or raises the RowError that keeps them from being read.
-        A field that alone cannot be read is a RowError itself.
-    raw: the row's bytes or a digest of them: what a Failure is recognised by in the next run.
-        None where the fields stand for them.
+    Attributes:
+        line: 1-based line number (JSONL, text, CSV) or row number (Parquet).
+        fallback_id: The row's id if it has none of its own.
+        read: Return the row's fields by name, or raise the RowError that says why they cannot be
+            read. A single field that cannot be read is a RowError as its value.
+        raw: The row's bytes or a digest of them, by which a Failure is recognised in the next run.
+            None: the fields identify it.
     """
 
     line: int
@@ -51,18 +49,19 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Where in its fields a row keeps what.
+class RowLayout:
+    """Which fields of a row hold its prompt, id and options.
 
-    template: builds the prompt from fields; when None, it is
-    prompt_field: the field that holds the prompt; when None too, "prompt" or "messages" does.
-    row_options: whether fields named like options are options (see `options.py`).
-    columns: names of all columns of a table; a row of JSONL has names of its own.
-    has_text_options: options are written as text (CSV).
-    id_field: the field of the row's own id.
-    unwrap: finds the fields in an envelope; the id stands outside of it.
-    bare: prompts that are text are for the model as they stand (see Request).
-    unwrapped_options: decoding options that `unwrap` has checked itself.
+    Attributes:
+        template: Builds the prompt from fields; if None, `prompt_field` holds it.
+        prompt_field: The field that holds the prompt; if None, "prompt" or "messages" does.
+        row_options: Whether fields with the name of an option are options; see
+            `packhorse.openai_format.row_options`.
+        columns: Names of all columns of a table; a row of JSONL has names of its own.
+        has_text_options: Whether options are written as text (CSV).
+        id_field: The field of the row's own id.
+        read_envelope: Returns the fields of a request inside an envelope that holds the id.
+        bare: Whether text prompts are run without a chat template; see `Request`.
     """
 
     template: Template | None = None
@@ -71,63 +70,67 @@ class Layout:
     columns: tuple[str, ...] = ()
     has_text_options: bool = False
     id_field: str = "id"
-    unwrap: Callable[[Fields], Fields] | None = None
+    read_envelope: Callable[[Fields], Fields] | None = None
     bare: bool = False
-    unwrapped_options: tuple[str, ...] = ()
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
-        """The fields of which the prompt is made."""
+        """Fields that make the prompt."""
         if self.template is not None:
             return self.template.names
         return ("prompt", "messages") if self.prompt_field is None else (self.prompt_field,)
 
     @property
     def option_columns(self) -> tuple[str, ...]:
-        """Columns that are named like options and are not what the prompt is made of."""
+        """Columns with the name of an option that are not part of the prompt."""
         others = (name for name in self.columns if name not in self.prompt_names)
         return tuple(dict.fromkeys(name for name in others if is_option(name)))
 
     @property
     def unknown_columns(self) -> list[str]:
-        """Columns of which neither id, prompt nor options are made."""
-        made_of = {self.id_field, *self.prompt_names}
-        return unknown_names([name for name in self.columns if name not in made_of])
+        """Columns that are neither id, prompt nor option."""
+        used = {self.id_field, *self.prompt_names}
+        return unknown_names([name for name in self.columns if name not in used])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields of which the row is made, each once; of JSONL without its options."""
+        """Fields that make the row, each once; for JSONL without its options."""
         return tuple(dict.fromkeys((self.id_field, *self.prompt_names, *self.option_columns)))
 
 
-NO_CHARACTER = (
-    "the row holds half a surrogate pair (such as \\ud800), which is no character; "
+LONE_SURROGATE = (
+    "the row contains half a surrogate pair (such as \\ud800), which is not a character; "
     "remove it, or write both halves"
 )
-TOO_DEEP = "the JSON is nested too deeply; flatten the row"
+NESTED_TOO_DEEPLY = "the JSON is nested too deeply; flatten the row"
 
 
-class Keys:
-    """Names rows across runs, so that a finished row is known again wherever it stands.
+class RowKeys:
+    """Keys that identify rows across runs, so that a finished row is found wherever it stands.
 
-    A key is the 128-bit BLAKE2b digest of what the row is, in hex. Rows without an id of their own
-    can be equal: the second of them has "-2" after it, and so on. Counting them takes about 90
-    bytes a row; should two of those 56-bit counters ever meet, a row only gets a needless "-2".
+    A key is the 128-bit BLAKE2b digest of a row's id, content and options, in hex. Rows without an
+    id of their own can be equal: the second one gets "-2" after the digest, and so on. The
+    occurrence counters take about 90 bytes per row. If two of their 56-bit hashes collide, a row
+    only gets a needless "-2".
     """
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
 
-    def of_request(
+    def for_request(
         self, row_id: RowId | None, content: Content, options: Fields, bare: bool
     ) -> str:
-        """Raises UnicodeEncodeError for text that is not Unicode (lone surrogates)."""
-        # A number that JSON's own text would not keep is told apart from the text alike.
+        """Return the key of a request.
+
+        Raises:
+            UnicodeEncodeError: For text with lone surrogates.
+        """
+        # JSON would write a NumberId like the equal text, so it gets a form of its own.
         named = {"number": row_id} if isinstance(row_id, NumberId) else row_id
         identity = canonical_json([named, content, options]).encode("utf-8")
         return self._key(identity, b"bare request" if bare else b"request", row_id)
 
-    def of_failure(self, row_id: RowId | None, raw: bytes) -> str:
+    def for_failure(self, row_id: RowId | None, raw: bytes) -> str:
         return self._key(raw, b"failure", row_id)
 
     def _key(self, identity: bytes, kind: bytes, row_id: RowId | None) -> str:
@@ -140,8 +143,8 @@ class Keys:
         return digest.hex() if occurrence == 1 else f"{digest.hex()}-{occurrence}"
 
 
-def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | Failure:
-    """`record`, the row at `index` of the input, as a row of the job. Raises nothing for a row."""
+def parse_row(index: int, record: Record, layout: RowLayout, keys: RowKeys) -> Request | Failure:
+    """Return `record`, the row at `index` of the input, as a Request, or the Failure that it is."""
     row_id: RowId | None = None
     try:
         fields = record.read()
@@ -149,20 +152,18 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
         for value in fields.values():
             if isinstance(value, RowError):
                 raise value
-        if layout.unwrap is not None:
-            fields = layout.unwrap(fields)
+        if layout.read_envelope is not None:
+            fields = layout.read_envelope(fields)
         content = _read_content(fields, layout)
-        options = _read_options(fields, layout)
-        options |= {name: fields[name] for name in layout.unwrapped_options if name in fields}
+        options = _read_options(fields, layout, is_chat=not isinstance(content, str))
         bare = layout.bare and isinstance(content, str)
-        key = keys.of_request(row_id, content, options, bare)
+        key = keys.for_request(row_id, content, options, bare)
     except RowError as error:
         code, message = error.code, str(error)
     except UnicodeEncodeError:
-        code = "invalid_unicode"
-        message = NO_CHARACTER
+        code, message = "invalid_unicode", LONE_SURROGATE
     except RecursionError:
-        code, message = "malformed_json", TOO_DEEP
+        code, message = "malformed_json", NESTED_TOO_DEEPLY
     else:
         has_own_id = row_id is not None
         own_or_fallback = record.fallback_id if row_id is None else row_id
@@ -173,13 +174,13 @@ def to_row(index: int, record: Record, layout: Layout, keys: Keys) -> Request | 
         message,
         id=record.fallback_id if row_id is None else row_id,
         line=record.line,
-        key=keys.of_failure(row_id, _raw(record)),
+        key=keys.for_failure(row_id, _raw(record)),
         has_own_id=row_id is not None,
     )
 
 
 def canonical_json(value: Any) -> str:
-    """The same text for equal values; values JSON does not know are taken by their str()."""
+    """Return the same text for equal values; values without a JSON form are written by str()."""
     return _ENCODER.encode(value)
 
 
@@ -195,13 +196,13 @@ def _read_id(value: Any) -> RowId | None:
     if value is None:
         return None
     if isinstance(value, str):
-        if isinstance(value, NumberId) and len(value) > _MAX_NUMBER_ID:
+        if isinstance(value, NumberId) and len(value) > _MAX_ID_DIGITS:
             raise RowError(
-                "bad_id", f"the id must have at most {_MAX_NUMBER_ID:,} digits, got {len(value):,}"
+                "bad_id", f"the id must have at most {_MAX_ID_DIGITS:,} digits, got {len(value):,}"
             )
         if not value:
             raise RowError("bad_id", "the id must not be empty; give it a value or leave it out")
-        value.encode("utf-8")  # UnicodeEncodeError: half a surrogate pair
+        value.encode("utf-8")  # raises UnicodeEncodeError for half a surrogate pair
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -211,10 +212,10 @@ def _read_id(value: Any) -> RowId | None:
         return NumberId(format(value, "f"))
     if isinstance(value, (date, time)):
         return str(value)
-    raise RowError("bad_id", f"the id must be text, a number or a time, got {shown(value)}")
+    raise RowError("bad_id", f"the id must be text, a number or a time, got {format_value(value)}")
 
 
-def _read_content(fields: Fields, layout: Layout) -> Content:
+def _read_content(fields: Fields, layout: RowLayout) -> Content:
     if layout.template is not None:
         return layout.template.render(fields)
     if layout.prompt_field is not None:
@@ -227,14 +228,14 @@ def _read_content(fields: Fields, layout: Layout) -> Content:
     return read_messages(fields["messages"])
 
 
-def _read_options(fields: Fields, layout: Layout) -> dict[str, Any]:
-    """Options among the fields of which the prompt is not made."""
-    taken = {layout.id_field, *layout.prompt_names}
-    left = {name: value for name, value in fields.items() if name not in taken}
-    if layout.unwrap is not None:  # which has refused all that are no options
-        return read_options(left)
+def _read_options(fields: Fields, layout: RowLayout, *, is_chat: bool) -> dict[str, Any]:
+    """Return the options among the fields that are not part of the prompt."""
+    if layout.read_envelope is not None:  # which rejects fields that are not supported
+        return read_request_options(fields, is_chat=is_chat)
+    used = {layout.id_field, *layout.prompt_names}
+    left = {name: value for name, value in fields.items() if name not in used}
     if layout.has_text_options:
-        left = {name: from_text(name, value) for name, value in left.items()}
+        left = {name: parse_text_option(name, value) for name, value in left.items()}
     unknown = layout.unknown_columns if layout.columns else unknown_names(left)
     return read_row_options(left, unknown, layout.row_options)
 
@@ -242,20 +243,22 @@ def _read_options(fields: Fields, layout: Layout) -> dict[str, Any]:
 def _read_prompt(fields: Fields, name: str) -> str:
     value = fields.get(name)
     if value is None and name in fields:
-        raise RowError("missing_prompt", f"{shown(name)} is null; give the row a prompt")
+        raise RowError("missing_prompt", f"{format_value(name)} is null; give the row a prompt")
     if value is None:
         raise RowError(
             "missing_prompt",
-            f"the row has no {shown(name)}, only {_names(fields)}; "
+            f"the row has no {format_value(name)}, only {_list_names(fields)}; "
             "give it a prompt or messages, or say which field to use with --prompt-column",
         )
     if not isinstance(value, str):
-        raise RowError("bad_prompt", f"{shown(name)} must be text, got {shown(value)}")
+        raise RowError(
+            "bad_prompt", f"{format_value(name)} must be text, got {format_value(value)}"
+        )
     if not value.strip():
-        raise RowError("empty_prompt", f"{shown(name)} is blank; give the row a prompt")
+        raise RowError("empty_prompt", f"{format_value(name)} is blank; give the row a prompt")
     return value
 
 
-def _names(fields: Fields, most: int = 8) -> str:
-    names = [shown(name) for name in list(fields)[:most]]
-    return (", ".join(names) or "nothing") + (", ..." if len(fields) > most else "")
+def _list_names(fields: Fields, limit: int = 8) -> str:
+    names = [format_value(name) for name in list(fields)[:limit]]
+    return (", ".join(names) or "nothing") + (", ..." if len(fields) > limit else "")

@@ -1,6 +1,6 @@
 """CSV and TSV with a header.
 
-A .csv file is quoted as RFC 4180 has it; a .tsv file has no quoting, as in IANA's
+A .csv file is quoted as in RFC 4180. A .tsv file has no quoting, as in IANA's
 text/tab-separated-values: one line is one row. `InputConfig.csv_quoting` overrides both.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -18,19 +18,18 @@ from typing import Any, TextIO
 from packhorse.config import CsvQuoting, InputConfig
 from packhorse.errors import InputError
 from packhorse.inputs import lines
-from packhorse.inputs.columns import find_prompt, looks_quoted
-from packhorse.inputs.rows import Layout, Record
+from packhorse.inputs.columns import find_prompt_column, is_quoted_cell
+from packhorse.inputs.rows import Record, Report, RowLayout
 from packhorse.inputs.template import Template
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
 
-Report = Callable[[str], None]
 _HEADER_HINT = "the first line of a CSV file names its columns, for example: id,prompt"
 # Excel writes the separator in a line of its own before the header.
 _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)
 
 
-def is_quoted(path: Path, quoting: CsvQuoting) -> bool:
-    """Whether cells of this CSV or TSV file may stand in quotes."""
+def allows_quotes(path: Path, quoting: CsvQuoting) -> bool:
+    """Return whether cells of this CSV or TSV file may be quoted."""
     if quoting == "auto":
         return path.suffix.lower() != ".tsv"
     return quoting == "minimal"
@@ -38,19 +37,26 @@ def is_quoted(path: Path, quoting: CsvQuoting) -> bool:
 
 def open_csv(
     path: Path, template: Template | None, config: InputConfig, report: Report
-) -> tuple[Layout, Iterator[Record]]:
-    """The layout, found from the header, and the records.
+) -> tuple[RowLayout, Iterator[Record]]:
+    """Return the layout, found from the header, and the records.
 
-    A record that breaks the rules of quoting is a fault of that record; one whose quote is never
-    closed takes the lines after it along, and says which. Blank lines are no records. A first line
-    such as "sep=;" names the separator.
+    A record that breaks the rules of quoting is an error of that record. One whose quote is never
+    closed includes the lines after it, and its error says which. Blank lines are skipped. A first
+    line such as "sep=;" sets the separator.
 
-    report: called once if cells of a file that is read without quoting look quoted.
+    Args:
+        path: The file.
+        template: Builds the prompt from columns; None if one column holds it.
+        config: Names the prompt column and the quoting.
+        report: Called once if cells of a file that is read without quoting look quoted.
+
+    Raises:
+        InputError: If the header cannot be read or has no column for the prompt.
     """
-    quoted = is_quoted(path, config.csv_quoting)
+    quoted = allows_quotes(path, config.csv_quoting)
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file, quoted))
-    layout = find_prompt(path, header, template, config.prompt_column)
+    layout = find_prompt_column(path, header, template, config.prompt_column)
     layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout, quoted, report)
 
@@ -77,7 +83,7 @@ _UTF8_HINT = "convert the file to UTF-8, for example with: iconv -f WINDOWS-1252
 
 
 def _read(
-    path: Path, header: list[str], layout: Layout, quoted: bool, report: Report
+    path: Path, header: list[str], layout: RowLayout, quoted: bool, report: Report
 ) -> Iterator[Record]:
     places = {name: header.index(name) for name in layout.names if name in header}
     used = tuple(places.values())
@@ -102,9 +108,9 @@ def _read(
 def _has_quoted_cell(cells: list[str] | RowError, used: Sequence[int]) -> bool:
     if isinstance(cells, RowError):
         return False
-    # A loop, as a generator would take a tenth of the time of reading.
+    # A loop: a generator expression would take 10 % of the reading time.
     for place in used:
-        if place < len(cells) and cells[place][:1] == '"' and looks_quoted(cells[place]):
+        if place < len(cells) and cells[place][:1] == '"' and is_quoted_cell(cells[place]):
             return True
     return False
 
@@ -121,7 +127,7 @@ def _read_cells(
     if len(cells) != width:
         raise RowError("ragged_row", _ragged(cells, width, span, quoted))
     fields = {name: _checked(cells[place], name, span) for name, place in places.items()}
-    # CSV has no null: an empty cell is a row without an id of its own.
+    # CSV has no null: an empty id cell means that the row has no id of its own.
     return fields | {"id": fields.get("id") or None}
 
 
@@ -147,21 +153,22 @@ def _checked(cell: str, name: str, span: tuple[int, int]) -> str | RowError:
         byte = ord(cell[error.start]) & 0xFF
         return RowError(
             "invalid_utf8",
-            f"{_where(span)}: character {error.start + 1} of column {shown(name)} (0x{byte:02x}) "
-            f"is not UTF-8; {_UTF8_HINT}",
+            f"{_where(span)}: character {error.start + 1} of column {format_value(name)} "
+            f"(0x{byte:02x}) is not UTF-8; {_UTF8_HINT}",
         )
     return cell
 
 
 class _CsvRecords:
-    """The records of a CSV file, one at a time. `csv.reader` starts afresh after an error.
+    """Records of a CSV file, one at a time. `csv.reader` starts afresh after an error.
 
-    first, last: the lines of the file that the last record stands on.
-    digest: of the bytes of the last record.
+    Attributes:
+        first, last: First and last line of the last record.
+        digest: Digest of the bytes of the last record.
     """
 
     def __init__(self, path: Path, file: TextIO, quoted: bool) -> None:
-        # The limit is the whole process's; it is only ever raised.
+        # The limit is global to the process, so it is only raised.
         csv.field_size_limit(max(csv.field_size_limit(), lines.MAX_LINE_BYTES))
         self._lines = _CsvLines(file)
         separator = _SEPARATOR_LINE.fullmatch(file.readline(16))
@@ -181,7 +188,7 @@ class _CsvRecords:
         self.digest = b""
 
     def next(self) -> list[str] | RowError | None:
-        """The cells of the next record that is not blank, what is wrong with it, or None."""
+        """Return the cells of the next record that is not blank, or its error; None at the end."""
         cells: list[str] | RowError = []
         while not cells:
             self.first = self._lines.number + 1
@@ -211,10 +218,13 @@ def _csv_fault(where: str, error: csv.Error | RowError) -> RowError:
 
 
 class _CsvLines:
-    """Lines for `csv.reader`, line ends kept; raises RowError for one that is too long, goes on.
+    """Lines for `csv.reader`, line ends kept; a line that is too long raises RowError.
 
-    number: lines given so far.
-    hash: of the lines given since it was last renewed.
+    Iteration can continue after that error.
+
+    Attributes:
+        number: Lines returned so far.
+        hash: Digest of the lines returned since it was last replaced.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -234,7 +244,7 @@ class _CsvLines:
         while part and not part.endswith(("\n", "\r")):
             part = self._next_part()
         if len(line) > lines.MAX_LINE_BYTES and not line.endswith(("\n", "\r")):
-            raise lines.too_long_fault()
+            raise lines.line_too_long_error()
         return line
 
     def _next_part(self) -> str:

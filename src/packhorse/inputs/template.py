@@ -1,4 +1,4 @@
-"""`--template "Summarise: {text}"`: a prompt built from the fields of its row."""
+"""Prompt templates: `--template "Summarise: {text}"` builds a prompt from the fields of a row."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from decimal import Decimal
 from typing import Any
 
 from packhorse.errors import ConfigError
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
 
-_HINT = "a template is text with {column} in it; a brace that is meant is written {{ or }}"
+_HINT = "a template is text with {column} in it; write a literal brace as {{ or }}"
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Literal text and names of fields in turn. Only `parse` makes one.
+    """A prompt template: literal text and names of fields, alternating.
 
-    Fields are looked up by name and nothing else: no attribute, index, conversion or format is
-    followed, so that neither a template nor a row can reach into objects.
+    Fields are looked up by name only. Attributes, indexes, conversions and formats are not
+    supported, so neither a template nor a row can access the inside of objects.
     """
 
     pieces: tuple[tuple[str, str | None], ...]
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """Raises ConfigError for anything but text, {name}, {{ and }}, or without any name."""
+        """Parse a template.
+
+        Raises:
+            ConfigError: For anything but text, {name}, {{ and }}, or if there is no name.
+        """
         try:
             parsed = list(string.Formatter().parse(text))
         except ValueError as error:
@@ -37,7 +41,9 @@ class Template:
             if name is None:
                 continue
             if not name.strip() or format_spec or conversion or set(name) & set(".[]{}"):
-                raise ConfigError(f"the template holds {{{name}...}}, no plain name", _HINT)
+                raise ConfigError(
+                    f"the template contains {{{name}...}}, which is not a plain name", _HINT
+                )
         template = cls(tuple((literal, name) for literal, name, _, _ in parsed))
         if not template.names:
             raise ConfigError("the template names no field, so all prompts would be equal", _HINT)
@@ -45,12 +51,17 @@ class Template:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields it needs, each once, in order."""
+        """Names of the fields that the template needs, each once, in order."""
         return tuple(dict.fromkeys(name for _, name in self.pieces if name is not None))
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """Raises RowError for a field that is missing or no single value, or if all are blank."""
-        values = {name: text_of(_present(fields, name), name) for name in self.names}
+        """Return the prompt of a row.
+
+        Raises:
+            RowError: `missing_field`, `bad_field` for a list or object, `empty_prompt` if all
+                fields are blank.
+        """
+        values = {name: format_field(_present(fields, name), name) for name in self.names}
         if not any(value.strip() for value in values.values()):
             raise RowError("empty_prompt", "all fields of the template are blank; fill one")
         return "".join(
@@ -61,17 +72,25 @@ class Template:
 def _present(fields: Mapping[str, Any], name: str) -> Any:
     value = fields.get(name)
     if value is None:
-        what = f"{shown(name)} is null" if name in fields else f"the row has no {shown(name)}"
+        what = (
+            f"{format_value(name)} is null"
+            if name in fields
+            else f"the row has no {format_value(name)}"
+        )
         raise RowError("missing_field", f"{what}, but the template needs it; give it a value")
     return value
 
 
-def text_of(value: Any, name: str) -> str:
-    """A single value as text; RowError for lists, objects, NaN and infinity."""
+def format_field(value: Any, name: str) -> str:
+    """Return a single value as text.
+
+    Raises:
+        RowError: `bad_field` for lists, objects, NaN and infinity.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
-        return shown(value)
+        return format_value(value)
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, (int, date, time)):
@@ -79,5 +98,7 @@ def text_of(value: Any, name: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     raise RowError(
-        "bad_field", f"{shown(name)} must be text or a number for the template, got {shown(value)}"
+        "bad_field",
+        f"{format_value(name)} must be text or a number for the template, "
+        f"got {format_value(value)}",
     )

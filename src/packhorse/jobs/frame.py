@@ -17,12 +17,12 @@ from typing import Any, Literal, Protocol
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import read_rows, shown
+from packhorse.inputs import format_value, read_rows
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
 from packhorse.jobs.workspace import Workspace
-from packhorse.outputs import OpenAIShape, OutputRow, write_json, write_output
+from packhorse.outputs import OpenAIOutput, OutputRow, write_json, write_output
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.atomic_files import is_there
 
@@ -159,7 +159,8 @@ def date_of(text: str | None) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"the date {shown(text)} is none", "write it as 2026-01-31 or 2026-01-31T12:00:00"
+            f"the date {format_value(text)} is none",
+            "write it as 2026-01-31 or 2026-01-31T12:00:00",
         ) from None
 
 
@@ -229,7 +230,7 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
     those that "completed" or "failed".
     """
     openai = journal.meta("openai")
-    shape = OpenAIShape(model=openai["model"], created=0) if openai else None
+    shape = OpenAIOutput(model=openai["model"], created=0) if openai else None
     rows = (
         OutputRow(
             id=record.id,
@@ -266,7 +267,7 @@ def check_input(source: str) -> None:
     """InputError where there is no such file, before anything else is made or sought."""
     if not is_there(Path(source)):
         raise InputError(
-            f"there is no file {shown(source)}",
+            f"there is no file {format_value(source)}",
             "name the file of the input; a prompt is given in a file, or through - as stdin",
         )
 

@@ -20,9 +20,8 @@ import httpx
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.jobs.host_names import is_this_machine
+from packhorse.openai_format.request_fields import write_options
 
-_OPTION_NAMES = {"max_new_tokens": "max_tokens"}
-_TOP_LOG_PROBS = "top_log_probs"
 _CHATS, _TEXTS = "/v1/chat/completions", "/v1/completions"
 _IDLE_SECONDS = 2.0
 """Until a connection is not used again: servers, ours among them, close idle ones after 5 s, and a
@@ -71,13 +70,7 @@ def body_of(
     """
     content = request.content
     is_chat = not isinstance(content, str) or (reads_chats and not request.bare)
-    options = {
-        _OPTION_NAMES.get(name, name): value
-        for name, value in request.options.items()
-        if name != _TOP_LOG_PROBS
-    }
-    if (count := request.options.get(_TOP_LOG_PROBS)) is not None:
-        options |= {"logprobs": True, "top_logprobs": count} if is_chat else {"logprobs": count}
+    options = write_options(request.options, is_chat=is_chat)
     if max_new_tokens is not None:
         options.setdefault("max_tokens", max_new_tokens)
     shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}

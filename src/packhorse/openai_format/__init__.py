@@ -1,1 +1,10 @@
-"""OpenAI's request format: fields and their ranges, messages, lines of batch files."""
+"""OpenAI's formats: request fields and their ranges, messages, batch lines, response documents.
+
+request_fields.py  options of a request: names, types, ranges; `top_logprobs` and all others
+row_options.py     which fields of a plain row are options
+messages.py        chat messages
+batch_lines.py     lines of batch files
+responses.py       response documents
+log_probs.py       log-probabilities in response documents
+row_errors.py      the error of one row
+"""

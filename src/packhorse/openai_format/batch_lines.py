@@ -1,7 +1,7 @@
 """Lines of an OpenAI batch file: the request is the `body` of an envelope with a `custom_id`.
 
-What would change the answer and cannot be honoured is refused row by row, never dropped: a field
-of the body is honoured, known to change nothing, at its neutral value, or the row is a Failure.
+A field of the body is supported, has no effect, or has a value without effect. Any other field
+makes the row a Failure; nothing that would change a completion is dropped.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import MOST_LOG_PROBS
-from packhorse.openai_format.request_options import NEUTRAL_VALUES, OPTION_FIELDS, is_neutral
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.request_fields import (
+    LOG_PROB_FIELDS,
+    NEUTRAL_VALUES,
+    OPTION_FIELDS,
+    is_neutral,
+)
+from packhorse.openai_format.row_errors import RowError, format_value
 
 ID_FIELD = "custom_id"
 _CONTENT_FIELD = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
-_LOG_PROBS = ("logprobs", "top_logprobs")
-_TOP_OF_TEXT = "top_logprobs is only valid for chats; use logprobs for text completions"
-TOP_LOG_PROBS = "top_log_probs"
-
 
 _HUB_ID_WITH_REVISION = re.compile(r"(\w[\w.-]*/\w[\w.-]*)@\w[\w./-]*")
 _HUB_CACHE_FOLDER = re.compile(r"models--([\w.-]+)--([\w.-]+)")
 
 
 def model_names(model: str, others: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the names by which a request may call a model: the model as given comes first.
+    """Return the names that requests may use for a model: the model as given comes first.
 
     Args:
-        model: the model of a job or a server: a catalog name, a hub id, a folder or a GGUF file.
+        model: The model of a job or a server: a catalog name, a hub id, a folder or a GGUF file.
             A hub id is also known without its revision and without its organisation, a folder or
-            file by its own name, a GGUF file without its ending, a snapshot in the hub's cache by
+            file by its own name, a GGUF file without its suffix, a snapshot in the hub's cache by
             the hub id.
-        others: further names that the user allows.
+        others: Further names that the user allows.
     """
     hub_id = _HUB_ID_WITH_REVISION.fullmatch(model)
     path = Path(hub_id[1] if hub_id else model)
@@ -51,8 +51,7 @@ def model_names(model: str, others: Iterable[str] = ()) -> tuple[str, ...]:
 def check_model(name: Any, names: Sequence[str]) -> None:
     """Check the `model` of a request against `names`, the result of `model_names`.
 
-    None is a request that names no model, which is allowed. Case is ignored, as it is for catalog
-    names.
+    None is a request without a model, which is allowed. Case is ignored, as in catalog names.
 
     Raises:
         RowError: `model_not_found` for another model, `bad_option` for a value that is not text.
@@ -60,12 +59,13 @@ def check_model(name: Any, names: Sequence[str]) -> None:
     if name is None:
         return
     if not isinstance(name, str):
-        raise RowError("bad_option", f"model must be text, got {shown(name)}")
+        raise RowError("bad_option", f"model must be text, got {format_value(name)}")
     if name.casefold() not in {known.casefold() for known in names}:
         raise RowError(
             "model_not_found",
-            f"model must be {shown(names[0])}, the model that runs here, got {shown(name)}; "
-            f"to run such requests on it, add --served-model-name {shown(name)}",
+            f"model must be {format_value(names[0])}, the model that runs here, got "
+            f"{format_value(name)}; to run such requests on it, add --served-model-name "
+            f"{format_value(name)}",
         )
 
 
@@ -73,64 +73,44 @@ def is_batch_line(fields: Mapping[str, Any]) -> bool:
     return ID_FIELD in fields and ("url" in fields or "body" in fields)
 
 
-def unwrap(
+def read_body(
     line: Mapping[str, Any], models: Sequence[str] = (), endpoint: str | None = None
 ) -> dict[str, Any]:
-    """The content and options of one line's request, under the names JSONL rows have, and
-    TOP_LOG_PROBS, which those do not have.
+    """Return the content field and the option fields of one line's request, not yet validated.
 
-    models: names of the model that runs (see `model_names`); () allows every name. endpoint: the
-    only url allowed, and that of a line without one; None allows each that is known.
+    Args:
+        line: The envelope: `body`, and optionally `url` and `method`.
+        models: Names of the model that runs (see `model_names`); () allows every name.
+        endpoint: The only `url` allowed, and that of a line without one; None allows every known
+            one.
 
-    Raises RowError: bad_body, missing_prompt, model_not_found, unsupported_url, unsupported_option.
+    Raises:
+        RowError: `bad_body`, `missing_prompt`, `model_not_found`, `unsupported_url` or
+            `unsupported_option`.
     """
     if line.get("method") not in (None, "POST"):
-        raise RowError("unsupported_option", f"method must be POST, got {shown(line['method'])}")
+        raise RowError(
+            "unsupported_option", f"method must be POST, got {format_value(line['method'])}"
+        )
     body = line.get("body")
     if not isinstance(body, dict):
-        raise RowError("bad_body", f"body must be an object, the request, got {shown(body)}")
+        raise RowError("bad_body", f"body must be an object, the request, got {format_value(body)}")
     url = line.get("url")
     if endpoint is not None and url not in (None, endpoint):
         raise RowError(
             "unsupported_url",
-            f"url must be {endpoint}, the endpoint of the batch, got {shown(url)}",
+            f"url must be {endpoint}, the endpoint of the batch, got {format_value(url)}",
         )
     content_field = _content_field(endpoint or url, body)
     if body.get(content_field) is None:
-        raise RowError("missing_prompt", f"the body has no {content_field}; give it some")
+        raise RowError("missing_prompt", f"the body has no {content_field}; add one")
     if models:
         check_model(body.get("model"), models)
-    known = {content_field, "model", *OPTION_FIELDS, *_LOG_PROBS}
+    supported = {content_field} | OPTION_FIELDS | LOG_PROB_FIELDS
     for name, value in body.items():
-        if name not in known and not is_neutral(name, value):
+        if name not in supported and not is_neutral(name, value):
             raise RowError("unsupported_option", _unsupported(name, value))
-    kept = {name: body[name] for name in body if name == content_field or name in OPTION_FIELDS}
-    top = _top_log_probs(body, is_chat=content_field == "messages")
-    return kept if top is None else {**kept, TOP_LOG_PROBS: top}
-
-
-def _top_log_probs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:
-    """SamplingParams.top_log_probs, which chats and texts ask for in different ways. Raises
-    RowError."""
-    asked, top = body.get("logprobs"), body.get("top_logprobs")
-    if not is_chat:
-        if top is not None:
-            raise RowError("bad_option", _TOP_OF_TEXT)
-        return _count("logprobs", asked) if asked is not None and asked is not False else None
-    if not isinstance(asked, bool | None):
-        raise RowError("bad_option", f"logprobs must be true or false, got {shown(asked)}")
-    count = 0 if top is None else _count("top_logprobs", top)
-    if count and not asked:
-        raise RowError("bad_option", "top_logprobs needs logprobs: true")
-    return count if asked else None
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_LOG_PROBS:
-        return value
-    raise RowError(
-        "bad_option", f"{name} must be an integer from 0 to {MOST_LOG_PROBS}, got {shown(value)}"
-    )
+    return {name: value for name, value in body.items() if name in supported}
 
 
 def _content_field(url: Any, body: Mapping[str, Any]) -> str:
@@ -138,7 +118,7 @@ def _content_field(url: Any, body: Mapping[str, Any]) -> str:
         return "prompt" if "prompt" in body else "messages"
     if not isinstance(url, str) or url not in _CONTENT_FIELD:
         raise RowError(
-            "unsupported_url", f"url must be {' or '.join(_CONTENT_FIELD)}, got {shown(url)}"
+            "unsupported_url", f"url must be {' or '.join(_CONTENT_FIELD)}, got {format_value(url)}"
         )
     return _CONTENT_FIELD[url]
 
@@ -146,6 +126,9 @@ def _content_field(url: Any, body: Mapping[str, Any]) -> str:
 def _unsupported(name: str, value: Any) -> str:
     neutral = NEUTRAL_VALUES.get(name)
     if not neutral:
-        return f"{shown(name)} is not supported, got {shown(value)}; leave it out"
+        return f"{format_value(name)} is not supported, got {format_value(value)}; leave it out"
     allowed = " or ".join(json.dumps(each) for each in neutral)
-    return f"{shown(name)} must be {allowed}, got {shown(value)}; other values are not supported"
+    return (
+        f"{format_value(name)} must be {allowed}, got {format_value(value)}; "
+        "other values are not supported"
+    )

@@ -1,16 +1,17 @@
-"""What can be wrong with one row, and how its messages show a value."""
+"""The error of one row, and how its message shows a value."""
 
 from __future__ import annotations
 
 from typing import Any
 
-_SHOWN_CHARACTERS = 40
+_MAX_CHARACTERS = 40
 
 
 class RowError(Exception):
-    """Why a row cannot be used, and what to do; it becomes the row's Failure, never the job's end.
+    """Why a row cannot be used, and what to do. It becomes the row's Failure and ends no job.
 
-    code: the Failure's code.
+    Attributes:
+        code: Code of the Failure.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -18,8 +19,8 @@ class RowError(Exception):
         self.code = code
 
 
-def shown(value: Any) -> str:
-    """`value` as a message shows it: short, on one line, printable, as JSON has it."""
+def format_value(value: Any) -> str:
+    """Return `value` for a message: short, on one line, printable, in JSON's notation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
@@ -27,9 +28,9 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, str):
-        # Cut before repr, which may be ten times as long; repr escapes what cannot be printed.
-        return repr(value[:_SHOWN_CHARACTERS] + "..." * (len(value) > _SHOWN_CHARACTERS))
+        # Cut before repr, which escapes unprintable characters and may be ten times as long.
+        return repr(value[:_MAX_CHARACTERS] + "..." * (len(value) > _MAX_CHARACTERS))
     if isinstance(value, (int, float)):
         text = repr(value)
-        return text[:_SHOWN_CHARACTERS] + "..." * (len(text) > _SHOWN_CHARACTERS)
+        return text[:_MAX_CHARACTERS] + "..." * (len(text) > _MAX_CHARACTERS)
     return type(value).__name__

@@ -1,7 +1,7 @@
-"""Writes what a job made: rows as JSONL, CSV, Parquet or OpenAI batch output, and the manifest.
+"""Write the rows of a job as JSONL, CSV, Parquet or OpenAI batch output.
 
-Everything is written to a temporary file beside its place, brought to the disk, and only then moved
-there: an output is whole or not there. Equal rows make equal bytes. Rows stream through.
+An output is written to a temporary file in the same folder, synced to disk and then renamed: it is
+complete or absent. Equal rows give equal bytes. Rows are streamed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from typing import IO, Any, Literal
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.data import FinishReason, NumberId, RowId, id_to_json
 from packhorse.errors import ConfigError
+from packhorse.openai_format.responses import (
+    Kind,
+    choice_document,
+    response_document,
+    response_head,
+    usage_document,
+)
 from packhorse.storage.atomic_files import atomic_file, json_bytes, write_json
 
 __all__ = [
-    "OpenAIShape",
+    "OpenAIOutput",
     "OutputFormat",
     "OutputRow",
     "check_openai_output",
@@ -49,13 +56,18 @@ Value = str | int | float | None
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """One row of the output: a completion, or an error. Never both, never neither.
+    """One row of the output: either a completion or an error.
 
-    prompt_tokens, completion_tokens: None where they are not known (tokens).
-    line: where the row stands in the input, for errors.
-    chat: the row was messages, which gives it the shape of a chat completion in OpenAI's format.
-    confidence, answered_by: of a label, for the output of a classification: the text is the label.
-    log_probs: `logprobs` of the choice in OpenAI's format, where the row asked for them.
+    Attributes:
+        id: The row's own id, or the one made from its place.
+        text: The completion; for a classification the label.
+        finish_reason: Why the completion ended.
+        prompt_tokens, completion_tokens: Numbers of tokens; None if not known.
+        error_code, error_message: Of a row that failed.
+        line: Line of the row in the input, for errors.
+        chat: Whether the row was messages and becomes a chat completion in OpenAI's format.
+        confidence, answered_by: Of the label, for a classification.
+        log_probs: `logprobs` of the choice in OpenAI's format, if the row asked for them.
     """
 
     id: RowId
@@ -76,12 +88,13 @@ class OutputRow:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAIShape:
-    """What OpenAI batch output says besides the rows.
+class OpenAIOutput:
+    """Fields of OpenAI batch output that are the same in all rows.
 
-    model: the name the answers carry.
-    created: seconds since 1970, the same in every export of one job, so that equal rows make
-        equal bytes.
+    Attributes:
+        model: Name of the model.
+        created: Seconds since 1970, the same in every export of one job, so that equal rows give
+            equal bytes.
     """
 
     model: str
@@ -89,7 +102,11 @@ class OpenAIShape:
 
 
 def output_format(path: Path) -> OutputFormat:
-    """By the ending of `path`. Raises ConfigError for one that is not known."""
+    """Return the format that the suffix of `path` selects.
+
+    Raises:
+        ConfigError: For a suffix that is not known.
+    """
     match path.suffix.lower():
         case ".jsonl":
             return "jsonl"
@@ -99,13 +116,17 @@ def output_format(path: Path) -> OutputFormat:
             return "parquet"
         case other:
             raise ConfigError(
-                f"the output {path} ends in {other or 'nothing'}, which says no known format",
+                f"the format of the output {path} is unknown: it ends in {other or 'nothing'}",
                 f"end it in one of {', '.join(OUTPUT_SUFFIXES)}",
             )
 
 
 def check_openai_output(path: Path) -> None:
-    """ConfigError where answers of OpenAI batch lines cannot be written to `path`."""
+    """Check that OpenAI batch output can be written to `path`.
+
+    Raises:
+        ConfigError: If `path` does not end in .jsonl.
+    """
     if output_format(path) != "jsonl":
         raise ConfigError(
             f"OpenAI batch output is JSONL, but the output is {path}", "end it in .jsonl"
@@ -116,19 +137,27 @@ def write_output(
     path: Path,
     rows: Iterable[OutputRow],
     *,
-    openai: OpenAIShape | None = None,
+    openai: OpenAIOutput | None = None,
     labels: bool = False,
 ) -> int:
-    """Writes `rows` in the format `path` ends in, atomically; gives the number of rows.
+    """Write `rows` atomically in the format that the suffix of `path` selects.
 
-    openai: write OpenAI batch output lines; `path` then ends in .jsonl. labels: the rows are a
-    classification, with a label and a confidence in the place of a text and its tokens.
+    Text is written to CSV unchanged, even if a spreadsheet would read it as a formula (=, +, -, @).
+    Half a surrogate pair, which is not Unicode, is written as its escape.
 
-    Text goes into CSV as it is: what a spreadsheet would take for a formula (=, +, -, @) is not
-    changed, for data is data. What is no Unicode (half a surrogate pair) is written as its escape.
+    Args:
+        path: The output file.
+        rows: The rows, in order.
+        openai: Write OpenAI batch output lines; `path` then ends in .jsonl.
+        labels: The rows are a classification, with columns for label and confidence instead of text
+            and tokens.
 
-    Raises ConfigError for the ending, OutputError when the file cannot be written; what stood at
-    `path` before is then still there, and nothing else is left behind.
+    Returns:
+        The number of rows.
+
+    Raises:
+        ConfigError: For a suffix that is not known.
+        OutputError: If the file cannot be written. A file that was at `path` before is unchanged.
     """
     kind = output_format(path)
     if openai is not None:
@@ -153,7 +182,7 @@ def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: 
 
 
 def _with_number(document: dict[str, Any], id_name: str) -> bytes:
-    """`document` as a line of JSON with the digits of its id, which `json` would not keep."""
+    """Return `document` as a line of JSON with the exact digits of its id."""
     items = []
     for name, value in document.items():
         item = json_bytes({name: 0 if name == id_name else value})[1:-2]  # without braces
@@ -165,17 +194,17 @@ def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
     if row.error_code is not None:
         error = {"code": row.error_code, "message": row.error_message, "line": row.line}
         return {"id": row.id, "error": error}
-    answer = [name for name in columns if not name.startswith("error_")]
-    return {name: row.id if name == "id" else _cell(row, name) for name in answer}
+    kept = [name for name in columns if not name.startswith("error_")]
+    return {name: row.id if name == "id" else _cell(row, name) for name in kept}
 
 
-def _openai_line(row: OutputRow, shape: OpenAIShape) -> dict[str, Any]:
+def _openai_line(row: OutputRow, openai: OpenAIOutput) -> dict[str, Any]:
     name = blake2b(id_to_json(row.id).encode(), digest_size=16).hexdigest()
     response = error = None
     if row.error_code is not None:
         error = {"code": row.error_code, "message": row.error_message}
     else:
-        body = _openai_body(row, shape, name)
+        body = _openai_body(row, openai, name)
         response = {"status_code": 200, "request_id": f"req_{name}", "body": body}
     return {
         "id": f"batch_req_{name}",
@@ -185,32 +214,20 @@ def _openai_line(row: OutputRow, shape: OpenAIShape) -> dict[str, Any]:
     }
 
 
-def _openai_body(row: OutputRow, shape: OpenAIShape, name: str) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0}
-    if row.chat:
-        choice["message"] = {"role": "assistant", "content": row.text, "refusal": None}
-    else:
-        choice["text"] = row.text
+def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, Any]:
+    kind: Kind = "chat" if row.chat else "text"
     usage = None
     if row.prompt_tokens is not None and row.completion_tokens is not None:
-        usage = {
-            "prompt_tokens": row.prompt_tokens,
-            "completion_tokens": row.completion_tokens,
-            "total_tokens": row.prompt_tokens + row.completion_tokens,
-        }
-    return {
-        "id": f"chatcmpl-{name}" if row.chat else f"cmpl-{name}",
-        "object": "chat.completion" if row.chat else "text_completion",
-        "created": shape.created,
-        "model": shape.model,
-        "choices": [choice | {"logprobs": row.log_probs, "finish_reason": row.finish_reason}],
-        "usage": usage,
-    }
+        usage = usage_document(row.prompt_tokens, row.completion_tokens)
+    choice = choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)
+    return response_document(
+        response_head(kind, name, openai.created, openai.model), [choice], usage
+    )
 
 
 def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-    # csv's own line end, "\r\n": with it every Python version puts both characters in quotes.
+    # csv's own line end, "\r\n": only then do all Python versions quote both characters.
     writer = csv.writer(text)
     writer.writerow(columns)
     count = 0
@@ -239,7 +256,7 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence
 
 
 def _cell(row: OutputRow, name: str) -> Value:
-    """The value of a row in a column, as tables hold it."""
+    """Return the value of a row in a column of a table."""
     if name == "id":
         return str(row.id)
     value: Value = getattr(row, "text" if name == "label" else name)

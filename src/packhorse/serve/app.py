@@ -27,7 +27,7 @@ from packhorse.serve.routes import (
     openai_routes,
 )
 from packhorse.serve.service import Service
-from packhorse.serve.validation import problem_of
+from packhorse.serve.validation import api_error_of
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _UNREADABLE: dict[type[BaseException], str] = {
@@ -101,7 +101,7 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
 async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
     """Names the first field that is wrong, and why."""
     assert isinstance(error, RequestValidationError)
-    problem = problem_of(error.errors(), error.body)
+    problem = api_error_of(error.errors(), error.body)
     return JSONResponse(problem.to_json(), problem.status, problem.headers())
 
 

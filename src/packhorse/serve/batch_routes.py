@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from packhorse.errors import OutputError
-from packhorse.openai_format.row_errors import shown
+from packhorse.openai_format.row_errors import format_value
 from packhorse.serve import schemas
 from packhorse.serve.batches import Batches
 from packhorse.serve.documents import Owner, shown_document
@@ -174,7 +174,7 @@ def _incomplete_upload(*, has_begun: bool) -> APIError:
 
 
 def _shown_field(value: UploadFile | str) -> str:
-    return shown(value) if isinstance(value, str) else "a file"
+    return format_value(value) if isinstance(value, str) else "a file"
 
 
 def _read(opened: BinaryIO) -> Iterator[bytes]:

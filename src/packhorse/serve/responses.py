@@ -1,4 +1,4 @@
-"""Rows under way to what OpenAI's clients read: one document, or a stream of chunks."""
+"""Rows in flight to OpenAI response documents: one document, or a stream of chunks."""
 
 from __future__ import annotations
 
@@ -7,69 +7,70 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 from packhorse.data import Failure
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import cut_at_stop
-from packhorse.inference.log_probs import IncrementalLogProbs, Placed, document, joined, placed
+from packhorse.inference.log_probs import IncrementalLogProbs, placed
+from packhorse.openai_format.log_probs import PlacedToken, join_log_probs, log_probs_document
+from packhorse.openai_format.responses import (
+    Kind,
+    choice_document,
+    chunk_choice,
+    response_document,
+    response_head,
+    usage_document,
+)
 from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Choice, Service
 
-Kind = Literal["chat", "text"]
 TOKENS_AT_ONCE = 64
-"""Whose log-probabilities are written without a pause."""
-_OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
-_CHUNKS = {"chat": "chat.completion.chunk", "text": "text_completion"}
-_PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
+"""Tokens whose log-probabilities are written before other requests get their turn."""
 
 
-async def whole(service: Service, kind: Kind, choices: list[Choice]) -> dict[str, Any]:
-    """The answer once all rows have ended. Raises Problem for the first that failed."""
+async def collect_response(service: Service, kind: Kind, choices: list[Choice]) -> dict[str, Any]:
+    """Return the response once all rows have finished.
+
+    Raises:
+        APIError: For the first row that failed.
+    """
     try:
         for choice in choices:
             await choice.row.done.wait()
     finally:
         service.abandon(choices)
-    answers = []
-    written: dict[int, dict[str, Any] | None] = {}
+    documents = []
+    log_probs: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
-        outcome = _ended(choice.row, service)
+        outcome = _finished(choice.row, service)
         ids, stop = choice.row.token_ids, choice.row.prompt.decoding.stop
         text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
         reason = "stop" if was_cut else outcome.reason
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        if id(choice.row) not in written:
-            written[id(choice.row)] = await _whole_log_probs(service, kind, choice)
-        answers.append(
-            {
-                "index": choice.index,
-                **(content if kind == "chat" else {"text": text}),
-                "finish_reason": reason,
-                "logprobs": written[id(choice.row)],
-            }
+        if id(choice.row) not in log_probs:
+            log_probs[id(choice.row)] = await _all_log_probs(service, kind, choice)
+        documents.append(
+            choice_document(kind, choice.index, text, log_probs[id(choice.row)], reason)
         )
-    return {
-        **_head(service, kind, _OBJECTS[kind]),
-        "choices": answers,
-        "usage": _usage(choices),
-    }
+    return response_document(_head(service, kind), documents, _usage(choices))
 
 
-async def chunks(
+async def stream_response(
     service: Service, kind: Kind, work: ParsedRequest, choices: list[Choice]
 ) -> AsyncIterator[bytes]:
-    """The answer as server-sent events, as text becomes certain.
+    """Yield the response as server-sent events, as soon as text cannot change any more.
 
-    The first chunk comes with the first text. Raises Problem for a row that failed before that;
-    one that fails later ends the stream with its error.
+    A row that fails later than the first chunk ends the stream with its error.
+
+    Raises:
+        APIError: For a row that failed before the first chunk, which comes with the first text.
     """
-    head = _head(service, kind, _CHUNKS[kind])
+    head = _head(service, kind, is_chunk=True)
     queue: asyncio.Queue[dict[str, Any] | APIError | None] = asyncio.Queue(maxsize=64)
-    followers = [asyncio.create_task(_follow(service, kind, each, queue)) for each in choices]
-    is_begun = False
+    tasks = [asyncio.create_task(_put_chunks(service, kind, each, queue)) for each in choices]
+    has_begun = False
     open_choices = len(choices)
     try:
         while open_choices:
@@ -77,31 +78,31 @@ async def chunks(
             if part is None:
                 open_choices -= 1
             elif isinstance(part, APIError):
-                if not is_begun:
+                if not has_begun:
                     raise part
                 yield _event(part.to_json())
                 return
             else:
-                is_begun = True
+                has_begun = True
                 yield _event({**head, "choices": [part]} | _no_usage(work))
         if work.include_usage:
-            yield _event({**head, "choices": [], "usage": _usage(choices)})
+            yield _event(response_document(head, [], _usage(choices)))
         yield b"data: [DONE]\n\n"
     finally:
-        for follower in followers:
-            follower.cancel()
+        for task in tasks:
+            task.cancel()
         service.abandon(choices)
 
 
-async def _follow(
+async def _put_chunks(
     service: Service,
     kind: Kind,
     choice: Choice,
     queue: asyncio.Queue[dict[str, Any] | APIError | None],
 ) -> None:
-    """Puts the parts of one choice into the queue: opening, text, end; then None."""
+    """Put the chunks of one choice into the queue: role, text, finish reason; then None."""
     row, seen = choice.row, 0
-    growing = _Growing(service, kind, choice)
+    stream = _ChoiceStream(service, kind, choice)
     opening = {"role": "assistant", "content": ""}
     changed = asyncio.Event()
     row.readers.append(changed)
@@ -114,21 +115,25 @@ async def _follow(
             return
         if (new or outcome) and not is_opened and kind == "chat":
             is_opened = True
-            await queue.put(_part(kind, choice, opening))
-        part = growing.part(new, is_whole=outcome is not None)
+            await queue.put(chunk_choice(kind, choice.index, opening))
+        part = stream.add(new, is_last=outcome is not None)
         if part is not None:
             await queue.put(part)
         if outcome is not None:
-            reason = "stop" if growing.was_cut else outcome.reason
-            await queue.put(_part(kind, choice, {}, reason))
+            reason = "stop" if stream.was_cut else outcome.reason
+            await queue.put(chunk_choice(kind, choice.index, {}, reason=reason))
             await queue.put(None)
             return
         await changed.wait()
         changed.clear()
 
 
-class _Growing:
-    """One choice while its tokens come. was_cut: a stop string ended it; known at its end."""
+class _ChoiceStream:
+    """Text and log-probabilities of one choice, as its tokens are generated.
+
+    Attributes:
+        was_cut: Whether a stop string ended the text; known after the last tokens.
+    """
 
     def __init__(self, service: Service, kind: Kind, choice: Choice) -> None:
         self.was_cut = False
@@ -136,76 +141,61 @@ class _Growing:
         stop = choice.row.prompt.decoding.stop
         self._text = IncrementalDetokenizer(service.codec, stop)
         self._tokens = IncrementalLogProbs(service.codec, stop)
-        self._taken = 0
+        self._num_read = 0
 
-    def part(self, new: list[int], *, is_whole: bool) -> dict[str, Any] | None:
-        """What is certain with these further tokens and was not before; None for nothing."""
+    def add(self, new: list[int], *, is_last: bool) -> dict[str, Any] | None:
+        """Return the chunk of what these tokens make certain; None if nothing is."""
         if self._choice.row.asks_log_probs:
-            piece, tokens = self._with_log_probs(len(new), is_whole)
+            piece, tokens = self._add_log_probs(len(new), is_last)
         else:
             piece, tokens = self._text.add(new) if new else "", []
-            if is_whole:
+            if is_last:
                 rest, self.was_cut = self._text.finish()
                 piece += rest
         if not piece and not tokens:
             return None
         log_probs = _log_probs(self._service, self._kind, self._choice, tokens)
-        return _part(self._kind, self._choice, {"content": piece}, log_probs=log_probs)
+        return chunk_choice(self._kind, self._choice.index, {"content": piece}, log_probs)
 
-    def _with_log_probs(self, count: int, is_whole: bool) -> tuple[str, list[Placed]]:
-        """Text and tokens that the next `count` tokens make certain, one after the other."""
-        new = self._choice.row.log_probs[self._taken : self._taken + count]
-        self._taken += count
+    def _add_log_probs(self, count: int, is_last: bool) -> tuple[str, list[PlacedToken]]:
+        """Return the text and tokens that the next `count` tokens make certain."""
+        new = self._choice.row.log_probs[self._num_read : self._num_read + count]
+        self._num_read += count
         found = [self._tokens.add(token) for token in new]
-        if is_whole:
+        if is_last:
             rest, last, self.was_cut = self._tokens.finish()
             found.append((rest, last))
         text = "".join(piece for piece, _ in found)
         return text, [token for _, tokens in found for token in tokens]
 
 
-def _part(
-    kind: Kind,
-    choice: Choice,
-    delta: dict[str, str],
-    reason: str | None = None,
-    log_probs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    content = {"delta": delta} if kind == "chat" else {"text": delta.get("content", "")}
-    return {"index": choice.index, **content, "finish_reason": reason, "logprobs": log_probs}
-
-
 def _log_probs(
-    service: Service, kind: Kind, choice: Choice, tokens: list[Placed]
+    service: Service, kind: Kind, choice: Choice, tokens: list[PlacedToken]
 ) -> dict[str, Any] | None:
     if not choice.row.asks_log_probs:
         return None
-    return document(service.codec, tokens, is_chat=kind == "chat")
+    return log_probs_document(service.codec, tokens, is_chat=kind == "chat")
 
 
-async def _whole_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[str, Any] | None:
-    """Written by and by, so that others get their turns."""
+async def _all_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[str, Any] | None:
+    """Return the log-probabilities of a whole choice; the event loop runs between its parts."""
     if not choice.row.asks_log_probs:
         return None
     tokens = placed(service.codec, choice.row.prompt.decoding.stop, choice.row.log_probs)
     parts = []
     for start in range(0, max(1, len(tokens)), TOKENS_AT_ONCE):
         part = tokens[start : start + TOKENS_AT_ONCE]
-        parts.append(document(service.codec, part, is_chat=kind == "chat"))
+        parts.append(log_probs_document(service.codec, part, is_chat=kind == "chat"))
         await asyncio.sleep(0)
-    return joined(parts)
+    return join_log_probs(parts)
 
 
-def _head(service: Service, kind: Kind, name: str) -> dict[str, Any]:
-    return {
-        "id": f"{_PREFIXES[kind]}-{secrets.token_hex(12)}",
-        "object": name,
-        "created": int(time.time()),
-        "model": service.name,
-    }
+def _head(service: Service, kind: Kind, *, is_chunk: bool = False) -> dict[str, Any]:
+    name, created = secrets.token_hex(12), int(time.time())
+    return response_head(kind, name, created, service.name, is_chunk=is_chunk)
 
 
-def _ended(row: RequestState, service: Service) -> Finished:
+def _finished(row: RequestState, service: Service) -> Finished:
     if isinstance(row.outcome, Failure):
         raise of_failure(row.outcome, service.retry_after())
     assert row.outcome is not None
@@ -213,15 +203,10 @@ def _ended(row: RequestState, service: Service) -> Finished:
 
 
 def _usage(choices: list[Choice]) -> dict[str, int]:
-    """Prompts count once, whatever the number of their choices."""
+    """Return the token counts; each prompt counts once, whatever its number of choices."""
     prompts = {choice.content: len(choice.row.prompt.token_ids) for choice in choices}
-    prompt_tokens = sum(prompts.values())
     completion_tokens = sum(len(choice.row.token_ids) for choice in choices)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+    return usage_document(sum(prompts.values()), completion_tokens)
 
 
 def _no_usage(work: ParsedRequest) -> dict[str, None]:
@@ -229,5 +214,5 @@ def _no_usage(work: ParsedRequest) -> dict[str, None]:
 
 
 def _event(document: dict[str, Any]) -> bytes:
-    """In ASCII: some clients take U+2028 or U+0085 for the end of a line."""
+    """Return one event, in ASCII: some clients take U+2028 or U+0085 for the end of a line."""
     return b"data: " + json.dumps(document).encode("ascii") + b"\n\n"

@@ -10,12 +10,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from packhorse.openai_format.responses import Kind
 from packhorse.serve import schemas
 from packhorse.serve.config import Bounds
 from packhorse.serve.embedding import Embedder
 from packhorse.serve.errors import APIError
 from packhorse.serve.requests import ParsedRequest, read_chat, read_completion, read_texts
-from packhorse.serve.responses import Kind, chunks, whole
+from packhorse.serve.responses import collect_response, stream_response
 from packhorse.serve.service import Service
 
 T = TypeVar("T")
@@ -112,8 +113,8 @@ def health_routes(service: Service) -> APIRouter:
 async def _answer(service: Service, kind: Kind, work: ParsedRequest, request: Request) -> Response:
     choices = await service.admit_for_client(work)
     if not work.is_stream:
-        return JSONResponse(await unless_gone(request, whole(service, kind, choices)))
-    stream = chunks(service, kind, work, choices)
+        return JSONResponse(await unless_gone(request, collect_response(service, kind, choices)))
+    stream = stream_response(service, kind, work, choices)
     first = await unless_gone(request, _first(stream))
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(

@@ -1,25 +1,32 @@
-"""What requests look like, with a bound on everything; unknown fields are looked at later.
+"""Schemas of request bodies and of documents that the server sends; every size is bounded.
 
-What pydantic refuses is a request that has the wrong shape. What has the right shape and cannot be
-honoured is refused by `packhorse.openai_format.batch_lines`, by the same rules as lines of a batch
-file.
+A body with the wrong shape is refused by pydantic. A body with the right shape that asks for
+something unsupported is refused by `packhorse.openai_format`, by the rules of batch lines.
 
-Lists end at their first fault: noting one takes a kilobyte, and a body has room for a million.
+Options that are numbers or booleans are declared in `packhorse.openai_format.request_fields`.
+
+Lists stop at their first error: recording one takes a kilobyte, and a body may hold a million.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from packhorse.data import MOST_LOG_PROBS
+from packhorse.openai_format.request_fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    STOP,
+    NumberRange,
+)
 
-MOST_TEXT = 4 << 20
-MOST_CHOICES = 8
-MOST_STOPS = 16
+Model = TypeVar("Model", bound=BaseModel)
+MAX_TEXT_CHARACTERS = 4 << 20
+MAX_CHOICES = 8
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Texts = (
@@ -31,7 +38,7 @@ Texts = (
 
 
 class Part(BaseModel):
-    """A piece of a message's content; text is all that can be run."""
+    """A part of a message's content; only text is supported."""
 
     model_config = ConfigDict(extra="allow")
     type: Annotated[str, Field(max_length=64)]
@@ -49,32 +56,47 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class _Sampling(BaseModel):
-    """Fields that chats and texts have in common; numbers are strict: "1" is no number."""
+def _with_fields(
+    fields: Mapping[str, NumberRange | type[bool]],
+) -> Callable[[type[Model]], type[Model]]:
+    """Return a class decorator that adds optional fields to a schema.
+
+    Numbers and booleans are strict: "1" is neither.
+    """
+
+    def add(schema: type[Model]) -> type[Model]:
+        added: Any = {name: (_type(kind) | None, None) for name, kind in fields.items()}
+        return create_model(schema.__name__, __base__=schema, __module__=schema.__module__, **added)
+
+    return add
+
+
+def _type(kind: NumberRange | type[bool]) -> Any:
+    if not isinstance(kind, NumberRange):
+        return Annotated[kind, Field(strict=True)]
+    above, least = (kind.minimum, None) if kind.excludes_minimum else (None, kind.minimum)
+    return Annotated[kind.type, Field(strict=True, gt=above, ge=least, le=kind.maximum)]
+
+
+class _GenerationRequest(BaseModel):
+    """Fields that chat and text completions share."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     model: Name
-    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=100, strict=True)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    top_k: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63, strict=True)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOP.max_count)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)] | None = None
     stream: Annotated[bool, Field(strict=True)] | None = None
     stream_options: StreamOptions | None = None
 
 
-class ChatRequest(_Sampling):
+@_with_fields(CHAT_FIELDS)
+class ChatRequest(_GenerationRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1 << 16, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31, strict=True)] | None = None
-    logprobs: Annotated[bool, Field(strict=True)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
-class CompletionRequest(_Sampling):
+@_with_fields(COMPLETION_FIELDS)
+class CompletionRequest(_GenerationRequest):
     prompt: Texts
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOG_PROBS, strict=True)] | None = None
 
 
 class EmbeddingRequest(BaseModel):
@@ -94,13 +116,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What every answer of 4xx and 5xx holds."""
+    """Body of every response with status 4xx or 5xx."""
 
     error: ErrorDetail
 
 
 class Usage(BaseModel):
-    """Tokens; end tokens are not counted."""
+    """Token counts; end tokens are not counted."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -114,8 +136,11 @@ class AssistantMessage(BaseModel):
 
 
 class TopLogProb(BaseModel):
-    """bytes: what the token writes in UTF-8, which may be a part of a character; `token` then shows
-    them as escapes. null for a special token."""
+    """A token and its log-probability.
+
+    bytes: the token in UTF-8, which may be a part of a character; `token` then shows them as
+    escapes. null for a special token.
+    """
 
     token: str
     logprob: float
@@ -127,15 +152,17 @@ class ChatTokenLogProb(TopLogProb):
 
 
 class ChatLogProbs(BaseModel):
-    """One entry a token of the content. Natural logarithms, of the model's own softmax at
-    temperature 1 over its whole vocabulary."""
+    """One entry per token of the content.
+
+    Natural logarithms of the model's own softmax at temperature 1 over its whole vocabulary.
+    """
 
     content: list[ChatTokenLogProb]
     refusal: None = None
 
 
 class TextLogProbs(BaseModel):
-    """Lists with one entry a token. text_offset: characters of `text` before the token."""
+    """Lists with one entry per token. text_offset: characters of `text` before the token."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -176,7 +203,7 @@ class CompletionResponse(BaseModel):
 
 
 class Embedding(BaseModel):
-    """embedding: numbers, or float32 numbers in little-endian order as base64."""
+    """One vector. embedding: numbers, or float32 in little-endian order as base64."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -184,7 +211,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens, special ones included."""
+    """Token counts, special tokens included."""
 
     prompt_tokens: int
     total_tokens: int
@@ -198,7 +225,7 @@ class EmbeddingResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """max_model_len: prompt and new tokens of one row at most, once the engine is loaded."""
+    """A served model. max_model_len: limit of prompt and new tokens of one row, once loaded."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,9 +1,8 @@
-"""What pydantic says of a body, as one error: the field that is wrong, and why.
+"""Turn pydantic's errors of a body into one error that names the wrong field and the reason.
 
-Where a field may have one of several types, pydantic tries each and reports all failures, with
-labels of its types among the names of fields. The error to report is that of the type that fits
-best: the one that got deepest into the value, and among those one that is about more than the
-type.
+If a field may have several types, pydantic tries each and reports the errors of all, with labels of
+its types among the names of fields. The error to report is that of the best match: the one deepest
+inside the value, and among those one that is not only about the type.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
-from packhorse.openai_format.row_errors import shown
+from packhorse.openai_format.row_errors import format_value
 from packhorse.serve.errors import APIError
 
-Error = Mapping[str, Any]
-_MOST_PARAM = 128
+PydanticError = Mapping[str, Any]
+_MAX_PARAM_CHARACTERS = 128
 _TYPES = {
     "string_type": "text",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "float_parsing": "a number",
     "bool_type": "true or false",
@@ -32,7 +31,7 @@ _TYPES = {
     "model_attributes_type": "an object",
     "none_required": "null",
 }
-"""Errors that say that a value has another type, and the type that was wanted."""
+"""Errors about the type of a value -> the expected type."""
 _REASONS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
     "greater_than_equal": lambda context, _: f"must be at least {_bound(context['ge'])}",
     "greater_than": lambda context, _: f"must be above {_bound(context['gt'])}",
@@ -41,7 +40,7 @@ _REASONS: dict[str, Callable[[Mapping[str, Any], Any], str]] = {
     "finite_number": lambda _, __: "must be a finite number",
     "literal_error": lambda context, _: f"must be {context['expected']}",
 }
-"""What a value must be, for errors that show it."""
+"""Errors that show the value -> what it must be."""
 _LENGTHS = {
     "string_too_short": ("at least", "min_length", "character"),
     "string_too_long": ("at most", "max_length", "character"),
@@ -54,8 +53,8 @@ def _bound(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def problem_of(errors: Sequence[Error], body: Any) -> APIError:
-    """The answer to a request whose `body` does not have its shape. errors: pydantic's."""
+def api_error_of(errors: Sequence[PydanticError], body: Any) -> APIError:
+    """Return the error response for a request `body` that pydantic refuses with `errors`."""
     first = errors[0]
     if first["type"] == "json_invalid":
         place, reason = first["loc"][-1], str(first["ctx"]["error"])
@@ -68,7 +67,7 @@ def problem_of(errors: Sequence[Error], body: Any) -> APIError:
     best = [each for each in same if len(each[0]) == deepest]
     best = [each for each in best if each[2]["type"] not in _TYPES] or best
     place, is_name, _ = best[0]
-    param = ".".join(map(str, place))[:_MOST_PARAM] or None
+    param = ".".join(map(str, place))[:_MAX_PARAM_CHARACTERS] or None
     subject = param or "the body"
     if is_name:
         subject = f"a name in {subject}"
@@ -76,9 +75,11 @@ def problem_of(errors: Sequence[Error], body: Any) -> APIError:
     return APIError(400, "invalid_request", f"{subject} {reason}", param=param)
 
 
-def _place(error: Error, body: Any) -> tuple[tuple[str | int, ...], bool]:
-    """Where in the body an error is, without pydantic's labels, and whether it is about the name of
-    the last field instead of its value."""
+def _place(error: PydanticError, body: Any) -> tuple[tuple[str | int, ...], bool]:
+    """Return the path of an error in the body, and whether it is about the name of the last field.
+
+    The path is without pydantic's labels of types. Usually the error is about the field's value.
+    """
     place: list[str | int] = []
     value = body
     steps = list(error["loc"][1:])
@@ -97,19 +98,19 @@ def _place(error: Error, body: Any) -> tuple[tuple[str | int, ...], bool]:
     return tuple(place), is_name
 
 
-def _reason(errors: Sequence[Error]) -> str:
-    """What is wrong with the value at one place; of several errors there, all types are named."""
+def _reason(errors: Sequence[PydanticError]) -> str:
+    """Return what is wrong with the value at one place; if several types fit, all are named."""
     first = errors[0]
     kind, value, context = first["type"], first.get("input"), first.get("ctx", {})
     if kind == "missing":
         return "is missing" if first["loc"][1:] else "must be a JSON object"
     if kind == "extra_forbidden":
-        return "cannot be honoured; leave it out"
+        return "is not supported; leave it out"
     if kind == "string_unicode":
-        return "holds half of a surrogate pair, which is no character"
+        return "contains half of a surrogate pair, which is not a character"
     if kind in _TYPES:
         wanted = dict.fromkeys(_TYPES[each["type"]] for each in errors if each["type"] in _TYPES)
-        return f"must be {' or '.join(wanted)}, got {shown(value)}"
+        return f"must be {' or '.join(wanted)}, got {format_value(value)}"
     if kind in _LENGTHS and isinstance(value, Sized):
         relation, name, unit = _LENGTHS[kind]
         bound, length = context[name], len(value)
@@ -117,5 +118,5 @@ def _reason(errors: Sequence[Error]) -> str:
             return "is empty"
         return f"must have {relation} {bound:,} {unit}{'s' * (bound != 1)}, got {length:,}"
     if kind in _REASONS:
-        return f"{_REASONS[kind](context, value)}, got {shown(value)}"
+        return f"{_REASONS[kind](context, value)}, got {format_value(value)}"
     return f"is refused: {first['msg']}"

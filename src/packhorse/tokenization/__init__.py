@@ -1,9 +1,9 @@
-"""Requests to prompt token ids: chat template, special tokens, and what happens to long prompts.
+"""Tokenize requests: chat template, special tokens, truncation of long prompts.
 
-codecs.py        what a codec is: text and token ids of one model
-huggingface.py   the one of a Hugging Face folder
-chat_template.py chat messages to text, whole or not at all; whole.py: what "whole" is
-rendering.py     a process of its own renders templates; renderer.py: what runs in it
+codecs.py         the interface of a model's tokenizer
+huggingface.py    the tokenizer of a Hugging Face folder
+chat_template.py  chat messages to text; text_search.py and placeholders.py: is all of it there?
+rendering.py      the process that renders templates; renderer.py: the script that it runs
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from packhorse.config import OnTooLong
 from packhorse.data import Message, Request
 from packhorse.errors import ConfigError, ModelError
 from packhorse.openai_format.messages import read_messages
-from packhorse.openai_format.row_errors import RowError, shown
+from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.tokenization.codecs import ByteCodec, Codec, Refusal
 from packhorse.tokenization.huggingface import HuggingFaceCodec
 
@@ -39,26 +39,29 @@ _MESSAGE_NUMBER = re.compile(r"\bmessage (\d+)\b")
 
 @dataclass(slots=True)
 class SpecialTextNotice:
-    """Says once, of the first rows that do, that rows spell special tokens.
+    """Warns once if rows spell special tokens.
 
-    Such rows are often prompts that a chat template has made already. report: gets the line.
+    Such rows are often prompts to which a chat template has been applied already.
+
+    Attributes:
+        report: Takes the warning.
     """
 
     report: Callable[[str], None]
-    _is_said: bool = False
+    _was_reported: bool = False
 
-    def look(self, requests: Sequence[Request], codec: Codec) -> None:
-        if self._is_said:
+    def check(self, requests: Sequence[Request], codec: Codec) -> None:
+        if self._was_reported:
             return
         found = [(row, text) for row in requests if (text := _special_text(row, codec))]
         if not found:
             return
-        self._is_said = True
+        self._was_reported = True
         row, text = found[0]
         is_wrapped = codec.has_chat_template and not row.bare
         self.report(
             f"{len(found):,} of the first {len(requests):,} rows spell special tokens of this model"
-            f" (line {row.line}: {shown(text)}): these stay text"
+            f" (line {row.line}: {format_value(text)}): these stay text"
             + (", and the chat template is put around the prompt" * is_wrapped)
             + "; if they are meant, give messages and let the chat template write them"
         )
@@ -80,13 +83,16 @@ def _special_text(request: Request, codec: Codec) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Requests to prompt ids, by the rules of one job.
+    """Converts requests to prompt token ids by the settings of one job.
 
-    system: put before chats that have no system message.
-    on_too_long: what to do with a prompt of more than `room` tokens. The truncations shorten the
-        text of a bare prompt or of a chat's last message and leave the template whole.
-    now: the local time that chat templates may write, one for the whole job; None: the clock's.
-    notice: is shown the rows, if somebody is to be told of special tokens in them.
+    Attributes:
+        codec: The model's tokenizer.
+        system: System message for chats without one.
+        on_too_long: What to do with a prompt of more than `room` tokens. Truncation shortens the
+            text of a bare prompt or of a chat's last message and keeps the template complete.
+        now: Local time that chat templates may write, the same for the whole job; None is the
+            clock's.
+        notice: Warns about special tokens in rows; None for no warning.
     """
 
     codec: Codec
@@ -101,17 +107,17 @@ class Tokenizer:
         object.__setattr__(self, "_system_message", message)
 
     def check(self) -> None:
-        """Raise what every chat would be refused for, before any is run.
+        """Check before the first row what would reject every chat.
 
         Raises:
-            ModelError: if the model's chat template cannot be used.
-            ConfigError: if it takes no system message and one is to be put before each chat.
+            ModelError: If the model's chat template cannot be used.
+            ConfigError: If it takes no system message, but `system` is set.
         """
         if not self.codec.has_chat_template:
             return
         if fault := self.codec.template_fault():
             raise ModelError(
-                f"no chat can be written for this model: {fault}",
+                f"this model can run no chats: {fault}",
                 "correct chat_template.jinja (or chat_template in tokenizer_config.json), "
                 "or use another model",
             )
@@ -130,14 +136,15 @@ class Tokenizer:
     def encode(
         self, requests: Sequence[Request], rooms: Sequence[int], now: datetime | None = None
     ) -> list[tuple[int, ...] | Refusal]:
-        """Token ids of each request, or why not.
+        """Return the token ids of each request, or why it has none.
 
         Args:
-            rooms: prompt tokens allowed, one per request.
-            now: goes before `self.now`.
+            requests: The rows.
+            rooms: Largest number of prompt tokens of each request.
+            now: Overrides `self.now`.
         """
         if self.notice is not None:
-            self.notice.look(requests, self.codec)
+            self.notice.check(requests, self.codec)
         moment = now or self.now
         contents = [self._as_chat(request) for request in requests]
         read = [content for content in contents if not isinstance(content, Refusal)]
@@ -156,7 +163,7 @@ class Tokenizer:
                 return content
             content = ({"role": "user", "content": content},)
         else:
-            try:  # rows of files are checked already, those of a caller from Python are not
+            try:  # rows from Python are not validated yet
                 content = read_messages(list(content))
             except RowError as error:
                 return Refusal(error.code, str(error))
@@ -167,16 +174,16 @@ class Tokenizer:
     def _encode(
         self, contents: Sequence[Content], now: datetime | None
     ) -> list[tuple[int, ...] | Refusal]:
-        """Encodes texts and chats each in one call: the tokenizer's own threads do the work."""
+        """Encode texts and chats, each in one call, so that the tokenizer can use its threads."""
         texts = iter(self.codec.encode_texts([row for row in contents if isinstance(row, str)]))
         chats = [row for row in contents if isinstance(row, tuple)]
-        chat_ids = map(self._as_numbered, chats, self.codec.encode_chats(chats, now))
+        chat_ids = map(self._renumbered, chats, self.codec.encode_chats(chats, now))
         return [next(texts) if isinstance(row, str) else next(chat_ids) for row in contents]
 
-    def _as_numbered(
+    def _renumbered(
         self, chat: Sequence[Message], ids: tuple[int, ...] | Refusal
     ) -> tuple[int, ...] | Refusal:
-        """A refusal counts the messages as the row has them: without the one of the job."""
+        """Return `ids`; a refusal counts messages without the job's system message."""
         if isinstance(ids, tuple) or chat[0] is not self._system_message:
             return ids
         return Refusal(ids.code, _MESSAGE_NUMBER.sub(_one_less, ids.message, count=1))
@@ -201,8 +208,10 @@ class Tokenizer:
     def _truncated(
         self, content: Content, length: int, room: int, now: datetime | None
     ) -> tuple[int, ...] | Refusal:
-        """Shortens the text by the tokens it is over, encodes again, until it fits: text cut at a
-        token border may be split differently when it is encoded anew."""
+        """Shorten the text by the excess tokens and encode it, until it fits.
+
+        Text that is cut between two tokens may be tokenized differently the next time.
+        """
         text = content if isinstance(content, str) else str(content[-1]["content"])
         fragment = self.codec.encode_fragment(text)
         keep = len(fragment) - (length - room)

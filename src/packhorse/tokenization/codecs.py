@@ -1,4 +1,4 @@
-"""What text and token ids of one model are to the others; the codec of the fake engine."""
+"""The interface of a model's tokenizer, and the tokenizer of the fake engine."""
 
 from __future__ import annotations
 
@@ -12,68 +12,74 @@ from packhorse.data import Message
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a row cannot become a prompt: `code` and `message` of its Failure."""
+    """Why a row cannot become a prompt: code and message of its Failure."""
 
     code: str
     message: str
 
 
 class Codec(Protocol):
-    """Text and token ids of one model."""
+    """Converts between text and token ids of one model."""
 
     @property
     def has_chat_template(self) -> bool: ...
 
     @property
     def writes_date(self) -> bool:
-        """Whether the chat template can write today's date."""
+        """Whether the chat template can write the current date."""
         ...
 
     @property
     def longest_token(self) -> int:
-        """Characters of a text that one token stands for, at most."""
+        """Largest number of characters in one token."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Bare texts to ids, with the special tokens the model wants around a text."""
+        """Return token ids of texts, with special tokens as the model expects them."""
         ...
 
     def encode_chats(
         self, chats: Sequence[Sequence[Message]], now: datetime | None = None
     ) -> list[tuple[int, ...] | Refusal]:
-        """Chats to ids, up to and with the opening of the assistant's turn; now: the local time
-        that a template may write, None for the clock's."""
+        """Return token ids of chats, up to and including the opening of the assistant's turn.
+
+        Args:
+            chats: Messages of each chat.
+            now: Local time that a template may write; None is the clock's.
+        """
         ...
 
     def template_fault(self) -> str:
-        """Why the chat template can render no chat at all; "" if it may render some."""
+        """Return why the chat template can render no chat; "" if it may render some."""
         ...
 
     def special_text(self, text: str) -> str:
-        """The first special token that `text` spells; "" for none."""
+        """Return the first special token spelled in `text`; "" for none."""
         ...
 
     def encode_fragment(self, text: str) -> tuple[int, ...]:
-        """A piece of text to ids, nothing added."""
+        """Return token ids of a piece of text, without special tokens."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Ids to text without special tokens."""
+        """Return the text of token ids, without special tokens."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """What one token writes, in UTF-8, be it a part of a character; None for one that writes
-        nothing (special tokens). Those of a text, joined, are its bytes, but for a space that
-        decoding may drop at its beginning."""
+        """Return the UTF-8 bytes of one token, which may be a part of a character.
+
+        None for a special token, which has no text. The bytes of all tokens of a text, joined, are
+        those of the text, apart from a leading space that decoding may drop.
+        """
         ...
 
     def token_name(self, token_id: int) -> str:
-        """What a token that writes nothing is called; "" for an id without a token."""
+        """Return the name of a special token; "" for an id without a token."""
         ...
 
 
 class ByteCodec:
-    """UTF-8 bytes as token ids, for the fake engine: reversible and without a model."""
+    """UTF-8 bytes as token ids, for the fake engine: reversible, no model needed."""
 
     has_chat_template = False
     writes_date = False

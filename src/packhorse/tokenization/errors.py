@@ -1,4 +1,4 @@
-"""Errors of reading a tokenizer, in words that say what its files are and need."""
+"""Errors of loading a tokenizer: what its files are, and which package they need."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ _PACKAGES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("*.tiktoken", "a tiktoken file", {"tiktoken": "tiktoken"}),
     ("tekken.json", "in Mistral's own format (tekken.json)", {"mistral-common": "mistral_common"}),
 )  # fmt: skip
-"""File names -> what they are, and the packages transformers reads them with, as modules."""
+"""File names, what they are, and the packages that transformers needs for them, with modules."""
 
 
 @contextmanager
 def tokenizer_errors(folder: Path) -> Iterator[None]:
-    """Turn whatever transformers raises while it reads the tokenizer in `folder` into one
-    ModelError that says what is missing: Python code of its own, or a package."""
+    """Turn what transformers raises while it loads the tokenizer in `folder` into one ModelError.
+
+    Raises:
+        ModelError: It says what is missing, such as a package or Python code of the model.
+    """
     with model_errors(f"the tokenizer in {folder} cannot be loaded", _HINT):
         try:
             yield
@@ -54,5 +57,5 @@ def _known_reason(folder: Path, error: Exception) -> ModelError | None:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that would hold it
+    except ModuleNotFoundError:  # its parent package
         return False

@@ -1,8 +1,8 @@
 """The tokenizer of a Hugging Face folder.
 
-A chat model gets its template (see `chat_template.py`), a base model the bare text. Text that looks
-like a special token (`<|im_end|>`) inside a row stays text: a row cannot end its own turn or forge
-another role's.
+Chats are rendered with the model's chat template (see `chat_template.py`). Text that looks like a
+special token (`<|im_end|>`) inside a row stays text: a row cannot end its own turn or forge another
+role's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from packhorse.storage.json_files import read_object
 from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.codecs import Refusal
 from packhorse.tokenization.loading import load_tokenizer
+from packhorse.tokenization.placeholders import ROLES
 from packhorse.tokenization.rendering import TemplateSource
-from packhorse.tokenization.stand_ins import ROLES
 
 _BEGINS_OR_ENDS = re.compile(
     r"^s$|(?:^|_)(?:end|start|begin|eo[stmd]|bo[st]|pad|unk|sep|fim)", re.I
 )
 _OPEN, _CLOSE = "\U0010fffd", "\U0010fffc"
 _NO_CHAT_TEMPLATE = Refusal(
-    "no_chat_template", "this model has no chat template, so it cannot read messages: give a prompt"
+    "no_chat_template", "this model has no chat template, so it accepts no messages: give a prompt"
 )
 
 
@@ -56,12 +56,12 @@ class HuggingFaceCodec:
 
     @property
     def end_token_id(self) -> int | None:
-        """The token that the tokenizer says ends a text; None if it names none."""
+        """The tokenizer's end token; None if it has none."""
         token_id = self._tokenizer.eos_token_id
         return token_id if isinstance(token_id, int) else None
 
     def is_ordinary(self, token_id: int) -> bool:
-        """Whether a token is a piece of text, also if the tokenizer's settings call it special."""
+        """Return whether a token is ordinary text, even if the settings call it special."""
         listed = self._folder / "tokenizer.json"
         if not listed.is_file():
             return False
@@ -82,8 +82,10 @@ class HuggingFaceCodec:
 
     @cached_property
     def _appended(self) -> tuple[int, ...]:
-        """The special tokens that the tokenizer puts after a text (`add_eos_token`): a prompt goes
-        on, so it has no end."""
+        """Special tokens that the tokenizer appends to a text (`add_eos_token`).
+
+        They are removed, since a prompt is to be continued.
+        """
         (whole,) = self._encode(["a"], add_special_tokens=True, split_special_tokens=True)
         (text,) = self._encode(["a"], add_special_tokens=False, split_special_tokens=True)
         for start in range(len(whole) - len(text) + 1):
@@ -130,7 +132,7 @@ class HuggingFaceCodec:
             return [refusal or next(rest) for refusal in forged]
         literals: list[list[str]] = [[] for _ in chats]
         hidden = [
-            self._without_specials(chat, found) for chat, found in zip(chats, literals, strict=True)
+            self._hide_specials(chat, found) for chat, found in zip(chats, literals, strict=True)
         ]
         rendered = [
             _pieces(text, found)
@@ -141,7 +143,10 @@ class HuggingFaceCodec:
         return [next(encoded) if isinstance(row, str) else self._joined(row) for row in rendered]
 
     def _forged_role(self, chat: Sequence[Message]) -> Refusal | None:
-        """Templates may put a role between the marks of a special token: `<|` + role + `|>`."""
+        """Return the refusal of a role that would become a special token, if there is one.
+
+        Templates may put a role between the marks of a special token: `<|` + role + `|>`.
+        """
         for place, message in enumerate(chat, start=1):
             role = str(message.get("role"))
             if role not in ROLES and _letters(role) in self._special_names:
@@ -154,7 +159,7 @@ class HuggingFaceCodec:
 
     @cached_property
     def _special_names(self) -> frozenset[str]:
-        """Of those that begin or end something; others may be roles, as in `<|observation|>`."""
+        """Names of tokens that begin or end something; others may be roles: `<|observation|>`."""
         names = map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
         return frozenset(name for name in names if _BEGINS_OR_ENDS.search(name))
 
@@ -167,7 +172,9 @@ class HuggingFaceCodec:
 
     def token_name(self, token_id: int) -> str:
         token = self._tokenizer.convert_ids_to_tokens(token_id)
-        return token if isinstance(token, str) else ""  # a model may have ids its tokenizer lacks
+        return (
+            token if isinstance(token, str) else ""
+        )  # a model may have ids that its tokenizer lacks
 
     def token_bytes(self, token_id: int) -> bytes | None:
         token = self.token_name(token_id)
@@ -194,16 +201,16 @@ class HuggingFaceCodec:
 
     @cached_property
     def _spelling(self) -> str:
-        """How tokens spell bytes, by the name of the decoder that reads them."""
+        """How tokens encode bytes: the name of the decoder that reads them."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         decoder = repr(backend.decoder) if backend is not None else ""
         return next((name for name in ("ByteLevel", "ByteFallback") if name in decoder), "")
 
-    def _without_specials(
-        self, chat: Sequence[Message], literals: list[str]
-    ) -> list[dict[str, Any]]:
-        """The chat with a stand-in for each text that spells a special token, which is added to
-        `literals`."""
+    def _hide_specials(self, chat: Sequence[Message], literals: list[str]) -> list[dict[str, Any]]:
+        """Return the chat with a placeholder for each text that spells a special token.
+
+        The texts are appended to `literals`.
+        """
 
         def hide(match: re.Match[str]) -> str:
             literals.append(match.group())
@@ -214,7 +221,7 @@ class HuggingFaceCodec:
         ]
 
     def _joined(self, pieces: list[str] | Refusal) -> tuple[int, ...] | Refusal:
-        """Two calls of the tokenizer, however many pieces there are."""
+        """Return the token ids of all pieces, by two calls of the tokenizer."""
         if isinstance(pieces, Refusal):
             return pieces
         between = [piece for piece in pieces[::2] if piece]
@@ -249,8 +256,10 @@ def _letters(text: str) -> str:
 
 
 def _pieces(text: str | RowError, literals: Sequence[str]) -> str | list[str] | Refusal:
-    """A rendered chat; where it spells special tokens, pieces [text, literal, ...], of which the
-    odd ones are to be encoded as plain text."""
+    """Return a rendered chat, split at texts that spell special tokens.
+
+    In the pieces [text, literal, text, ...] the literals are to be encoded as plain text.
+    """
     if isinstance(text, RowError):
         return Refusal(text.code, str(text))
     if not literals:
@@ -271,8 +280,10 @@ def _map_strings(value: Any, change: Any) -> Any:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level tokenizers write bytes as (Radford et al. 2019, GPT-2):
-    printable ones stand for themselves, the others for those from 256 on, in order."""
+    """Return the byte of each character of byte-level tokenizers (Radford et al. 2019, GPT-2).
+
+    Printable bytes are themselves; the others are the characters from 256 on, in order.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     moved = {chr(256 + place): byte for place, byte in enumerate(others)}
@@ -284,5 +295,5 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _listed_tokens(vocabulary: Any) -> Collection[str]:
-    """Tokens of a tokenizer.json: a map to ids, or Unigram's list of pairs."""
+    """Return the tokens of a tokenizer.json: a map to ids, or Unigram's list of pairs."""
     return vocabulary if isinstance(vocabulary, dict) else {pair[0] for pair in vocabulary or []}

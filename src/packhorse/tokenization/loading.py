@@ -1,4 +1,4 @@
-"""Loads the tokenizer of a Hugging Face folder, or says what the folder is instead."""
+"""Load the tokenizer of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer with its chat template. Raises ModelError."""
+    """Return the tokenizer with its chat template.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -27,7 +31,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _processor_template(folder: Path) -> str | dict[str, str] | None:
-    """The chat template that older models keep beside their processor, in chat_template.json."""
+    """Return the chat template in chat_template.json, where older models keep it."""
     template = _settings(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         named = [each for each in template if isinstance(each, dict)]
@@ -36,7 +40,7 @@ def _processor_template(folder: Path) -> str | dict[str, str] | None:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """A JSON object of a model; empty where there is none that can be read."""
+    """Return a JSON object of a model; {} if it cannot be read."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""The process that renders chat templates: a script of its own, so that it starts in 50 ms.
+"""Script of the process that renders chat templates; a separate file, so that it starts in 50 ms.
 
-A chat template is a program of unknown origin. Jinja's sandbox keeps it from the system, this
-process keeps it from time and memory: the kernel ends the process at a limit of processor time per
-row, whatever Python code or C code computes, and allocations beyond a limit of address space fail.
+A chat template is a program of unknown origin. Jinja's sandbox protects the system; this process
+limits time and memory: the kernel ends the process at a limit of processor time per row, in Python
+and in C code, and allocations beyond a limit of address space fail.
 
 Frames on stdin and stdout are a length in 4 bytes, big-endian, and that many bytes of JSON. A
 request holds `source`, `variables`, `now` (ISO 8601), `seconds` (per chat) and `chats`; the reply
@@ -28,7 +28,7 @@ OUTPUT_CHARACTERS = 128 << 20
 def main() -> None:
     """Answer requests until stdin ends."""
     sys.path.extend(json.loads(sys.argv[1]))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process; it may come ignored
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process; may be inherited as ignored
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory()
     source, target = sys.stdin.buffer, sys.stdout.buffer
@@ -69,7 +69,7 @@ def _render(request: dict[str, Any], chat: list[dict[str, Any]]) -> bytes:
             return _error(f"it writes {len(text):,} characters for this row", kind="limit")
         return json.dumps({"text": text}).encode()
     except MemoryError:
-        return _error("it needs more memory than a row may take", kind="limit")
+        return _error("it needs more memory than the limit per row", kind="limit")
     except RecursionError:
         return _error("it calls itself too deeply")
     except Exception as error:  # noqa: BLE001 (a template may raise anything)
@@ -95,7 +95,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks what the assistant wrote, for training; here it is its body."""
+        """`{% generation %}` marks the assistant's text for training; only its body is rendered."""
 
         tags = {"generation"}  # noqa: RUF012 (declared by Jinja as an instance attribute)
 
@@ -105,7 +105,7 @@ def _environment() -> Any:
             return jinja2.nodes.Scope(body, lineno=line)
 
     class Namespace(jinja2.utils.Namespace):
-        """Refuses names that begin with an underscore."""
+        """A namespace that rejects names with a leading underscore."""
 
         def __init__(*arguments: Any, **attributes: Any) -> None:
             self, *rest = arguments
@@ -121,7 +121,7 @@ def _environment() -> Any:
             raise jinja2.exceptions.SecurityError("a namespace takes no names that begin with _")
 
     class Dict:
-        """Makes dicts and shows nothing else of the type."""
+        """Creates dicts without exposing the type."""
 
         def __call__(self, *arguments: Any, **items: Any) -> dict[Any, Any]:
             return dict(*arguments, **items)
@@ -152,7 +152,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without the escapes for HTML that Jinja's own filter makes."""
+    """Return JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

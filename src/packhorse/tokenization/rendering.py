@@ -1,4 +1,4 @@
-"""Renders chats in a process of its own that the kernel ends at a limit (see `renderer.py`)."""
+"""Render chats in a separate process that the kernel ends at a limit (see `renderer.py`)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ from packhorse.data import Message
 from packhorse.errors import ModelError, first_line
 
 SECONDS_PER_CHAT = 2.0
-"""Processor seconds that rendering one chat may take, however short it is."""
+"""Processor seconds allowed per chat, however short it is."""
 _SECONDS_PER_MEGABYTE = 1.0
 _ROWS_PER_FRAME = 256
 _BYTES_PER_FRAME = 4 << 20
-_SHOWN_CHARACTERS = 300
+_MAX_CHARACTERS = 300
 _SCRIPT = Path(__file__).with_name("renderer.py")
 
 
 @dataclass(frozen=True, slots=True)
 class RenderError:
-    """Why a template gives no text for a chat.
+    """Why a template returned no text for a chat.
 
-    kind: "limit" if it took too much time or memory; "died" if its process was ended from outside;
-        "syntax" if it is no Jinja template; "" if it refuses the chat.
+    Attributes:
+        message: The reason.
+        kind: "limit" if it took too much time or memory; "died" if its process was ended from
+            outside; "syntax" if it is not a Jinja template; "" if it refuses the chat.
     """
 
     message: str
@@ -43,16 +45,16 @@ class RenderError:
 
 @dataclass(frozen=True, slots=True)
 class TemplateSource:
-    """A chat template and the variables it gets beside the messages (names of special tokens)."""
+    """A chat template, and its variables besides the messages (names of special tokens)."""
 
     text: str
     variables: Mapping[str, Any]
 
 
 class RenderingProcess:
-    """One process that renders for all models of this process; started at the first chat.
+    """A process that renders chats of all models; started at the first chat.
 
-    A chat that reaches a limit costs that process and no other chat.
+    A chat that reaches a limit ends that process; other chats are rendered by the next one.
     """
 
     def __init__(self) -> None:
@@ -66,10 +68,12 @@ class RenderingProcess:
         """Return the text of each chat, or why there is none.
 
         Args:
-            now: the local time that `strftime_now` tells.
+            template: The chat template.
+            chats: Messages of each chat.
+            now: Local time for `strftime_now`.
 
         Raises:
-            ModelError: if the process cannot be started.
+            ModelError: If the process cannot be started.
         """
         encoded = [json.dumps(chat, default=_placeholder).encode() for chat in chats]
         found: list[str | RenderError] = []
@@ -79,14 +83,14 @@ class RenderingProcess:
                     part = _frame_of(encoded, len(found))
                     found += self._rendered(template, part, now)
             except BaseException:
-                self._end()  # what it still has to say belongs to no later chat
+                self._end()  # replies that are still to come belong to no later chat
                 raise
         return found
 
     def _rendered(
         self, template: TemplateSource, chats: Sequence[bytes], now: datetime
     ) -> list[str | RenderError]:
-        """The results of `chats` up to the first that ends the process."""
+        """Return the results of `chats` up to the first that ends the process."""
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -111,7 +115,7 @@ class RenderingProcess:
         except BrokenPipeError:
             pass
         if len(results) < len(chats):
-            results.append(self._last_words(seconds))
+            results.append(self._exit_error(seconds))
         return results
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -129,17 +133,17 @@ class RenderingProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for the process that it works for
+                process_group=0,  # Ctrl-C is for the parent process
             )
         except OSError as error:
             raise ModelError(
                 f"the process that renders chat templates cannot start: {first_line(error)}",
-                "it needs memory, files and processes that the system has free",
+                "free memory, or raise the limits of open files and processes",
             ) from error
         return self._process
 
-    def _last_words(self, seconds: float) -> RenderError:
-        """Why the process has ended."""
+    def _exit_error(self, seconds: float) -> RenderError:
+        """Return why the process has ended."""
         process, self._process = self._process, None
         assert process is not None
         _close(process)
@@ -159,12 +163,12 @@ class RenderingProcess:
 
 @cache
 def rendering_process() -> RenderingProcess:
-    """The one of this process."""
+    """Return the one rendering process of this process."""
     return RenderingProcess()
 
 
 def _frame_of(encoded: Sequence[bytes], start: int) -> Sequence[bytes]:
-    """Chats from `start` on that travel together; one at least."""
+    """Return the chats from `start` on that are sent together; at least one."""
     size, end = 0, start
     while end < len(encoded) and end - start < _ROWS_PER_FRAME:
         size += len(encoded[end])
@@ -178,9 +182,9 @@ def _result(reply: Mapping[str, Any]) -> str | RenderError:
     if "text" in reply:
         return str(reply["text"])
     line = (reply["error"].strip().splitlines() or ["it raises an error without a message"])[0]
-    shown = "".join(each if each.isprintable() else " " for each in line)
+    text = "".join(each if each.isprintable() else " " for each in line)
     return RenderError(
-        shown[:_SHOWN_CHARACTERS] + "..." * (len(shown) > _SHOWN_CHARACTERS),
+        text[:_MAX_CHARACTERS] + "..." * (len(text) > _MAX_CHARACTERS),
         kind=reply["kind"],
     )
 
@@ -199,5 +203,5 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 
 def _placeholder(value: Any) -> str:
-    """Values that JSON does not know, which only a caller from Python can give."""
+    """Return a placeholder for a value without a JSON form, which only a Python caller can give."""
     return f"<{type(value).__name__}>"

@@ -1,4 +1,4 @@
-"""Words put in the place of what messages say and call, to see what a chat template writes."""
+"""Placeholder words for texts and tool calls of messages, to test what a chat template writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from packhorse.data import Message
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
-def calls_of(message: Message) -> list[Mapping[str, Any]]:
-    """What a message calls: `function` of each of its tool_calls, and its function_call."""
+def tool_calls_of(message: Message) -> list[Mapping[str, Any]]:
+    """Return what a message calls: `function` of each of its tool_calls, and its function_call."""
     calls = message.get("tool_calls")
     found = [function_of(call) for call in calls] if isinstance(calls, list | tuple) else []
     old = message.get("function_call")
@@ -24,32 +24,34 @@ def function_of(call: Any) -> Mapping[str, Any]:
     return function if isinstance(function, Mapping) else {}
 
 
-def stand_in_name(kind: str, place: int, number: int = 0) -> str:
-    """A word that no template writes: letters only, so that no escape changes it."""
+def placeholder(kind: str, place: int, number: int = 0) -> str:
+    """Return a word that no template writes: letters only, so that no escape changes it."""
     digits = f"{place:04d}{number:03d}"
     return f"Zq{kind}" + "".join(chr(ord("a") + int(digit)) for digit in digits) + "qZ"
 
 
-def stand_in(place: int, message: Message) -> dict[str, Any]:
-    """The message with words of its own for what it says and calls. Blank content stays blank where
-    templates may rightly leave the message out: its role is an ordinary one."""
-    is_said = message["content"].strip() or message["role"] not in ROLES
-    changed = {**message, "content": stand_in_name("M", place) if is_said else ""}
+def with_placeholders(place: int, message: Message) -> dict[str, Any]:
+    """Return the message with placeholders for its content and its tool calls.
+
+    Blank content of an ordinary role stays blank, since templates may leave such a message out.
+    """
+    is_required = message["content"].strip() or message["role"] not in ROLES
+    changed = {**message, "content": placeholder("M", place) if is_required else ""}
     number = 0
     calls: list[Any] = []
     for call in message.get("tool_calls") or ():
-        calls.append(with_function(call, _function_stand_in(function_of(call), place, number)))
+        calls.append(with_function(call, _function_placeholders(function_of(call), place, number)))
         number += 1
     if calls:
         changed["tool_calls"] = calls
     if isinstance(old := message.get("function_call"), Mapping):
-        changed["function_call"] = _function_stand_in(old, place, number)
+        changed["function_call"] = _function_placeholders(old, place, number)
     return changed
 
 
-def _function_stand_in(function: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
-    arguments = {stand_in_name("K", place, number): stand_in_name("V", place, number)}
-    return {**function, "name": stand_in_name("F", place, number), "arguments": arguments}
+def _function_placeholders(function: Mapping[str, Any], place: int, number: int) -> dict[str, Any]:
+    arguments = {placeholder("K", place, number): placeholder("V", place, number)}
+    return {**function, "name": placeholder("F", place, number), "arguments": arguments}
 
 
 def with_function(call: Mapping[str, Any], function: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def with_function(call: Mapping[str, Any], function: Mapping[str, Any]) -> dict[
 
 
 def is_written(function: Mapping[str, Any], text: str) -> bool:
-    """Whether a stand-in for a call is in the text, and not as Python writes a dict."""
+    """Return whether the placeholders of a call are in the text, but not as a Python dict."""
     ((key, value),) = json.loads(arguments_text(function)).items()
     if not all(each in text for each in (function["name"], key, value)):
         return False

@@ -1,0 +1,76 @@
+"""Response documents of chat and text completions, written by the server and by batch output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Kind = Literal["chat", "text"]
+_OBJECTS = {"chat": "chat.completion", "text": "text_completion"}
+_CHUNK_OBJECTS = {"chat": "chat.completion.chunk", "text": "text_completion"}
+_ID_PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
+
+
+def response_head(
+    kind: Kind, name: str, created: int, model: str, *, is_chunk: bool = False
+) -> dict[str, Any]:
+    """Return the fields that come before the choices.
+
+    Args:
+        kind: What was asked for.
+        name: Identifies the response; its `id` is this with the prefix of the kind.
+        created: Seconds since 1970.
+        model: Name of the model.
+        is_chunk: Whether the document is a part of a stream.
+    """
+    objects = _CHUNK_OBJECTS if is_chunk else _OBJECTS
+    return {
+        "id": f"{_ID_PREFIXES[kind]}-{name}",
+        "object": objects[kind],
+        "created": created,
+        "model": model,
+    }
+
+
+def response_document(
+    head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int] | None
+) -> dict[str, Any]:
+    """Return a whole response; `usage` is None if token counts are not known."""
+    return {**head, "choices": list(choices), "usage": usage}
+
+
+def choice_document(
+    kind: Kind, index: int, text: str | None, log_probs: dict[str, Any] | None, reason: str | None
+) -> dict[str, Any]:
+    """Return one choice of a whole response.
+
+    Args:
+        kind: What was asked for.
+        index: Position of the choice.
+        text: The completion.
+        log_probs: `logprobs` (see `log_probs_document`); None if not asked for.
+        reason: `finish_reason`.
+    """
+    message = {"role": "assistant", "content": text, "refusal": None}
+    content = {"message": message} if kind == "chat" else {"text": text}
+    return {"index": index, **content, "logprobs": log_probs, "finish_reason": reason}
+
+
+def chunk_choice(
+    kind: Kind,
+    index: int,
+    delta: dict[str, str],
+    log_probs: dict[str, Any] | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """Return one choice of a chunk; a text completion has only the `content` of `delta`."""
+    content = {"delta": delta} if kind == "chat" else {"text": delta.get("content", "")}
+    return {"index": index, **content, "logprobs": log_probs, "finish_reason": reason}
+
+
+def usage_document(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
