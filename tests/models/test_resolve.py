@@ -119,13 +119,13 @@ def test_a_path_that_does_not_exist(model: str) -> None:
     ],
 )
 def test_an_unknown_name_lists_the_known_and_the_closest(model: str, hint: str) -> None:
-    with pytest.raises(ModelError, match="no catalog name and no hub id") as caught:
+    with pytest.raises(ModelError, match="a catalog name or a hub id") as caught:
         resolve(model)
     assert hint in caught.value.hint
 
 
 def test_an_embedding_model_generates_no_text() -> None:
-    with pytest.raises(ModelError, match="makes embeddings"):
+    with pytest.raises(ModelError, match="computes embeddings"):
         resolve("all-minilm-l6-v2")
 
 

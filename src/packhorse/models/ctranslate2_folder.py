@@ -93,8 +93,8 @@ def tokenizer_folder(folder: Path) -> Path:
             return candidate
     raise ModelError(
         f"{folder} has no tokenizer, only CTranslate2's weights and vocabulary",
-        "copy into it, from the original model, tokenizer.json, tokenizer_config.json, "
-        "generation_config.json and chat_template.jinja, and config.json as hf_config.json",
+        "copy tokenizer.json, tokenizer_config.json, generation_config.json, chat_template.jinja "
+        "and config.json (as hf_config.json) of the original model into it",
     )
 
 
