@@ -94,7 +94,7 @@ REFUSALS = [
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--text-column", "promt"], "has no column 'promt'"),
     (["assess", "fake", "{one}", *FAKE_ENGINE], "have the label 'a'"),
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--margin", "0"], "margin is 0.0"),
-    (["assess", "fake", "{in}", *FAKE_ENGINE, "--label-name", "a"], "'a' names nothing"),
+    (["assess", "fake", "{in}", *FAKE_ENGINE, "--label-name", "a"], "must be LABEL=WORDS, got 'a'"),
     (["classify", "{in}", "{in}", "-o", "{out}"], "holds no saved classifier"),
     (["status", "{out}"], "there is no journal"),
     (["export", "{out}"], "there is no journal"),

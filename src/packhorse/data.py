@@ -59,22 +59,36 @@ def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
 class SamplingParams:
     """How one row is decoded.
 
-    max_new_tokens: tokens generated at most, >= 1 (tokens).
-    temperature: 0 is greedy, the default; otherwise logits are divided by it before the softmax.
-    top_p: nucleus sampling, the smallest set of tokens whose probability reaches it, in (0, 1].
-    top_k: sample among the k most probable tokens; 0 is no limit.
-    seed: makes sampling repeatable; None draws differently each time.
-    stop: generation ends before the first of these strings, which is not part of the text.
-    top_log_probs: log-probabilities are wanted: of each token, and of so many of the most probable
-        ones in its place, up to MOST_LOG_PROBS; None is not asked for. See TokenLogProbs.
+    Attributes:
+        max_new_tokens: Maximum number of generated tokens, >= 1.
+        temperature: 0 is greedy; otherwise logits are divided by it before the softmax.
+        top_p: Nucleus sampling: the smallest set of tokens whose probability reaches it, in (0, 1].
+        top_k: Sample among the k most probable tokens; 0 is no limit.
+        seed: Makes sampling repeatable; None draws differently each time.
+        stop: Generation ends before the first of these strings, which is not part of the text.
+        top_log_probs: Return the log-probability of each token and of this many of the most
+            probable tokens in its place, up to MAX_LOG_PROBS; None returns none. See TokenLogProbs.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_new_tokens: int = field(default=256, metadata={"help": "generate at most N tokens per row"})
+    temperature: float = field(
+        default=0.0, metadata={"metavar": "T", "help": "sampling temperature; 0 is greedy"}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={
+            "metavar": "P",
+            "help": "sample from the smallest set of tokens whose probability reaches P",
+        },
+    )
+    top_k: int = field(
+        default=0,
+        metadata={"metavar": "K", "help": "sample from the K most probable tokens; 0 is no limit"},
+    )
+    seed: int | None = field(default=None, metadata={"help": "make sampling repeatable"})
+    stop: tuple[str, ...] = field(
+        default=(), metadata={"repeatable": True, "help": "end a row before this text; repeatable"}
+    )
     top_log_probs: int | None = None
 
     @property

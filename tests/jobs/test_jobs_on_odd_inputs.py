@@ -18,7 +18,7 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig, InputConfig, JobConfig, SamplingParams
-from packhorse.cli.progress import Plain
+from packhorse.cli.progress import PlainReporter
 from packhorse.errors import JobChangedError
 
 
@@ -132,7 +132,7 @@ def test_a_batch_file_of_another_model_runs_once_its_name_is_allowed(tmp_path: P
 
 def said_of(job: JobConfig) -> str:
     stream = io.StringIO()
-    packhorse.run(job, Plain(stream))
+    packhorse.run(job, PlainReporter(stream))
     return stream.getvalue()
 
 

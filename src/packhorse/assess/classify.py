@@ -17,7 +17,13 @@ from typing import Any
 
 from packhorse.assess.classifiers import Classifier, Decision, open_saved
 from packhorse.assess.saved import CARD, Card, read_card
-from packhorse.config import BatchingConfig, InputConfig
+from packhorse.config import (
+    INPUT_OPTION,
+    OUTPUT_OPTION,
+    RETRY_FAILED_OPTION,
+    BatchingConfig,
+    InputConfig,
+)
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
 from packhorse.inference.model import check_batching
@@ -36,12 +42,12 @@ class ClassifyConfig:
     batching: of a language model; window_rows also of a classic one.
     """
 
-    saved: Path
-    input: str
-    output: Path
+    saved: Path = field(metadata={"help": "folder that packhorse assess has saved"})
+    input: str = field(metadata=INPUT_OPTION)
+    output: Path = field(metadata=OUTPUT_OPTION)
     reading: InputConfig = field(default_factory=InputConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    retry_failed: bool = False
+    retry_failed: bool = field(default=False, metadata=RETRY_FAILED_OPTION)
 
 
 def classify(config: ClassifyConfig, observer: ProgressReporter | None = None) -> RunReport:
