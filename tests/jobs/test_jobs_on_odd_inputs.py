@@ -19,7 +19,7 @@ import pytest
 import packhorse
 from packhorse import EngineConfig, InputConfig, JobConfig, SamplingParams
 from packhorse.cli.progress import PlainReporter
-from packhorse.errors import JobChangedError
+from packhorse.errors import InputError, JobChangedError
 
 
 def job_on(path: Path, output: str = "out.jsonl", **reading: Any) -> JobConfig:
@@ -75,6 +75,13 @@ def test_unsigned_ids_of_parquet_are_numbers(tmp_path: Path) -> None:
     good, bad = rows_of(tmp_path / "out.jsonl")
     assert (good["id"], bad["id"]) == (2**64 - 1, 2**63)
     assert bad["error"]["code"] == "invalid_utf8"
+
+
+def test_duplicate_ids_of_parquet_are_named_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": [7, 8, 7], "prompt": ["a", "b", "c"]}), path)
+    with pytest.raises(InputError, match=r"rows 1 and 3 have the same id 7"):
+        packhorse.run(job_on(path))
 
 
 def test_rows_without_ids_clash_with_none_and_keep_their_results(tmp_path: Path) -> None:

@@ -19,7 +19,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from packhorse.errors import ConfigError, Interrupted, PackhorseError, first_line, is_out_of_memory
+from packhorse.errors import (
+    MEMORY_HINT,
+    ConfigError,
+    Interrupted,
+    PackhorseError,
+    first_line,
+    is_out_of_memory,
+)
 from packhorse.jobs.signals import hearing_interrupts
 from packhorse.jobs.streams import GuardedStream, guarded_streams
 
@@ -125,8 +132,7 @@ def _outcome(options: argparse.Namespace) -> int:
             raise
         print(
             f"packhorse: there is too little memory: {first_line(error)}\n"
-            "  hint: free some or raise its limit (ulimit -v, that of a container), take a smaller "
-            "model, or give the engine less: --max-batch-tokens, --cache-gb",
+            f"  hint: {MEMORY_HINT}; --max-batch-tokens and --cache-gb limit what an engine takes",
             file=sys.stderr,
         )
         return EXIT_REFUSED

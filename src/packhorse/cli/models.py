@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     print("names (downloaded from the Python package index on first use)")
     for entry in CATALOG.values():
         facts = f"{entry.licence}, {entry.download_bytes / 1e6:,.0f} MB to download"
-        print(f"  {entry.name:24}{facts:30}{entry.description}")
+        print(f"  {entry.name:24}{facts:32}{entry.description}")
     print(f"\ncached in {cache_root()}")
     for model in cached:
         size = f"{model.size_bytes / 1e6:10,.1f} MB"

@@ -62,7 +62,7 @@ def given(arguments: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
         value = getattr(arguments, _destination(config, name), MISSING)
         if value is not MISSING:
             found[name] = tuple(value) if isinstance(value, list) else value
-        elif is_dataclass(kind):
+        elif isinstance(kind, type) and is_dataclass(kind):
             found[name] = read(arguments, kind)
     return found
 
@@ -148,7 +148,7 @@ def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
 
         def number(given: str) -> float:
             value = float(given) * scale
-            return round(value) if kind is int else value
+            return round(value) if kind is int else float(value)
 
         return number
     parse: Callable[[str], Any] = option.get("type") or (

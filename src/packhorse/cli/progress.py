@@ -33,7 +33,7 @@ class PlainReporter:
         if counts.unreadable:
             self.stage(f"{counts.unreadable:,} of {counts.rows:,} rows cannot be read")
         if done := counts.completed + counts.failed - counts.unreadable:
-            self.stage(f"{done:,} of {counts.rows:,} rows are already done")
+            self.stage(f"{done:,} of {counts.rows:,} rows are done already")
 
     def advance(self) -> None:
         """Print nothing: a line per row is too much for a log."""

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     workspace = Workspace(arguments.output)
     with Journal(workspace.journal, read_only=True) as journal:
+        journal.verify()
         counts = journal.counts()
         settings = journal.meta("settings")
     finished = workspace.manifest.exists() and counts.pending == 0

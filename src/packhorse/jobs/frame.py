@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import read_rows, shown
+from packhorse.inputs import detect_format, read_rows, shown
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
@@ -130,9 +130,9 @@ def run_job(job: Job, work: JobHandler, observer: ProgressReporter | None = None
             with interruption.raising():
                 source = _source(job, workspace)
             observer.stage(f"reading {job.input}")
-            journal.register_rows(
-                interruption.checked(read_rows(source, job.reading, observer.stage))
-            )
+            unit = "row" if detect_format(source) == "parquet" else "line"
+            rows = interruption.checked(read_rows(source, job.reading, observer.stage))
+            journal.register_rows(rows, unit)
             work.enlisted(source, journal)
             if damaged := journal.discard_damaged():
                 observer.stage(f"{damaged:,} results in the journal are damaged and computed again")

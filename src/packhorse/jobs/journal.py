@@ -44,6 +44,7 @@ class Journal:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._unit = "line"
         if read_only:
             _check_readable(path)
         self._database = SQLiteStore(path, SCHEMA, read_only=read_only)
@@ -75,13 +76,21 @@ class Journal:
         """Raises OutputError where what was recorded last cannot be written; it is closed still."""
         self._database.close()
 
-    def register_rows(self, rows: Iterable[Request | Failure]) -> None:
-        """Replaces the list of input rows by `rows`; results stay.
+    def register_rows(self, rows: Iterable[Request | Failure], unit: str = "line") -> None:
+        """Replace the list of input rows by `rows`; results are kept.
 
-        Raises InputError for two rows that bring the same id, naming both lines. Text and number
-        ids that are written alike count as one: CSV cannot tell them apart. A row without an id of
-        its own never clashes: its id gets a suffix ("line-2-2") if another row brings it.
+        Text and number ids that are written alike count as one: CSV cannot tell them apart. A row
+        without an id of its own never clashes: its id gets a suffix ("line-2-2") if another row
+        has that id.
+
+        Args:
+            rows: All rows of the input, in its order.
+            unit: What `Request.line` counts, for messages: "line" or "row".
+
+        Raises:
+            InputError: Two rows have the same id; both lines are named.
         """
+        self._unit = unit
         own_ids = bytearray()
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rows")
@@ -117,7 +126,7 @@ class Journal:
             _insert_row(connection, _with_free_id(connection, other[: len(values)]))
         else:
             raise InputError(
-                f"lines {other[4]} and {row.line} have the same id {row.id!r}",
+                f"{self._unit}s {other[4]} and {row.line} have the same id {row.id!r}",
                 "give every row an id of its own, or none",
             )
 
@@ -226,18 +235,14 @@ class Journal:
 
     def _rebuild_damaged(self, table: str) -> int:
         """Keeps the sound rows of a table; the number of the others."""
-        lost, is_ordered, last, places = 0, True, None, ""
-        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
-            lost += not is_sound(values)
-            key, places = values[0], ", ".join("?" * len(values))
-            is_ordered &= last is None or (type(key) is type(last) and key > last)
-            last = key
+        _, lost, is_ordered = self._damage(table)
         if not lost and is_ordered:
             return 0
         with self._database.transaction() as connection:
             connection.execute(f"CREATE TABLE rebuilt {TABLES[table]}")
             for values in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608
                 if is_sound(values):
+                    places = ", ".join("?" * len(values))
                     connection.execute(
                         f"INSERT OR REPLACE INTO rebuilt VALUES ({places})",  # noqa: S608
                         values,
@@ -246,7 +251,30 @@ class Journal:
             connection.execute(f"ALTER TABLE rebuilt RENAME TO {table}")
         return lost
 
+    def verify(self) -> None:
+        """Raise OutputError if the rows or results stored are not those that were recorded."""
+        for table in ("rows", "results"):
+            number, lost, is_ordered = self._damage(table)
+            if lost or not is_ordered:
+                raise OutputError(
+                    f"the journal {self._path} is damaged: {lost} of {number} stored {table} are "
+                    f"not what was recorded{'' if is_ordered else ', and their order is wrong'}",
+                    "run the job's command again: damaged rows are computed again, the others kept",
+                )
+
+    def _damage(self, table: str) -> tuple[int, int, bool]:
+        """Return the stored rows of a table, how many are damaged, and whether keys ascend."""
+        number, lost, is_ordered, last = 0, 0, True, None
+        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
+            number += 1
+            lost += not is_sound(values)
+            key = values[0]
+            is_ordered &= last is None or (type(key) is type(last) and key > last)
+            last = key
+        return number, lost, is_ordered
+
     def counts(self) -> Counts:
+        """Return the rows of the input by state; `verify` checks what they are counted from."""
         with self._database.held() as connection:
             rows, completed = connection.execute(
                 "SELECT count(*), count(finish_reason) FROM rows LEFT JOIN results USING (key)"

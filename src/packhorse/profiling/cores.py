@@ -15,3 +15,10 @@ def usable_cores() -> int:
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = core_quota()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def limit_torch_threads() -> None:
+    """Lower the number of torch's threads to the usable cores; torch itself ignores a quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

@@ -39,6 +39,7 @@ from packhorse.models.quantized import (
     search_bytes,
     store_recipe,
 )
+from packhorse.profiling.cores import limit_torch_threads
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 from packhorse.quantization.progress import Steps
 from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, prompt_ids, shipped_requests
@@ -147,6 +148,7 @@ def quantize(
     """
     started = time.monotonic()
     _check(config)
+    limit_torch_threads()
     original = find_original(config.model, allow_pickle=config.allow_pickle, report=report)
     checkpoint = original.checkpoint()
     methods = _methods(checkpoint, config.method, report)

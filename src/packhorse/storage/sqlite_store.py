@@ -53,12 +53,13 @@ class SQLiteStore:
 
     def __init__(self, path: Path, schema: Sequence[str], *, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         self._copy: TemporaryDirectory[str] | None = None
         self._unchanging: tuple[object, ...] | None = None
         try:
             self._connection = self._reading() if read_only else _writing(path, schema)
         except _TROUBLE as error:
-            raise unusable(path, error) from error
+            raise unusable(path, error, read_only=read_only) from error
         self._connection.text_factory = _text
         self._lock = threading.RLock()
         self._has_uncommitted = False
@@ -81,7 +82,7 @@ class SQLiteStore:
                 raise  # what was asked is wrong, not the disk
             except _TROUBLE as error:
                 self._failure = error
-                raise unusable(self._path, error) from error
+                raise unusable(self._path, error, read_only=self._read_only) from error
             if self._unchanging not in (None, _signature(self._path)):
                 raise OutputError(
                     f"the journal {self._path} changed while it was read", "run the command again"
@@ -181,10 +182,14 @@ class SQLiteStore:
         return _opened(copy, "mode=rw")
 
 
-def unusable(path: Path, error: Exception) -> OutputError:
-    """What SQLite's complaint means: a full disk, a damaged file, no right to it."""
+def unusable(path: Path, error: Exception, *, read_only: bool = False) -> OutputError:
+    """Return the cause of an error of SQLite: a full disk, a damaged file, no permission.
+
+    While it writes, SQLite may report a full disk as damage.
+    """
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-    if code == sqlite3.SQLITE_FULL or (code not in _DAMAGED and _is_full(path.parent)):
+    may_be_full = not read_only or code not in _DAMAGED
+    if code == sqlite3.SQLITE_FULL or (may_be_full and _is_full(path.parent)):
         return OutputError(
             f"the journal {path} cannot be written: the disk is full ({error})",
             "free some disk space and run again; finished rows are kept",
