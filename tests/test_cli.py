@@ -81,7 +81,7 @@ REFUSALS = [
     (["status", LONG], "there is no journal"),
     (["compare", "fake", "{in}", *FAKE_ENGINES, "-o", "{in}"], "cannot be made"),
     (["run", "fake", "{in}", "-o", "absent/o.jsonl", *FAKE], "does not exist"),
-    (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known ending"),
+    (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known suffix"),
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"], "max_new_tokens is 0"),
     (["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"], "batch_size is 0"),

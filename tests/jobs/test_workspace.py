@@ -81,7 +81,7 @@ def test_a_side_file_of_the_wrong_kind_is_refused(tmp_path: Path, name: str, kin
         path.write_text("")
     else:
         path.mkdir()
-    with pytest.raises(OutputError, match=r"is no (file|folder), but this output needs one there"):
+    with pytest.raises(OutputError, match=r"must be a (file|folder) for this output"):
         packhorse.run(job_into(tmp_path, output))
     assert not output.exists()
 

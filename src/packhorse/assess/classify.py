@@ -78,7 +78,7 @@ class Labelling:
             **quoting_settings(self._config.input, reading),
         }
 
-    def enlisted(self, source: Path, journal: Journal) -> None:
+    def on_rows_registered(self, source: Path, journal: Journal) -> None:
         if detect_format(source) == "openai-batch":
             raise InputError(
                 f"{self._config.input} holds OpenAI batch lines, not texts to be labelled",
@@ -100,16 +100,16 @@ class Labelling:
             "fingerprint": self._digest,
         }
 
-    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
-        config, meter, observer = self._config, hands.meter, hands.observer
+    def run(self, pending: Pending, journal: Journal, context: JobContext) -> dict[str, Any]:
+        config, meter, observer = self._config, context.meter, context.reporter
         observer.stage(f"loading {self._card.title}")
-        with meter.stage("load"), hands.loading():
-            classifier = open_saved(config.saved, config.batching, observer.stage, hands.date)
+        with meter.stage("load"), context.loading():
+            classifier = open_saved(config.saved, config.batching, observer.stage, context.date)
         resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
         observer.begin(journal.counts(), meter)
         try:
             with meter.stage("generate"):
-                for request, decision, timing in self._decided(classifier, pending(), hands):
+                for request, decision, timing in self._decided(classifier, pending(), context):
                     outcome = _outcome(request, decision, timing)
                     note = {"confidence": decision.confidence, "answered_by": decision.by}
                     journal.record(outcome, note if isinstance(outcome, Completion) else None)
@@ -123,12 +123,12 @@ class Labelling:
         return resolved
 
     def _decided(
-        self, classifier: Classifier, requests: Iterable[Request], hands: JobContext
+        self, classifier: Classifier, requests: Iterable[Request], context: JobContext
     ) -> Iterator[tuple[Request, Decision, Timing]]:
         """Every request with its decision, a window at a time, in the order they are known."""
         remaining = iter(requests)
         while window := list(islice(remaining, self._config.batching.window_rows)):
-            if hands.stopping():
+            if context.stopping():
                 return
             submitted = time.monotonic()
             texts = [row for row in window if isinstance(row.content, str)]
@@ -137,7 +137,7 @@ class Labelling:
                     decision = Decision(None, None, "classic", "not_text", _NOT_TEXT)
                     yield row, decision, Timing(submitted, submitted)
             contents = [str(row.content) for row in texts]
-            for place, decision in classifier.decide(contents, hands.stopping):
+            for place, decision in classifier.decide(contents, context.stopping):
                 yield texts[place], decision, Timing(submitted, time.monotonic())
 
 

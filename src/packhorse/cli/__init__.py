@@ -27,7 +27,7 @@ from packhorse.errors import (
     first_line,
     is_out_of_memory,
 )
-from packhorse.jobs.signals import hearing_interrupts
+from packhorse.jobs.signals import sigint_enabled
 from packhorse.jobs.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
@@ -60,7 +60,7 @@ LEAST_ADDRESS_SPACE = 1_200_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; print no traceback for an error of the user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with guarded_streams() as stdout, hearing_interrupts():
+    with guarded_streams() as stdout, sigint_enabled():
         try:
             parser = _parser(given[0] if given else None)
             options = parser.parse_args(given)
