@@ -101,3 +101,19 @@ def test_usable_cores_are_the_quota_rounded_up(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
     monkeypatch.setattr(cores, "core_quota", lambda: quota)
     assert cores.usable_cores() == expected
+
+
+def test_threads_of_torch_are_bounded_by_the_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+        cores.limit_torch_threads()
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+        cores.limit_torch_threads()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(usual)

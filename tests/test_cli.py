@@ -84,7 +84,7 @@ REFUSALS = [
     (["status", LONG], "there is no journal"),
     (["compare", "fake", "{in}", *FAKE_ENGINES, "-o", "{in}"], "cannot be made"),
     (["run", "fake", "{in}", "-o", "absent/o.jsonl", *FAKE], "does not exist"),
-    (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known ending"),
+    (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known suffix"),
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
     (
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"],
@@ -103,7 +103,7 @@ REFUSALS = [
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--text-column", "promt"], "has no column 'promt'"),
     (["assess", "fake", "{one}", *FAKE_ENGINE], "have the label 'a'"),
     (["assess", "fake", "{in}", *FAKE_ENGINE, "--margin", "0"], "margin is 0.0"),
-    (["assess", "fake", "{in}", *FAKE_ENGINE, "--label-name", "a"], "'a' names nothing"),
+    (["assess", "fake", "{in}", *FAKE_ENGINE, "--label-name", "a"], "must be LABEL=WORDS, got 'a'"),
     (["classify", "{in}", "{in}", "-o", "{out}"], "holds no saved classifier"),
     (["status", "{out}"], "there is no journal"),
     (["export", "{out}"], "there is no journal"),

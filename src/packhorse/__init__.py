@@ -1,10 +1,10 @@
-"""packhorse runs a language model over many inputs, as fast as the machine at hand allows.
+"""Run a language model over many inputs, as fast as the machine allows.
 
     import packhorse
 
     with packhorse.load("smollm2-135m-instruct") as model:
-        for answer in model.generate(["What is the capital of France?"], max_new_tokens=32):
-            print(answer.index, answer.text)
+        for completion in model.generate(["What is the capital of France?"], max_new_tokens=32):
+            print(completion.index, completion.text)
 
     report = packhorse.run(packhorse.JobConfig(
         model="smollm2-135m-instruct", input="prompts.jsonl", output=Path("answers.jsonl")))

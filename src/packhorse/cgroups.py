@@ -1,7 +1,7 @@
-"""Limits that a container or a service manager sets for this process: Linux control groups.
+"""CPU and memory limits of Linux control groups, as containers and service managers set them.
 
-Both versions are read, and every group on the way from this process's own to the root, since each
-of them limits. Outside Linux, and without limits, nothing is found.
+Both versions are read, for every group from this process's own up to the root, since each of them
+limits. Outside Linux, and without limits, nothing is found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _RECLAIMABLE = ("inactive_file", "total_inactive_file")
 
 
 def core_quota(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> float | None:
-    """Cores that this process may keep busy on average, None if it is not limited."""
+    """Return the cores that this process may keep busy on average, None if not limited."""
     quotas = []
     for version, folder in _groups("cpu", membership, root):
         if version == 2:
@@ -29,8 +29,11 @@ def core_quota(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> float | No
 
 
 def memory_headrooms(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> list[int]:
-    """Bytes left under every memory limit. What the system reclaims from the file cache counts as
-    free; a group is slowed down above memory.high, and killed above memory.max."""
+    """Return the bytes left under every memory limit.
+
+    Reclaimable file cache counts as free. A group is throttled above memory.high and killed above
+    memory.max.
+    """
     headrooms = []
     for version, folder in _groups("memory", membership, root):
         if version == 2:
@@ -45,7 +48,7 @@ def memory_headrooms(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> list
 
 
 def _groups(controller: str, membership: Path, root: Path) -> Iterator[tuple[int, Path]]:
-    """Version and folder of each group that may limit `controller` for this process."""
+    """Yield version and folder of each group that may limit `controller` for this process."""
     for line in (_read(membership) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":

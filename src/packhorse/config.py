@@ -1,7 +1,21 @@
-"""What a job is: frozen, composed, inert. Defaults live here only; the command line reads them.
+"""What a job is: frozen, composed, inert. All defaults are defined here.
 
-"auto" (None for numbers) is resolved later by pure functions, and what it became is printed and
+"auto" (None for numbers) is resolved later by pure functions; the resolved values are printed and
 saved with the results.
+
+A field that has a command-line option describes it in its metadata; `packhorse.cli.options` adds
+the option and reads it back. Flag, type and default come from the field itself.
+
+    help        what the option does, in the imperative, without the default
+    metavar     placeholder of the value, if not N (int), TEXT (str) or FILE (Path)
+    choices     allowed values; those of a Literal are found by themselves
+    flags       spellings, if not --FIELD-NAME (--no-FIELD-NAME for a flag that is on by default)
+    aliases     older spellings, accepted but not shown
+    default     how --help describes the default, if the value does not say it
+    scale       value of the field per unit of the option (1e9: bytes per GB)
+    none        the word that stands for None
+    repeatable  the option is given once per item, instead of once with commas
+    type        how the value is parsed, if the annotation does not say it
 """
 
 from __future__ import annotations
@@ -17,7 +31,7 @@ CsvQuoting = Literal["auto", "minimal", "none"]
 RowOptions = Literal["auto", "yes", "no"]
 ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
 MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
-"""Those that run a model; each is considered where nobody names others."""
+"""Engines that run a model; all of them are considered by default."""
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",
@@ -31,111 +45,248 @@ QUANTIZATIONS = (
     "int16",
 )
 QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
-CSV_QUOTINGS: tuple[CsvQuoting, ...] = ("auto", "minimal", "none")
-ON_TOO_LONG: tuple[OnTooLong, ...] = ("error", "truncate-left", "truncate-right")
-ROW_OPTIONS: tuple[RowOptions, ...] = ("auto", "yes", "no")
 OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+MODEL_OPTION = {
+    "help": "model to use: catalog name (see packhorse models), hub id, folder or GGUF file",
+    "type": str,
+}
+INPUT_OPTION = {
+    "help": "file of rows: JSONL, OpenAI batch lines, CSV, TSV, Parquet, text (one prompt per "
+    "line), or - for standard input",
+    "type": str,
+}
+OUTPUT_OPTION = {
+    "flags": ("-o", "--output"),
+    "metavar": "OUTPUT",
+    "help": "write results to this .jsonl, .csv or .parquet file",
+}
+ALLOW_PICKLE_OPTION = {
+    "help": "accept PyTorch .bin weights if there is no safetensors file",
+}
+RETRY_FAILED_OPTION = {"help": "retry rows that failed in an earlier run"}
+CSV_QUOTING_OPTION = {
+    "help": "how cells are quoted. minimal: cells may stand in double quotes; none: quotes are "
+    "ordinary characters and each line is a row",
+    "default": "auto: none for .tsv, minimal for .csv",
+}
+EMBEDDINGS_OPTION = {
+    "metavar": "MODEL",
+    "help": "embedding model to use: catalog name or sentence-transformers folder, or none",
+    "none": "none",
+    "type": str,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Which engine runs the model, and on what.
+    """Which engine runs the model, and on what device.
 
-    engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
-    quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
-    quantization_method: how a model is made ready for int8 on ctranslate2 and packed; "auto" is
-        what `packhorse quantize` found for it, else the best its family can have.
-    workers, threads: None is the fastest that was measured where the engine was calibrated, else
-        one single-threaded worker a core for ctranslate2, one with all cores for transformers.
-    cache_bytes: memory for keys and values, for an engine that allocates it once (packed); None is
-        what 65,536 tokens take, at most half of what is free.
+    Attributes:
+        engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
+        quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
+        workers, threads: None is the fastest measured setting if the engine was calibrated, else
+            one single-threaded worker per core for ctranslate2, one with all cores for
+            transformers.
+        quantization_method: How a model is prepared for int8 on ctranslate2 and packed; "auto" is
+            what `packhorse quantize` found for it, else the best that its family supports.
+        cache_bytes: Memory for the key-value cache of an engine that allocates it once (packed);
+            None is what 65,536 tokens take, at most half of the free memory.
     """
 
-    engine: str = "auto"
-    device: str = "auto"
-    quantization: str = "auto"
-    workers: int | None = None
-    threads: int | None = None
-    quantization_method: str = "auto"
-    cache_bytes: int | None = None
+    engine: str = field(
+        default="auto",
+        metadata={
+            "help": "engine that runs the model",
+            "choices": ENGINES,
+            "default": "auto: ctranslate2 for a CTranslate2 folder, otherwise transformers",
+        },
+    )
+    device: str = field(
+        default="auto", metadata={"help": "device to run the model on", "choices": DEVICES}
+    )
+    quantization: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of weights and matrix products",
+            "choices": QUANTIZATIONS,
+            "default": "auto: the format that costs no accuracy",
+        },
+    )
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "run N batches at the same time",
+            "default": "the fastest measured, else set by the engine",
+        },
+    )
+    threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "use N threads per worker",
+            "default": "the fastest measured, else set by the engine",
+        },
+    )
+    quantization_method: str = field(
+        default="auto",
+        metadata={
+            "help": "how to prepare a model for int8 on ctranslate2 and packed",
+            "choices": QUANTIZATION_METHODS,
+            "default": "auto: what packhorse quantize found, else the best for the model's family",
+        },
+    )
+    cache_bytes: int | None = field(
+        default=None,
+        metadata={
+            "flags": ("--cache-gb",),
+            "metavar": "GB",
+            "scale": 1e9,
+            "help": "allocate this much memory for the key-value cache of the packed engine",
+            "default": "enough for 65,536 tokens, at most half of the free memory",
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class BatchingConfig:
-    """How rows are put into batches.
+    """How rows are grouped into batches.
 
-    policy: a name of `packhorse.batching.POLICIES`; "auto" is continuous for an engine that rows
-        join and leave at every step, planned for one that computes prompts past the shortest of a
-        batch token by token, and sorted-dynamic for all others.
-    batch_size: rows a batch, for the policies that count rows.
-    max_batch_tokens: tokens a batch, padding and tokens still to be generated included, for the
-        policies that count tokens; None is derived from free memory and the engine.
-    window_rows: rows read, tokenized and planned together; memory for prompts is bounded by it.
-    share_prefixes: leading tokens that rows have in common are computed once, not once a row.
-    deduplicate: rows with equal prompts and equal settings are run once where decoding draws no
-        random numbers, or draws them from a seed of their own.
+    Attributes:
+        policy: A name of `packhorse.batching.POLICIES`; "auto" is continuous for an engine that
+            rows join and leave at every step, planned for one that computes prompts past the
+            shortest of a batch token by token, and sorted-dynamic for all others.
+        batch_size: Rows per batch, for the policies that count rows.
+        max_batch_tokens: Tokens per batch, padding and tokens still to be generated included, for
+            the policies that count tokens; None is derived from free memory and the engine.
+        window_rows: Rows read, tokenized and planned together; bounds the memory for prompts.
+        share_prefixes: Compute leading tokens that rows have in common once, not once per row.
+        deduplicate: Run rows with equal prompts and equal settings once if decoding draws no random
+            numbers, or draws them from a seed per row.
     """
 
-    policy: str = "auto"
-    batch_size: int = 8
-    max_batch_tokens: int | None = None
-    window_rows: int = 4096
-    share_prefixes: bool = True
-    deduplicate: bool = True
+    policy: str = field(
+        default="auto",
+        metadata={
+            "flags": ("--batching",),
+            "help": "policy that groups rows into batches",
+            "default": "auto: planned for ctranslate2, sorted-dynamic for transformers, continuous "
+            "for packed",
+        },
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "rows per batch, for the policies fixed and sorted"}
+    )
+    max_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens per batch, padding and new tokens included, for the policies dynamic, "
+            "sorted-dynamic and planned",
+            "default": "from free memory and the engine",
+        },
+    )
+    window_rows: int = field(default=4096, metadata={"help": "read and plan N rows together"})
+    share_prefixes: bool = field(
+        default=True,
+        metadata={"help": "recompute shared prompt prefixes for every row instead of caching them"},
+    )
+    deduplicate: bool = field(
+        default=True, metadata={"help": "run every row, even if an equal row was run"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
     """How the input becomes prompts.
 
-    prompt_column: column (CSV, Parquet) or field (JSONL) that holds the prompt.
-    template: builds the prompt from a row's fields, e.g. "Summarise: {text}".
-    system: system message put before rows that have none (chat models only).
-    limit: rows read at most.
-    csv_quoting: how cells of CSV and TSV are quoted: "minimal" (a cell may stand in double quotes,
-        RFC 4180), "none" (a quote is a character, one line is one row), or "auto": none for .tsv,
-        minimal for .csv.
-    served_model_name: names that OpenAI batch lines may give the model; jobs that run a model add
-        its own (`packhorse.inputs.for_model`). () allows every name.
-    batch_endpoint: the only url that OpenAI batch lines may have; None allows each that is known.
-    date: local date, or date and time, in ISO 8601 that chat templates write; None is the moment
-        at which the job begins, kept in its journal.
-    row_options: whether fields of a row that are named like options are options. "auto": they are
-        in a row of which all fields are known, and beside other fields they are refused, since
-        they may be data as well.
+    Attributes:
+        prompt_column: Column (CSV, Parquet) or field (JSONL) that holds the prompt.
+        template: Builds the prompt from a row's fields, e.g. "Summarise: {text}".
+        system: System message for rows that have none (chat models only).
+        limit: Maximum number of rows to read.
+        csv_quoting: How cells of CSV and TSV are quoted: "minimal" (a cell may stand in double
+            quotes, RFC 4180), "none" (a quote is a character, one line is one row), or "auto": none
+            for .tsv, minimal for .csv.
+        served_model_name: Names that OpenAI batch lines may give the model; jobs that run a model
+            add its own (`packhorse.inputs.for_model`). () allows every name.
+        batch_endpoint: The only url that OpenAI batch lines may have; None allows every known one.
+        date: Local date, or date and time, in ISO 8601 that chat templates write; None is the
+            moment when the job starts, kept in its journal.
+        row_options: Whether fields of a row that are named like options are options. "auto": they
+            are in a row of which all fields are known; beside other fields they are refused, since
+            they may be data as well.
     """
 
-    prompt_column: str | None = None
-    template: str | None = None
-    system: str | None = None
-    limit: int | None = None
-    on_too_long: OnTooLong = "error"
-    csv_quoting: CsvQuoting = "auto"
-    served_model_name: tuple[str, ...] = ()
+    prompt_column: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "column or field that holds the prompt"}
+    )
+    template: str | None = field(
+        default=None,
+        metadata={"help": 'build the text from the fields of a row: "Summarise: {text}"'},
+    )
+    system: str | None = field(
+        default=None, metadata={"help": "system message for rows without one"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "read at most N rows"})
+    on_too_long: OnTooLong = field(
+        default="error", metadata={"help": "what to do with a prompt that does not fit"}
+    )
+    csv_quoting: CsvQuoting = field(default="auto", metadata=CSV_QUOTING_OPTION)
+    served_model_name: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "metavar": "NAME",
+            "repeatable": True,
+            "help": "accept OpenAI batch lines that name this model, e.g. gpt-4o-mini; repeatable",
+            "default": "only the names of MODEL",
+        },
+    )
     batch_endpoint: str | None = None
-    date: str | None = None
-    row_options: RowOptions = "auto"
+    date: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "DATE",
+            "help": "date that chat templates write: 2026-01-31, or with a time",
+            "default": "the start of the job, also when it is resumed",
+        },
+    )
+    row_options: RowOptions = field(
+        default="auto",
+        metadata={
+            "help": "whether fields named like options (temperature, stop, ...) are options of "
+            "their row: yes, no (they are data), or auto: yes in rows of known fields only, else "
+            "the row is refused"
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class JobConfig:
     """One run: a model over an input into an output.
 
-    model: a catalog name, a hub id, or a folder or GGUF file on this machine.
-    input: a .jsonl, .csv, .parquet or .txt file, or "-" for standard input (JSONL or text).
-    output: a .jsonl, .csv or .parquet file; its journal lies beside it in OUTPUT.packhorse/.
-    warmup_rows: rows run once, unrecorded, before timing starts (for measurements).
-    allow_pickle: accept PyTorch .bin weights (read with weights_only) where there is no
-        safetensors file.
+    Attributes:
+        model: A catalog name, a hub id, or a folder or GGUF file on this machine.
+        input: A .jsonl, .csv, .tsv, .parquet or .txt file, or "-" for standard input (JSONL or
+            text).
+        output: A .jsonl, .csv or .parquet file; its journal is in OUTPUT.packhorse/ beside it.
+        retry_failed: Run rows again that failed in an earlier run.
+        allow_pickle: Accept PyTorch .bin weights (read with weights_only) if there is no
+            safetensors file.
+        warmup_rows: Rows run once, unrecorded, before timing starts (for measurements).
     """
 
-    model: str
-    input: str
-    output: Path
+    model: str = field(metadata=MODEL_OPTION)
+    input: str = field(metadata=INPUT_OPTION)
+    output: Path = field(metadata=OUTPUT_OPTION)
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
     reading: InputConfig = field(default_factory=InputConfig)
-    retry_failed: bool = False
-    allow_pickle: bool = False
-    warmup_rows: int = 0
+    retry_failed: bool = field(default=False, metadata=RETRY_FAILED_OPTION)
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
+    warmup_rows: int = field(
+        default=0,
+        metadata={
+            "flags": ("--warm-up-rows",),
+            "help": "run N rows unrecorded before timing starts",
+        },
+    )

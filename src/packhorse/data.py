@@ -1,9 +1,9 @@
-"""The vocabulary: what a row is called at each station of its way.
+"""The data types of a row, from input to output.
 
-    Request --tokenize--> Prompt --plan--> Batch --run--> Completion
-       \\__________________ any station may answer ______ Failure
+    Request --tokenize--> Prompt --plan--> Batch --run--> EngineOutput --decode--> Completion
+       \\_________________________ any step may end in a _________________________ Failure
 
-All are frozen: a row is never changed in place, the next station makes the next value.
+All are frozen: no row is changed in place, each step creates the next value.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from itertools import count
 from typing import Any, Literal
 
 RowId = str | int
-"""The id of a row, as the input has it. A number that is no plain integer is a `NumberId`."""
+"""The id of a row, as in the input. A number that is not a plain integer is a `NumberId`."""
 Message = Mapping[str, Any]
 FinishReason = Literal["stop", "length"]
 
 
 class NumberId(str):
-    """The id of a row that is a number, as it is written: 1.0, 1e3 and -0 stay what they are."""
+    """A numeric id in its original notation: 1.0, 1e3 and -0 are kept as written."""
 
     __slots__ = ()
 
@@ -34,22 +34,22 @@ def _integer_id(text: str) -> RowId:
 
 
 id_decoder = json.JSONDecoder(parse_float=NumberId, parse_int=_integer_id)
-"""Decodes JSON with numbers as ids keep them."""
+"""Decodes JSON with numbers as `NumberId`."""
 
 
 def id_to_json(row_id: RowId) -> str:
-    """An id as JSON: a number with exactly the digits it has in the input, or a string."""
+    """Return an id as JSON: a number with exactly the digits of the input, or a string."""
     return str(row_id) if isinstance(row_id, NumberId) else json.dumps(row_id)
 
 
 def id_from_json(text: str) -> RowId:
-    """The id of which `id_to_json` made `text`."""
+    """Return the id that `id_to_json` encoded as `text`."""
     row_id: RowId = id_decoder.decode(text)
     return row_id
 
 
 def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
-    """An id that is not taken for a row that brings none: `wanted`, or with "-2" after it, ..."""
+    """Return the first unused id of `wanted`, `wanted`-2, `wanted`-3, ..."""
     candidates = (wanted if n == 1 else f"{wanted}-{n}" for n in count(1))
     return next(candidate for candidate in candidates if not is_taken(candidate))
 
@@ -58,27 +58,41 @@ def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
 class SamplingParams:
     """How one row is decoded.
 
-    max_new_tokens: tokens generated at most, >= 1 (tokens).
-    temperature: 0 is greedy, the default; otherwise logits are divided by it before the softmax.
-    top_p: nucleus sampling, the smallest set of tokens whose probability reaches it, in (0, 1].
-    top_k: sample among the k most probable tokens; 0 is no limit.
-    seed: makes sampling repeatable; None draws differently each time.
-    stop: generation ends before the first of these strings, which is not part of the text.
-    top_log_probs: log-probabilities are wanted: of each token, and of so many of the most probable
-        ones in its place; None is not asked for. See TokenLogProbs.
+    Attributes:
+        max_new_tokens: Maximum number of generated tokens, >= 1.
+        temperature: 0 is greedy; otherwise logits are divided by it before the softmax.
+        top_p: Nucleus sampling: the smallest set of tokens whose probability reaches it, in (0, 1].
+        top_k: Sample among the k most probable tokens; 0 is no limit.
+        seed: Makes sampling repeatable; None draws differently each time.
+        stop: Generation ends before the first of these strings, which is not part of the text.
+        top_log_probs: Return the log-probability of each token and of this many of the most
+            probable tokens in its place; None returns none. See TokenLogProbs.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_new_tokens: int = field(default=256, metadata={"help": "generate at most N tokens per row"})
+    temperature: float = field(
+        default=0.0, metadata={"metavar": "T", "help": "sampling temperature; 0 is greedy"}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={
+            "metavar": "P",
+            "help": "sample from the smallest set of tokens whose probability reaches P",
+        },
+    )
+    top_k: int = field(
+        default=0,
+        metadata={"metavar": "K", "help": "sample from the K most probable tokens; 0 is no limit"},
+    )
+    seed: int | None = field(default=None, metadata={"help": "make sampling repeatable"})
+    stop: tuple[str, ...] = field(
+        default=(), metadata={"repeatable": True, "help": "end a row before this text; repeatable"}
+    )
     top_log_probs: int | None = None
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken: also where only one may be drawn."""
+        """Whether the most probable token is always taken, as with top_k 1."""
         return self.temperature == 0.0 or self.top_k == 1
 
 
@@ -86,17 +100,17 @@ class SamplingParams:
 class Request:
     """One input row as it was read.
 
-    index: position in the input, from 0, bad rows counted.
-    id: the row's own id, or `line-N` (JSONL, text) or `row-N` (CSV, Parquet) when it has none.
-    line: 1-based line (JSONL, text), first line of the record (CSV) or row number (Parquet), for
-        messages.
-    content: text, or chat messages.
-    bare: the text is continued as it stands, a chat model's template is not put around it
-        (OpenAI's /v1/completions).
-    options: the row's own decoding options, already checked for type; names are SamplingParams's.
-    key: identity across runs: a digest of id, content and options; equal rows without ids are
-        told apart by their occurrence number.
-    has_own_id: whether `id` is the row's own.
+    Attributes:
+        index: Position in the input, from 0; bad rows count.
+        id: The row's own id, else `line-N` (JSONL, text) or `row-N` (CSV, Parquet).
+        line: 1-based line (JSONL, text), first line of the record (CSV) or row number (Parquet),
+            for messages.
+        content: Text, or chat messages.
+        options: The row's own sampling parameters by name, already checked for type.
+        key: Identity across runs: a digest of id, content and options; equal rows without ids
+            are distinguished by their occurrence number.
+        bare: Continue the text without applying the chat template (OpenAI's /v1/completions).
+        has_own_id: Whether the input gives the row its id.
     """
 
     index: int
@@ -111,10 +125,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row as an engine sees it: token ids and how to decode them.
+    """The input of an engine for one row: token ids and sampling parameters.
 
-    token_ids: the whole prompt, template included, unpadded (token ids of the model's vocabulary).
-    decoding: max_new_tokens is final here; seed is the row's own, derived from the run's.
+    Attributes:
+        token_ids: The whole prompt, template included, unpadded.
+        decoding: Final sampling parameters; max_new_tokens fits the context, and the seed is
+            derived from the run's seed and the row.
     """
 
     index: int
@@ -124,11 +140,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows that go to the engine together, longest first, in the order they were planned.
+    """Prompts that go to the engine together, longest first.
 
-    shared_prefix: leading tokens that all prompts have in common and that an engine may compute
-    once for this and for other batches (tokens); shorter than the shortest prompt. Prompts are
-    whole all the same: an engine that cannot share computes them as they are.
+    Attributes:
+        prompts: The prompts of the batch, shared prefix included, so that an engine that cannot
+            share prefixes computes them as they are.
+        shared_prefix: Number of leading tokens that all prompts have in common and that an engine
+            may compute once for this and other batches; shorter than the shortest prompt.
     """
 
     prompts: tuple[Prompt, ...]
@@ -137,11 +155,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Moments of one row, in seconds of `time.monotonic`.
+    """Times of one row, in seconds of `time.monotonic`.
 
-    submitted: the engine took the row's batch.
-    first_token: its first token was known; None where the engine cannot tell.
-    finished: its last token was known.
+    Attributes:
+        submitted: When the engine took the row's batch.
+        finished: When its last token was generated.
+        first_token: When its first token was generated; None if the engine cannot tell.
     """
 
     submitted: float
@@ -151,13 +170,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogProbs:
-    """How probable a generated token was, and which others were.
+    """Log-probability of a generated token and of its alternatives.
 
-    log_prob: natural logarithm of the softmax of the model's own logits over the whole vocabulary,
-    as at temperature 1 without top_k and top_p, whatever the row's decoding does to them before it
-    draws (what OpenAI tells). Logits are float32, the softmax is summed in float64.
-    alternatives: (token id, log-probability) of the most probable tokens in this place, most
-    probable first, of equals the smaller id; the generated token need not be among them.
+    Attributes:
+        log_prob: Natural logarithm of the softmax of the model's logits over the whole vocabulary,
+            at temperature 1 without top_k and top_p, regardless of the row's sampling parameters
+            (as OpenAI reports it). Logits are float32, the softmax is summed in float64.
+        alternatives: (token id, log-probability) of the most probable tokens in this place, most
+            probable first, ties by smaller id; need not contain the generated token.
     """
 
     token_id: int
@@ -167,10 +187,12 @@ class TokenLogProbs:
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """What an engine generated for one row: ids without the end-of-sequence token.
+    """The output of an engine for one row.
 
-    finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
-    log_probs: one for each of `token_ids`; None where they were not asked for.
+    Attributes:
+        token_ids: Generated tokens without the end-of-sequence token.
+        finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
+        log_probs: One per token id; None if not requested.
     """
 
     index: int
@@ -182,10 +204,11 @@ class EngineOutput:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How probable a row's continuations are to an engine that scores them.
+    """Log-probabilities of given continuations of a row.
 
-    log_probs: natural logarithm of the probability of each continuation as a whole after the
-    row's prompt, in the order they were given, each <= 0.
+    Attributes:
+        log_probs: Natural logarithm of the probability of each whole continuation after the row's
+            prompt, in the given order, each <= 0.
     """
 
     index: int
@@ -195,11 +218,12 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion as text: what the row's owner gets.
+    """The result of a row: its completion as text.
 
-    text: without special tokens, cut before the first stop string.
-    prompt_tokens, completion_tokens: as computed by the engine (tokens).
-    log_probs: one for each of `token_ids`; None where they were not asked for.
+    Attributes:
+        text: Generated text without special tokens, cut before the first stop string.
+        prompt_tokens, completion_tokens: Numbers of tokens that the engine computed.
+        log_probs: One per token id; None if not requested.
     """
 
     index: int
@@ -219,12 +243,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that got no completion: data, not an exception.
+    """A row without a completion: data, not an exception.
 
-    code: a short stable word (`malformed_json`, `prompt_too_long`, `engine_error`, ...).
-    message: what is wrong and what to do, for a person.
-    line: where the row stands in the input, when it is known.
-    has_own_id: as of a Request.
+    Attributes:
+        code: A short stable identifier (`malformed_json`, `prompt_too_long`, `engine_error`, ...).
+        message: What is wrong and what to do.
+        line: Position of the row in the input if known, see `Request.line`.
+        has_own_id: Whether the input gives the row its id.
     """
 
     index: int

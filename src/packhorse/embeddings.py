@@ -19,6 +19,7 @@ from packhorse.errors import ModelError, model_errors
 from packhorse.models.checkpoint import require_sound_folder
 from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
+from packhorse.profiling.cores import limit_torch_threads
 from packhorse.storage.json_files import decode, read_json
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class SentenceEncoder:
         self.layout = read_layout(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
         require_sound_folder(self.layout.transformer)
+        limit_torch_threads()
         with model_errors(f"cannot load the sentence model {folder}", _HINT), quiet_transformers():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.layout.transformer, **options)
             self._model: Any = AutoModel.from_pretrained(

@@ -1,7 +1,7 @@
-"""The contract of an engine.
+"""The interface of an engine.
 
-An engine *pulls* batches as it has room and *yields* each row as it finishes. One contract for one
-batch at a time, for several workers and for continuous batching; back-pressure comes with it.
+An engine pulls batches when it has room and yields each row when it finishes. The same interface
+serves one batch at a time, several workers and continuous batching, with back-pressure.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ CostRule = Literal["padded", "min-prefix-prefill", "packed"]
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What planners, memory budgets and reports may know of an engine; nobody asks its name.
+    """What planners, memory budgets and reports know about an engine.
 
-    name: for people and reports only.
-    cost_rule: "padded": every row of a batch costs as much as the longest; "min-prefix-prefill":
-    the
-        shortest prompt's length is computed at once for all, what is longer token by token;
-        "packed": a row costs its own tokens.
-    device, compute_type: what really runs, not what was asked for.
-    workers, threads: batches in flight at once, and threads of each.
-    max_context: prompt and generated tokens of one row at most (tokens).
-    model_bytes: weights in memory (bytes).
-    cache_bytes_per_token: key and value cache of one token (bytes).
-    step_bytes_per_row: working memory a row needs besides, logits for the most part (bytes).
-    cache_copies: how many times the cache may exist at its peak (2 where it grows by copying).
-    preferred_batch_tokens: batch tokens past which this engine was measured to gain no more.
-    mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
-    shares_prefixes: `Batch.shared_prefix` is computed once, not once a row.
-    runs_side_by_side: it may be loaded with several workers.
-    max_num_seqs: rows it computes at the same time at most, whatever batches they came in, for an
-        engine that rows join and leave at every step; 0 for one that takes batches as they are.
-        Its cache holds `preferred_batch_tokens`, allocated once.
-    working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
-    max_prompt: tokens of a prompt at most, for an engine that computes longer ones wrongly; 0 for
-        no bound but the context.
-    gives_log_probs: it honours `SamplingParams.top_log_probs`; any other is not given such rows.
-    same_length_above: prompts longer than this share a batch only with prompts of the same length
-        (tokens); 0 holds for every prompt, None for no prompt.
-    separate_above: prompts longer than this never share a batch with shorter ones (tokens); None
-        where that makes no difference.
-    rows_alone: it computes one row at a time, whatever batches it is given.
+    Attributes:
+        name: Only for messages and reports.
+        cost_rule: "padded": every row of a batch costs as much as the longest;
+            "min-prefix-prefill": the length of the shortest prompt is computed at once for all
+            rows, the rest token by token; "packed": a row costs its own tokens.
+        device, compute_type: What runs, not what was requested.
+        workers, threads: Batches in flight at once, and threads per worker.
+        max_context: Maximum number of prompt and generated tokens of one row.
+        model_bytes: Weights in memory (bytes).
+        cache_bytes_per_token: Key-value cache per token (bytes).
+        step_bytes_per_row: Additional working memory per row, mostly logits (bytes).
+        cache_copies: Copies of the cache at its peak (2 if it grows by copying).
+        preferred_batch_tokens: Tokens per batch above which this engine was measured to gain
+            nothing.
+        mixed_decoding: Rows of one batch may differ in sampling parameters; limits always may.
+        shares_prefixes: `Batch.shared_prefix` is computed once, not once per row.
+        runs_side_by_side: The engine may be loaded with several workers.
+        max_num_seqs: Maximum number of rows computed at the same time, for an engine that rows
+            join and leave at every step; 0 for one that runs batches as they are. Its cache holds
+            `preferred_batch_tokens`, allocated once.
+        gives_log_probs: The engine supports `SamplingParams.top_log_probs`; others are not given
+            such rows.
+        working_bytes: Additional memory for the steps of such an engine, independent of rows
+            (bytes).
+        max_prompt: Maximum number of prompt tokens that the engine computes correctly; 0 is no
+            limit but the context.
+        same_length_above: Prompts with more tokens share a batch only with prompts of the same
+            length; 0 applies to every prompt, None to no prompt.
+        separate_above: Prompts with more tokens never share a batch with shorter ones; None
+            applies to no prompt.
+        rows_alone: The engine computes one row at a time, regardless of batches.
     """
 
     name: str
@@ -73,15 +76,17 @@ class EngineCapabilities:
     rows_alone: bool = False
 
     def length_group(self, prompt_tokens: int) -> int:
-        """A number that prompts of one batch have in common, by their length (tokens)."""
+        """Return the group of a prompt length; only prompts of one group share a batch."""
         if self.same_length_above is not None and prompt_tokens > self.same_length_above:
             return prompt_tokens
         return int(self.separate_above is not None and prompt_tokens > self.separate_above)
 
     @property
     def peak_bytes(self) -> int | None:
-        """Most memory the engine takes while it runs, beside the bare process (bytes): weights,
-        the whole cache, steps. None for an engine whose batches decide."""
+        """Peak memory of the engine besides the bare process: weights, whole cache, steps (bytes).
+
+        None for an engine whose memory depends on its batches.
+        """
         if not self.max_num_seqs:
             return None
         cache = self.preferred_batch_tokens * self.cache_bytes_per_token
@@ -91,8 +96,8 @@ class EngineCapabilities:
 class TokenCallback(Protocol):
     """Called for every generated token of a row, from any thread, in order.
 
-    `row` is the prompt's index. Returning True ends that row after this token: a stop string was
-    completed, a client left, or the run is being stopped.
+    `row` is the prompt's index. Returning True ends the row after this token, e.g. at a stop
+    string, when the client disconnects, or when the run is stopped.
     """
 
     def __call__(self, row: int, token_id: int) -> bool: ...
@@ -100,26 +105,26 @@ class TokenCallback(Protocol):
 
 @runtime_checkable
 class LogProbsCallback(TokenCallback, Protocol):
-    """A watch that wants log-probabilities as they come.
+    """A token callback that also receives log-probabilities.
 
-    `take_log_probs` is called right before the watch is called for the same token, in the same
-    thread, of rows that ask for them.
+    `take_log_probs` is called right before the callback is called for the same token, in the same
+    thread, for rows that request log-probabilities.
     """
 
     def take_log_probs(self, row: int, token: TokenLogProbs) -> None: ...
 
 
 class Engine(Protocol):
-    """Runs batches of token ids. See `tests/engines/test_conformance.py` for what it must keep.
+    """Runs batches of token ids; `tests/engines/test_conformance.py` tests the requirements.
 
-    `run` answers every prompt of every batch exactly once, in any order. A row ended by `on_token`
-    has finish reason "stop". A row that fails, or whose batch fails and cannot be split further,
-    is a Failure; nothing else is lost. Closing the iterator cancels what is in flight. Both
-    methods may be called once the engine is loaded; `close` releases memory and may be repeated.
+    `run` yields one result per prompt of every batch, in any order. A row ended by `on_token` has
+    finish reason "stop". A row that fails, or whose batch fails and cannot be split further, is a
+    Failure; no other row is lost. Closing the iterator cancels rows in flight. `close` releases
+    memory and may be called repeatedly.
 
-    A batch without prompts says that there is nothing to add for now: the engine yields what is
-    ready, goes on with what it has and asks again. A source that waits for its rows while others
-    are under way gives these instead of blocking.
+    A batch without prompts means that there is nothing to add now: the engine yields what is ready,
+    continues with the rows it has, and asks for the next batch again. A source that waits for rows
+    while others are in flight yields such batches instead of blocking.
     """
 
     @property
@@ -134,12 +139,12 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What an engine may be besides: it tells how probable given continuations are.
+    """An engine that also scores given continuations.
 
-    `score` gives every prompt of every batch its Scores, or a Failure, exactly once, in any order;
-    a prompt's shared prefix and the prompt itself are computed once, whatever the number of
-    continuations. continuations: token ids, at least one each; every prompt's max_new_tokens is at
-    least the longest. Scores do not depend on a prompt's batch, up to the rounding of sums.
+    `score` yields Scores or a Failure once per prompt of every batch, in any order. A shared prefix
+    and the prompt itself are computed once, independent of the number of continuations. Each
+    continuation has at least one token id, and every prompt's max_new_tokens is at least the length
+    of the longest. Scores do not depend on the batch of a prompt, up to the rounding of sums.
     """
 
     def score(

@@ -1,14 +1,14 @@
-"""Everything that ends a job. A bad *row* is no exception but a `Failure`.
+"""Exceptions that end a job. A bad row raises nothing: it becomes a `Failure`.
 
-PackhorseError            one clear line and a hint; the command line exits with 2
-├── ConfigError           an option or a combination of options makes no sense
+PackhorseError            one line and a hint; the command line exits with 2
+├── ConfigError           an option or a combination of options is invalid
 ├── InputError            the input cannot be read as what it should be
 ├── OutputError           the output cannot be written, or belongs to another job
 │   └── JobChangedError   the journal was made with other settings; shows the difference
 ├── BusyError             another run holds the output or the cache entry
 ├── ModelError            a model cannot be found, fetched, converted, verified or loaded
-└── EngineError           the engine cannot do what was asked of it
-Interrupted               a signal ended the run; what was finished is kept
+└── EngineError           the engine does not support what was requested
+Interrupted               a signal ended the run; finished rows are kept
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_REASON = 300
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as one printable line; its type where it says nothing."""
+    """Return the message of an exception as one printable line, or its type if it is empty."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -35,7 +35,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def model_errors(what: str, hint: str) -> Iterator[None]:
-    """Turn whatever a library raises while it reads a model's files into one ModelError.
+    """Turn every exception that a library raises while it reads a model's files into a ModelError.
 
     Args:
         what: What cannot be done, to which the reason is added: "/models/a cannot be loaded".
@@ -43,23 +43,27 @@ def model_errors(what: str, hint: str) -> Iterator[None]:
 
     Raises:
         ModelError: For every exception but those of packhorse and of a signal, panics of Rust
-            libraries included, which are no `Exception`.
+            libraries included, which are not an `Exception`. Its hint names memory if that is
+            what was missing.
     """
     try:
         yield
     except (PackhorseError, Interrupted):
         raise
-    except MemoryError as error:
-        raise ModelError(
-            f"{what}: it does not fit into memory", "free memory, or use a smaller model"
-        ) from error
     except BaseException as error:
         is_panic = type(error).__module__ == "pyo3_runtime"
         if not isinstance(error, Exception) and not is_panic:
             raise
+        if is_out_of_memory(error):
+            reason = "" if isinstance(error, MemoryError) else f" ({first_line(error)})"
+            raise ModelError(f"{what}: it does not fit into memory{reason}", MEMORY_HINT) from error
         raise ModelError(f"{what}: {first_line(error)}", hint) from error
 
 
+MEMORY_HINT = (
+    "free memory or raise its limit (ulimit -v, or that of the container), or use a smaller model "
+    "or --quantization int8"
+)
 _OUT_OF_MEMORY = (
     "failed to map segment",
     "cannot allocate memory",
@@ -69,8 +73,11 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether too little memory is behind an exception: also libraries that cannot be loaded and
-    threads that cannot be started say so, each in its own words."""
+    """Report whether an exception was caused by too little memory.
+
+    Libraries that cannot be loaded and threads that cannot be started count as well; each reports
+    it in its own words.
+    """
     found: BaseException | None = error
     while found is not None:
         text = str(found).lower()
@@ -81,7 +88,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class PackhorseError(Exception):
-    """A job that cannot go on. `hint` says what to do about it."""
+    """A job cannot continue.
+
+    Attributes:
+        hint: What to do about it; "" if there is nothing to say.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -89,7 +100,7 @@ class PackhorseError(Exception):
 
 
 class ConfigError(PackhorseError):
-    """An option or a combination of options makes no sense."""
+    """An option or a combination of options is invalid."""
 
 
 class InputError(PackhorseError):
@@ -113,13 +124,14 @@ class ModelError(PackhorseError):
 
 
 class EngineError(PackhorseError):
-    """The engine cannot do what was asked of it."""
+    """The engine does not support what was requested."""
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
+class Interrupted(Exception):  # noqa: N818 (not an error: the user requested it)
     """A signal ended the run; rows finished so far are in the journal.
 
-    signal_number: SIGINT or SIGTERM; the command exits with 128 + this number.
+    Attributes:
+        signal_number: SIGINT or SIGTERM; the command exits with 128 + this number.
     """
 
     def __init__(self, signal_number: int) -> None:

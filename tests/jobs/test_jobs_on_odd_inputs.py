@@ -18,8 +18,8 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig, InputConfig, JobConfig, SamplingParams
-from packhorse.cli.progress import Plain
-from packhorse.errors import JobChangedError
+from packhorse.cli.progress import PlainReporter
+from packhorse.errors import InputError, JobChangedError
 
 
 def job_on(path: Path, output: str = "out.jsonl", **reading: Any) -> JobConfig:
@@ -77,6 +77,13 @@ def test_unsigned_ids_of_parquet_are_numbers(tmp_path: Path) -> None:
     assert bad["error"]["code"] == "invalid_utf8"
 
 
+def test_duplicate_ids_of_parquet_are_named_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": [7, 8, 7], "prompt": ["a", "b", "c"]}), path)
+    with pytest.raises(InputError, match=r"rows 1 and 3 have the same id 7"):
+        packhorse.run(job_on(path))
+
+
 def test_rows_without_ids_clash_with_none_and_keep_their_results(tmp_path: Path) -> None:
     first = '{"id": "line-2", "prompt": "a"}\n{"prompt": "b"}\n{"id": "line-4"\n'
     path = written(tmp_path, "in.jsonl", first)
@@ -132,7 +139,7 @@ def test_a_batch_file_of_another_model_runs_once_its_name_is_allowed(tmp_path: P
 
 def said_of(job: JobConfig) -> str:
     stream = io.StringIO()
-    packhorse.run(job, Plain(stream))
+    packhorse.run(job, PlainReporter(stream))
     return stream.getvalue()
 
 

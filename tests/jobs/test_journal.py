@@ -324,11 +324,17 @@ def test_a_damaged_result_is_not_exported_and_computed_again(
             pytest.raises(OutputError, match=r"is damaged in 1 of 3 rows: 'r1'"),
         ):
             list(journal.records())
+    with (
+        Journal(path, read_only=True) as journal,
+        pytest.raises(OutputError, match="is damaged: 1 of 3 stored results"),
+    ):
+        journal.verify()
     with Journal(path) as journal:
         assert journal.discard_damaged() == 1
         assert list(journal.pending_positions()) == [1]
         journal.record(answer("k1"), {"number": 1})
         assert journal.discard_damaged() == 0
+        journal.verify()
         assert [record.note for record in journal.records()] == [{"number": 1}] * 3
         assert journal.sessions() == [{"rows": 3}]
 

@@ -212,9 +212,9 @@ def test_outputs_that_cannot_be(job: JobConfig, tmp_path: Path) -> None:
     table: list[tuple[Path, type[PackhorseError], str]] = [
         (Path(job.input), ConfigError, "output is the input"),
         (tmp_path / "absent" / "out.jsonl", OutputError, "does not exist"),
-        (tmp_path / "foreign.jsonl", OutputError, "was not made by a job"),
+        (tmp_path / "foreign.jsonl", OutputError, "was not written by a job"),
         (tmp_path / "folder.jsonl", OutputError, "is a folder"),
-        (tmp_path / "out.xlsx", ConfigError, "no known ending"),
+        (tmp_path / "out.xlsx", ConfigError, "no known suffix"),
     ]
     for output, error, match in table:
         with pytest.raises(error, match=match):

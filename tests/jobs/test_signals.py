@@ -143,6 +143,59 @@ def test_a_signal_stops_cleanly_and_says_how_to_go_on(
     assert output.read_bytes() == undisturbed[0]
 
 
+def started_ignoring_sigint(arguments: list[str]) -> subprocess.Popen[str]:
+    """A process whose parent ignores SIGINT, as shells start background jobs."""
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(0.02),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+
+
+def test_a_run_whose_parent_ignores_sigint_is_interrupted_and_continued(
+    source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = command("fake", source, output, *FAKE)
+    process = started_ignoring_sigint(arguments)
+    wait_for(output, has_rows)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again" in stderr
+    assert finish(arguments).returncode == 3
+    assert output.read_bytes() == undisturbed[0]
+
+
+def test_a_comparison_whose_parent_ignores_sigint_is_interrupted_and_continued(
+    source: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    arguments = [
+        sys.executable, "-m", "packhorse", "compare", "fake", str(source), "-o", str(report),
+        "--engines", "fake", "--quantizations", "float32", "--batchings", "single",
+        "--reference", "fake:float32", "--embeddings", "none", "--repeats", "2",
+        "--max-new-tokens", "4", "--sample", "9",
+    ]  # fmt: skip
+    process = started_ignoring_sigint(arguments)
+    first = report / "runs" / "fake-float32-single" / "0" / "outcome.json"
+    deadline = time.monotonic() + 60
+    while not first.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "--resume" in stderr
+    before = first.stat().st_mtime_ns
+    again = finish([*arguments, "--resume"])
+    assert again.returncode == 0, again.stderr
+    assert first.stat().st_mtime_ns == before
+
+
 def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     process = start(command("fake", source, output, *FAKE, "--batch-size", "60"), 1.0)
@@ -189,7 +242,7 @@ def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: P
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
     process = start(arguments, 0.1)
-    wait_for(output, Journal.is_bound)
+    wait_for(output, Journal.has_settings)
     second = finish(arguments)
     process.kill()
     process.communicate()

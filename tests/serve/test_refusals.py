@@ -286,5 +286,5 @@ def test_a_file_of_keys_must_hold_one(tmp_path: Path, capsys: pytest.CaptureFixt
     empty.write_text("\n")
     for arguments in (["--api-key-file", str(empty)], ["--host", "0.0.0.0"]):  # noqa: S104
         assert main(["serve", "fake", "--engine", "fake", "--port", "0", *arguments]) == 2
-    assert "holds no key" in (errors := capsys.readouterr().err)
+    assert "contains no key" in (errors := capsys.readouterr().err)
     assert "no API key is asked for" in errors

@@ -7,7 +7,7 @@ import pytest
 
 from packhorse.cli import options
 from packhorse.cli import run as cli_run
-from packhorse.config import InputConfig
+from packhorse.config import InputConfig, JobConfig
 from packhorse.data import SamplingParams
 from packhorse.errors import ConfigError
 from packhorse.techniques.grid import Combination, combinations, engine_config
@@ -91,11 +91,12 @@ def test_the_command_is_the_job_that_was_asked_for(batching: str) -> None:
     cli_run.add_arguments(parser)
     asked = parser.parse_args(words[2:])
     assert words[:2] == ["packhorse", "run"]
-    assert (asked.model, asked.input, asked.allow_pickle) == ("m", "in put.csv", True)
-    assert options.decoding_config(asked) == decoding
-    assert options.reading_config(asked) == reading
-    assert options.engine_config(asked) == engine_config("ctranslate2", "int8:plain")
-    batches = options.batching_config(asked)
+    job = options.read(asked, JobConfig)
+    assert (job.model, job.input, job.allow_pickle) == ("m", "in put.csv", True)
+    assert job.decoding == decoding
+    assert job.reading == reading
+    assert job.engine == engine_config("ctranslate2", "int8:plain")
+    batches = job.batching
     sizes = (batches.policy, batches.batch_size, batches.max_batch_tokens)
     assert sizes == ((batching, 16, None) if batching == "sorted" else (batching, 8, 2048))
 

@@ -191,7 +191,7 @@ def test_a_job_has_one_date(model_with: ModelWith, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("date", ["tomorrow", "2026-02-30", ""])
 def test_a_date_that_is_none(model_with: ModelWith, date: str) -> None:
-    with pytest.raises(ConfigError, match="is none"):
+    with pytest.raises(ConfigError, match="must be in ISO 8601"):
         run(job(model_with(shapes.CHATML), [{"prompt": "x"}], date=date))
 
 

@@ -101,6 +101,7 @@ def test_what_a_library_raises_becomes_one_line() -> None:
         (KeyError("name"), r"no: 'name' is not known \(KeyError\)$"),
         (RecursionError("maximum recursion depth"), "no: it is nested too deeply$"),
         (MemoryError(), "no: it does not fit into memory$"),
+        (RuntimeError("mmap: Cannot allocate memory (12)"), r"no: it does not fit into .*\(mmap: "),
         (panic("called unwrap on None"), "no: called unwrap on None$"),
     ):
         with pytest.raises(ModelError, match=message), model_errors("no", "hint"):

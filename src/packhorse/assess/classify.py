@@ -17,7 +17,13 @@ from typing import Any
 
 from packhorse.assess.classifiers import Classifier, Decision, open_saved
 from packhorse.assess.saved_classifier import CARD, Card, read_card
-from packhorse.config import BatchingConfig, InputConfig
+from packhorse.config import (
+    INPUT_OPTION,
+    OUTPUT_OPTION,
+    RETRY_FAILED_OPTION,
+    BatchingConfig,
+    InputConfig,
+)
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
 from packhorse.inference.model import check_batching
@@ -40,12 +46,12 @@ class ClassifyConfig:
         batching: for a language model; window_rows also for a classic one.
     """
 
-    saved: Path
-    input: str
-    output: Path
+    saved: Path = field(metadata={"help": "folder that packhorse assess has saved"})
+    input: str = field(metadata=INPUT_OPTION)
+    output: Path = field(metadata=OUTPUT_OPTION)
     reading: InputConfig = field(default_factory=InputConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    retry_failed: bool = False
+    retry_failed: bool = field(default=False, metadata=RETRY_FAILED_OPTION)
 
 
 def classify(config: ClassifyConfig, observer: ProgressReporter | None = None) -> RunReport:
@@ -80,7 +86,7 @@ class Labelling:
             **quoting_settings(self._config.input, reading),
         }
 
-    def enlisted(self, source: Path, journal: Journal) -> None:
+    def on_rows_registered(self, source: Path, journal: Journal) -> None:
         if detect_format(source) == "openai-batch":
             raise InputError(
                 f"{self._config.input} holds OpenAI batch lines, not texts to be labelled",
@@ -102,16 +108,16 @@ class Labelling:
             "fingerprint": self._digest,
         }
 
-    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
-        config, meter, observer = self._config, hands.meter, hands.observer
+    def run(self, pending: Pending, journal: Journal, context: JobContext) -> dict[str, Any]:
+        config, meter, observer = self._config, context.meter, context.reporter
         observer.stage(f"loading {self._card.title}")
-        with meter.stage("load"), hands.loading():
-            classifier = open_saved(config.saved, config.batching, observer.stage, hands.date)
+        with meter.stage("load"), context.loading():
+            classifier = open_saved(config.saved, config.batching, observer.stage, context.date)
         resolved = {"kind": self._card.kind, "window_rows": config.batching.window_rows}
         observer.begin(journal.counts(), meter)
         try:
             with meter.stage("generate"):
-                for request, decision, timing in self._decide(classifier, pending(), hands):
+                for request, decision, timing in self._decide(classifier, pending(), context):
                     outcome = _outcome(request, decision, timing)
                     note = {"confidence": decision.confidence, "answered_by": decision.by}
                     journal.record(outcome, note if isinstance(outcome, Completion) else None)
@@ -125,12 +131,12 @@ class Labelling:
         return resolved
 
     def _decide(
-        self, classifier: Classifier, requests: Iterable[Request], hands: JobContext
+        self, classifier: Classifier, requests: Iterable[Request], context: JobContext
     ) -> Iterator[tuple[Request, Decision, Timing]]:
         """Yield every request with its decision, one window at a time, in order of completion."""
         remaining = iter(requests)
         while window := list(islice(remaining, self._config.batching.window_rows)):
-            if hands.stopping():
+            if context.stopping():
                 return
             submitted = time.monotonic()
             texts = [row for row in window if isinstance(row.content, str)]
@@ -139,7 +145,7 @@ class Labelling:
                     decision = Decision(None, None, "classic", "not_text", _NOT_TEXT)
                     yield row, decision, Timing(submitted, submitted)
             contents = [str(row.content) for row in texts]
-            for index, decision in classifier.decide(contents, hands.stopping):
+            for index, decision in classifier.decide(contents, context.stopping):
                 yield texts[index], decision, Timing(submitted, time.monotonic())
 
 

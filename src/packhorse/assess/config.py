@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packhorse.config import BatchingConfig, CsvQuoting, EngineConfig
+from packhorse.config import (
+    ALLOW_PICKLE_OPTION,
+    CSV_QUOTING_OPTION,
+    EMBEDDINGS_OPTION,
+    MODEL_OPTION,
+    BatchingConfig,
+    CsvQuoting,
+    EngineConfig,
+)
 
 DEFAULT_EMBEDDINGS = "all-minilm-l6-v2"
 
@@ -32,28 +40,97 @@ class AssessConfig:
         csv_quoting: as in InputConfig.
     """
 
-    model: str
-    labelled: str
-    text_column: str = "text"
-    label_column: str = "label"
-    group_column: str | None = None
-    output: Path = Path("assessment")
-    instruction: str | None = None
-    label_names: tuple[tuple[str, str], ...] = ()
+    model: str = field(metadata=MODEL_OPTION)
+    labelled: str = field(
+        metadata={"help": "file of labelled rows: CSV, TSV, Parquet or JSONL", "type": str}
+    )
+    text_column: str = field(
+        default="text", metadata={"metavar": "NAME", "help": "column or field that holds the text"}
+    )
+    label_column: str = field(
+        default="label",
+        metadata={"metavar": "NAME", "help": "column or field that holds the correct label"},
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "never split rows with the same value of this column between training and test",
+        },
+    )
+    output: Path = field(
+        default=Path("assessment"),
+        metadata={
+            "flags": ("-o", "--output"),
+            "metavar": "FOLDER",
+            "help": "write reports and the saved winner to this folder",
+        },
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "instruction for the language model; the labels are added"}
+    )
+    label_names: tuple[tuple[str, str], ...] = field(
+        default=(),
+        metadata={
+            "flags": ("--label-name",),
+            "metavar": "LABEL=WORDS",
+            "repeatable": True,
+            "help": "words that the language model reads and writes for a label; once per label",
+        },
+    )
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
-    embeddings: str | None = DEFAULT_EMBEDDINGS
-    margin: float = 0.01
-    max_p95: float | None = None
-    volume: float | None = None
-    price_core_hour: float | None = None
-    price_label: float | None = None
-    model_rows: int | None = None
-    max_minutes: float = 8.0
-    shots: int = 2
-    max_text_tokens: int = 1024
-    max_rows: int = 20_000
-    seed: int = 0
-    allow_pickle: bool = False
+    embeddings: str | None = field(default=DEFAULT_EMBEDDINGS, metadata=EMBEDDINGS_OPTION)
+    margin: float = field(
+        default=0.01,
+        metadata={
+            "metavar": "SHARE",
+            "help": "treat an accuracy lower by at most this share as equally good",
+        },
+    )
+    max_p95: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "S",
+            "help": "require a p95 latency of at most S seconds for single rows",
+        },
+    )
+    volume: float | None = field(
+        default=None,
+        metadata={
+            "metavar": "ROWS",
+            "help": "estimate the cost per month for this many rows per month",
+        },
+    )
+    price_core_hour: float | None = field(
+        default=None, metadata={"metavar": "MONEY", "help": "price of one core for one hour"}
+    )
+    price_label: float | None = field(
+        default=None,
+        metadata={"metavar": "MONEY", "help": "price of labelling one row, in the same currency"},
+    )
+    model_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "test the language model on N rows, regardless of time",
+            "default": "as many as --max-minutes allows",
+        },
+    )
+    max_minutes: float = field(
+        default=8.0,
+        metadata={
+            "metavar": "M",
+            "help": "time for the language model; determines its number of test rows",
+        },
+    )
+    shots: int = field(
+        default=2, metadata={"help": "put N examples of each label into the few-shot prompt"}
+    )
+    max_text_tokens: int = field(
+        default=1024, metadata={"help": "cut texts for the language model to N tokens"}
+    )
+    max_rows: int = field(default=20_000, metadata={"help": "draw N rows if there are more"})
+    seed: int = field(default=0, metadata={"help": "seed of all splits and draws"})
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
     command: str = ""
-    csv_quoting: CsvQuoting = "auto"
+    csv_quoting: CsvQuoting = field(default="auto", metadata=CSV_QUOTING_OPTION)

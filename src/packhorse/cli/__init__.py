@@ -1,23 +1,33 @@
-"""The command line: one verb, one module, each a skin over one library function.
+"""The command line: one module per verb, each a thin layer over one library function.
 
 Exit codes: 0 done; 2 the job cannot be done (one line and a hint on stderr); 3 done, but some rows
 failed; 130 and 143 interrupted by SIGINT and SIGTERM.
 
-Streams that are closed, broken or full change none of this, with one exception: where standard
-output *is* the result and the disk behind it refuses it, the code is 2. A reader that has enough
-(`| head -1`) is no error.
+Standard streams that are closed, broken or full do not change the exit code, with one exception: it
+is 2 if standard output is the result of the verb and cannot be written. A reader that closes the
+pipe early (`| head -1`) is not an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-from packhorse.errors import ConfigError, Interrupted, PackhorseError, first_line, is_out_of_memory
-from packhorse.jobs.signals import hearing_interrupts
+from packhorse.errors import (
+    MEMORY_HINT,
+    ConfigError,
+    Interrupted,
+    PackhorseError,
+    first_line,
+    is_out_of_memory,
+)
+from packhorse.jobs.signals import sigint_enabled
 from packhorse.jobs.streams import GuardedStream, guarded_streams
 
 EXIT_DONE = 0
@@ -25,37 +35,37 @@ EXIT_REFUSED = 2
 EXIT_FAILED_ROWS = 3
 
 VERBS = {
-    "run": "run a model over a file of prompts; run again to go on where it stopped",
-    "serve": "answer requests as they come, batched, over OpenAI's HTTP interface",
-    "load-test": "send a server requests at given rates and report how it answers",
-    "compare": "what each technique costs and buys on your own prompts, and which to use",
-    "assess": "whether a classic classifier would do, on your labelled rows, at what cost",
-    "classify": "label a file with what assess has saved",
-    "plan": "what a job would take in time and memory, before it runs, and which command to use",
-    "calibrate": "measure again what a model costs on this machine",
-    "status": "how far the job of an output is",
-    "export": "write what an unfinished job has so far",
-    "quantize": "find the way into int8 that changes a model least, and keep it",
-    "prepare": "fetch, convert and verify a model",
-    "models": "list the model names and what is cached",
+    "run": "run a model over a file of prompts, or continue an unfinished run",
+    "serve": "serve a model over OpenAI's HTTP interface, with batching",
+    "load-test": "send requests to a server at given rates and report its latencies",
+    "compare": "measure speed, memory and accuracy of techniques on your prompts and recommend one",
+    "assess": "compare a language model with classic classifiers on your labelled rows",
+    "classify": "label a file with a classifier that assess has saved",
+    "plan": "estimate time and memory of a job and recommend a command",
+    "calibrate": "measure the costs of a model on this machine",
+    "status": "show the progress of a job",
+    "export": "write the results of an unfinished job",
+    "quantize": "find the int8 method that changes a model least, and convert the model with it",
+    "prepare": "download, convert and verify a model",
+    "models": "list model names and cached models",
 }
 PRINTING_VERBS = ("load-test", "plan", "calibrate", "status", "models")
-"""Verbs whose result is what they print; the result of the others is a file or a folder."""
+"""Verbs whose result is their standard output; the others write a file or a folder."""
 LIGHT_VERBS = ("load-test", "status", "export", "models")
 """Verbs that load no model library."""
 LEAST_ADDRESS_SPACE = 1_200_000_000
-"""Bytes; with less, torch, Numba and CTranslate2 crash or hang on Linux while they are loaded."""
+"""Bytes; with less, torch, Numba and CTranslate2 crash or hang on Linux while they load."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the process's exit code; prints no traceback for a user's error."""
+    """Run one verb and return the exit code; print no traceback for an error of the user."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with guarded_streams() as stdout, hearing_interrupts():
+    with guarded_streams() as stdout, sigint_enabled():
         try:
             parser = _parser(given[0] if given else None)
             options = parser.parse_args(given)
         except SystemExit as end:  # --help, --version, or a usage error
-            if _is_lost(stdout):
+            if _is_incomplete(stdout):
                 raise SystemExit(EXIT_REFUSED) from end
             raise
         if options.verb is None:
@@ -64,16 +74,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _outcome(options)
         is_result = options.verb in PRINTING_VERBS or getattr(options, "json", False)
         is_done = code in (EXIT_DONE, EXIT_FAILED_ROWS)
-        return EXIT_REFUSED if is_done and is_result and _is_lost(stdout) else code
+        return EXIT_REFUSED if is_done and is_result and _is_incomplete(stdout) else code
 
 
-def _is_lost(stdout: GuardedStream) -> bool:
-    """Whether standard output is incomplete, other than by its reader's will; says so."""
+def print_json(document: Any) -> None:
+    """Print one JSON document on one line of standard output."""
+    print(json.dumps(document))
+
+
+def print_progress(text: str) -> None:
+    """Print a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_message(text: str) -> None:
+    """Print a line on standard error that names this program."""
+    print_progress(f"packhorse: {text}")
+
+
+def command_line() -> str:
+    """Return the command that started this process, as a shell reads it."""
+    return shlex.join(["packhorse", *sys.argv[1:]])
+
+
+def _is_incomplete(stdout: GuardedStream) -> bool:
+    """Report whether standard output lost text, other than by a reader that closed it."""
     stdout.settle()
     if stdout.failure is None:
         return False
     print(
-        f"packhorse: what was printed is incomplete: {stdout.failure.strerror}\n"
+        f"packhorse: cannot write all of standard output: {stdout.failure.strerror}\n"
         "  hint: check where standard output goes, and run the same command again",
         file=sys.stderr,
     )
@@ -81,7 +111,7 @@ def _is_lost(stdout: GuardedStream) -> bool:
 
 
 def _outcome(options: argparse.Namespace) -> int:
-    """Runs one verb; the exit code of its work."""
+    """Run one verb and return its exit code; print one line and a hint for an error."""
     try:
         if options.verb not in LIGHT_VERBS:
             _check_address_space()
@@ -102,26 +132,25 @@ def _outcome(options: argparse.Namespace) -> int:
             raise
         print(
             f"packhorse: there is too little memory: {first_line(error)}\n"
-            "  hint: free some or raise its limit (ulimit -v, that of a container), take a smaller "
-            "model, or give the engine less: --max-batch-tokens, --cache-gb",
+            f"  hint: {MEMORY_HINT}; --max-batch-tokens and --cache-gb limit what an engine takes",
             file=sys.stderr,
         )
         return EXIT_REFUSED
 
 
 def _check_address_space() -> None:
-    """ConfigError where model libraries cannot be loaded: some crash where they should fail."""
+    """Raise ConfigError if model libraries cannot be loaded: some crash instead of failing."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
         raise ConfigError(
-            f"the address space is limited to {limit / 1e6:,.0f} MB, and loading the model "
-            f"libraries takes {LEAST_ADDRESS_SPACE / 1e6:,.0f} MB",
-            "raise the limit: ulimit -v",
+            f"the address space is limited to {limit / 1e6:,.0f} MB, but the model libraries need "
+            f"{LEAST_ADDRESS_SPACE / 1e6:,.0f} MB",
+            "raise the limit: ulimit -v unlimited",
         )
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:
-    """The parser; only the module of the verb that was asked for is imported."""
+    """Return the parser; only the module of the given verb is imported."""
     from packhorse import __version__
 
     parser = argparse.ArgumentParser(

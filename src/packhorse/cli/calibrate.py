@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
-from packhorse.cli import EXIT_DONE, options
+from packhorse.cli import EXIT_DONE, options, print_json, print_progress
+from packhorse.config import EngineConfig, JobConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="catalog name, hub id, folder or GGUF file")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    options.add_engine_options(parser)
+    options.add(parser, JobConfig, "model")
+    options.add_json(parser)
+    options.add_engine(parser, JobConfig)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from packhorse.calibration import calibrate
     from packhorse.inference.model import prepare_for
 
-    def report(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
-
-    config = options.engine_config(arguments)
+    config = options.read(arguments, EngineConfig)
+    job = options.given(arguments, JobConfig)
     prepared = prepare_for(
-        arguments.model, config, allow_pickle=arguments.allow_pickle, report=report
+        job["model"], config, allow_pickle="allow_pickle" in job, report=print_progress
     )
-    found = calibrate(prepared, config, report)
+    found = calibrate(prepared, config, print_progress)
     if arguments.json:
-        print(json.dumps(found.to_json()))
+        print_json(found.to_json())
         return EXIT_DONE
     capabilities = found.capabilities
     print(
@@ -40,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"  {trial.workers} worker(s) x {trial.threads} thread(s)"
             f"{trial.tokens_per_second:12,.0f} tokens/s{'  <- chosen' if chosen else ''}"
         )
-    print("costs on a worker while all are busy, microseconds")
+    print("costs per worker while all are busy, in microseconds")
     for name, seconds in found.coefficients._asdict().items():
         print(f"  {name.replace('_', ' '):18}{seconds * 1e6:14,.4f}")
     print(
@@ -49,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if found.is_disturbed:
         print(
-            f"other work took {found.other_work_share:.0%} of the usable cores meanwhile: "
-            "measure again when it is quiet"
+            f"other processes used {found.other_work_share:.0%} of the usable cores: "
+            "calibrate again when the machine is idle"
         )
     return EXIT_DONE

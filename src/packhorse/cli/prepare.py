@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
-from packhorse.cli import EXIT_DONE, options
-from packhorse.config import DEVICES, ENGINES, QUANTIZATIONS, EngineConfig
+from packhorse.cli import EXIT_DONE, options, print_json, print_progress
+from packhorse.config import ENGINES, EngineConfig, JobConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="catalog name (see packhorse models), hub id, folder or GGUF file",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=[engine for engine in ENGINES if engine != "fake"],
-        default=options.default(EngineConfig, "engine"),
-        help="the engine it is prepared for (default: what runs it as it is)",
-    )
-    parser.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default=options.default(EngineConfig, "quantization"),
-        help="number format of the weights stored for ctranslate2",
-    )
-    options.add_method_option(parser)
-    parser.add_argument(
-        "--device", choices=DEVICES, default=options.default(EngineConfig, "device")
-    )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="accept PyTorch .bin weights where there is no safetensors file",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options.add(parser, JobConfig, "model", "allow_pickle")
+    names = ("engine", "quantization", "quantization_method", "device")
+    engine = {
+        "help": "prepare the model for this engine",
+        "choices": [name for name in ENGINES if name != "fake"],
+    }
+    options.add(parser, EngineConfig, *names, engine=engine)
+    options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from packhorse.models import prepare
 
+    config = options.read(arguments, EngineConfig)
+    job = options.given(arguments, JobConfig)
     prepared = prepare(
-        arguments.model,
-        engine=arguments.engine,
-        quantization=arguments.quantization,
-        device=arguments.device,
-        quantization_method=arguments.quantization_method,
-        allow_pickle=arguments.allow_pickle,
-        report=lambda message: print(message, file=sys.stderr, flush=True),
+        job["model"],
+        engine=config.engine,
+        quantization=config.quantization,
+        device=config.device,
+        quantization_method=config.quantization_method,
+        allow_pickle="allow_pickle" in job,
+        report=print_progress,
     )
     facts = {
         "name": prepared.name,
@@ -63,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         "fingerprint": prepared.fingerprint,
     }
     if arguments.json:
-        print(json.dumps(facts))
+        print_json(facts)
         return EXIT_DONE
     print(f"{prepared.name} is ready for {prepared.engine}")
     print(f"  folder       {prepared.folder}")

@@ -1,4 +1,4 @@
-"""What a person sees while rows run: a live line on a terminal, a few plain lines elsewhere."""
+"""Progress of a job: a live bar on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 0.2
 
 
-def observer_for(stream: TextIO) -> ProgressReporter:
-    """A live display on a terminal, plain stage lines where there is none."""
-    return Live(stream) if stream.isatty() else Plain(stream)
+def reporter_for(stream: TextIO) -> ProgressReporter:
+    """Return a live display for a terminal, plain lines for any other stream."""
+    return LiveReporter(stream) if stream.isatty() else PlainReporter(stream)
 
 
-class Plain:
-    """One line a stage: fit for logs."""
+class PlainReporter:
+    """One line per stage, for logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -36,14 +36,14 @@ class Plain:
             self.stage(f"{done:,} of {counts.rows:,} rows are done already")
 
     def advance(self) -> None:
-        """Rows are not worth a log line each."""
+        """Print nothing: a line per row is too much for a log."""
 
     def end(self) -> None:
-        """The summary follows."""
+        """Print nothing: the summary follows."""
 
 
-class Live:
-    """A progress bar with rows, tokens per second, time left and memory."""
+class LiveReporter:
+    """A progress bar with rows, tokens per second, remaining time and memory."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console

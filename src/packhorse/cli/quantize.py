@@ -3,107 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packhorse.cli import EXIT_DONE, options
-from packhorse.config import QUANTIZATION_METHODS, QUANTIZATIONS, InputConfig
+from packhorse.cli import EXIT_DONE, options, print_json, print_progress
+from packhorse.config import InputConfig
+from packhorse.quantize import Accuracy, QuantizeConfig, QuantizeReport, quantize
 
 if TYPE_CHECKING:
     from packhorse.evaluation.statistics import Estimate
-    from packhorse.quantize import Accuracy, QuantizeReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="catalog name, hub id, folder or GGUF file")
-    parser.add_argument(
-        "--quantization",
-        choices=[name for name in QUANTIZATIONS if name.startswith("int8")],
-        default="int8",
-        help="number format of weights and products (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--method",
-        choices=QUANTIZATION_METHODS,
-        default="auto",
-        help="search this method only (default: all that the model's family can have)",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="FILE",
-        type=Path,
-        help="prompts like those the model will be used for, any file that run reads (default: "
-        "96 prompts of many kinds, shipped)",
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        metavar="N",
-        default=96,
-        help="calibration prompts at most, a third of them to judge by (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FOLDER",
-        type=Path,
-        help="folder for a copy of the model",
-    )
-    parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="accept PyTorch .bin weights where there is no safetensors file",
-    )
-    parser.add_argument(
-        "--prompt-column", type=options.text, metavar="NAME", help="of FILE, as for run"
-    )
-    parser.add_argument("--template", type=options.text, metavar="TEXT", help="of FILE, as for run")
-    options.add_csv_quoting_option(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    options.add(parser, QuantizeConfig)
+    group = parser.add_argument_group("calibration prompts")
+    options.add(group, InputConfig, "prompt_column", "template", "csv_quoting")
+    options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from packhorse.quantize import QuantizeConfig, quantize
-
-    report = quantize(
-        QuantizeConfig(
-            model=arguments.model,
-            quantization=arguments.quantization,
-            method=arguments.method,
-            calibration=arguments.calibration,
-            rows=arguments.rows,
-            output=arguments.output,
-            allow_pickle=arguments.allow_pickle,
-            reading=InputConfig(
-                arguments.prompt_column,
-                arguments.template,
-                csv_quoting=arguments.csv_quoting,
-                row_options="no",
-            ),
-        ),
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    print(json.dumps(report.to_json()) if arguments.json else _summary(report))
+    reading = options.read(arguments, InputConfig, row_options="no")
+    report = quantize(options.read(arguments, QuantizeConfig, reading=reading), print_progress)
+    if arguments.json:
+        print_json(report.to_json())
+    else:
+        print(_summary(report))
     return EXIT_DONE
 
 
 def _summary(report: QuantizeReport) -> str:
-    """What was found, and both models beside each other."""
+    """Return the search result, and plain int8 and the chosen method side by side."""
     tried = sorted(report.simulated.items(), key=lambda item: item[1])
     listed = ", ".join(f"{method} {kl:.4f}" for method, kl in tried)
     before, after = _figures(report.plain), _figures(report.chosen)
     lines = [
         f"{report.model} in {report.quantization}: {report.method}",
-        *([f"  searched     {listed} (simulated KL, nats a token)"] if tried else []),
-        f"  measured on {report.held_out} rows that only judged, against float32",
+        *([f"  searched     {listed} (simulated KL, nats per token)"] if tried else []),
+        f"  measured on {report.held_out} held-out rows, against float32",
         f"  {'':18}{'plain int8':>25}{report.method:>25}",
         *(f"  {name:18}{old:>25}{after[name]:>25}" for name, old in before.items()),
         f"  folder       {report.folder}",
         f"  recipe       {report.recipe}",
-        f"  {report.seconds:.0f} s; packhorse run and prepare use it for this model in int8 from "
-        "now on",
+        f"  {report.seconds:.0f} s; packhorse run and prepare now use it for this model in int8",
     ]
     return "\n".join(lines)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from packhorse.cli import options
 from packhorse.cli.jobs import run_and_report
@@ -13,45 +12,18 @@ from packhorse.config import JobConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="catalog name, hub id, folder or GGUF file")
-    parser.add_argument(
-        "input",
-        metavar="INPUT",
-        help="JSONL, OpenAI batch lines, CSV, TSV, Parquet, text (a prompt a line), or - for stdin",
-    )
-    parser.add_argument(
-        "-o", "--output", metavar="OUTPUT", type=Path, required=True, help=".jsonl, .csv, .parquet"
-    )
-    parser.add_argument("--retry-failed", action="store_true", help="run rows that failed again")
-    parser.add_argument(
-        "--json", action="store_true", help="the last line of stdout is one JSON document"
-    )
-    parser.add_argument(
-        "--warm-up-rows",
-        type=int,
-        metavar="N",
-        default=options.default(JobConfig, "warmup_rows"),
-        help="run N rows unrecorded before timing starts, for measurements",
-    )
-    options.add_engine_options(parser)
-    options.add_batching_options(parser)
-    options.add_decoding_options(parser)
-    options.add_served_model_name_option(options.add_reading_options(parser))
+    names = ("model", "input", "output", "retry_failed", "warmup_rows")
+    options.add(parser, JobConfig, *names)
+    options.add_json(parser)
+    options.add_engine(parser, JobConfig)
+    options.add_batching(parser)
+    options.add_sampling(parser)
+    options.add_input(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from packhorse.jobs.run_rows import run as run_job
 
-    config = JobConfig(
-        model=arguments.model,
-        input=arguments.input,
-        output=arguments.output,
-        engine=options.engine_config(arguments),
-        batching=options.batching_config(arguments),
-        decoding=options.decoding_config(arguments),
-        reading=options.reading_config(arguments),
-        retry_failed=arguments.retry_failed,
-        allow_pickle=arguments.allow_pickle,
-        warmup_rows=arguments.warm_up_rows,
-    )
-    return run_and_report(partial(run_job, config), arguments, run_summary, done="finished")
+    config = options.read(arguments, JobConfig)
+    job = partial(run_job, config)
+    return run_and_report(job, config.output, run_summary, json=arguments.json, done="finished")

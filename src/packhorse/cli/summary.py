@@ -1,4 +1,4 @@
-"""A finished run as a few readable lines."""
+"""Summary of a finished run for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packhorse.profiling.run_metrics import BUSY
 
 
 def run_summary(report: RunReport) -> str:
-    """Counts, and for the session that just ended: speed, latency, waste, memory, what ran."""
+    """Return counts, and speed, latency, waste, memory and engine of this session."""
     counts = report.counts
     lines = [f"{counts.rows:,} rows: {counts.completed:,} completed, {counts.failed:,} failed"]
     for code, number in counts.failed_by_code.items():
@@ -33,12 +33,12 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         f"{_figure(session['rows_per_batch'])} rows each, at most "
         f"{resolved['token_budget']['tokens']:,} tokens",
         f"time        {_figure(seconds.get('generate'))} s generating, "
-        f"{_figure(seconds.get('load'))} s loading, {_figure(seconds.get('total'))} s in all",
+        f"{_figure(seconds.get('load'))} s loading, {_figure(seconds.get('total'))} s in total",
         f"throughput  {_figure(session['rows_per_second'])} rows/s, "
         f"{_figure(session['prompt_tokens_per_second'])} prompt + "
         f"{_figure(session['generated_tokens_per_second'])} generated tokens/s",
-        f"latency     p50 {_figure(latency['p50'])} s, p95 {_figure(latency['p95'])} s a row, "
-        "from its batch's start",
+        f"latency     p50 {_figure(latency['p50'])} s, p95 {_figure(latency['p95'])} s per row, "
+        "from the start of its batch",
     ]
     if session["expected"] is not None:
         expected = session["expected"]
@@ -50,7 +50,8 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         lines.append(f"padding     {session['padding_share']:.1%} of prompt positions")
     if session["token_by_token_prefill_share"] is not None:
         lines.append(
-            f"forced      {session['token_by_token_prefill_share']:.1%} of prompt tokens one by one"
+            f"prefill     {session['token_by_token_prefill_share']:.1%} of prompt tokens "
+            "computed one by one"
         )
     if session["prefix_tokens_saved"] or session["rows_deduplicated"]:
         lines.append(
@@ -58,15 +59,13 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
             f"{session['rows_deduplicated']:,} duplicate rows"
         )
     if session["other_work_share"] > BUSY:
-        lines.append(
-            f"other work  took {session['other_work_share']:.0%} of the usable cores meanwhile"
-        )
+        lines.append(f"other work  used {session['other_work_share']:.0%} of the usable cores")
     lines.append(f"memory      {session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     return lines
 
 
 def _figure(value: float | None) -> str:
-    """Three significant digits; a dash for what was not measured."""
+    """Return a figure with three significant digits; a dash if it was not measured."""
     if value is None:
         return "-"
     if value >= 100:

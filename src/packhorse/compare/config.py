@@ -7,7 +7,14 @@ from pathlib import Path
 
 from packhorse.batching import POLICIES
 from packhorse.compare.verdict import UserLimits
-from packhorse.config import MODEL_ENGINES, InputConfig
+from packhorse.config import (
+    ALLOW_PICKLE_OPTION,
+    EMBEDDINGS_OPTION,
+    INPUT_OPTION,
+    MODEL_ENGINES,
+    MODEL_OPTION,
+    InputConfig,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +36,69 @@ class CompareConfig:
         allow_pickle: accept PyTorch .bin weights if there is no safetensors file.
     """
 
-    model: str
-    input: str
-    output: Path = Path("report")
-    engines: tuple[str, ...] = MODEL_ENGINES
-    quantizations: tuple[str, ...] = ("float32", "int8")
-    batchings: tuple[str, ...] = tuple(POLICIES)
-    sample: int = 64
-    repeats: int = 3
-    warmup_rows: int = 2
-    max_new_tokens: int = 64
-    batch_size: int = 8
-    max_batch_tokens: int | None = None
-    reference: str = "transformers:float32"
-    embeddings: str | None = "all-minilm-l6-v2"
-    labels: str | None = None
-    teacher_forcing: bool = True
+    model: str = field(metadata=MODEL_OPTION)
+    input: str = field(metadata=INPUT_OPTION)
+    output: Path = field(
+        default=Path("report"),
+        metadata={
+            "flags": ("-o", "--output"),
+            "metavar": "FOLDER",
+            "help": "write the reports to this folder",
+        },
+    )
+    engines: tuple[str, ...] = field(
+        default=MODEL_ENGINES,
+        metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
+    )
+    quantizations: tuple[str, ...] = field(
+        default=("float32", "int8"), metadata={"metavar": "LIST", "help": "number formats to try"}
+    )
+    batchings: tuple[str, ...] = field(
+        default=tuple(POLICIES), metadata={"metavar": "LIST", "help": "batching policies to try"}
+    )
+    sample: int = field(default=64, metadata={"help": "draw N rows from the input"})
+    repeats: int = field(default=3, metadata={"help": "run every combination N times, interleaved"})
+    warmup_rows: int = field(
+        default=2,
+        metadata={
+            "flags": ("--warm-up-rows",),
+            "aliases": ("--warmup-rows",),
+            "help": "run N rows unrecorded before timing starts, in every process",
+        },
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "generate at most N tokens per row"})
+    batch_size: int = field(
+        default=8, metadata={"help": "rows per batch, for the policies fixed and sorted"}
+    )
+    max_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens per batch, padding and new tokens included",
+            "default": "from free memory and the engine",
+        },
+    )
+    reference: str = field(
+        default="transformers:float32",
+        metadata={
+            "metavar": "ENGINE:FORMAT",
+            "help": "compare answers with those of this technique, run one row at a time",
+        },
+    )
+    embeddings: str | None = field(default="all-minilm-l6-v2", metadata=EMBEDDINGS_OPTION)
+    labels: str | None = field(
+        default=None,
+        metadata={
+            "flags": ("--label-column",),
+            "aliases": ("--labels",),
+            "metavar": "NAME",
+            "help": "column or field that holds the correct answer",
+        },
+    )
+    teacher_forcing: bool = field(
+        default=True, metadata={"help": "leave out KL divergence and top-1 agreement"}
+    )
     limits: UserLimits = field(default_factory=UserLimits)
     reading: InputConfig = field(default_factory=InputConfig)
-    resume: bool = False
-    allow_pickle: bool = False
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted comparison"})
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
     command: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from packhorse.compare.document import Recommendation, Trial
 from packhorse.evaluation.statistics import knee, pareto_front
@@ -23,9 +23,16 @@ class UserLimits:
         min_agreement: mean matched-prefix share with the reference, 0 to 1.
     """
 
-    max_p95: float | None = None
-    max_ram: float | None = None
-    min_agreement: float | None = None
+    max_p95: float | None = field(
+        default=None, metadata={"metavar": "S", "help": "maximum p95 latency of a row, in seconds"}
+    )
+    max_ram: float | None = field(
+        default=None,
+        metadata={"metavar": "GB", "help": "maximum peak memory, in units of 1e9 bytes"},
+    )
+    min_agreement: float | None = field(
+        default=None, metadata={"metavar": "X", "help": "minimum mean matched prefix, from 0 to 1"}
+    )
 
     @property
     def any(self) -> bool:

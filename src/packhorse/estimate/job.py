@@ -11,7 +11,15 @@ from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, describe_disturbance, stored_calibration
-from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
+from packhorse.config import (
+    ALLOW_PICKLE_OPTION,
+    INPUT_OPTION,
+    MODEL_ENGINES,
+    MODEL_OPTION,
+    BatchingConfig,
+    EngineConfig,
+    InputConfig,
+)
 from packhorse.data import Prompt, SamplingParams
 from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.estimate.pilot import PILOT_SECONDS, Pilot, run_pilot
@@ -39,16 +47,26 @@ class EstimateConfig:
         allow_pickle: See `JobConfig`.
     """
 
-    model: str
-    input: str
-    engines: tuple[str, ...] = MODEL_ENGINES
-    quantizations: tuple[str, ...] = ("float32", "int8")
-    batchings: tuple[str, ...] = tuple(POLICIES)
+    model: str = field(metadata=MODEL_OPTION)
+    input: str = field(metadata=INPUT_OPTION)
+    engines: tuple[str, ...] = field(
+        default=MODEL_ENGINES,
+        metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
+    )
+    quantizations: tuple[str, ...] = field(
+        default=("float32", "int8"), metadata={"metavar": "LIST", "help": "number formats to try"}
+    )
+    batchings: tuple[str, ...] = field(
+        default=tuple(POLICIES), metadata={"metavar": "LIST", "help": "batching policies to try"}
+    )
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
     reading: InputConfig = field(default_factory=InputConfig)
-    max_hours: float | None = None
-    allow_pickle: bool = False
+    max_hours: float | None = field(
+        default=None,
+        metadata={"metavar": "H", "help": "exit with 2 if no technique finishes within H hours"},
+    )
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
     pilot_seconds: float = PILOT_SECONDS
 
 

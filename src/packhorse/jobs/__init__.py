@@ -1,1 +1,1 @@
-"""Resumable jobs: the frame of every job, journal, workspace, manifest, signals, streams."""
+"""Resumable jobs: steps of a job, journal, workspace, manifest, signals, streams."""

@@ -1,4 +1,4 @@
-"""The frame of every job: read, enlist, bind, run what is pending, export.
+"""The steps of every job: read, register rows, store settings, run pending rows, export.
 
 A kind of job is a `JobHandler`: a model answers rows (`packhorse run`), a saved classifier labels
 them (`packhorse classify`). Input, output, journal, resuming, interruption and errors are the same.
@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import format_value, read_rows
+from packhorse.inputs import detect_format, format_value, read_rows
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
@@ -30,7 +30,7 @@ Exported = Literal["all", "completed", "failed"]
 
 
 class ProgressReporter(Protocol):
-    """Is told how a run goes on; a terminal shows it, a test or a library user need not."""
+    """Receives the progress of a job; a terminal shows it."""
 
     def stage(self, text: str) -> None: ...
     def begin(self, counts: Counts, meter: Meter) -> None: ...
@@ -39,23 +39,23 @@ class ProgressReporter(Protocol):
 
 
 class Silent:
-    """The observer that shows nothing."""
+    """The progress reporter that shows nothing."""
 
     def stage(self, text: str) -> None:
-        """A step begins, or something is worth saying; one line."""
+        """Report the start of a step, or a notice, in one line."""
 
     def begin(self, counts: Counts, meter: Meter) -> None:
-        """Rows begin to run; `meter` is live."""
+        """Report that rows start to run; `meter` is updated while they do."""
 
     def advance(self) -> None:
-        """One row more is done."""
+        """Report that one more row is done."""
 
     def end(self) -> None:
-        """No more rows run."""
+        """Report that no more rows run."""
 
 
 class Job(Protocol):
-    """What every kind of job is told about its files; a dataclass, kept in the manifest."""
+    """The config of a kind of job, a dataclass that is stored in the manifest."""
 
     @property
     def input(self) -> str: ...
@@ -71,50 +71,58 @@ class JobHandler(Protocol):
     """What a kind of job does with its rows; `run_job` calls the methods in this order."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides results and is known before anything is read; flat."""
+        """Return the settings that determine results and are known before reading; flat."""
         ...
 
-    def enlisted(self, source: Path, journal: Journal) -> None:
-        """The rows are read once and in the journal; may refuse the input."""
+    def on_rows_registered(self, source: Path, journal: Journal) -> None:
+        """Check the input once its rows are in the journal; may raise PackhorseError."""
         ...
 
     def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:
-        """Makes ready what answers rows, short of loading it; what identifies it, flat."""
+        """Prepare what answers rows without loading it, and return what identifies it; flat."""
         ...
 
-    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
-        """Records an outcome for every pending row; returns what "auto" became."""
+    def run(self, pending: Pending, journal: Journal, context: JobContext) -> dict[str, Any]:
+        """Record an outcome for every pending row and return what "auto" was resolved to."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What answered, for the manifest; after `prepare`."""
+        """Return what answers the rows, for the manifest; called after `prepare`."""
         ...
 
 
 class Pending(Protocol):
-    """The rows that have no result, read again from the input; `limit` of them at most."""
+    """Reads the rows without a result from the input, at most `limit` of them."""
 
     def __call__(self, limit: int | None = None) -> Iterator[Request]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a job works with while it runs: who is told, what is measured, whether to stop.
+    """Services passed to a running job: progress reporter, metrics, cancellation check.
 
-    loading: to be entered around long work that records no rows; a signal ends it where it is.
-    date: the local time that chat templates write, the same whenever the job is resumed.
+    Attributes:
+        stopping: Whether the job is asked to stop.
+        loading: Context manager for long steps that record no results; a signal inside it aborts
+            immediately.
+        date: The local time that chat templates write, the same whenever the job is resumed.
     """
 
-    observer: ProgressReporter
+    reporter: ProgressReporter
     meter: Meter
     stopping: Callable[[], bool]
     loading: Callable[[], AbstractContextManager[None]]
     date: datetime
 
 
-def run_job(job: Job, work: JobHandler, observer: ProgressReporter | None = None) -> RunReport:
-    """The frame of every job: read, enlist, bind, run what is pending, export."""
-    observer = observer or Silent()
+def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = None) -> RunReport:
+    """Run or resume a job until every input row has an outcome in the output.
+
+    Raises:
+        PackhorseError: The job cannot be done; finished rows are in the journal.
+        Interrupted: A signal ended the job; finished rows are in the journal.
+    """
+    reporter = reporter or Silent()
     meter = Meter()
     workspace = Workspace(job.output)
     _check(job, workspace)
@@ -122,51 +130,57 @@ def run_job(job: Job, work: JobHandler, observer: ProgressReporter | None = None
     with (
         workspace.held(),
         Journal(workspace.journal) as journal,
-        SignalGuard(lambda: observer.stage(_STOPPING), journal.commit) as interruption,
+        SignalGuard(lambda: reporter.stage(_STOPPING), journal.commit) as interruption,
     ):
-        if journal.is_bound():
-            journal.check(work.settings())
+        if journal.has_settings():
+            journal.check(handler.settings())
         with meter.stage("read"):
             with interruption.raising():
                 source = _source(job, workspace)
-            observer.stage(f"reading {job.input}")
-            journal.register_rows(
-                interruption.checked(read_rows(source, job.reading, observer.stage))
-            )
-            work.enlisted(source, journal)
+            reporter.stage(f"reading {job.input}")
+            unit = "row" if detect_format(source) == "parquet" else "line"
+            rows = interruption.checked(read_rows(source, job.reading, reporter.stage))
+            journal.register_rows(rows, unit)
+            handler.on_rows_registered(source, journal)
             if damaged := journal.discard_damaged():
-                observer.stage(f"{damaged:,} results in the journal are damaged and computed again")
+                reporter.stage(
+                    f"{damaged:,} results in the journal are damaged; computing them again"
+                )
         with meter.stage("prepare"), interruption.raising():
-            identity = work.prepare(observer.stage)
-        bound, date = _dated(journal, job.reading)
-        journal.store_settings({**identity, **work.settings(), **bound})
+            identity = handler.prepare(reporter.stage)
+        dated, date = _date_setting(journal, job.reading)
+        journal.store_settings({**identity, **handler.settings(), **dated})
         if job.retry_failed:
             journal.delete_failures()
         resolved = None
         if len(journal.pending_positions()):
             pending = partial(_pending, source, job, journal)
-            hands = JobContext(observer, meter, interruption.requested, interruption.raising, date)
-            resolved = work.run(pending, journal, hands)
+            context = JobContext(
+                reporter, meter, interruption.requested, interruption.raising, date
+            )
+            resolved = handler.run(pending, journal, context)
         interruption.check()
-        return _finish(job, workspace, source, journal, work, resolved, meter)
+        return _finish(job, workspace, source, journal, handler, resolved, meter)
 
 
 def date_of(text: str | None) -> datetime:
-    """A date in ISO 8601, with or without a time; now for None. Raises ConfigError."""
+    """Return a date in ISO 8601, with or without a time; now for None. Raises ConfigError."""
     if text is None:
         return datetime.now().replace(microsecond=0)  # noqa: DTZ005 (people read a local date)
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"the date {format_value(text)} is none",
+            f"date must be in ISO 8601, got {format_value(text)}",
             "write it as 2026-01-31 or 2026-01-31T12:00:00",
         ) from None
 
 
-def _dated(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any], datetime]:
-    """The setting that a journal is tied to, and what it means; a journal of a version that kept
-    no date is not tied to one."""
+def _date_setting(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any], datetime]:
+    """Return the date as a setting of the journal, and as a time.
+
+    A journal of a version that stored no date has none among its settings.
+    """
     known = journal.meta("settings")
     if reading.date is None and known is not None:
         if "date" not in known:
@@ -179,7 +193,7 @@ def _dated(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any], date
 def _pending(
     source: Path, job: Job, journal: Journal, limit: int | None = None
 ) -> Iterator[Request]:
-    """The rows of the input that have no result, read again from the file."""
+    """Yield the rows of the input that have no result, read from the file again."""
     positions = iter(journal.pending_positions()[:limit])
     wanted = next(positions, None)
     for row in read_rows(source, job.reading):
@@ -196,11 +210,11 @@ def _finish(
     workspace: Workspace,
     source: Path,
     journal: Journal,
-    work: JobHandler,
+    handler: JobHandler,
     resolved: dict[str, Any] | None,
     meter: Meter,
 ) -> RunReport:
-    """Writes the output and its manifest, each in one step."""
+    """Write the output and its manifest, each atomically."""
     counts = journal.counts()
     if counts.pending:
         raise InputError(
@@ -215,7 +229,7 @@ def _finish(
         output=job.output,
         manifest=workspace.manifest,
         counts=counts,
-        model=work.identity(),
+        model=handler.identity(),
         resolved=resolved,
         session=session,
     )
@@ -224,10 +238,13 @@ def _finish(
 
 
 def export_journal(journal: Journal, output: Path, which: Exported = "all") -> int:
-    """Writes rows of the journal's input to `output`, in input order; returns their number.
+    """Write rows of the journal to `output`, in input order, and return their number.
 
-    which: "all" of them, where a row that has not run is an error row with code `pending`, or
-    those that "completed" or "failed".
+    Args:
+        journal: The journal of a job.
+        output: A .jsonl, .csv or .parquet file.
+        which: "all" rows, of which those that have not run are error rows with code `pending`, or
+            only those that "completed" or "failed".
     """
     openai = journal.meta("openai")
     shape = OpenAIOutput(model=openai["model"], created=0) if openai else None
@@ -252,23 +269,23 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
 
 
 def input_identity(source: str) -> str:
-    """What an input is called in a job's settings, wherever the job is started from."""
+    """Return the name of an input in a job's settings, independent of the working directory."""
     return source if source == "-" else str(Path(source).absolute())
 
 
 def _check(job: Job, workspace: Workspace) -> None:
-    """What of its files can be refused before anything is read."""
+    """Check the job's files before anything is read."""
     workspace.check(job.input)
     if job.input != "-":
         check_input(job.input)
 
 
 def check_input(source: str) -> None:
-    """InputError where there is no such file, before anything else is made or sought."""
+    """Raise InputError if there is no such file."""
     if not is_there(Path(source)):
         raise InputError(
             f"there is no file {format_value(source)}",
-            "name the file of the input; a prompt is given in a file, or through - as stdin",
+            "name an input file; for a single prompt, write it to a file or pipe it in with -",
         )
 
 
@@ -276,4 +293,4 @@ def _source(job: Job, workspace: Workspace) -> Path:
     return workspace.spool_standard_input() if job.input == "-" else Path(job.input)
 
 
-_STOPPING = "stopping: rows in flight are finished first; press Ctrl-C again to stop at once"
+_STOPPING = "stopping: finishing rows in flight; press Ctrl-C again to stop at once"

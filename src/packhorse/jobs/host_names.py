@@ -1,4 +1,4 @@
-"""Names of hosts: which are this machine, and which name a Host header holds."""
+"""Host names: whether one is this machine, and the name in a Host header."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 
 def address_named(host: str) -> IPv4Address | IPv6Address | None:
-    """The IP address that `host` writes, an IPv4 one within IPv6 as such; None for a name."""
+    """Return the IP address in `host`, mapped IPv4 as IPv4; None for a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -17,14 +17,13 @@ def address_named(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
+    """Report whether only this machine can reach a server that listens on `host`."""
     address = address_named(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a client that connects to `host` reaches this machine by itself, without asking
-    another for what a name means."""
+    """Report whether `host` is this machine, without a name lookup on another machine."""
     name = host.lower().rstrip(".")
     address = address_named(name)
     if address is not None:
@@ -33,6 +32,6 @@ def is_this_machine(host: str) -> bool:
 
 
 def host_name(header: str) -> str:
-    """The name or address in `NAME`, `NAME:PORT` or `[ADDRESS]:PORT`, in lower case."""
+    """Return the name or address in `NAME`, `NAME:PORT` or `[ADDRESS]:PORT`, in lower case."""
     name = header.rsplit("]", 1)[0].lstrip("[") if header.startswith("[") else header.split(":")[0]
     return name.lower().rstrip(".")

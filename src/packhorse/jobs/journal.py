@@ -1,8 +1,8 @@
-"""The journal: which rows the input has, and what is known of each.
+"""The journal: the rows of the input and their results.
 
-Results are committed in groups, twice a second and however long the engine computes on
+Results are committed in groups, twice per second, independent of how long the engine computes
 (`packhorse.storage.sqlite_store`), so a killed run loses at most the rows of the last half second
-and no file is ever torn. Resume is a set difference: rows of the input whose key has no result.
+and no file is left incomplete. Resume is a set difference: input rows whose key has no result.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from packhorse.storage.sqlite_store import SQLiteStore, damaged
 __all__ = ["Counts", "Journal", "Record"]
 
 _NAMED_ROWS = 5
-"""Damaged rows that a message names; of more it gives the number."""
+"""Maximum number of damaged rows that a message names; of more it gives the number."""
 
 
 class Journal:
-    """One output's journal. Use as a context manager; one process at a time.
+    """The journal of one output. Use as a context manager, in one process at a time.
 
-    Any thread may call it, and a signal handler may. Every method raises OutputError once the disk
-    is full or does not answer.
+    Threads and signal handlers may call it. Every method raises OutputError once the disk is full
+    or fails.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._unit = "line"
         if read_only:
             _check_readable(path)
         self._database = SQLiteStore(path, SCHEMA, read_only=read_only)
@@ -54,7 +55,7 @@ class Journal:
             raise
 
     def _check_format(self) -> None:
-        """OutputError for a journal of another version."""
+        """Raise OutputError for a journal of another version."""
         with self._database.held() as connection:
             found = connection.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
         if found is None or not str(found[0]).isdecimal():
@@ -62,7 +63,7 @@ class Journal:
         if found[0] != FORMAT:
             raise OutputError(
                 f"the journal {self._path} has format {found[0]}, this version reads {FORMAT}",
-                "continue it with the version that began it, or name another output",
+                "continue it with the version that created it, or name another output",
             )
 
     def __enter__(self) -> Journal:
@@ -72,16 +73,24 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Raises OutputError where what was recorded last cannot be written; it is closed still."""
+        """Close the journal; raise OutputError if the last records cannot be written."""
         self._database.close()
 
-    def register_rows(self, rows: Iterable[Request | Failure]) -> None:
-        """Replaces the list of input rows by `rows`; results stay.
+    def register_rows(self, rows: Iterable[Request | Failure], unit: str = "line") -> None:
+        """Replace the list of input rows by `rows`; results are kept.
 
-        Raises InputError for two rows that bring the same id, naming both lines. Text and number
-        ids that are written alike count as one: CSV cannot tell them apart. A row without an id of
-        its own never clashes: its id gets a suffix ("line-2-2") if another row brings it.
+        Text and number ids that are written alike count as one: CSV cannot tell them apart. A row
+        without an id of its own never clashes: its id gets a suffix ("line-2-2") if another row
+        has that id.
+
+        Args:
+            rows: All rows of the input, in its order.
+            unit: What `Request.line` counts, for messages: "line" or "row".
+
+        Raises:
+            InputError: Two rows have the same id; both lines are named.
         """
+        self._unit = unit
         own_ids = bytearray()
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM rows")
@@ -93,7 +102,7 @@ class Journal:
     def _register_row(
         self, connection: sqlite3.Connection, row: Request | Failure, own_ids: bytearray
     ) -> None:
-        """own_ids: by position, whether a row brings its id."""
+        """Insert one row; `own_ids` holds by position whether a row has an id of its own."""
         chat, code, message = False, None, None
         if isinstance(row, Failure):
             code, message = row.code, row.message
@@ -117,21 +126,21 @@ class Journal:
             _insert_row(connection, _with_free_id(connection, other[: len(values)]))
         else:
             raise InputError(
-                f"lines {other[4]} and {row.line} have the same id {row.id!r}",
-                "give every row an id of its own, or none",
+                f"{self._unit}s {other[4]} and {row.line} have the same id {row.id!r}",
+                "give every row a unique id, or none",
             )
 
     def store_settings(self, settings: dict[str, Any]) -> None:
-        """Ties the journal to what decides its results; raises as `check`."""
+        """Store the settings that determine results; raises as `check`."""
         self.check(settings)
         self.set_meta("settings", settings)
 
-    def is_bound(self) -> bool:
-        """Whether a run has tied this journal to settings."""
+    def has_settings(self) -> bool:
+        """Report whether a run has stored its settings."""
         return self.meta("settings") is not None
 
     def check(self, settings: dict[str, Any]) -> None:
-        """JobChangedError, showing the difference, where the journal is tied to other settings."""
+        """Raise JobChangedError, showing the difference, if other settings are stored."""
         known = self.meta("settings")
         if known is None:
             return
@@ -141,8 +150,8 @@ class Journal:
                 f"{name} was {known.get(name)!r}, is {settings.get(name)!r}" for name in changed
             )
             raise JobChangedError(
-                f"this output was begun with other settings: {difference}",
-                "use the settings it was begun with, or name another output",
+                f"this output was started with other settings: {difference}",
+                "use the settings it was started with, or name another output",
             )
 
     def meta(self, name: str) -> Any:
@@ -165,8 +174,10 @@ class Journal:
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", row)
 
     def has_only_chats(self) -> bool:
-        """Whether every row that can be run goes through a chat template, if the model has one:
-        OpenAI's completions do not."""
+        """Report whether all rows that can run use a chat template, if the model has one.
+
+        OpenAI's completions do not.
+        """
         if self.meta("openai") is None:
             return True
         with self._database.held() as connection:
@@ -176,7 +187,7 @@ class Journal:
         return found is None
 
     def pending_positions(self) -> array[int]:
-        """Positions of the rows without a result, ascending (8 bytes a row in memory)."""
+        """Return the positions of the rows without a result, ascending (8 bytes per row)."""
         found = self._database.select(
             "SELECT position FROM rows LEFT JOIN results USING (key)"
             " WHERE rows.error_code IS NULL AND results.key IS NULL ORDER BY position"
@@ -184,8 +195,7 @@ class Journal:
         return array("Q", (position for (position,) in found))
 
     def record(self, outcome: Completion | Failure, note: dict[str, Any] | None = None) -> None:
-        """Stores one outcome, and what a job has to say of it besides; it is durable about half a
-        second later."""
+        """Store one outcome, and a note of the job; durable about half a second later."""
         if isinstance(outcome, Failure):
             values: tuple[Any, ...] = (
                 outcome.key, None, None, None, None, None, outcome.code, outcome.message,
@@ -207,37 +217,33 @@ class Journal:
         self._database.write(statement, checked(values))
 
     def commit(self) -> None:
-        """Makes what was recorded durable."""
+        """Make what was recorded durable."""
         self._database.commit()
 
     def delete_failures(self) -> None:
-        """Makes the rows that failed in an engine or in tokenization pending again."""
+        """Make the rows that failed in an engine or in tokenization pending again."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM results WHERE error_code IS NOT NULL")
 
     def discard_damaged(self) -> int:
-        """Makes rows pending again whose result is not what was recorded; returns their number.
+        """Make rows with a damaged result pending again and return their number.
 
-        Keys out of order count as damage, since SQLite no longer finds what lies behind them.
+        Keys out of order count as damage, since SQLite does not find the rows behind them.
         """
         lost = self._rebuild_damaged("results")
         self._rebuild_damaged("sessions")
         return lost
 
     def _rebuild_damaged(self, table: str) -> int:
-        """Keeps the sound rows of a table; the number of the others."""
-        lost, is_ordered, last, places = 0, True, None, ""
-        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
-            lost += not is_sound(values)
-            key, places = values[0], ", ".join("?" * len(values))
-            is_ordered &= last is None or (type(key) is type(last) and key > last)
-            last = key
+        """Keep the undamaged rows of a table; return the number of the others."""
+        _, lost, is_ordered = self._damage(table)
         if not lost and is_ordered:
             return 0
         with self._database.transaction() as connection:
             connection.execute(f"CREATE TABLE rebuilt {TABLES[table]}")
             for values in connection.execute(f"SELECT * FROM {table}"):  # noqa: S608
                 if is_sound(values):
+                    places = ", ".join("?" * len(values))
                     connection.execute(
                         f"INSERT OR REPLACE INTO rebuilt VALUES ({places})",  # noqa: S608
                         values,
@@ -246,7 +252,30 @@ class Journal:
             connection.execute(f"ALTER TABLE rebuilt RENAME TO {table}")
         return lost
 
+    def verify(self) -> None:
+        """Raise OutputError if the rows or results stored are not those that were recorded."""
+        for table in ("rows", "results"):
+            number, lost, is_ordered = self._damage(table)
+            if lost or not is_ordered:
+                raise OutputError(
+                    f"the journal {self._path} is damaged: {lost} of {number} stored {table} are "
+                    f"not what was recorded{'' if is_ordered else ', and their order is wrong'}",
+                    "run the job's command again: damaged rows are computed again, the others kept",
+                )
+
+    def _damage(self, table: str) -> tuple[int, int, bool]:
+        """Return the stored rows of a table, how many are damaged, and whether keys ascend."""
+        number, lost, is_ordered, last = 0, 0, True, None
+        for values in self._database.select(f"SELECT * FROM {table}"):  # noqa: S608
+            number += 1
+            lost += not is_sound(values)
+            key = values[0]
+            is_ordered &= last is None or (type(key) is type(last) and key > last)
+            last = key
+        return number, lost, is_ordered
+
     def counts(self) -> Counts:
+        """Return the rows of the input by state; `verify` checks what they are counted from."""
         with self._database.held() as connection:
             rows, completed = connection.execute(
                 "SELECT count(*), count(finish_reason) FROM rows LEFT JOIN results USING (key)"
@@ -264,19 +293,19 @@ class Journal:
             ).fetchone()
         self._check_number(rows + unreadable)
         if not all(isinstance(code, str) for code in by_code):
-            raise damaged(self._path, "a row has an error that is no text")
+            raise damaged(self._path, "the error code of a row is not a text")
         return Counts(rows + unreadable, completed, sum(by_code.values()), by_code, unreadable)
 
     def _check_number(self, rows: int) -> None:
-        """OutputError for other rows than were enlisted."""
-        enlisted = self.meta("rows") or 0
-        if rows != enlisted:
-            raise damaged(self._path, f"{rows} of {enlisted} rows are found")
+        """Raise OutputError if the number of rows is not the registered one."""
+        registered = self.meta("rows") or 0
+        if rows != registered:
+            raise damaged(self._path, f"{rows} of {registered} rows are found")
 
     def records(self) -> Iterator[Record]:
-        """Every input row once, in input order.
+        """Yield every input row once, in input order.
 
-        Raises OutputError at the end where rows are not what was recorded, and leaves them out.
+        Damaged rows are left out, and OutputError is raised at the end.
         """
         found = self._database.select(
             "SELECT rows.*, results.*"
@@ -287,7 +316,7 @@ class Journal:
         for number, values in enumerate(found, 1):
             row, result = values[:9], values[9:]
             is_row_sound = is_sound(row)
-            is_own = result[0] == row[1] and is_sound(result)  # SQLite trusts its tree, we do not
+            is_own = result[0] == row[1] and is_sound(result)  # SQLite does not check its tree
             if is_row_sound and (result[0] is None or is_own):
                 yield record_of(row, result)
             else:
@@ -315,21 +344,22 @@ class Journal:
 
 
 def _check_readable(path: Path) -> None:
-    """OutputError where there is no journal, or none that this user may see."""
+    """Raise OutputError if there is no journal, or none that this user may read."""
     try:
         is_empty = path.stat().st_size == 0 and not is_there(path.with_name(f"{path.name}-wal"))
     except PermissionError as error:
         raise OutputError(
             f"the journal {path} cannot be read: {error.strerror}",
-            "run this as the user who began the job, or ask for the right to read its folder",
+            "run this as the user who started the job, or get permission to read its folder",
         ) from error
     except OSError as error:
         raise OutputError(
-            f"there is no journal at {path}", "name the output of a run that was begun here"
+            f"there is no journal at {path}", "name the output of a run that was started here"
         ) from error
     if is_empty:
         raise OutputError(
-            f"the journal {path} is empty", "run the job's command again: it begins anew"
+            f"the journal {path} is empty",
+            "run the job's command again: it starts from the beginning",
         )
 
 
@@ -338,7 +368,7 @@ def _insert_row(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None
 
 
 def _with_free_id(connection: sqlite3.Connection, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The row of `values` under an id that no row has."""
+    """Return the row of `values` with an id that no row has."""
 
     def is_taken(text: str) -> bool:
         query = "SELECT 1 FROM rows WHERE id = ?"

@@ -1,7 +1,7 @@
-"""The tables of the journal, and what one row of them says.
+"""The tables of the journal and the content of their rows.
 
-Every row ends in a checksum of its other values: a journal is kept for weeks, copied between
-machines, restored from backups, and a text that changed on the way must not reach the output.
+Every row ends in a checksum of its other values: journals are kept for weeks, copied between
+machines and restored from backups, and a damaged text must not reach the output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _CHECKSUM_BYTES = 8
 class Counts:
     """Rows of the input by state; `rows` = completed + failed + pending.
 
-    unreadable: failed rows that were refused when the input was read, which are no results.
+    Attributes:
+        unreadable: Failed rows that were refused when the input was read; they have no result.
     """
 
     rows: int
@@ -55,9 +56,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of the input with what is known of it; state is completed, failed or pending.
+    """One row of the input and its result; state is completed, failed or pending.
 
-    note: what a job has to say of a result besides its text.
+    Attributes:
+        note: What a job stores with a result besides its text.
     """
 
     id: RowId
@@ -76,7 +78,7 @@ class Record:
 
 
 def record_of(row: Sequence[Any], result: Sequence[Any]) -> Record:
-    """From a row of `rows` and, if there is one, of `results`; both sound."""
+    """Return the record of a row of `rows` and its row of `results`, or NULLs; both undamaged."""
     _, text, token_ids, finish_reason, prompt_tokens, completion_tokens, *rest, _ = result
     code, message, submitted, first_token, finished, note = rest
     return Record(
@@ -97,16 +99,16 @@ def record_of(row: Sequence[Any], result: Sequence[Any]) -> Record:
 
 
 def checked(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A row to be stored, with its checksum."""
+    """Return a row with its checksum, as it is stored."""
     return (*values, _checksum(values))
 
 
 def is_sound(stored: Sequence[Any]) -> bool:
-    """Whether a row, whose checksum comes last, is what was stored."""
+    """Report whether a stored row, whose checksum comes last, is undamaged."""
     return bool(_checksum(stored[:-1]) == stored[-1])
 
 
 def _checksum(values: Sequence[Any]) -> bytes:
-    """The same in every version of Python, as a journal may be read by another one."""
+    """Return the checksum of a row, the same in every version of Python."""
     content = [value.hex() if isinstance(value, bytes) else value for value in values]
     return blake2b(json.dumps(content).encode(), digest_size=_CHECKSUM_BYTES).digest()

@@ -1,5 +1,4 @@
-"""What a run says of itself: what "auto" became, what came of it, and the document beside the
-output."""
+"""Report of a run: resolved settings, counts, and the manifest beside the output."""
 
 from __future__ import annotations
 
@@ -20,10 +19,12 @@ MANIFEST_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run came to.
+    """The result of a run.
 
-    counts: all rows of the input by state. session: figures of this process, see `Meter.to_json`;
-    None when there was nothing left to do. resolved: what "auto" became and what really ran.
+    Attributes:
+        counts: All rows of the input by state.
+        resolved: What "auto" was resolved to; None if there was nothing left to do.
+        session: Metrics of this process, see `Meter.to_json`; None if there was nothing left to do.
     """
 
     output: Path
@@ -41,7 +42,7 @@ class RunReport:
 
 
 def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> dict[str, Any]:
-    """What "auto" became and what really runs."""
+    """Return what "auto" was resolved to."""
     capabilities = model.capabilities
     return {
         "engine": capabilities.name,
@@ -64,7 +65,7 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
 
 
 def plan_line(resolved: dict[str, Any]) -> str:
-    """`resolved_settings` as one line for a person."""
+    """Return `resolved_settings` as one line of text."""
     budget = resolved["token_budget"]
     if resolved["peak_bytes"] is not None:
         return (
@@ -76,19 +77,19 @@ def plan_line(resolved: dict[str, Any]) -> str:
     return (
         f"{resolved['engine']} {compute_format(resolved)} on {resolved['device']}, "
         f"{resolved['workers']} x {resolved['threads']} threads, {resolved['batching']}, "
-        f"at most {budget['tokens']:,} tokens a batch (by {budget['decided_by']}; memory allows "
+        f"at most {budget['tokens']:,} tokens per batch (by {budget['decided_by']}; memory allows "
         f"{budget['memory_tokens']:,} from {budget['available_bytes'] / 1e9:.1f} GB free)"
     )
 
 
 def compute_format(resolved: dict[str, Any]) -> str:
-    """Compute type, and how the model was made ready for it: "int8_float32 (rotate-smooth)"."""
+    """Return compute type and quantization method: "int8_float32 (rotate-smooth)"."""
     method = resolved.get("quantization_method")
     return f"{resolved['compute_type']} ({method})" if method else str(resolved["compute_type"])
 
 
 def model_identity(prepared: PreparedModel) -> dict[str, Any]:
-    """Which model it was, to the byte."""
+    """Return what identifies the model, with the checksum of its files."""
     return {
         "name": prepared.name,
         "kind": prepared.kind,
@@ -99,9 +100,10 @@ def model_identity(prepared: PreparedModel) -> dict[str, Any]:
 
 
 def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> dict[str, Any]:
-    """The document beside the output: counts that reconcile, settings, versions, timings.
+    """Return the document beside the output: counts, settings, versions, timings.
 
-    config: of the job, a dataclass with `input`.
+    Args:
+        config: Config of the job, a dataclass with `input`.
     """
     return {
         "format": MANIFEST_FORMAT,
@@ -116,7 +118,7 @@ def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, packhorse and the libraries that decide results."""
+    """Return the versions of Python, packhorse and the libraries that determine results."""
     return {"python": platform.python_version(), **library_versions()}
 
 

@@ -1,8 +1,8 @@
-"""The way of a row, on one page: read -> tokenize -> plan -> run -> record -> export.
+"""The life of a row, on one page: read -> tokenize -> plan -> run -> record -> export.
 
-`run` is what the command `packhorse run` calls. The inner steps are `GenerationRun`'s; around them
-lies the frame of every job (`packhorse.jobs.frame`): the journal, which makes a run resumable, and
-the export, which writes each input row once.
+`run` is what the command `packhorse run` calls. `GenerationRun` does the inner steps; the steps of
+every job (`packhorse.jobs.frame`) surround them: the journal, which makes a run resumable, and the
+export, which writes each input row once.
 """
 
 from __future__ import annotations
@@ -34,23 +34,26 @@ from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 
-def run(config: JobConfig, observer: ProgressReporter | None = None) -> RunReport:
-    """Runs a job, or goes on with it, until every input row has an outcome in the output.
+def run(config: JobConfig, reporter: ProgressReporter | None = None) -> RunReport:
+    """Run or resume a job until every input row has an outcome in the output.
 
-    Raises PackhorseError for a job that cannot be done, before any long work where that can be
-    known, and Interrupted after a signal; what was finished is in the journal in either case, and
-    calling `run` again with the same config goes on from there.
+    Finished rows are in the journal in any case; calling `run` again with the same config continues
+    from there.
+
+    Raises:
+        PackhorseError: The job cannot be done; raised before any long work if possible.
+        Interrupted: A signal ended the run.
     """
     check_engine(config.engine)
     check_batching(config.batching)
     check_decoding(config.decoding)
     check_least({"warmup_rows": config.warmup_rows}, 0)
     config = replace(config, reading=for_model(config.reading, config.model))
-    return run_job(config, Generation(config), observer)
+    return run_job(config, Generation(config), reporter)
 
 
 class Generation:
-    """The work of `packhorse run`: a model answers every row."""
+    """The handler of `packhorse run`: a model answers every row."""
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
@@ -59,7 +62,7 @@ class Generation:
     def settings(self) -> dict[str, Any]:
         return settings(self._config)
 
-    def enlisted(self, source: Path, journal: Journal) -> None:
+    def on_rows_registered(self, source: Path, journal: Journal) -> None:
         is_openai = detect_format(source) == "openai-batch"
         if is_openai:
             check_openai_output(self._config.output)
@@ -76,48 +79,48 @@ class Generation:
         assert self._prepared is not None
         return model_identity(self._prepared)
 
-    def run(self, pending: Pending, journal: Journal, hands: JobContext) -> dict[str, Any]:
+    def run(self, pending: Pending, journal: Journal, context: JobContext) -> dict[str, Any]:
         assert self._prepared is not None
-        config, meter, observer = self._config, hands.meter, hands.observer
+        config, meter, reporter = self._config, context.meter, context.reporter
         codec = self._prepared.codec()
         tokenizer = Tokenizer(
             codec,
             config.reading.system,
             config.reading.on_too_long,
-            hands.date,
-            SpecialTextNotice(observer.stage),
+            context.date,
+            SpecialTextNotice(reporter.stage),
         )
         if journal.has_only_chats():
             tokenizer.check()
-        observer.stage(f"loading {config.model}")
-        with meter.stage("load"), hands.loading():
+        reporter.stage(f"loading {config.model}")
+        with meter.stage("load"), context.loading():
             model = load_prepared(
-                self._prepared, config.engine, config.batching, observer.stage, codec=codec
+                self._prepared, config.engine, config.batching, reporter.stage, codec=codec
             )
         with model:
             check_decoding(config.decoding, model.capabilities.max_context)
             budget = model.budget(config.decoding)
             resolved = resolved_settings(config, model, budget)
-            observer.stage(plan_line(resolved))
+            reporter.stage(plan_line(resolved))
             notes = LogProbNotes(model.codec, config.decoding)
 
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
                 return model.start_generation(
-                    tokenizer, config.decoding, budget, meter, hands.stopping
-                ).outcomes(notes.of(rows))
+                    tokenizer, config.decoding, budget, meter, context.stopping
+                ).outcomes(notes.watch(rows))
 
             if config.warmup_rows:
                 with meter.stage("warm up"):
                     for _ in answers(pending(config.warmup_rows), Meter()):
                         pass
-            observer.begin(journal.counts(), meter)
+            reporter.begin(journal.counts(), meter)
             try:
                 with meter.stage("generate"):
                     for outcome in answers(pending(), meter):
                         journal.record(outcome, notes.take(outcome))
-                        observer.advance()
+                        reporter.advance()
             finally:
-                observer.end()
+                reporter.end()
                 journal.commit()
                 journal.add_session({"resolved": resolved, **meter.to_json()})
         return resolved
@@ -125,31 +128,35 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class LogProbNotes:
-    """Keeps log-probabilities in the journal, where rows ask for them. decoding: of the job."""
+    """Stores log-probabilities in the journal for rows that request them.
+
+    Attributes:
+        decoding: Sampling parameters of the job.
+    """
 
     codec: Codec
     decoding: SamplingParams
-    _asking: dict[str, Request] = field(default_factory=dict)
+    _requesting: dict[str, Request] = field(default_factory=dict)
 
-    def of(self, rows: Iterable[Request]) -> Iterator[Request]:
-        """The rows themselves, of which those that ask are remembered until they are answered."""
+    def watch(self, rows: Iterable[Request]) -> Iterator[Request]:
+        """Yield the rows, and keep those that request log-probabilities until they are answered."""
         for row in rows:
             if row.options.get("top_log_probs") is not None:
-                self._asking[row.key] = row
+                self._requesting[row.key] = row
             yield row
 
     def take(self, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """The note of a row that is answered, if it asked for one."""
-        row = self._asking.pop(outcome.key, None)
+        """Return the note of a completed row, None if it requested no log-probabilities."""
+        row = self._requesting.pop(outcome.key, None)
         if row is None or not isinstance(outcome, Completion):
             return None
         return log_probs_note(self.codec, row, outcome, self.decoding)
 
 
 def settings(config: JobConfig) -> dict[str, Any]:
-    """What decides the results of a job beside its model, flat; a journal is tied to these.
+    """Return what determines the results of a job besides its model, flat, for the journal.
 
-    How rows are batched is not among them: in float32 it changes nothing but speed.
+    Batching is not part of it: in float32 it changes nothing but speed.
     """
     quantization = resolve_quantization(config.engine.quantization, config.engine.device)
     return {

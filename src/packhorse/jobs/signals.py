@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM: the first one asks a run to stop, the second one ends the process.
 
-While rows are recorded nothing is raised from a handler: an outcome is in the journal whole or not
-at all. While a model is fetched, converted or loaded nobody asks whether to stop, for minutes, and
-there the first signal raises; `finally` blocks remove what is half made.
+While rows are recorded the handler raises nothing, so that an outcome is in the journal completely
+or not at all. While a model is fetched, converted or loaded, stop requests are not polled for
+minutes; there the first signal raises, and `finally` blocks remove incomplete files.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def hearing_interrupts() -> Iterator[None]:
-    """While entered, SIGINT ends the work also where the parent process ignores it.
+def sigint_enabled() -> Iterator[None]:
+    """While entered, SIGINT raises KeyboardInterrupt even if the parent process ignores it.
 
-    Shells start background jobs so (`nohup make &`), and Python then leaves it ignored. A signal
-    that somebody sends on purpose is obeyed by every verb alike.
+    Shells start background jobs with SIGINT ignored (`nohup make &`), and Python leaves it so.
     """
     is_ignored = (
         threading.current_thread() is threading.main_thread()
@@ -42,11 +41,14 @@ def hearing_interrupts() -> Iterator[None]:
 
 
 class SignalGuard:
-    """While entered, turns the first signal into a request that the run asks for.
+    """While entered, turns the first signal into a stop request that the run polls.
 
-    on_request: called once, at the first signal, unless it raises. at_once: called at the second,
-    right before the process ends with 128 + its number: the last chance to make results durable.
     Outside the main thread signals cannot be handled, and nothing is changed.
+
+    Args:
+        on_request: Called once at the first signal, unless that raises.
+        at_once: Called at the second signal, right before the process ends with 128 + its number:
+            the last chance to make results durable.
     """
 
     def __init__(
@@ -63,21 +65,21 @@ class SignalGuard:
         return self.signal_number is not None
 
     def check(self) -> None:
-        """Raises Interrupted if there was a signal."""
+        """Raise Interrupted if there was a signal."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
     def checked(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """`items`, with a check before each."""
+        """Yield the items, with a check before each."""
         for item in items:
             self.check()
             yield item
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """While entered, a signal ends the work where it is: what leaves is Interrupted.
+        """While entered, a signal aborts immediately, and Interrupted leaves the guard.
 
-        What is raised on the way is KeyboardInterrupt, which libraries let through.
+        The handler raises KeyboardInterrupt, which libraries do not catch.
         """
         self.check()
         self._raises = True

@@ -1,11 +1,11 @@
-"""Where a job keeps its state: OUTPUT, OUTPUT.manifest.json and the folder OUTPUT.packhorse/.
+"""The files of a job: OUTPUT, OUTPUT.manifest.json and the folder OUTPUT.packhorse/.
 
-results.jsonl                   the finished output, written in one step at the end
-results.jsonl.manifest.json     what was run, with what settings, and counts that reconcile
-results.jsonl.packhorse/        readable by its owner only, since it holds prompts and answers
+results.jsonl                   the finished output, written atomically at the end
+results.jsonl.manifest.json     settings, counts, metrics and versions
+results.jsonl.packhorse/        readable by its owner only: it contains prompts and answers
     journal.sqlite3             rows and results
-    lock                        held while a run works (an advisory lock: it dies with the run)
-    input.stdin                 standard input, kept so that the job can go on without it
+    lock                        held while a run works (an advisory lock: the system releases it)
+    input.stdin                 standard input, kept so that the job can be resumed without it
 """
 
 from __future__ import annotations
@@ -56,11 +56,14 @@ class Workspace:
         return self.folder / "input.stdin"
 
     def check(self, source: str) -> None:
-        """Refuses outputs that could not be written or would overwrite what is not ours."""
+        """Refuse outputs that cannot be written or would overwrite files of another origin.
+
+        Raises ConfigError or OutputError.
+        """
         if self.output.suffix.lower() not in OUTPUT_SUFFIXES:
             raise ConfigError(
-                f"the output {self.output} has no known ending",
-                f"end it with one of {', '.join(OUTPUT_SUFFIXES)}",
+                f"the output {self.output} has no known suffix",
+                f"use one of {', '.join(OUTPUT_SUFFIXES)}",
             )
         if is_there(self.output) and self.output.is_dir():
             raise OutputError(f"the output {self.output} is a folder", "name a file")
@@ -77,12 +80,12 @@ class Workspace:
             raise ConfigError("the output is the input", "name another output file")
         if is_there(self.output) and not is_there(self.journal):
             raise OutputError(
-                f"{self.output} exists and was not made by a job that can be continued",
+                f"{self.output} exists and was not written by a job that can be resumed",
                 "remove it or name another output",
             )
 
     def _check_side_files(self) -> None:
-        """OutputError for a name beside which manifest and journal cannot be written."""
+        """Raise OutputError if manifest and journal cannot be written beside the output."""
         log = self.journal.with_name(f"{self.journal.name}-wal")
         for path, what in ((self.manifest, "manifest"), (self.folder, "folder"), (log, "journal")):
             try:
@@ -105,13 +108,13 @@ class Workspace:
             kind, is_right = ("folder", Path.is_dir) if path == self.folder else _FILE
             if os.path.lexists(path) and not is_right(path):
                 raise OutputError(
-                    f"{path} is no {kind}, but this output needs one there",
+                    f"{path} must be a {kind} for this output",
                     "move it away, or name another output",
                 )
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Creates the folder and holds its lock; BusyError when another run holds it."""
+        """Create the folder and hold its lock; raise BusyError if another run holds it."""
         import filelock
 
         try:
@@ -137,9 +140,9 @@ class Workspace:
             lock.release()
 
     def spool_standard_input(self) -> Path:
-        """Copies standard input into the folder (replacing an older copy) and returns the copy.
+        """Copy standard input into the folder (replacing an older copy) and return the copy.
 
-        Standard input that is closed, a terminal or empty falls back to the copy of an earlier run.
+        If standard input is closed, a terminal or empty, the copy of an earlier run is used.
         """
         partial = self.spooled_input.with_suffix(".partial")
         if _has_standard_input():
@@ -163,12 +166,12 @@ class Workspace:
 
 
 def _private(path: str, flags: int) -> int:
-    """Opens a file that only its owner may read."""
+    """Open a file that only its owner may read."""
     return os.open(path, flags, 0o600)
 
 
 def _has_standard_input() -> bool:
-    """Whether there is a file or a pipe to read; InputError for a device, which may never end."""
+    """Report whether there is a file or a pipe to read; raise InputError for a device."""
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return False
     try:

@@ -15,9 +15,33 @@ class Goals:
     first_token: to its first text. answer: to its end. per_token: between tokens, on average.
     """
 
-    first_token: float | None = None
-    answer: float | None = None
-    per_token: float | None = None
+    first_token: float | None = field(
+        default=None,
+        metadata={
+            "flags": ("--goal-first-token-ms",),
+            "metavar": "MS",
+            "scale": 1e-3,
+            "help": "maximum time to the first token of a good answer",
+        },
+    )
+    answer: float | None = field(
+        default=None,
+        metadata={
+            "flags": ("--goal-answer-ms",),
+            "metavar": "MS",
+            "scale": 1e-3,
+            "help": "maximum time to the end of a good answer",
+        },
+    )
+    per_token: float | None = field(
+        default=None,
+        metadata={
+            "flags": ("--goal-per-token-ms",),
+            "metavar": "MS",
+            "scale": 1e-3,
+            "help": "maximum mean time between the tokens of a good answer",
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +54,26 @@ class LoadTestConfig:
     seed: of the arrivals. timeout_seconds: after which a request counts as an error.
     """
 
-    url: str
-    input: Path
-    rates: tuple[float, ...] = (1.0,)
-    requests: int = 100
-    max_new_tokens: int | None = None
-    seed: int = 0
+    url: str = field(metadata={"help": "address of the server, e.g. http://127.0.0.1:8000"})
+    input: Path = field(metadata={"help": "file of rows to send, in any format that run reads"})
+    rates: tuple[float, ...] = field(
+        default=(1.0,),
+        metadata={
+            "flags": ("--rate",),
+            "metavar": "R",
+            "help": "send R requests per second; several rates are tried in turn, inf sends all "
+            "at once",
+        },
+    )
+    requests: int = field(default=100, metadata={"help": "send N requests per rate"})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "generate at most N tokens per row that does not set it",
+            "default": "set by the server",
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the Poisson arrivals"})
     goals: Goals = field(default_factory=Goals)
     reading: InputConfig = field(default_factory=InputConfig)
     timeout_seconds: float = 600.0

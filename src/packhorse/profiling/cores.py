@@ -21,3 +21,10 @@ def affinity_cores() -> int:
     """Return the number of cores in the process's affinity, or of the machine if unknown."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def limit_torch_threads() -> None:
+    """Lower the number of torch's threads to the usable cores; torch itself ignores a quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

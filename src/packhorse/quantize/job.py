@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from packhorse.config import EngineConfig, InputConfig
+from packhorse.config import (
+    ALLOW_PICKLE_OPTION,
+    MODEL_OPTION,
+    QUANTIZATION_METHODS,
+    QUANTIZATIONS,
+    EngineConfig,
+    InputConfig,
+)
 from packhorse.data import Request
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, InputError, OutputError
@@ -31,6 +38,7 @@ from packhorse.models.int8_preparation import (
     store_recipe,
 )
 from packhorse.models.original import find_original
+from packhorse.profiling.cores import limit_torch_threads
 from packhorse.quantization.methods import AUTO, PLAIN, require_known
 from packhorse.quantization.progress import StepProgress
 from packhorse.quantization.prompts import MAX_PROMPT_TOKENS, shipped_requests, tokenize_prompts
@@ -62,14 +70,47 @@ class QuantizeConfig:
         reading: How to read `calibration`.
     """
 
-    model: str
-    quantization: str = "int8"
-    method: str = AUTO
-    calibration: Path | None = None
-    rows: int = 96
+    model: str = field(metadata=MODEL_OPTION)
+    quantization: str = field(
+        default="int8",
+        metadata={
+            "help": "number format of weights and matrix products",
+            "choices": [name for name in QUANTIZATIONS if name.startswith("int8")],
+        },
+    )
+    method: str = field(
+        default=AUTO,
+        metadata={
+            "flags": ("--quantization-method",),
+            "aliases": ("--method",),
+            "help": "search this method only",
+            "choices": QUANTIZATION_METHODS,
+            "default": "auto: all that the model's family supports",
+        },
+    )
+    calibration: Path | None = field(
+        default=None,
+        metadata={
+            "help": "prompts like those that the model will be used for, in any format of run",
+            "default": "96 varied prompts, shipped",
+        },
+    )
+    rows: int = field(
+        default=96,
+        metadata={
+            "help": "use at most N calibration prompts, a third of them to evaluate the result"
+        },
+    )
     max_new_tokens: int = 48
-    output: Path | None = None
-    allow_pickle: bool = False
+    output: Path | None = field(
+        default=None,
+        metadata={
+            "flags": ("-o", "--output"),
+            "metavar": "FOLDER",
+            "help": "copy the quantized model to this folder",
+        },
+    )
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
     reading: InputConfig = field(default_factory=InputConfig)
 
 
@@ -130,6 +171,7 @@ def quantize(
     """
     started = time.monotonic()
     _check(config)
+    limit_torch_threads()
     original = find_original(config.model, allow_pickle=config.allow_pickle, report=report)
     checkpoint = original.checkpoint()
     methods = _methods(checkpoint, config.method, report)

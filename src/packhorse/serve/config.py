@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from packhorse.config import BatchingConfig, EngineConfig
+from packhorse.config import ALLOW_PICKLE_OPTION, MODEL_OPTION, BatchingConfig, EngineConfig
 from packhorse.data import SamplingParams
 from packhorse.openai_format.batch_lines import model_names
 
@@ -21,10 +21,30 @@ class QueueConfig:
     max_rows, max_tokens: rows and tokens (prompt and new) that wait at most; more are refused.
     """
 
-    max_delay_seconds: float = 0.01
+    max_delay_seconds: float = field(
+        default=0.01,
+        metadata={
+            "flags": ("--max-delay-ms",),
+            "metavar": "MS",
+            "scale": 1e-3,
+            "help": "let a request wait this long for others to share a batch with",
+        },
+    )
     max_wait_seconds: float = 10.0
-    max_rows: int = 1024
-    max_tokens: int = 1 << 20
+    max_rows: int = field(
+        default=1024,
+        metadata={
+            "flags": ("--max-queue",),
+            "help": "maximum number of waiting rows; further requests get status 429",
+        },
+    )
+    max_tokens: int = field(
+        default=1 << 20,
+        metadata={
+            "flags": ("--max-queue-tokens",),
+            "help": "maximum number of prompt and new tokens of the waiting rows",
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +97,77 @@ class ServeConfig:
     state: folder for files and batches, of this server alone; without one there are none.
     """
 
-    model: str
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str | None = None
+    model: str = field(metadata=MODEL_OPTION)
+    host: str = field(
+        default="127.0.0.1",
+        metadata={
+            "metavar": "HOST",
+            "help": "listen on this address",
+            "default": "127.0.0.1: only this machine can connect",
+        },
+    )
+    port: int = field(
+        default=8000,
+        metadata={"metavar": "PORT", "help": "listen on this port; 0 takes any free one"},
+    )
+    name: str | None = field(
+        default=None,
+        metadata={
+            "flags": ("--served-model-name",),
+            "aliases": ("--name",),
+            "metavar": "NAME",
+            "help": "name by which clients call the model",
+            "default": "MODEL",
+        },
+    )
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
     waits: QueueConfig = field(default_factory=QueueConfig)
     bounds: Bounds = field(default_factory=Bounds)
     api_keys: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    stall_seconds: float = 120.0
-    drain_seconds: float = 30.0
-    state: Path | None = None
-    embeddings: str | None = None
-    allow_pickle: bool = False
+    allowed_hosts: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "flags": ("--allow-host",),
+            "metavar": "NAME",
+            "repeatable": True,
+            "help": "accept requests to this host name, beside localhost and IP addresses; "
+            "repeatable",
+        },
+    )
+    stall_seconds: float = field(
+        default=120.0,
+        metadata={
+            "metavar": "S",
+            "help": "restart an engine that has work and computes no token for S seconds; must "
+            "exceed the time for its longest prompts; 0 disables this",
+        },
+    )
+    drain_seconds: float = field(
+        default=30.0,
+        metadata={
+            "metavar": "S",
+            "help": "let requests in flight finish for S seconds after SIGTERM",
+        },
+    )
+    state: Path | None = field(
+        default=None,
+        metadata={
+            "metavar": "FOLDER",
+            "help": "directory for uploaded files and batches; enables /v1/files and /v1/batches",
+        },
+    )
+    embeddings: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "MODEL",
+            "help": "serve /v1/embeddings with this embedding model: catalog name or "
+            "sentence-transformers folder",
+            "type": str,
+        },
+    )
+    allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
 
     @property
     def served_name(self) -> str:

@@ -73,7 +73,8 @@ def check(config: ServeConfig) -> None:
     check_decoding(config.decoding)
     if config.embeddings is not None and config.embeddings_name == config.served_name:
         raise ConfigError(
-            f"both models would be called {config.served_name}", "call the first by another --name"
+            f"both models would be called {config.served_name}",
+            "give the first another --served-model-name",
         )
     if not config.api_keys and not is_loopback(config.host):
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Files and folders that are whole or not there, JSON documents among them.
+"""Atomic writes of files, folders and JSON documents.
 
-Each is written under a temporary name beside its place, brought to the disk, and moved to it.
+Each is written under a temporary name in the same folder, synced to disk, and renamed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BUFFER_BYTES = 2**20
 # Characters JSON allows as they are, at which many readers of lines would split.
 _LINE_ENDS_IN_TEXT = ("\x85", "\u2028", "\u2029")
 _HINTS = {
-    errno.ENOENT: "make the folder first",
-    errno.ENOTDIR: "a part of the path is a file; choose another",
+    errno.ENOENT: "create the folder first",
+    errno.ENOTDIR: "a part of the path is a file; choose another path",
     errno.EISDIR: "it is a folder; name a file inside it",
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
@@ -37,7 +37,7 @@ _HINTS = {
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is whole and on the disk."""
+    """Open a file that replaces `path` once it is complete and on disk. Raises OutputError."""
     target = _target(path)
     with _writing(path):
         _remove_abandoned(target)
@@ -56,7 +56,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder; none is there under a name that is too long for one."""
+    """Report whether a file or folder exists; False for a name that is too long."""
     try:
         return path.exists()
     except OSError:
@@ -64,12 +64,12 @@ def is_there(path: Path) -> bool:
 
 
 def hint_for(error: OSError) -> str:
-    """What to do about a file or folder that cannot be written."""
+    """Return what to do about a file or folder that cannot be written."""
     return _HINTS.get(error.errno or 0, "check the folder and its disk")
 
 
 def make_folder(folder: Path) -> Path:
-    """Makes a folder, and those above it, where they are missing; OutputError if it cannot be."""
+    """Create a folder and its parents if they are missing. Raises OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,8 +80,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copies a folder to a place where nothing is, all of it or, with OutputError, nothing; folders
-    above it are made."""
+    """Copy a folder atomically to a new path; create its parents. Raises OutputError."""
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{_prefix(target)}{os.getpid()}-{token_hex(4)}.tmp")
@@ -97,13 +96,13 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes one JSON document, indented, atomically. Raises OutputError; ValueError for NaN."""
+    """Write one JSON document, indented, atomically. Raises OutputError; ValueError for NaN."""
     with atomic_file(path) as file:
         file.write(json_bytes(document, indent=2))
 
 
 def json_bytes(document: Any, indent: int | None = None) -> bytes:
-    """`document` as JSON and a newline; without `indent` on one line, however lines are split.
+    """Return `document` as JSON and a newline; on one line, by any line splitter, without `indent`.
 
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
@@ -125,25 +124,25 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _target(path: Path) -> Path:
-    """Where `path` leads: a link stays, and what it points to is replaced."""
+    """Return the target of a link: the link stays, its target is replaced."""
     return Path(os.path.realpath(path))
 
 
 def _temporary(target: Path) -> Path:
-    """A name in the folder of `target` that says which process writes."""
+    """Return a temporary path beside `target` that contains the process id."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return target.with_name(f"{_prefix(target)}{os.getpid()}-{token_hex(4)}.tmp")
 
 
 def _prefix(target: Path) -> str:
-    """Of fixed length, since the name of the target may be as long as names can be."""
+    """Return a prefix of fixed length; the name of the target may have the maximum length."""
     name = blake2b(os.fsencode(target.name), digest_size=6).hexdigest()
     return f".packhorse-{name}-"
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes what killed processes left behind while they wrote the same target."""
+    """Remove temporary files that killed processes left behind for the same target."""
     import psutil
 
     prefix = _prefix(target)
@@ -155,7 +154,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the system can."""
+    """Sync the entries of a folder to disk, if the system supports it."""
     # Some file systems and Windows cannot; the file itself is already whole and in its place.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

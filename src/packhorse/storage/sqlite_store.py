@@ -1,9 +1,8 @@
-"""A SQLite database that several threads may use and that commits by itself, twice a second.
+"""A thread-safe SQLite database that commits twice per second.
 
-It holds what people asked their model, so only its owner may read it. WAL mode with full
-synchronisation: what is committed survives a killed process and a power cut, and other processes
-read while this one writes. Commits are made by a thread of their own, so that they do not wait for
-whoever writes to come back.
+It contains prompts and answers, so only its owner may read it. WAL mode with full synchronisation:
+committed rows survive a killed process and a power cut, and other processes read while this one
+writes. A separate thread commits, independent of the threads that write.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ COMMIT_SECONDS = 0.5
 _BUSY_SECONDS = 30
 _ROWS_AT_ONCE = 1000
 _FULL_BYTES = 2**20
-"""SQLite asks for more than a page at once: a disk with less free space than this is full."""
+"""SQLite allocates more than one page at once: a disk with less free space is full."""
 _DAMAGED = (
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -42,23 +41,25 @@ _TROUBLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 class SQLiteStore:
     """One connection behind a lock; one process writes at a time.
 
-    schema: statements that make its tables where there are none.
-    read_only: nothing is made or changed; also what cannot be written can be read: on read-only
-        media, in folders of other users.
+    Threads and signal handlers may call it: the lock is reentrant, and a statement is complete
+    before a handler runs. Every method raises OutputError if the database cannot be opened, the
+    disk is full or fails, or the file is damaged; once it has, so does every later call.
 
-    Any thread may call it, and a signal handler may: a thread takes the lock again that it has, and
-    a statement is done before a handler runs. Raises OutputError when it cannot be opened, when the
-    disk is full or does not answer, and for a damaged file; after that, at every call.
+    Args:
+        schema: Statements that create the tables of a new database.
+        read_only: Create and change nothing. Also works on read-only media and in folders of
+            other users.
     """
 
     def __init__(self, path: Path, schema: Sequence[str], *, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         self._copy: TemporaryDirectory[str] | None = None
         self._unchanging: tuple[object, ...] | None = None
         try:
             self._connection = self._reading() if read_only else _writing(path, schema)
         except _TROUBLE as error:
-            raise unusable(path, error) from error
+            raise unusable(path, error, read_only=read_only) from error
         self._connection.text_factory = _text
         self._lock = threading.RLock()
         self._has_uncommitted = False
@@ -68,9 +69,9 @@ class SQLiteStore:
 
     @contextmanager
     def held(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for this thread alone; what SQLite says of the disk is an OutputError.
+        """Lock the connection for this thread; errors of the disk become OutputError.
 
-        A statement that failed may have undone others before it, so there is no way on.
+        A failed statement may have rolled back earlier ones, so that no call succeeds after it.
         """
         with self._lock:
             try:
@@ -81,14 +82,14 @@ class SQLiteStore:
                 raise  # what was asked is wrong, not the disk
             except _TROUBLE as error:
                 self._failure = error
-                raise unusable(self._path, error) from error
+                raise unusable(self._path, error, read_only=self._read_only) from error
             if self._unchanging not in (None, _signature(self._path)):
                 raise OutputError(
                     f"the journal {self._path} changed while it was read", "run the command again"
                 )
 
     def write(self, statement: str, values: tuple[Any, ...]) -> None:
-        """Durable with the next commit, about COMMIT_SECONDS later if nobody asks for one."""
+        """Execute a statement; durable at the next commit, at most about COMMIT_SECONDS later."""
         with self.held() as connection:
             self._has_uncommitted = True  # first, for a signal handler in between
             connection.execute(statement, values)
@@ -99,7 +100,7 @@ class SQLiteStore:
             self._committing.start()
 
     def commit(self) -> None:
-        """Makes what `write` wrote durable; no half of a transaction that somebody began."""
+        """Make earlier writes durable."""
         with self.held() as connection:
             if self._has_uncommitted:
                 connection.commit()
@@ -114,7 +115,7 @@ class SQLiteStore:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is written inside is durable at its end, or undone."""
+        """Run statements in a transaction: durable at its end, or rolled back."""
         with self.held() as connection:
             self.commit()
             connection.execute("BEGIN")
@@ -126,7 +127,7 @@ class SQLiteStore:
                 raise
 
     def select(self, statement: str) -> Iterator[tuple[Any, ...]]:
-        """The rows of a selection, without holding the connection between them."""
+        """Yield the rows of a selection, without holding the lock between them."""
         with self.held() as connection:
             found = connection.execute(statement)
         while True:
@@ -137,7 +138,7 @@ class SQLiteStore:
             yield from rows
 
     def close(self) -> None:
-        """Makes what was written durable; no thread is left."""
+        """Make earlier writes durable, end the committing thread and close the connection."""
         self._closing.set()
         if self._committing is not None:
             self._committing.join()  # without the lock, which its last commit may need
@@ -149,9 +150,11 @@ class SQLiteStore:
                 self._copy.cleanup()
 
     def _reading(self) -> sqlite3.Connection:
-        """Opens what is there. SQLite itself reads beside a writer, and what a killed one left,
-        unless it may not make the file that it shares with others. Then nothing else can be
-        writing, or it would have made it."""
+        """Open an existing database for reading.
+
+        SQLite reads beside a writer, and after a killed one, if it may create the shared-memory
+        file. If it may not, no other process is writing, since that one would have created it.
+        """
         path = self._path
         connection = _opened(path, "mode=rw")
         try:
@@ -176,15 +179,19 @@ class SQLiteStore:
             self._copy.cleanup()
             raise OutputError(
                 f"the journal {path} cannot be copied to {copy.parent}: {error.strerror}",
-                "set TMPDIR to a folder with room for it",
+                "set TMPDIR to a folder with enough space",
             ) from error
         return _opened(copy, "mode=rw")
 
 
-def unusable(path: Path, error: Exception) -> OutputError:
-    """What SQLite's complaint means: a full disk, a damaged file, no right to it."""
+def unusable(path: Path, error: Exception, *, read_only: bool = False) -> OutputError:
+    """Return the cause of an error of SQLite: a full disk, a damaged file, no permission.
+
+    While it writes, SQLite may report a full disk as damage.
+    """
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-    if code == sqlite3.SQLITE_FULL or (code not in _DAMAGED and _is_full(path.parent)):
+    may_be_full = not read_only or code not in _DAMAGED
+    if code == sqlite3.SQLITE_FULL or (may_be_full and _is_full(path.parent)):
         return OutputError(
             f"the journal {path} cannot be written: the disk is full ({error})",
             "free some disk space and run again; finished rows are kept",
@@ -243,7 +250,7 @@ def _writing(path: Path, schema: Sequence[str]) -> sqlite3.Connection:
 
 
 def _create(path: Path, schema: Sequence[str]) -> None:
-    """Makes a database that is whole or not there, for who looks at it in that moment."""
+    """Create a database atomically."""
     temporary = path.with_name(f".{os.getpid()}-{token_hex(4)}")
     was_empty = is_there(path)
     try:
@@ -260,7 +267,7 @@ def _create(path: Path, schema: Sequence[str]) -> None:
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
-            pass  # another process was faster
+            pass  # another process created it first
         except OSError:  # a file system without links
             temporary.replace(path)
     finally:
@@ -271,12 +278,12 @@ def _create(path: Path, schema: Sequence[str]) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The database, its log and its rollback journal, which need not be there."""
+    """Return the paths of the database, its log and its rollback journal; they may not exist."""
     return [path.with_name(path.name + ending) for ending in ("", "-wal", "-journal")]
 
 
 def _signature(path: Path) -> tuple[object, ...]:
-    """Changes when a file of the database does; None for one that is not there or empty."""
+    """Return sizes and times of the files, None for one that does not exist or is empty."""
     found: list[object] = []
     for each in _files(path):
         try:
@@ -289,12 +296,12 @@ def _signature(path: Path) -> tuple[object, ...]:
 
 
 def _text(stored: bytes) -> str:
-    """Text that is damaged does not keep other rows from being read."""
+    """Decode text; damaged text must not prevent the reading of other rows."""
     return stored.decode("utf-8", "surrogateescape")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Where two would upgrade a lock at once, SQLite fails without waiting: it is tried again."""
+    """Enable WAL; retry, since SQLite does not wait if two connections upgrade a lock at once."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
