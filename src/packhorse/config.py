@@ -15,9 +15,6 @@ from packhorse.data import SamplingParams
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
 RowOptions = Literal["auto", "yes", "no"]
-ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
-MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
-"""Those that run a model; each is considered where nobody names others."""
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",

@@ -28,11 +28,11 @@ from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.data import Batch, EngineOutput, Failure
 from packhorse.engine_protocol import TokenCallback
+from packhorse.engine_protocol.registry import ModelKind
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
 from packhorse.inference.model import load_prepared
 from packhorse.models import PreparedModel, prepare
-from packhorse.models.prepared import Kind
 
 
 @pytest.fixture
@@ -223,14 +223,16 @@ print(json.dumps(_prefill_memory(engine, model_facts(prepare("anything", engine=
 """
 
 
-@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "fake"])
+@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "none"])
 def test_what_auto_becomes_and_what_is_named_are_one_calibration(
-    prepared: PreparedModel, kind: Kind
+    prepared: PreparedModel, kind: ModelKind
 ) -> None:
     """So that `calibrate MODEL` measures again what `plan` reads, and `run` uses what it measured.
     A CTranslate2 folder runs as it is stored unless a format is named."""
     form = "int8" if kind == "ctranslate2" else "float32"
-    ready = replace(prepared, kind=kind, quantization=form, quantization_method="rotate")
+    ready = replace(
+        prepared, kind=kind, quantization=form, quantization_method="rotate", asked_engine=""
+    )
     left_out = place(ready, EngineConfig())
     named = EngineConfig(ready.engine, "cpu", form, quantization_method="rotate")
     assert place(ready, named) == left_out

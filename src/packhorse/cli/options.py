@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from typing import Any
 
 from packhorse.batching import AUTO, POLICIES
 from packhorse.config import (
     CSV_QUOTINGS,
     DEVICES,
-    ENGINES,
     ON_TOO_LONG,
     QUANTIZATION_METHODS,
     QUANTIZATIONS,
@@ -21,19 +21,41 @@ from packhorse.config import (
     InputConfig,
 )
 from packhorse.data import SamplingParams
+from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
 
 
 def default(config: type[Any], name: str) -> Any:
     """The default of a config's field."""
     for field in fields(config):
         if field.name == name:
-            return field.default
+            factory = field.default_factory
+            return factory() if factory is not MISSING else field.default
     raise AssertionError(f"{config.__name__} has no field {name}")
 
 
 def names(text: str) -> tuple[str, ...]:
     """A list on the command line: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def engine(name: str) -> str:
+    """The name of an engine on the command line. Imports none."""
+    if name != "auto" and name not in BUILT_IN and name not in engine_names():
+        known = ", ".join(("auto", *engine_names()))
+        raise argparse.ArgumentTypeError(f"unknown engine {name!r} (known: {known})")
+    return name
+
+
+def engine_with_model(name: str) -> str:
+    """The name of an engine that runs a model."""
+    if name in BUILT_IN and name not in ("auto", *model_engines()):
+        raise argparse.ArgumentTypeError(f"the engine {name!r} takes no model")
+    return engine(name)
+
+
+def engine_list(names: Sequence[str]) -> str:
+    """Engines as argparse shows choices."""
+    return f"{{{','.join(('auto', *names))}}}"
 
 
 def text(given: str) -> str:
@@ -54,7 +76,13 @@ def text(given: str) -> str:
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
-    group.add_argument("--engine", choices=ENGINES, default=default(EngineConfig, "engine"))
+    group.add_argument(
+        "--engine",
+        type=engine,
+        metavar=engine_list(BUILT_IN),
+        default=default(EngineConfig, "engine"),
+        help="engine, built-in or registered by an installed package (default: %(default)s)",
+    )
     group.add_argument("--device", choices=DEVICES, default=default(EngineConfig, "device"))
     group.add_argument(
         "--quantization",

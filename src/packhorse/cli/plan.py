@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from packhorse.batching import POLICIES
 from packhorse.cli import EXIT_DONE, EXIT_REFUSED, options
-from packhorse.config import MODEL_ENGINES
+from packhorse.engine_protocol.registry import model_engines
 
 if TYPE_CHECKING:
     from packhorse.estimate import Forecast
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="the file of prompts, as for packhorse run")
     grid = parser.add_argument_group("techniques to consider (comma-separated)")
     for name, default in (
-        ("engines", MODEL_ENGINES),
+        ("engines", model_engines()),
         ("quantizations", ("float32", "int8")),
         ("batchings", tuple(POLICIES)),
     ):

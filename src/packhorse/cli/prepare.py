@@ -7,7 +7,8 @@ import json
 import sys
 
 from packhorse.cli import EXIT_DONE, options
-from packhorse.config import DEVICES, ENGINES, QUANTIZATIONS, EngineConfig
+from packhorse.config import DEVICES, QUANTIZATIONS, EngineConfig
+from packhorse.engine_protocol.registry import model_engines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=[engine for engine in ENGINES if engine != "fake"],
+        type=options.engine_with_model,
+        metavar=options.engine_list(model_engines()),
         default=options.default(EngineConfig, "engine"),
         help="the engine it is prepared for (default: what runs it as it is)",
     )

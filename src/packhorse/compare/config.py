@@ -7,7 +7,8 @@ from pathlib import Path
 
 from packhorse.batching import POLICIES
 from packhorse.compare.recommend import UserLimits
-from packhorse.config import MODEL_ENGINES, InputConfig
+from packhorse.config import InputConfig
+from packhorse.engine_protocol.registry import model_engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class CompareConfig:
     model: str
     input: str
     output: Path = Path("report")
-    engines: tuple[str, ...] = MODEL_ENGINES
+    engines: tuple[str, ...] = field(default_factory=model_engines)
     quantizations: tuple[str, ...] = ("float32", "int8")
     batchings: tuple[str, ...] = tuple(POLICIES)
     sample: int = 64

@@ -11,8 +11,9 @@ from packhorse.batching import POLICIES
 from packhorse.batching.memory import available_bytes, token_budget
 from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, disturbance, stored_calibration
-from packhorse.config import MODEL_ENGINES, BatchingConfig, EngineConfig, InputConfig
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import Prompt, SamplingParams
+from packhorse.engine_protocol.registry import model_engines
 from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.estimate.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.estimate.predict import Prediction, Setting, interval, relative_error
@@ -39,7 +40,7 @@ class ForecastConfig:
 
     model: str
     input: str
-    engines: tuple[str, ...] = MODEL_ENGINES
+    engines: tuple[str, ...] = field(default_factory=model_engines)
     quantizations: tuple[str, ...] = ("float32", "int8")
     batchings: tuple[str, ...] = tuple(POLICIES)
     batching: BatchingConfig = field(default_factory=BatchingConfig)

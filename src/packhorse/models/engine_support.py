@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packhorse.engine_protocol.registry import built_in_engines
 from packhorse.models.quiet import quiet_transformers
 
 PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -20,12 +20,6 @@ CTRANSLATE2_FAMILIES = (
 """Families whose converters work with the transformers of today for all or most of their models;
 `tests/models/test_engine_support.py` converts one of each."""
 _CTRANSLATE2_ROTATIONS = ("default", "linear", "llama3")
-_FORMATS = {
-    "transformers": ("auto", "float32", "bfloat16", "float16"),
-    "packed": ("auto", "float32", "int8"),
-}
-FORMATS: Mapping[str, tuple[str, ...]] = _FORMATS
-"""Number formats of engines that do not run all of them."""
 _LIBRARIES = {
     "awq": "gptqmodel",
     "gptq": "gptqmodel",
@@ -44,17 +38,13 @@ def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tup
 
     config: the model's, of transformers.
     """
-    refusals = {
-        "packed": packed_refusal(config),
-        "ctranslate2": ctranslate2_refusal(config),
-        "transformers": transformers_refusal(config),
-    }
     return tuple(
-        engine
-        for engine, refusal in refusals.items()
-        if engine != refusing
-        and refusal is None
-        and quantization in FORMATS.get(engine, (quantization,))
+        entry.name
+        for entry in reversed(built_in_engines())
+        if entry.name != refusing
+        and entry.refusal
+        and entry.runs_format(quantization)
+        and entry.function(entry.refusal)(config) is None
     )
 
 

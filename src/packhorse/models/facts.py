@@ -34,7 +34,7 @@ class ModelFacts:
     vocab_size: int
 
 
-FAKE = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
+WITHOUT_FILES = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
 
 
 def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelFacts:
@@ -43,8 +43,8 @@ def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelF
     A ready CTranslate2 folder without it is asked itself; a context that no file tells is
     assumed, and reported.
     """
-    if prepared.kind == "fake":
-        return FAKE
+    if not prepared.has_files:
+        return WITHOUT_FILES
     with model_errors(f"{prepared.folder} cannot be used", "copy or fetch the model again"):
         return _facts(prepared, report)
 

@@ -8,18 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
+from packhorse.engine_protocol.registry import (
+    CTRANSLATE2,
+    HUGGINGFACE,
+    default_engine,
+    engine_entry,
+)
 from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache
 from packhorse.models import ctranslate2_folder as ready
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
-from packhorse.models.engine_support import FORMATS, engines_of_folder
+from packhorse.models.engine_support import engines_of_folder
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.original import Original, find_source, say_if_long
-from packhorse.models.prepared import PreparedModel, Report, fake_model
+from packhorse.models.prepared import PreparedModel, Report, model_without_files
 from packhorse.models.quantized import (
     CannotFoldError,
     QuantizationMethodChoice,
@@ -62,8 +68,8 @@ def prepare(
     Raises ModelError for a model that cannot be found, fetched, converted or verified, and
     ConfigError for an engine and a quantization that do not go together.
     """
-    if engine == "fake":
-        return fake_model(model)
+    if engine != AUTO and not engine_entry(engine).runs_model:
+        return model_without_files(model, engine)
     _check_names(quantization, device)
     require_known(quantization_method)
     asked = _PrepareRequest(
@@ -99,16 +105,18 @@ def _prepare(asked: _PrepareRequest) -> PreparedModel:
     chosen = engine_for(source, asked.engine)
     _check_formats(chosen, asked.quantization, source)
     if isinstance(source, CTranslate2Folder):
-        return _ready(asked.model, source.path, asked.report)
+        return _ready(asked.model, source.path, chosen, asked.report)
     assert not isinstance(source, HubModel)
     _check_method(asked)
     original = Original(source, asked.allow_pickle, asked.report)
-    if chosen == "ctranslate2":
-        return _for_ctranslate2(original, asked)
-    if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
-        require_unquantized(own)
-    if chosen == "packed" and asked.quantization == "int8":
-        return _for_packed_int8(original, asked)
+    entry = engine_entry(chosen)
+    if entry.model_kind == CTRANSLATE2:
+        return _for_ctranslate2(original, asked, chosen)
+    if entry.loads_int8_folders:
+        if (own := original.own_folder()) and not is_int8_folder(own.config):
+            require_unquantized(own)
+        if asked.quantization == "int8":
+            return _int8_folder(original, asked, chosen)
     return replace(original.prepared(asked.model), asked_engine=chosen)
 
 
@@ -154,7 +162,7 @@ def torch_device(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _for_ctranslate2(original: Original, asked: _PrepareRequest) -> PreparedModel:
+def _for_ctranslate2(original: Original, asked: _PrepareRequest, engine: str) -> PreparedModel:
     form = resolve_quantization(asked.quantization, asked.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
@@ -169,13 +177,14 @@ def _for_ctranslate2(original: Original, asked: _PrepareRequest) -> PreparedMode
         entry = _converted(original, identity, form, plain)
     return PreparedModel(
         name=asked.model,
-        kind="ctranslate2",
+        kind=CTRANSLATE2,
         folder=entry.folder,
         tokenizer_folder=ready.tokenizer_folder(entry.folder),
         quantization=form,
         fingerprint=entry.fingerprint,
         bytes_on_disk=entry.size_bytes,
         quantization_method=method_of(entry.folder) or (PLAIN if is_int8 else ""),
+        asked_engine=engine,
     )
 
 
@@ -198,7 +207,7 @@ def _converted(
     return cache.obtain(key, build, report)
 
 
-def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedModel:
+def _int8_folder(original: Original, asked: _PrepareRequest, engine: str) -> PreparedModel:
     """A folder of int8 weights; the model's own where it is one already, where its way is plain,
     and where it cannot be folded: the engine then rounds while it loads.
 
@@ -206,10 +215,10 @@ def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedMode
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
-        return _int8(asked, own.folder, identity[-1], own.bytes_on_disk)
+        return _int8(asked, engine, own.folder, identity[-1], own.bytes_on_disk)
 
     def as_it_is() -> PreparedModel:
-        return replace(original.prepared(asked.model, PLAIN), asked_engine="packed")
+        return replace(original.prepared(asked.model, PLAIN), asked_engine=engine)
 
     way = way_for(asked.method, original.title, identity, asked.report)
     if way.is_plain or (own and not methods_for(str(own.config["model_type"]), asked.method)):
@@ -227,24 +236,26 @@ def _for_packed_int8(original: Original, asked: _PrepareRequest) -> PreparedMode
             raise
         asked.report(f"{error}: its weights are rounded to nearest, which is less accurate")
         return as_it_is()
-    return _int8(asked, entry.folder, entry.fingerprint, entry.size_bytes)
+    return _int8(asked, engine, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8(asked: _PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8(
+    asked: _PrepareRequest, engine: str, folder: Path, digest: str, size: int
+) -> PreparedModel:
     return PreparedModel(
         name=asked.model,
-        kind="huggingface",
+        kind=HUGGINGFACE,
         folder=folder,
         tokenizer_folder=folder,
         quantization="int8",
         fingerprint=digest,
         bytes_on_disk=size,
         quantization_method=method_of(folder),
-        asked_engine="packed",
+        asked_engine=engine,
     )
 
 
-def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
+def _ready(model: str, folder: Path, engine: str, report: Report) -> PreparedModel:
     """A CTranslate2 folder of the person's own."""
     from packhorse.models.ct2_spec import require_faithful_folder
 
@@ -257,13 +268,14 @@ def _ready(model: str, folder: Path, report: Report) -> PreparedModel:
     say_if_long(folder, size, report)
     return PreparedModel(
         name=model,
-        kind="ctranslate2",
+        kind=CTRANSLATE2,
         folder=folder,
         tokenizer_folder=tokenizer,
         quantization=ready.stored_quantization(variables),
         fingerprint=fingerprint(file_digests(folder, files)),
         bytes_on_disk=size,
         quantization_method=method_of(folder),
+        asked_engine=engine,
     )
 
 
@@ -287,14 +299,16 @@ def _check_method(asked: _PrepareRequest) -> None:
 
 def _check_formats(engine: str, quantization: str, source: Source | None = None) -> None:
     """source: the model, once it is here; engines are named that run it in this format."""
-    formats = FORMATS.get(engine, (quantization,))
-    if quantization in formats:
+    if engine == AUTO:
         return
-    hint = f"choose {', '.join(formats[1:])}"
+    entry = engine_entry(engine)
+    if entry.runs_format(quantization):
+        return
+    hint = f"choose {', '.join(entry.number_formats)}"
     if isinstance(source, HuggingFaceFolder):
         others = engines_of_folder(source.path, engine, quantization)
     else:  # the models of the catalog, and those that GGUF files hold for the most part
-        others = () if source is None else ("ctranslate2",)
+        others = () if source is None else (default_engine(CTRANSLATE2),)
     if others:
         hint = f"add --engine {others[-1]}, or {hint}"
     raise ConfigError(f"the {engine} engine does not run {quantization}", hint)

@@ -8,6 +8,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from packhorse.engine_protocol.registry import (
+    CTRANSLATE2,
+    HUGGINGFACE,
+    default_engine,
+    engine_entry,
+    model_engines,
+)
 from packhorse.errors import ConfigError, ModelError
 from packhorse.models.catalog import CATALOG, CatalogEntry, names
 from packhorse.models.recognize import describe_folder, unknown_file
@@ -90,15 +97,17 @@ def engine_for(source: Source, engine: str) -> str:
     """`engine` with "auto" decided for `source`; raises ConfigError if they do not fit."""
     ready = isinstance(source, CTranslate2Folder)
     if engine == "auto":
-        return "ctranslate2" if ready else "transformers"
-    if engine not in ("transformers", "ctranslate2", "packed"):
+        return default_engine(CTRANSLATE2 if ready else HUGGINGFACE)
+    entry = engine_entry(engine)
+    if not entry.runs_model:
         raise ConfigError(
-            f"the engine {engine!r} takes no model", "use transformers, ctranslate2 or packed"
+            f"the engine {engine!r} takes no model", f"use {' or '.join(model_engines())}"
         )
-    if ready and engine != "ctranslate2":
+    if ready and entry.model_kind != CTRANSLATE2:
         raise ConfigError(
             f"a CTranslate2 folder cannot run on {engine}",
-            "use --engine ctranslate2, or give the Hugging Face folder it was made from",
+            f"use --engine {default_engine(CTRANSLATE2)}, or give the Hugging Face folder it was "
+            "made from",
         )
     return engine
 

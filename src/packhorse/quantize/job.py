@@ -19,7 +19,7 @@ from packhorse.config import EngineConfig, InputConfig
 from packhorse.data import Request
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, InputError, OutputError
-from packhorse.evaluation.teacher_forcing import TransformersLogProbs
+from packhorse.evaluation.teacher_forcing import scorer
 from packhorse.inference.model import prepare_for
 from packhorse.inputs import read_rows
 from packhorse.models import PreparedModel, model_facts
@@ -282,8 +282,8 @@ def _judged(
 ) -> tuple[Accuracy, Accuracy]:
     advance = steps.begin("measuring")
     engine = EngineConfig("transformers", "cpu", "float32")
-    folder = prepare_for(config.model, engine, allow_pickle=config.allow_pickle).folder
-    reference = TransformersLogProbs(folder)
+    prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
+    reference = scorer(prepared, "float32")
     before = accuracy(plain, config.quantization, reference, held_out, config.max_new_tokens)
     advance(0.5)
     if ready.fingerprint == plain.fingerprint:

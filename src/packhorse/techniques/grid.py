@@ -9,31 +9,17 @@ from dataclasses import dataclass, fields
 
 from packhorse.batching import POLICIES
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig, InputConfig
+from packhorse.config import QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
+from packhorse.engine_protocol.registry import (
+    BUILT_IN,
+    EngineEntry,
+    built_in_engines,
+    engine_entry,
+)
 from packhorse.errors import ConfigError
 
 REFERENCE_BATCHING = "single"
-
-
-def _named_formats() -> list[str]:
-    """Every format, and the int8 formats with every method."""
-    formats = [name for name in QUANTIZATIONS if name != "auto"]
-    int8 = [name for name in formats if name.startswith("int8")]
-    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
-    return formats + [f"{form}:{method}" for form in int8 for method in methods]
-
-
-_PACKED_FORMATS = ("float32", "int8")
-# What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
-_FORMATS = {
-    "transformers": ("float32", "bfloat16", "float16"),
-    "ctranslate2": tuple(_named_formats()),
-    "packed": tuple(name for name in _named_formats() if name.split(":")[0] in _PACKED_FORMATS),
-    "fake": ("float32", "int8", "int16"),
-}
-_CONTINUOUS_ENGINES = ("packed",)
-"""Rows join and leave them at every step, so that all other policies come to the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,27 +95,33 @@ def combinations(
     batch_size: int,
     max_batch_tokens: int | None = None,
 ) -> list[Combination]:
-    """Every engine x quantization it knows x batching that is its own, in that order.
+    """Return every engine x number format that it runs x policy that it takes, in that order.
 
-    Raises ConfigError for an unknown name and for a grid without any combination.
+    What an engine does not run is left out of the grid. A continuous engine takes the policy
+    `continuous` only, and no other engine takes it.
+
+    Raises:
+        ConfigError: a name is unknown, or the grid is empty.
     """
-    _known("engine", engines, [name for name in ENGINES if name != "auto"])
-    _known("quantization", quantizations, _named_formats())
-    _known("batching policy", batchings, list(POLICIES))
+    entries = [engine_entry(name) for name in dict.fromkeys(engines)]
+    _require_known("quantization", quantizations, _with_methods(QUANTIZATIONS[1:]))
+    _require_known("batching policy", batchings, list(POLICIES))
     grid = [
-        Combination(engine, quantization, batching, batch_size, max_batch_tokens)
-        for engine in dict.fromkeys(engines)
+        Combination(entry.name, quantization, batching, batch_size, max_batch_tokens)
+        for entry in entries
         for quantization in dict.fromkeys(quantizations)
-        if quantization in _FORMATS[engine]
+        if quantization in _formats(entry)
         for batching in dict.fromkeys(batchings)
-        if (batching == CONTINUOUS) == (engine in _CONTINUOUS_ENGINES)
+        if (batching == CONTINUOUS) == entry.is_continuous
     ]
     if not grid:
+        shown = [*built_in_engines(), *(each for each in entries if each.name not in BUILT_IN)]
+        continuous = [each.name for each in shown if each.is_continuous]
         raise ConfigError(
             f"no engine of {', '.join(engines)} runs {', '.join(quantizations)} in batches "
             f"{', '.join(batchings)}",
-            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items())
-            + f"; {CONTINUOUS} batches are those of {', '.join(_CONTINUOUS_ENGINES)}",
+            "; ".join(f"{each.name}: {', '.join(_formats(each))}" for each in shown)
+            + f"; only {CONTINUOUS} batching: {', '.join(continuous)}",
         )
     return grid
 
@@ -140,7 +132,20 @@ def engine_config(engine: str, quantization: str) -> EngineConfig:
     return EngineConfig(engine, quantization=form, quantization_method=method or "auto")
 
 
-def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+def _formats(entry: EngineEntry) -> Sequence[str]:
+    """What may be asked of an engine: "FORMAT", and "FORMAT:METHOD" if it takes methods."""
+    formats = entry.number_formats
+    return _with_methods(formats) if entry.takes_quantization_methods else formats
+
+
+def _with_methods(formats: Sequence[str]) -> list[str]:
+    """Formats, and int8 formats with every method."""
+    int8 = [name for name in formats if name.startswith("int8")]
+    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
+    return [*formats, *(f"{form}:{method}" for form in int8 for method in methods)]
+
+
+def _require_known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}", f"known: {', '.join(known)}")

@@ -31,6 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ctranslate2
+import numpy as np
+from numpy.typing import NDArray
+
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, SamplingParams, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
@@ -194,6 +198,22 @@ class CTranslate2Engine:
             self._generator, self._tokens, continuations, self._may_keep, self._refuse,
             self._window, self._traits,
         ).scores(batches)  # fmt: skip
+
+    def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        """See `packhorse.engine_protocol.LogitsProvider`. CTranslate2 returns the logits of all
+        positions: tokens x vocabulary x 4 bytes."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        if 0 < self._window < len(token_ids):
+            raise EngineError(
+                f"CTranslate2 computes a text of {len(token_ids)} tokens wrongly at once: the "
+                f"model's attention window is {self._window}",
+                "add --no-teacher-forcing, or leave this engine out",
+            )
+        logits = self._generator.forward_batch([list(token_ids)])
+        on_cpu = logits.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
+        found: NDArray[np.float32] = np.array(on_cpu)[0, -count:]
+        return found
 
     def close(self) -> None:
         self._closed.set()

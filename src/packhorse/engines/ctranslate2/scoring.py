@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engine_protocol import EngineCapabilities
+from packhorse.engines.common.log_probs import log_softmax
 from packhorse.engines.common.rows import NOT_NUMBERS, Row, answer
 from packhorse.engines.ctranslate2.loading import await_idle
 
@@ -158,6 +159,4 @@ def _paths(nodes: Iterable[Ids]) -> list[Ids]:
 
 def _log_probs(logits: Any) -> Vector:
     on_cpu = logits.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
-    values = np.array(on_cpu, dtype=np.float64).reshape(-1)
-    shifted = values - values.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float64)
+    return log_softmax(np.array(on_cpu).reshape(-1))

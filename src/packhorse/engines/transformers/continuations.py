@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -68,6 +72,20 @@ def stepped_log_probs(
                 logits = batch.step([token_id] * len(sequences))
         columns.append(total)
     return torch.stack(columns, dim=1)
+
+
+def logits_after(
+    model: PreTrainedModel, token_ids: Sequence[int], count: int
+) -> NDArray[np.float32]:
+    """Return the logits [count, vocabulary] after each of the last `count` of `token_ids`."""
+    forward: Any = model
+    keeps = "logits_to_keep" in inspect.signature(forward.forward).parameters
+    options = {"logits_to_keep": count} if keeps else {}
+    with torch.inference_mode():
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        logits: Tensor = forward(ids, use_cache=False, **options).logits
+        found: NDArray[np.float32] = logits[0, -count:].float().cpu().numpy()
+    return found
 
 
 def _log_probs(logits: Tensor) -> Tensor:

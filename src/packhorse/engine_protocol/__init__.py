@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from packhorse.data import Batch, EngineOutput, Failure, Scores, TokenLogProbs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CostRule = Literal["padded", "min-prefix-prefill", "packed"]
 
@@ -145,3 +149,24 @@ class Scorer(Protocol):
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]: ...
+
+
+@runtime_checkable
+class LogitsProvider(Protocol):
+    """Optional interface of an engine: logits of a given text, to compare models on it."""
+
+    @property
+    def capabilities(self) -> EngineCapabilities: ...
+
+    def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        """Return the logits [count, vocabulary] after each of the last `count` of `token_ids`.
+
+        The text is computed in one pass, alone. Must not be called while `run` or `score` is
+        being iterated.
+
+        Raises:
+            EngineError: the engine is closed, or computes a text of this length wrongly.
+        """
+        ...
+
+    def close(self) -> None: ...
