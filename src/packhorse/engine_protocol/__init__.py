@@ -1,7 +1,8 @@
-"""The contract of an engine.
+"""The interface of an engine.
 
-An engine *pulls* batches as it has room and *yields* each row as it finishes. One contract for one
-batch at a time, for several workers and for continuous batching; back-pressure comes with it.
+An engine *pulls* batches as it has room and *yields* each row as it finishes. One interface serves
+static batching, several workers and continuous batching, and gives back-pressure.
+`packhorse.engine_protocol.registry` lists the engines.
 """
 
 from __future__ import annotations
@@ -21,36 +22,37 @@ CostRule = Literal["padded", "min-prefix-prefill", "packed"]
 
 @dataclass(frozen=True, slots=True)
 class EngineCapabilities:
-    """What planners, memory budgets and reports may know of an engine; nobody asks its name.
+    """What planners, memory budgets and reports know about a loaded engine.
 
-    name: for people and reports only.
-    cost_rule: "padded": every row of a batch costs as much as the longest; "min-prefix-prefill":
-    the
-        shortest prompt's length is computed at once for all, what is longer token by token;
-        "packed": a row costs its own tokens.
-    device, compute_type: what really runs, not what was asked for.
-    workers, threads: batches in flight at once, and threads of each.
-    max_context: prompt and generated tokens of one row at most (tokens).
-    model_bytes: weights in memory (bytes).
-    cache_bytes_per_token: key and value cache of one token (bytes).
-    step_bytes_per_row: working memory a row needs besides, logits for the most part (bytes).
-    cache_copies: how many times the cache may exist at its peak (2 where it grows by copying).
-    preferred_batch_tokens: batch tokens past which this engine was measured to gain no more.
-    mixed_decoding: rows of one batch may differ in how they sample; limits may always differ.
-    shares_prefixes: `Batch.shared_prefix` is computed once, not once a row.
-    runs_side_by_side: it may be loaded with several workers.
-    max_num_seqs: rows it computes at the same time at most, whatever batches they came in, for an
-        engine that rows join and leave at every step; 0 for one that takes batches as they are.
-        Its cache holds `preferred_batch_tokens`, allocated once.
-    working_bytes: what steps of such an engine need besides, whatever the rows (bytes).
-    max_prompt: tokens of a prompt at most, for an engine that computes longer ones wrongly; 0 for
-        no bound but the context.
-    gives_log_probs: it honours `SamplingParams.top_log_probs`; any other is not given such rows.
-    same_length_above: prompts longer than this share a batch only with prompts of the same length
-        (tokens); 0 holds for every prompt, None for no prompt.
-    separate_above: prompts longer than this never share a batch with shorter ones (tokens); None
-        where that makes no difference.
-    rows_alone: it computes one row at a time, whatever batches it is given.
+    Attributes:
+        name: for reports only; no decision depends on it.
+        cost_rule: "padded": every row of a batch costs as much as the longest.
+            "min-prefix-prefill": as many tokens as the shortest prompt has are prefilled at once,
+            the rest of longer prompts token by token. "packed": a row costs its own tokens.
+        device, compute_type: what runs, not what was asked for.
+        workers, threads: batches in flight at once, and threads of each.
+        max_context: limit of prompt plus generated tokens of a row (tokens).
+        model_bytes: weights in memory (bytes).
+        cache_bytes_per_token: key and value cache per token (bytes).
+        step_bytes_per_row: other working memory per row, mostly logits (bytes).
+        cache_copies: copies of the cache at the peak (2 if it grows by copying).
+        preferred_batch_tokens: batch tokens past which this engine gains no more (measured).
+        mixed_decoding: rows of one batch may have different sampling settings; limits may always
+            differ.
+        shares_prefixes: `Batch.shared_prefix` is computed once, not once per row.
+        runs_side_by_side: it can be loaded with several workers.
+        max_num_seqs: limit of rows computed at the same time by a continuous engine, whose cache
+            holds `preferred_batch_tokens` and is allocated once; 0 for static batches.
+        working_bytes: other memory that the steps of a continuous engine need (bytes).
+        max_prompt: limit of prompt tokens, for an engine that computes longer ones wrongly; 0 is
+            the context.
+        gives_log_probs: it supports `SamplingParams.top_log_probs`; other engines do not get rows
+            that ask for it.
+        same_length_above: prompts longer than this share a batch only with prompts of the same
+            length (tokens); 0 means every prompt, None no prompt.
+        separate_above: prompts longer than this never share a batch with shorter ones (tokens);
+            None if that makes no difference.
+        rows_alone: it computes one row at a time, whatever the batches.
     """
 
     name: str
@@ -77,15 +79,15 @@ class EngineCapabilities:
     rows_alone: bool = False
 
     def length_group(self, prompt_tokens: int) -> int:
-        """A number that prompts of one batch have in common, by their length (tokens)."""
+        """Return the group of a prompt length (tokens); prompts of a batch have the same group."""
         if self.same_length_above is not None and prompt_tokens > self.same_length_above:
             return prompt_tokens
         return int(self.separate_above is not None and prompt_tokens > self.separate_above)
 
     @property
     def peak_bytes(self) -> int | None:
-        """Most memory the engine takes while it runs, beside the bare process (bytes): weights,
-        the whole cache, steps. None for an engine whose batches decide."""
+        """Peak memory of the engine beside the bare process (bytes): weights, cache, steps. None
+        for an engine whose peak depends on its batches."""
         if not self.max_num_seqs:
             return None
         cache = self.preferred_batch_tokens * self.cache_bytes_per_token
@@ -93,10 +95,10 @@ class EngineCapabilities:
 
 
 class TokenCallback(Protocol):
-    """Called for every generated token of a row, from any thread, in order.
+    """Callback for every generated token of a row, called from any thread, in order.
 
-    `row` is the prompt's index. Returning True ends that row after this token: a stop string was
-    completed, a client left, or the run is being stopped.
+    `row` is the prompt's index. Returning True ends that row after this token: a stop string is
+    complete, the client disconnected, or the run is being stopped.
     """
 
     def __call__(self, row: int, token_id: int) -> bool: ...
@@ -104,26 +106,26 @@ class TokenCallback(Protocol):
 
 @runtime_checkable
 class LogProbsCallback(TokenCallback, Protocol):
-    """A watch that wants log-probabilities as they come.
+    """A token callback that also receives log-probabilities.
 
-    `take_log_probs` is called right before the watch is called for the same token, in the same
-    thread, of rows that ask for them.
+    `take_log_probs` is called right before the callback itself for the same token, in the same
+    thread, for rows that ask for log-probabilities.
     """
 
     def take_log_probs(self, row: int, token: TokenLogProbs) -> None: ...
 
 
 class Engine(Protocol):
-    """Runs batches of token ids. See `tests/engines/test_conformance.py` for what it must keep.
+    """Run batches of token ids. `tests/engines/test_conformance.py` tests every engine.
 
-    `run` answers every prompt of every batch exactly once, in any order. A row ended by `on_token`
-    has finish reason "stop". A row that fails, or whose batch fails and cannot be split further,
-    is a Failure; nothing else is lost. Closing the iterator cancels what is in flight. Both
-    methods may be called once the engine is loaded; `close` releases memory and may be repeated.
+    `run` gives every prompt of every batch exactly one result, in any order. A row ended by
+    `on_token` has finish reason "stop". A row that fails, or whose batch fails and cannot be split
+    further, is a Failure; no other row is affected. Closing the iterator cancels what is in flight.
+    `close` releases memory and may be repeated.
 
-    A batch without prompts says that there is nothing to add for now: the engine yields what is
-    ready, goes on with what it has and asks again. A source that waits for its rows while others
-    are under way gives these instead of blocking.
+    A batch without prompts means that no rows are available yet: the engine yields finished rows,
+    continues with the rows it has and asks again. A source yields such batches instead of blocking
+    while other rows are in flight.
     """
 
     @property
@@ -138,12 +140,15 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """What an engine may be besides: it tells how probable given continuations are.
+    """Optional interface of an engine: log-probabilities of given continuations.
 
-    `score` gives every prompt of every batch its Scores, or a Failure, exactly once, in any order;
-    a prompt's shared prefix and the prompt itself are computed once, whatever the number of
-    continuations. continuations: token ids, at least one each; every prompt's max_new_tokens is at
-    least the longest. Scores do not depend on a prompt's batch, up to the rounding of sums.
+    `score` gives every prompt of every batch its Scores, or a Failure, exactly once, in any order.
+    A shared prefix and the prompt itself are computed once, whatever the number of continuations.
+    Scores do not depend on a prompt's batch, up to the rounding of sums.
+
+    Args:
+        continuations: token ids, none empty; max_new_tokens of every prompt is at least the length
+            of the longest.
     """
 
     def score(

@@ -1,9 +1,8 @@
-"""A trial's rows against the reference's rows: how far the outputs of one technique are from those
-of the reference, in tokens, in characters, in meaning, and against labels.
+"""Quality of a trial's outputs against the reference: tokens, characters, embeddings and labels.
 
-Each row counts the same in every measure but the length ratio and corpus chrF, which weigh by
-length. A row the trial failed counts as wholly different, so failing hard rows never pays; a row
-the reference failed cannot be judged and is left out, and both are counted.
+Each row has the same weight in every measure except the length ratio and corpus chrF, which weigh
+by length. A row that the trial failed counts as entirely different, so failing hard rows is never
+an advantage. A row that the reference failed is left out. Both are counted.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LENGTH_RATIO_LIMITS = (0.9, 1.1)
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one system generated for one row: token ids without the end token, and their text."""
+    """Output of one system for one row: token ids without the end token, and their text."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -40,7 +39,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of both systems; None where a system failed it. label: the right answer, if known."""
+    """Outputs of both systems for a row, None if it failed; label: the right answer, if known."""
 
     id: RowId
     reference: Output | None
@@ -52,7 +51,7 @@ class Pair:
 class RowQuality:
     """The measures of one row; see the functions of the same names and `QualityReport`.
 
-    cosine: None where no sentence embeddings were made. reference_right, trial_right: None for a
+    cosine: None without sentence embeddings. reference_right, trial_right: None for a
     row without a label.
     """
 
@@ -72,7 +71,7 @@ class RowQuality:
 
 @dataclass(frozen=True, slots=True)
 class QualityReport:
-    """All rows, and each row for itself. A measure is None where nothing could be measured.
+    """Measures over all rows, and of each row. A measure is None if it could not be computed.
 
     judged: rows with a reference output. trial_failed: those among them the trial failed.
     reference_failed: rows left out.

@@ -1,9 +1,9 @@
-"""The reference's text scored by two models: what a changed model would have said at each token.
+"""Teacher forcing: compare two models at each token of the reference's text.
 
-Generation stops being comparable at the first token that differs. Here both models read the same
-prompt and the same reference continuation, and their distributions over the next token are compared
-at every position, so a small change of the model gives a small number. The result belongs to the
-model (weights and compute type) and not to how rows are batched.
+Generated texts stop being comparable at the first token that differs. Here both models read the
+same prompt and the same reference continuation, and their distributions of the next token are
+compared at every position, so a small change of the model gives a small number. The result depends
+on the model (weights and compute type), not on batching.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _POSITIONS_AT_ONCE = 64
 
 
 class TeacherForcedModel(Protocol):
-    """A model that can score a text it did not write."""
+    """A model that can score a given text."""
 
     def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
-        """Natural logs of the next-token distribution before each continuation token.
+        """Return the natural logs of the next-token distribution before each continuation token.
 
         Row t is the distribution given the prompt and continuation_ids[:t], shape
         (len(continuation_ids), vocabulary), float32. The prompt has at least one token.
@@ -44,7 +44,7 @@ class TeacherForcedModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherForcedRow:
-    """Means over the continuation tokens of one row; nll: negative log-likelihood (nats/token)."""
+    """Means over the continuation tokens of a row; nll: in nats per token."""
 
     index: int
     tokens: int
@@ -86,11 +86,14 @@ def teacher_forced(
 ) -> TeacherForcedScores | None:
     """Compare both models on (prompt ids, reference continuation ids) rows.
 
-    None where a model cannot be teacher-forced or no row has a continuation. An end token the
+    Returns None if a model cannot be teacher-forced or no row has a continuation. An end token the
     reference generated may be part of the continuation; it is one more position. Memory: both
     models, and for one row at a time 2 x tokens x vocabulary x 4 bytes (an implementation may need
-    the prompt's tokens too). EngineError where the vocabularies have different sizes or a model
-    gives NaN or an infinite divergence (float16 that overflowed).
+    the prompt's tokens too).
+
+    Raises:
+        EngineError: the vocabularies have different sizes, or a model gives NaN or an infinite
+            divergence (float16 that overflowed).
     """
     if reference is None or trial is None:
         return None
@@ -116,7 +119,7 @@ def log_distributions(logits: FloatMatrix) -> FloatMatrix:
 
 
 def kl_divergences(reference: FloatMatrix, trial: FloatMatrix) -> npt.NDArray[np.float64]:
-    """KL(reference || trial) = sum_v p(v) (log p(v) - log q(v)) at each position (nats).
+    """Return KL(reference || trial) = sum_v p(v) (log p(v) - log q(v)) at each position (nats).
 
     reference, trial: natural logs, shape (positions, vocabulary). A token the reference gives
     probability 0 adds 0; one that only the trial gives 0 makes the position infinite. Computed in
@@ -191,7 +194,7 @@ def _score(
     if not math.isfinite(divergence):
         raise EngineError(
             f"the divergence of row {index} is {divergence}: a model gives no usable probabilities",
-            "use a compute type with a wider range, e.g. bfloat16 or float32",
+            "use a compute type with a wider range, for example bfloat16 or float32",
         )
     positions = np.arange(len(continuation)), np.asarray(continuation)
     return TeacherForcedRow(
@@ -228,7 +231,7 @@ def _summary(rows: list[TeacherForcedRow], empty: int, seed: int) -> TeacherForc
 
 
 def _joined(prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[int]:
-    """Inputs that predict each continuation token: all ids but the last."""
+    """Return the inputs that predict each continuation token: all ids but the last."""
     assert len(prompt_ids) > 0, "a row has at least one prompt token"
     assert len(continuation_ids) > 0, "a row has at least one continuation token"
     return [*prompt_ids, *continuation_ids[:-1]]

@@ -1,4 +1,4 @@
-"""Which combinations a comparison tries, and the command line of each."""
+"""Combinations that a comparison tries, and the command line of each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ REFERENCE_BATCHING = "single"
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig.
+    """An engine, a number format and a batching policy to try.
 
-    quantization: a format, or, for int8, "FORMAT:METHOD" (see EngineConfig).
+    Attributes:
+        quantization: a format, or, for int8, "FORMAT:METHOD" (see EngineConfig).
+        batch_size, max_batch_tokens: as in BatchingConfig.
     """
 
     engine: str
@@ -44,7 +46,7 @@ class Combination:
         return self.name.replace(" ", "-").replace(":", "-")
 
     def options(self) -> list[str]:
-        """The options of `packhorse run` that select this combination."""
+        """Return the options of `packhorse run` that select this combination."""
         form, _, method = self.quantization.partition(":")
         chosen = ["--engine", self.engine, "--quantization", form]
         if method:
@@ -66,7 +68,7 @@ class Combination:
         *,
         allow_pickle: bool = False,
     ) -> str:
-        """The `packhorse run` line that uses this combination on the user's own file."""
+        """Return the `packhorse run` command that uses this combination on the user's own file."""
         words = ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options()]
         words += ["--max-new-tokens", str(decoding.max_new_tokens)]
         words += [*_named(decoding, SamplingParams(decoding.max_new_tokens))]
@@ -77,8 +79,8 @@ class Combination:
 def _named(
     chosen: SamplingParams | InputConfig, usual: SamplingParams | InputConfig
 ) -> Iterator[str]:
-    """The options of `packhorse run` for every field that is not the usual one; log-probabilities
-    are asked for by rows, not by an option."""
+    """Yield an option of `packhorse run` for every field that differs from its default;
+    log-probabilities are requested per row, not by an option."""
     for field in fields(chosen):
         value = getattr(chosen, field.name)
         if value == getattr(usual, field.name) or field.name == "top_log_probs":
@@ -127,7 +129,7 @@ def combinations(
 
 
 def engine_config(engine: str, quantization: str) -> EngineConfig:
-    """What runs a combination's engine and "FORMAT" or "FORMAT:METHOD"."""
+    """Return the config of an engine with "FORMAT" or "FORMAT:METHOD"."""
     form, _, method = quantization.partition(":")
     return EngineConfig(engine, quantization=form, quantization_method=method or "auto")
 
@@ -152,5 +154,5 @@ def _require_known(kind: str, names: Sequence[str], known: Sequence[str]) -> Non
 
 
 def packhorse_command(arguments: Sequence[str]) -> list[str]:
-    """`packhorse` as this very installation, in a fresh interpreter."""
+    """Return the command that runs `packhorse` of this installation in a new interpreter."""
     return [sys.executable, "-m", "packhorse", *arguments]

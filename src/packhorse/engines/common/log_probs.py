@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens that were chosen, from the logits they were chosen by."""
+"""Log-probabilities from logits: of whole distributions, and of chosen tokens."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def wanted_log_probs(
     decodings: Sequence[SamplingParams],
     logits_of: Callable[[int], Logits],
 ) -> dict[int, TokenLogProbs]:
-    """By place, for the rows of a step that ask for them and have a token.
+    """Return log-probabilities by row of a step, for rows that ask for them and have a token.
 
-    logits_of: [vocabulary] of a place; asked of those rows alone.
+    Args:
+        logits_of: logits [vocabulary] of a row; called for those rows only.
     """
     return {
         place: token_log_probs(logits_of(place), token_id, decoding.top_log_probs)
@@ -42,14 +43,18 @@ def wanted_log_probs(
 
 
 def token_log_probs(logits: Logits, token_id: int, count: int) -> TokenLogProbs:
-    """logits: [vocabulary], as the model computed them; count: alternatives."""
+    """Return the log-probability of a token and of the `count` most probable ones.
+
+    Args:
+        logits: [vocabulary], as the model computed them.
+    """
     values = log_softmax(logits)
     alternatives = tuple((each, float(values[each])) for each in _most_probable(logits, count))
     return TokenLogProbs(token_id, float(values[token_id]), alternatives)
 
 
 def _most_probable(logits: Logits, count: int) -> list[int]:
-    """Ids of the `count` largest, largest first; of equals the smaller id, also at the border."""
+    """Return the ids of the `count` largest logits, largest first; smaller ids win ties."""
     count = min(count, len(logits))
     if not count:
         return []
