@@ -193,9 +193,9 @@ def _import_libraries(scratch: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, logging
 
-    from packhorse.engines import LOADERS
+    from packhorse.engine_protocol.registry import built_in_engines
 
-    modules = [loader.split(":")[0] for loader in LOADERS.values()]
+    modules = [entry.loader.split(":")[0] for entry in built_in_engines()]
     for module in (*modules, "ctranslate2.converters"):
         importlib.import_module(module)
     assert AutoModelForCausalLM.__name__  # these are imported when they are first used

@@ -34,8 +34,8 @@ from packhorse.data import Completion, Request
 from packhorse.evaluation.quality import Output, Pair, QualityReport, compare_outputs
 from packhorse.evaluation.statistics import Estimate
 from packhorse.evaluation.teacher_forcing import (
-    CTranslate2LogProbs,
     TeacherForcedScores,
+    scorer,
     teacher_forced,
 )
 from packhorse.inference.model import Model
@@ -138,8 +138,8 @@ def judge(
     format_of = REFERENCE if subject is reference else options.quantization
     scored = [(prompts[index], theirs[index].token_ids) for index in sorted(theirs)]
     forced = teacher_forced(
-        CTranslate2LogProbs(reference.model.prepared.folder, REFERENCE),
-        CTranslate2LogProbs(subject.model.prepared.folder, format_of),
+        scorer(reference.model.prepared, REFERENCE),
+        scorer(subject.model.prepared, format_of),
         scored,
     )
     assert forced is not None, "no row has an answer"

@@ -29,9 +29,6 @@ from packhorse.data import SamplingParams
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
 RowOptions = Literal["auto", "yes", "no"]
-ENGINES = ("auto", "transformers", "ctranslate2", "packed", "fake")
-MODEL_ENGINES = ("transformers", "ctranslate2", "packed")
-"""Engines that run a model; all of them are considered by default."""
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",
@@ -98,7 +95,6 @@ class EngineConfig:
         default="auto",
         metadata={
             "help": "engine that runs the model",
-            "choices": ENGINES,
             "default": "auto: ctranslate2 for a CTranslate2 folder, otherwise transformers",
         },
     )

@@ -28,11 +28,11 @@ from packhorse.cli import main
 from packhorse.config import BatchingConfig, EngineConfig
 from packhorse.data import Batch, EngineOutput, Failure
 from packhorse.engine_protocol import TokenCallback
+from packhorse.engine_protocol.registry import ModelKind
 from packhorse.engines.fake import FakeEngine, Faults
 from packhorse.errors import EngineError
 from packhorse.inference.model import load_prepared
 from packhorse.models import PreparedModel, prepare
-from packhorse.models.prepared import Kind
 
 
 @pytest.fixture
@@ -224,9 +224,9 @@ print(json.dumps(_measure_prefill_memory(engine, model_facts(prepare("anything",
 """
 
 
-@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "fake"])
+@pytest.mark.parametrize("kind", ["huggingface", "ctranslate2", "none"])
 def test_what_auto_becomes_and_what_is_named_are_one_calibration(
-    prepared: PreparedModel, kind: Kind
+    prepared: PreparedModel, kind: ModelKind
 ) -> None:
     """`calibrate MODEL` measures what `plan` reads, and `run` uses it.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ def engine(subject: Subject) -> Iterator[Engine]:
     engine = subject.make()
     yield engine
     engine.close()
+
+
+def tests_of_one_engine() -> dict[str, Callable[..., None]]:
+    """The tests that need the fixtures `subject` and `engine` only: for engines of other packages,
+    see docs/how-to/add-an-engine.md."""
+    return {
+        name: test
+        for name, test in globals().items()
+        if name.startswith("test_") and "subjects" not in inspect.signature(test).parameters
+    }
 
 
 def test_traits_say_what_a_planner_needs(subject: Subject, engine: Engine) -> None:

@@ -14,9 +14,9 @@ from packhorse.config import EngineConfig
 from packhorse.data import EngineOutput, Prompt, SamplingParams
 from packhorse.engines import load_engine
 from packhorse.engines.fake import DELAY_VARIABLE, FakeEngine, Faults
-from packhorse.errors import EngineError
+from packhorse.errors import ConfigError, EngineError
 from packhorse.models import model_facts
-from packhorse.models.prepared import fake_model
+from packhorse.models.prepared import model_without_files
 from packhorse.tokenization import ByteCodec
 
 
@@ -98,7 +98,7 @@ def test_workers_take_turns() -> None:
 
 
 def test_loaded_by_name_it_can_be_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = fake_model("anything")
+    prepared = model_without_files("anything", "fake")
     monkeypatch.setenv(DELAY_VARIABLE, "0.02")
     engine = load_engine(prepared, model_facts(prepared), EngineConfig(engine="fake", workers=3))
     assert (engine.capabilities.workers, engine.capabilities.name) == (3, "fake")
@@ -121,6 +121,6 @@ def test_it_needs_no_library() -> None:
 def test_an_unknown_engine_lists_the_known_ones() -> None:
     from packhorse.engines import loader_named
 
-    with pytest.raises(EngineError, match="no engine 'vllm'") as error:
+    with pytest.raises(ConfigError, match="unknown engine 'vllm'") as error:
         loader_named("vllm")
-    assert error.value.hint == "one of transformers, ctranslate2, packed, fake"
+    assert error.value.hint == "known: transformers, ctranslate2, packed, fake"

@@ -129,9 +129,9 @@ def test_int8_on_the_packed_engine_stays_near_float32(
     demo_model_folder: Path, real_prompts: list[Prompt], real_reference: dict[int, Any]
 ) -> None:
     """Without the turns of `stored` and `kernels` it diverges more than ten times as far."""
-    from packhorse.evaluation.teacher_forcing import PackedLogProbs
+    from scorers import packed_scorer
 
-    whole, rounded = (PackedLogProbs(demo_model_folder, form) for form in ("float32", "int8"))
+    whole, rounded = (packed_scorer(demo_model_folder, form) for form in ("float32", "int8"))
     divergences, agreed = [], []
     for prompt in real_prompts:
         given = prompt.token_ids, real_reference[prompt.index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import numpy.typing as npt
 import pytest
 from scipy import special, stats
 
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.errors import ConfigError, EngineError, ModelError
 from packhorse.evaluation.teacher_forcing import (
-    CTranslate2LogProbs,
     TeacherForcedModel,
-    TransformersLogProbs,
     kl_divergences,
-    log_softmax,
+    log_distributions,
     scorer,
     teacher_forced,
 )
+from packhorse.models.prepared import model_without_files
+from scorers import ctranslate2_scorer, transformers_scorer
 from tiny_models import VOCAB_SIZE, tiny_gpt2, tiny_llama
 
 ROWS = [
@@ -71,7 +73,7 @@ def test_kl_agrees_with_scipy_over_many_positions() -> None:
 def test_log_softmax_of_a_large_vocabulary_is_exact() -> None:
     logits = np.random.default_rng(0).normal(10, 5, size=(130, 50_000)).astype(np.float32)
     expected = special.log_softmax(logits.astype(np.float64), axis=-1)
-    np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-7, atol=1e-6)
+    np.testing.assert_allclose(log_distributions(logits), expected, rtol=1e-7, atol=1e-6)
 
 
 def test_rows_count_the_same_and_perplexity_counts_tokens() -> None:
@@ -117,13 +119,19 @@ def test_a_model_that_overflowed_is_refused(broken: tuple[float, ...]) -> None:
 
 
 def test_scorers_by_name(tmp_path: Path) -> None:
-    assert scorer("fake", tmp_path, "float32") is None
+    assert scorer(model_without_files("any", "fake"), "float32") is None
     with pytest.raises(ConfigError, match="unknown engine 'vllm'") as raised:
-        scorer("vllm", tmp_path, "float32")
+        scorer(model_without_files("any", "vllm"), "float32")
     assert "transformers, ctranslate2" in raised.value.hint
     for engine in ("transformers", "ctranslate2"):
-        with pytest.raises(ModelError, match="cannot load"):
-            scorer(engine, tmp_path, "float32")
+        broken = replace(
+            model_without_files("any", engine),
+            kind=engine_entry(engine).model_kind,
+            folder=tmp_path,
+            tokenizer_folder=tmp_path,
+        )
+        with pytest.raises(ModelError, match=str(tmp_path)):
+            scorer(broken, "float32")
 
 
 def convert(folder: Path, quantization: str | None = None) -> Path:
@@ -142,7 +150,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_each_position_sees_its_own_left_context(tmp_path: Path, make: Any) -> None:
     """One forward pass over the whole text equals one over each of its beginnings."""
-    model = TransformersLogProbs(make(tmp_path / "model"))
+    model = transformers_scorer(make(tmp_path / "model"))
     prompt, continuation = ROWS[0]
     whole = model.log_probs(prompt, continuation)
     assert whole.shape == (len(continuation), VOCAB_SIZE)
@@ -155,7 +163,7 @@ def test_each_position_sees_its_own_left_context(tmp_path: Path, make: Any) -> N
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_ctranslate2_in_float32_is_the_same_model(tmp_path: Path, make: Any) -> None:
     folder = make(tmp_path / "model")
-    reference, trial = TransformersLogProbs(folder), CTranslate2LogProbs(convert(folder))
+    reference, trial = transformers_scorer(folder), ctranslate2_scorer(convert(folder))
     for prompt, continuation in ROWS:
         ours = trial.log_probs(prompt, continuation)
         np.testing.assert_allclose(ours, reference.log_probs(prompt, continuation), atol=2e-3)
@@ -167,10 +175,10 @@ def test_ctranslate2_in_float32_is_the_same_model(tmp_path: Path, make: Any) -> 
 
 
 def test_a_changed_model_is_found(llama: Path, tmp_path: Path) -> None:
-    reference = TransformersLogProbs(llama)
+    reference = transformers_scorer(llama)
     same = teacher_forced(reference, reference, ROWS)
-    rounded = teacher_forced(reference, scorer("transformers", llama, "bfloat16"), ROWS)
-    other = teacher_forced(reference, TransformersLogProbs(tiny_llama(tmp_path, seed=1)), ROWS)
+    rounded = teacher_forced(reference, transformers_scorer(llama, "bfloat16"), ROWS)
+    other = teacher_forced(reference, transformers_scorer(tiny_llama(tmp_path, seed=1)), ROWS)
     assert same is not None
     assert rounded is not None
     assert other is not None
@@ -204,11 +212,11 @@ def test_int8_of_the_demonstration_model(demo_model_folder: Path) -> None:
             ("One, two, three, four,", " five, six, seven, eight, nine, ten."),
         ]
     ]
-    reference: TeacherForcedModel = TransformersLogProbs(demo_model_folder)
-    trial = CTranslate2LogProbs(plain.folder, "int8")
+    reference: TeacherForcedModel = transformers_scorer(demo_model_folder)
+    trial = ctranslate2_scorer(plain.folder, "int8")
     assert trial.compute_type.startswith("int8")
     result = teacher_forced(reference, trial, rows)
-    better = teacher_forced(reference, CTranslate2LogProbs(ready.folder, "int8"), rows)
+    better = teacher_forced(reference, ctranslate2_scorer(ready.folder, "int8"), rows)
     assert result is not None
     assert better is not None
     assert 0.001 < result.kl_divergence.value < 0.3

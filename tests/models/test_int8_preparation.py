@@ -14,10 +14,7 @@ import pytest
 import tiny_models
 from packhorse.errors import ConfigError, ModelError
 from packhorse.evaluation.teacher_forcing import (
-    CTranslate2LogProbs,
-    PackedLogProbs,
     TeacherForcedModel,
-    TransformersLogProbs,
     teacher_forced,
 )
 from packhorse.models import PreparedModel, cached_models, int8_preparation, prepare
@@ -25,6 +22,7 @@ from packhorse.models.convert import convert_checkpoint
 from packhorse.models.hashing import file_sha256
 from packhorse.models.original import find_original
 from packhorse.quantization.recipe import CalibrationRow, Recipe
+from scorers import ctranslate2_scorer, packed_scorer, transformers_scorer
 
 Tiny = Callable[[str], Path]
 ROWS = [(tuple(range(3, 40, 2)), tuple(range(100, 160, 3))), ((9, 8, 7, 6), (250, 40, 31, 77))]
@@ -42,7 +40,7 @@ def int8(folder: Path, method: str = "auto", **options: Any) -> PreparedModel:
 
 
 def divergence(reference: TeacherForcedModel, prepared: PreparedModel) -> float:
-    found = teacher_forced(reference, CTranslate2LogProbs(prepared.folder, "int8"), ROWS)
+    found = teacher_forced(reference, ctranslate2_scorer(prepared.folder, "int8"), ROWS)
     assert found is not None
     return found.kl_divergence.value
 
@@ -70,7 +68,7 @@ def test_an_int8_model_names_its_quantization_method(
 
 def test_it_loses_less_than_a_plain_one(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
-    reference = TransformersLogProbs(folder)
+    reference = transformers_scorer(folder)
     plain = divergence(reference, int8(folder, "plain"))
     for method in ("auto", "smooth", "rotate"):
         assert divergence(reference, int8(folder, method)) < 0.5 * plain
@@ -222,7 +220,7 @@ def test_the_packed_engine_gets_int8_weights(
     ).codec().encode_fragment("loads")
     again = packed_int8(prepared.folder)
     assert (again.folder, again.quantization_method) == (prepared.folder, method)
-    before, after = TransformersLogProbs(folder), PackedLogProbs(prepared.folder, "int8")
+    before, after = transformers_scorer(folder), packed_scorer(prepared.folder, "int8")
     found = teacher_forced(before, after, ROWS)
     assert found is not None
     assert found.kl_divergence.value < 0.1
@@ -230,11 +228,11 @@ def test_the_packed_engine_gets_int8_weights(
 
 def test_packed_int8_loses_less_when_it_is_prepared(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
-    reference = TransformersLogProbs(folder)
+    reference = transformers_scorer(folder)
 
     def lost(method: str) -> float:
         prepared = packed_int8(folder, method)
-        found = teacher_forced(reference, PackedLogProbs(prepared.folder, "int8"), ROWS)
+        found = teacher_forced(reference, packed_scorer(prepared.folder, "int8"), ROWS)
         assert found is not None
         return found.kl_divergence.value
 

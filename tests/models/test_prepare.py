@@ -218,7 +218,7 @@ def test_quantization_auto_costs_no_accuracy(quantization: str, device: str, res
 
 def test_the_fake_engine_prepares_nothing(home: Path) -> None:
     prepared = prepare("whatever", engine="fake")
-    assert (prepared.kind, prepared.engine, prepared.bytes_on_disk) == ("fake", "fake", 0)
+    assert (prepared.kind, prepared.engine, prepared.bytes_on_disk) == ("none", "fake", 0)
     assert not home.exists()
 
 

@@ -11,12 +11,13 @@ import torch
 from foldable_models import logits, random_model, random_rows
 
 import tiny_models
-from packhorse.evaluation.teacher_forcing import CTranslate2LogProbs, log_softmax
+from packhorse.engines.common.log_probs import log_softmax
 from packhorse.models import prepare
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.loading import load_float32
 from packhorse.quantization.foldable_model import make_foldable
 from packhorse.quantization.int8 import fake_quantize, row_scale, simulate_int8
+from scorers import ctranslate2_scorer
 
 PROMPTS = [tuple(range(5, 40, 3)), (7, 9, 250, 31, 8, 120), tuple(range(299, 200, -7))]
 
@@ -42,7 +43,7 @@ def test_simulated_and_real_int8_say_the_same(make: Any, tmp_path: Path, home: P
     converted = prepare(
         str(folder), engine="ctranslate2", quantization="int8", quantization_method="plain"
     )
-    real = CTranslate2LogProbs(converted.folder, "int8")
+    real = ctranslate2_scorer(converted.folder, "int8")
     model = load_float32(open_checkpoint(folder))
     exact, simulated = [_logs(model, ids) for ids in PROMPTS], []
     with simulate_int8(make_foldable(model)):

@@ -13,7 +13,7 @@ from typing import Any
 from packhorse.batching.cost import CostModel, Costs, OutputLengths, PrefillMemory, WorkCounts
 from packhorse.config import EngineConfig
 from packhorse.engine_protocol import EngineCapabilities
-from packhorse.engines import device_for
+from packhorse.engine_protocol.registry import CTRANSLATE2, engine_entry
 from packhorse.errors import ModelError, OutputError
 from packhorse.models import PreparedModel, cache_root, resolve_quantization
 from packhorse.models.cache import library_versions
@@ -160,10 +160,10 @@ def calibration_path(prepared: PreparedModel, config: EngineConfig) -> Path:
 
 
 def _resolved(prepared: PreparedModel, config: EngineConfig) -> EngineConfig:
-    device = device_for(prepared.engine, config.device)
+    device = engine_entry(prepared.engine).device(config.device)
     form = config.quantization
     if form == "auto":
-        is_stored = prepared.kind == "ctranslate2"
+        is_stored = prepared.kind == CTRANSLATE2
         form = prepared.quantization if is_stored else resolve_quantization(form, device)
     return replace(
         config,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from packhorse.batching import AUTO, POLICIES
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
+from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
 
 _Config = TypeVar("_Config")
 _METAVARS = {int: "N", str: "TEXT", Path: "FILE"}
@@ -78,7 +79,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """Add the options of the engine, and the config's `allow_pickle`."""
     group = parser.add_argument_group("engine")
-    add(group, EngineConfig)
+    add(group, EngineConfig, engine={"type": engine, "metavar": engine_list(BUILT_IN)})
     add(group, config, "allow_pickle")
 
 
@@ -94,6 +95,26 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **changes: Mapping[str, Any]) -> None:
     add(parser.add_argument_group("input"), InputConfig, *names, **changes)
+
+
+def engine(name: str) -> str:
+    """The name of an engine on the command line. Imports none."""
+    if name != "auto" and name not in BUILT_IN and name not in engine_names():
+        known = ", ".join(("auto", *engine_names()))
+        raise argparse.ArgumentTypeError(f"unknown engine {name!r} (known: {known})")
+    return name
+
+
+def engine_with_model(name: str) -> str:
+    """The name of an engine that runs a model."""
+    if name in BUILT_IN and name not in ("auto", *model_engines()):
+        raise argparse.ArgumentTypeError(f"the engine {name!r} takes no model")
+    return engine(name)
+
+
+def engine_list(names: Sequence[str]) -> str:
+    """Engines as argparse shows choices."""
+    return f"{{{','.join(('auto', *names))}}}"
 
 
 def text(given: str) -> str:

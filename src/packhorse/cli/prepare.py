@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from packhorse.cli import EXIT_DONE, options, print_json, print_progress
-from packhorse.config import ENGINES, EngineConfig, JobConfig
+from packhorse.config import EngineConfig, JobConfig
+from packhorse.engine_protocol.registry import model_engines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ("engine", "quantization", "quantization_method", "device")
     engine = {
         "help": "prepare the model for this engine",
-        "choices": [name for name in ENGINES if name != "fake"],
+        "type": options.engine_with_model,
+        "metavar": options.engine_list(model_engines()),
     }
     options.add(parser, EngineConfig, *names, engine=engine)
     options.add_json(parser)

@@ -11,10 +11,10 @@ from packhorse.config import (
     ALLOW_PICKLE_OPTION,
     EMBEDDINGS_OPTION,
     INPUT_OPTION,
-    MODEL_ENGINES,
     MODEL_OPTION,
     InputConfig,
 )
+from packhorse.engine_protocol.registry import model_engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class CompareConfig:
         },
     )
     engines: tuple[str, ...] = field(
-        default=MODEL_ENGINES,
+        default_factory=model_engines,
         metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
     )
     quantizations: tuple[str, ...] = field(

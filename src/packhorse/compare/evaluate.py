@@ -14,6 +14,7 @@ from packhorse.compare.sample import Sample
 from packhorse.compare.trial import RepeatOutcome, RowResult, read_rows
 from packhorse.data import SamplingParams
 from packhorse.embeddings import SentenceEncoder
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.errors import PackhorseError
 from packhorse.evaluation.quality import (
     Embed,
@@ -169,7 +170,7 @@ class TrialEvaluator:
         The ids are () for a row that cannot be a prompt, and for the fake engine, whose tokenizer
         is not worth scoring with.
         """
-        if self.reference.engine == "fake":
+        if not engine_entry(self.reference.engine).runs_model:
             return [() for _ in self.sample.requests]
         engine = engine_config(self.reference.engine, self.reference.quantization)
         codec = prepare_for(
@@ -212,7 +213,7 @@ class TrialEvaluator:
     def _scorer(self, engine: str, quantization: str) -> TeacherForcedModel | None:
         chosen = engine_config(engine, quantization)
         prepared = prepare_for(self.config.model, chosen, allow_pickle=self.config.allow_pickle)
-        return scorer(engine, prepared.folder, chosen.quantization)
+        return scorer(prepared, chosen.quantization)
 
     def _worst(self, report: QualityReport, runs: TrialRuns) -> tuple[document.WorstRow, ...]:
         prompts = {str(request.id): _shown(request.content) for request in self.sample.requests}

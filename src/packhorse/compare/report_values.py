@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from packhorse.compare.document import Comparison, Effect, Estimate, Spread, Trial
+from packhorse.engine_protocol.registry import HUGGINGFACE, default_engine
 from packhorse.reports.formats import Format, finite
 
 
@@ -58,7 +59,7 @@ def baseline(comparison: Comparison) -> Trial | None:
     timed = [trial for trial in comparison.trials if median(trial, "generate_seconds")]
     singles = [t for t in timed if (t.quantization, t.batching) == ("float32", "single")]
     reference = [t for t in timed if t.name == comparison.reference.get("name")]
-    singles.sort(key=lambda trial: trial.engine != "transformers")
+    singles.sort(key=lambda trial: trial.engine != default_engine(HUGGINGFACE))
     slowest = sorted(timed, key=lambda trial: -(median(trial, "generate_seconds") or 0.0))
     return next(iter(reference + singles + slowest), None)
 

@@ -1,7 +1,7 @@
-"""The engine `fake`: no model, no libraries, the same words for the same prompt every time.
+"""The engine `fake`: no model, no libraries, deterministic text.
 
-It carries tests and dry runs. Token ids are bytes (see `packhorse.tokenization.ByteCodec`); what
-it writes are English words, chosen by a digest of the prompt.
+For tests and dry runs. Token ids are bytes (see `packhorse.tokenization.ByteCodec`); the text is
+English words chosen by a digest of the prompt.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ _SHORTEST, _LONGEST = 8, 160
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong, for tests.
+    """Injected faults, for tests.
 
-    fail_rows: indexes of rows that fail in every batch. fail_batches_larger_than: rows of a batch
-    above which it fails. oom_over_tokens: padded tokens of a batch, those to be generated
-    included, above which memory is out. crash_after_rows: results after which the engine dies.
-    hang_on: a batch with a prompt that contains this text never gets on, and nothing behind it.
+    Attributes:
+        fail_rows: indexes of rows that fail in every batch.
+        fail_batches_larger_than: a batch of more rows fails.
+        oom_over_tokens: a batch with more padded tokens, those to be generated included, is out of
+            memory.
+        crash_after_rows: results after which the engine raises.
+        hang_on: a batch with a prompt that contains this text blocks forever.
     """
 
     fail_rows: frozenset[int] = frozenset()
@@ -57,15 +60,15 @@ class Faults:
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> FakeEngine:
-    """A fake engine for any prepared model; the environment variable
-    PACKHORSE_FAKE_SECONDS_PER_TOKEN slows every step down, for tests that interrupt a run.
+    """Load a fake engine for any prepared model.
 
-    PACKHORSE_FAKE_ANSWERS may name a JSON file of [text, answer] pairs: to a prompt that contains
-    such a text (the last of several counts) that answer is given and found most probable.
+    Environment variables: PACKHORSE_FAKE_SECONDS_PER_TOKEN delays every step, for tests that
+    interrupt a run. PACKHORSE_FAKE_ANSWERS names a JSON file of [text, answer] pairs: a prompt that
+    contains such a text (the last one counts) gets that answer, which is also the most probable.
     PACKHORSE_FAKE_HANG_ON is `Faults.hang_on`.
 
-    Two formats are planted for comparisons to find: "int8" answers every third prompt otherwise, as
-    a lossy format would, and "int16" takes SLOW_SECONDS_PER_TOKEN longer.
+    Two formats differ, for tests of comparisons: "int8" answers every third prompt differently, as
+    a lossy format would, and "int16" takes SLOW_SECONDS_PER_TOKEN longer per token.
     """
     slow = SLOW_SECONDS_PER_TOKEN if config.quantization == "int16" else 0.0
     return FakeEngine(
@@ -83,9 +86,11 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Fa
 class FakeEngine:
     """`workers` batches at once, a step of each in turn; rows are yielded as they finish.
 
-    seconds_per_token: wait of every step, whatever the number of rows. seconds_per_batch: wait
-    before a batch begins. lossy: every third prompt is answered otherwise. answers: text that a
-    prompt may contain to what is then answered.
+    Args:
+        seconds_per_token: delay of every step, whatever the number of rows.
+        seconds_per_batch: delay before a batch begins.
+        lossy: every third prompt is answered differently.
+        answers: answer by a text that a prompt may contain.
     """
 
     def __init__(
@@ -160,8 +165,8 @@ class FakeEngine:
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """See `packhorse.engine_protocol.Scorer`: a planted answer is all but certain, everything
-        else as probable as a digest of prompt and continuation has it."""
+        """See `packhorse.engine_protocol.Scorer`: a planted answer is almost certain; other
+        probabilities follow from a digest of prompt and continuation."""
         if self._is_closed:
             raise EngineError("the engine is closed", "load the model again")
 
@@ -180,7 +185,7 @@ class FakeEngine:
             yield from answer([row for row in rows if not row.answered], scored)
 
     def _known(self, prompt: Prompt) -> bytes | None:
-        """The planted answer of the text that stands last in a prompt."""
+        """Return the planted answer of the text that occurs last in a prompt."""
         if not self._answers:
             return None
         text = bytes(prompt.token_ids)
@@ -191,7 +196,7 @@ class FakeEngine:
         self._is_closed = True
 
     def _answer(self, batch: Batch, on_token: TokenCallback | None) -> Iterator[Result | None]:
-        """Results of a batch, and None after every step."""
+        """Yield results of a batch, and None after every step."""
         rows = [Row(prompt) for prompt in batch.prompts]
         refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
         yield from filter(None, refused)
@@ -218,7 +223,7 @@ class FakeEngine:
         return written(prompt, lossy=self._lossy) if known is None else iter(known)
 
     def _break_down(self, rows: list[Row]) -> None:
-        """Raises what a real engine would for rows that are to fail."""
+        """Raise what a real engine would for rows that are set to fail."""
         faults = self._faults
         if faults.hang_on is not None:
             hanging = faults.hang_on.encode()
@@ -234,9 +239,11 @@ class FakeEngine:
 
 
 def written(prompt: Prompt, *, lossy: bool = False) -> Iterator[int]:
-    """Bytes of what follows a prompt, without an end token: a pure function of its token ids and
-    how it samples; without a seed a sampled text is a new one each time. A larger limit does not
-    change what comes before it."""
+    """Yield the bytes that follow a prompt, without an end token.
+
+    A pure function of its token ids and sampling settings; without a seed a sampled text differs
+    each time. A larger limit does not change the tokens before it.
+    """
     words = _WORDS.split(",")
     state = blake2b(",".join(map(str, prompt.token_ids)).encode()).digest()
     if lossy and state[0] % 3 == 0:
@@ -262,8 +269,8 @@ def _log_prob(prompt: Prompt, ids: Sequence[int], known: bytes | None) -> float:
 
 
 def _token_log_probs(row: Row, token_id: int) -> TokenLogProbs | None:
-    """Where they are asked for: the token itself is the most probable, by a digest of what is
-    before it; the bytes that follow it share the rest, each with half of what is left."""
+    """Return log-probabilities if asked for: the token is the most probable, by a digest of the
+    sequence; each of the following byte values has half of the remaining probability."""
     count = row.prompt.decoding.top_log_probs
     if count is None or token_id == END:
         return None

@@ -14,13 +14,13 @@ from packhorse.calibration import Calibration, describe_disturbance, stored_cali
 from packhorse.config import (
     ALLOW_PICKLE_OPTION,
     INPUT_OPTION,
-    MODEL_ENGINES,
     MODEL_OPTION,
     BatchingConfig,
     EngineConfig,
     InputConfig,
 )
 from packhorse.data import Prompt, SamplingParams
+from packhorse.engine_protocol.registry import model_engines
 from packhorse.errors import ConfigError, InputError, PackhorseError
 from packhorse.estimate.pilot import PILOT_SECONDS, Pilot, run_pilot
 from packhorse.estimate.predict import Prediction, Setting, interval, relative_error
@@ -50,7 +50,7 @@ class EstimateConfig:
     model: str = field(metadata=MODEL_OPTION)
     input: str = field(metadata=INPUT_OPTION)
     engines: tuple[str, ...] = field(
-        default=MODEL_ENGINES,
+        default_factory=model_engines,
         metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
     )
     quantizations: tuple[str, ...] = field(

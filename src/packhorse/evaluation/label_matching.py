@@ -1,4 +1,4 @@
-"""When a text that a model wrote is a label."""
+"""Match an answer of a model with a label."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ _CLAUSE_END = re.compile(r"[.,:;!?…](?=\s|$)")
 
 
 def normalise(text: str) -> str:
-    """What of a label or an answer is compared: NFKC, case folded, white space collapsed, quotes,
-    brackets, Markdown marks and closing punctuation around it removed."""
+    """Return the form in which labels and answers are compared.
+
+    NFKC, case folded, white space collapsed, without surrounding quotes, brackets, Markdown marks
+    and closing punctuation.
+    """
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return text.lstrip(_OPENING).rstrip(_CLOSING)
 

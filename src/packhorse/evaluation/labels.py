@@ -1,4 +1,4 @@
-"""Answers against labels: accuracy, and which rows a technique turned from right to wrong."""
+"""Accuracy against labels, and rows that a technique turned from right to wrong or back."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class LabelReport:
 def judge_labels(
     reference_right: Sequence[bool], trial_right: Sequence[bool], *, seed: int = 0
 ) -> LabelReport | None:
-    """Accuracies, flips and exact McNemar of rows judged by `is_right`; None for no rows.
+    """Return accuracies, flips and the exact McNemar test of rows; None for no rows.
 
-    reference_right, trial_right: one value a labelled row, same order.
+    reference_right, trial_right: one value per labelled row, same order.
     """
     pairs = list(zip(reference_right, trial_right, strict=True))
     count = len(pairs)

@@ -1,9 +1,8 @@
-"""A trial's rows against the reference's rows: how far the outputs of one technique are from those
-of the reference, in tokens, in characters, in meaning, and against labels.
+"""Quality of a trial's outputs against the reference: tokens, characters, embeddings and labels.
 
-Each row counts the same in every measure but the length ratio and corpus chrF, which weigh by
-length. A row the trial failed counts as wholly different, so failing hard rows never pays; a row
-the reference failed cannot be judged and is left out, and both are counted.
+Each row has the same weight in every measure except the length ratio and corpus chrF, which weigh
+by length. A row that the trial failed counts as entirely different, so failing hard rows is never
+an advantage. A row that the reference failed is left out. Both are counted.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LENGTH_RATIO_LIMITS = (0.9, 1.1)
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one system generated for one row: token ids without the end token, and their text."""
+    """Output of one system for one row: token ids without the end token, and their text."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -40,7 +39,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of both systems; None where a system failed it. label: the right answer, if known."""
+    """Outputs of both systems for a row, None if it failed; label: the right answer, if known."""
 
     id: RowId
     reference: Output | None
@@ -52,7 +51,7 @@ class Pair:
 class RowQuality:
     """The measures of one row; see the functions of the same names and `QualityReport`.
 
-    cosine: None where no sentence embeddings were made. reference_right, trial_right: None for a
+    cosine: None without sentence embeddings. reference_right, trial_right: None for a
     row without a label.
     """
 
@@ -72,7 +71,7 @@ class RowQuality:
 
 @dataclass(frozen=True, slots=True)
 class QualityReport:
-    """All rows, and each row for itself. A measure is None where nothing could be measured.
+    """Measures over all rows, and of each row. A measure is None if it could not be computed.
 
     judged: rows with a reference output. trial_failed: those among them the trial failed.
     reference_failed: rows left out.
@@ -109,7 +108,7 @@ class QualityReport:
 def compare_outputs(
     pairs: Sequence[Pair], *, embed: Embed | None = None, seed: int = 0
 ) -> QualityReport:
-    """Measures of the trial's rows against the reference's.
+    """Compare the trial's rows with the reference's.
 
     embed: texts to unit vectors (n, d), e.g. `SentenceEncoder.embed`; None leaves cosines out.
     seed: of bootstrap resamples and of the shuffled pairs.
@@ -154,14 +153,14 @@ def compare_outputs(
 
 
 def worst_rows(report: QualityReport, count: int) -> list[RowQuality]:
-    """The `count` rows farthest from the reference: failed rows, then by chrF, then by matched
-    prefix, then in input order; identical rows are never among them."""
+    """Return the `count` rows that differ most: failed rows, then by chrF, then by matched prefix,
+    then in input order. Identical rows are left out."""
     differing = [row for row in report.rows if not row.identical]
     return sorted(differing, key=lambda row: (not row.failed, row.chrf, row.matched_prefix))[:count]
 
 
 def matched_tokens(reference: Sequence[int], trial: Sequence[int]) -> int:
-    """Length of the common prefix (tokens)."""
+    """Return the length of the common prefix (tokens)."""
     pairs = zip(reference, trial, strict=False)
     return next(
         (index for index, (left, right) in enumerate(pairs) if left != right),
@@ -170,17 +169,18 @@ def matched_tokens(reference: Sequence[int], trial: Sequence[int]) -> int:
 
 
 def first_divergence(reference: Sequence[int], trial: Sequence[int]) -> int | None:
-    """Index of the first token that differs; an output that ends early diverges at its end.
+    """Return the index of the first token that differs; a shorter output diverges at its end.
 
-    None for identical outputs.
+    Returns None for identical outputs.
     """
     return None if tuple(reference) == tuple(trial) else matched_tokens(reference, trial)
 
 
 def matched_prefix_share(reference: Sequence[int], trial: Sequence[int]) -> float:
-    """Common prefix / reference tokens; for an empty reference 1 if the trial is empty, else 0.
+    """Return common prefix / reference tokens.
 
-    A trial that repeats the reference and goes on has 1.0 and is not identical.
+    For an empty reference it is 1 if the trial is empty, else 0.
+    A trial that starts with the whole reference and continues has 1.0 and is not identical.
     """
     if not reference:
         return float(not trial)
@@ -190,7 +190,7 @@ def matched_prefix_share(reference: Sequence[int], trial: Sequence[int]) -> floa
 def chrf_scores(
     references: Sequence[str], trials: Sequence[str], failed: Sequence[bool]
 ) -> tuple[list[float], float | None]:
-    """chrF2 of each row and of the corpus; 0 to 100.
+    """Return chrF2 of each row and of the corpus, 0 to 100.
 
     F score, beta = 2, of character 1- to 6-grams without white space, averaged over the orders
     the texts are long enough for. Two blank texts score 100, a failed row 0. The corpus score
@@ -210,7 +210,7 @@ def chrf_scores(
 
 
 def chrf_signature() -> str:
-    """How sacrebleu names the variant that `chrf_scores` computes, with its version."""
+    """Return sacrebleu's signature of the variant that `chrf_scores` computes."""
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
@@ -225,10 +225,10 @@ def cosines(
     embed: Embed,
     seed: int = 0,
 ) -> tuple[list[float], list[float]]:
-    """Cosines of the sentence vectors of each row's two texts, and of unrelated texts.
+    """Return cosines of the sentence vectors of each row's two texts, and of unrelated texts.
 
-    The second list pairs reference i with trial d(i), d a fixed derangement: what two texts of
-    this job have in common although they answer different rows. It is empty below two rows. Two
+    The second list pairs reference i with trial d(i), d a fixed derangement: the similarity of
+    texts of this job that answer different rows. It is empty below two rows. Two
     blank texts have cosine 1, one blank text or a failed row 0.
     """
     distinct = sorted({*references, *trials})
@@ -246,7 +246,7 @@ def cosines(
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A seeded permutation that leaves no element in place: one random cycle. Empty below two."""
+    """Return a seeded permutation without fixed points: one random cycle. Empty below two."""
     if count < 2:
         return []
     cycle = np.random.default_rng(seed).permutation(count)

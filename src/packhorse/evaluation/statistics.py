@@ -1,12 +1,12 @@
-"""Numbers about numbers: quantiles, intervals, tests, ties, the Pareto front and its knee.
+"""Quantiles, confidence intervals, tests, the Pareto front and its knee.
 
-Everything here is pure and needs numpy only. Nothing below two values gets an interval: one value
-says nothing about spread. Randomness is seeded, so a report can be made again.
+All functions are pure. One value gets no interval, since it does not show its spread. Bootstraps
+are seeded, so that a report can be reproduced. scipy.stats takes half a second to import and is
+imported on first use.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from packhorse.profiling import run_metrics
 
@@ -22,18 +23,19 @@ FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-_Z = 1.959963984540054  # standard normal quantile of 0.975
 _INDICES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with the interval it is known to.
+    """A value with its confidence interval.
 
-    value, low, high: in the unit of the measure; low and high are None below two values.
-    count: values it rests on.
-    rule: how the interval was made, for the report.
-    coverage: how often such an interval holds the true value, where that is known; LEVEL otherwise.
+    Attributes:
+        value, low, high: in the unit of the measure; low and high are None below two values.
+        count: number of values it is computed from.
+        rule: how the interval was computed, for reports.
+        coverage: probability that such an interval contains the true value if it is known, else
+            LEVEL.
     """
 
     value: float
@@ -44,7 +46,7 @@ class Estimate:
     coverage: float = LEVEL
 
     def mapped(self, increasing: Callable[[float], float]) -> Estimate:
-        """Value and interval through an increasing function; a percentile interval stays one."""
+        """Return value and interval after an increasing function."""
         low, high = (
             None if end is None else float(increasing(end)) for end in (self.low, self.high)
         )
@@ -52,20 +54,20 @@ class Estimate:
 
 
 def quantile(values: Values, share: float) -> float | None:
-    """Linear interpolation between order statistics at position share x (n - 1), counted from 0.
+    """Interpolate linearly between order statistics at position share x (n - 1), counted from 0.
 
-    None for no values. Source: Hyndman and Fan 1996, type 7 (numpy's and R's default).
+    Returns None for no values. Source: Hyndman and Fan 1996, type 7 (numpy's and R's default).
     """
     return run_metrics.quantile(sorted(values), share)
 
 
 def median_interval(values: Values, level: float = LEVEL) -> Estimate | None:
-    """Median with the narrowest symmetric pair of order statistics that covers at least `level`.
+    """Return the median and the narrowest symmetric pair of order statistics covering `level`.
 
     [x(k), x(n+1-k)] holds the median of any continuous distribution with probability
     1 - 2 P(B <= k - 1), B ~ Binomial(n, 1/2). Below 6 values no pair reaches 95 %: then it is
-    minimum..maximum with its own coverage of 1 - 2^(1-n) (3 values: 75 %), said in `rule`.
-    None for no values. Source: Thompson 1936; Hahn and Meeker 1991, section 5.2.
+    minimum..maximum, whose coverage is 1 - 2^(1-n) (3 values: 75 %), as `rule` says.
+    Returns None for no values. Source: Thompson 1936; Hahn and Meeker 1991, section 5.2.
     """
     count = len(values)
     if count == 0:
@@ -74,7 +76,7 @@ def median_interval(values: Values, level: float = LEVEL) -> Estimate | None:
     value = float(np.median(ordered))
     if count == 1:
         return Estimate(value, None, None, 1, "one value, no interval", 0.0)
-    outside = 2.0 * np.cumsum(_binomial_half(count))
+    outside = 2.0 * special.bdtr(np.arange(count), count, 0.5)
     ranks = np.flatnonzero(outside <= 1.0 - level)
     rank = int(ranks[-1]) if len(ranks) else 0
     rule = "order statistics" if len(ranks) else "minimum..maximum"
@@ -83,9 +85,9 @@ def median_interval(values: Values, level: float = LEVEL) -> Estimate | None:
 
 
 def bootstrap_mean(values: Values, *, seed: int = 0, level: float = LEVEL) -> Estimate | None:
-    """Mean over rows with a percentile bootstrap interval of RESAMPLES resamples.
+    """Return the mean over rows with a percentile bootstrap interval of RESAMPLES resamples.
 
-    Rows are the unit that is drawn. None for no values. Identical values give an interval of
+    Rows are resampled. Returns None for no values. Identical values give an interval of
     width 0, which says the sample has no spread, not that the population has none; for shares of
     yes and no use `wilson_interval`. Source: Efron 1979; Efron and Tibshirani 1993, chapter 13.
     """
@@ -96,15 +98,17 @@ def bootstrap_mean(values: Values, *, seed: int = 0, level: float = LEVEL) -> Es
 def bootstrap_ratio(
     numerators: Values, denominators: Values, *, seed: int = 0, level: float = LEVEL
 ) -> Estimate | None:
-    """sum(numerators) / sum(denominators) over rows, percentile bootstrap as `bootstrap_mean`.
+    """Return sum(numerators) / sum(denominators) over rows, with a percentile bootstrap interval.
 
-    Numerator and denominator of a row are drawn together. Denominators are >= 0; None where they
-    sum to 0. A resample whose denominators sum to 0 is left out.
+    Numerator and denominator of a row are drawn together. Denominators are >= 0; returns None if
+    they sum to 0. A resample whose denominators sum to 0 is left out, which
+    scipy.stats.bootstrap does not support.
     """
+
     above = np.asarray(numerators, dtype=np.float64)
     below = np.asarray(denominators, dtype=np.float64)
     count = len(above)
-    assert len(below) == count, "one denominator a row"
+    assert len(below) == count, "one denominator per row"
     assert count == 0 or below.min() >= 0, "denominators are counts"
     if count == 0 or below.sum() == 0:
         return None
@@ -124,49 +128,51 @@ def bootstrap_ratio(
 def paired_bootstrap(
     left: Values, right: Values, *, seed: int = 0, level: float = LEVEL
 ) -> Estimate | None:
-    """mean(left - right) of values that belong to the same rows, interval as `bootstrap_mean`.
+    """Return mean(left - right) of values of the same rows, with the interval of `bootstrap_mean`.
 
-    Drawing whole rows keeps what the two share; an interval that holds 0 shows no difference.
+    Whole rows are drawn, which keeps the correlation; an interval that contains 0 shows no
+    difference.
     """
     difference = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
     return bootstrap_mean(difference, seed=seed, level=level)
 
 
 def wilson_interval(successes: int, count: int) -> Estimate | None:
-    """Share of yes with Wilson's score interval at 95 %; None for no rows.
+    """Return the share of successes with Wilson's score interval at 95 %; None for no rows.
 
-    Centre (p + z^2 / 2n) / (1 + z^2 / n), half width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2 / n),
-    z = 1.96. Unlike a bootstrap it keeps its width at 0 of n and n of n. Source: Wilson 1927.
+    Unlike a bootstrap it keeps its width at 0 of n and n of n. Source: Wilson 1927.
     """
+    from scipy import stats
+
     assert 0 <= successes <= count
     if count == 0:
         return None
-    share = successes / count
-    scale = 1.0 + _Z**2 / count
-    centre = (share + _Z**2 / (2 * count)) / scale
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / scale
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == count else centre + half
-    return Estimate(share, low, high, count, "Wilson score interval")
+    interval = stats.binomtest(successes, count).proportion_ci(LEVEL, method="wilson")
+    low, high = float(interval.low), float(interval.high)
+    return Estimate(successes / count, low, high, count, "Wilson score interval")
 
 
 def mcnemar_exact(right_to_wrong: int, wrong_to_right: int) -> float:
-    """Two-sided p-value that rows flip equally often in both directions.
+    """Return the two-sided p-value of rows flipping equally often in both directions.
 
-    min(1, 2 P(B <= min(b, c))), B ~ Binomial(b + c, 1/2): the binomial test on the discordant
-    rows; 1 without any. Source: McNemar 1947, exact form by the binomial distribution.
+    It is the binomial test on the discordant rows; 1 without any. Source: McNemar 1947, exact form
+    by the binomial distribution.
     """
+    from scipy import stats
+
     flips = right_to_wrong + wrong_to_right
-    tail = _binomial_half(flips)[: min(right_to_wrong, wrong_to_right) + 1].sum()
-    return min(1.0, 2.0 * float(tail))
+    return float(stats.binomtest(right_to_wrong, flips).pvalue) if flips else 1.0
 
 
 def pareto_front(objectives: npt.ArrayLike) -> list[int]:
-    """Indices of the points no other point beats, in input order.
+    """Return the indices of the points that no other point dominates, in input order.
 
-    objectives: shape (points, measures), all to be maximised; negate what should be small (peak
-    memory). A point is beaten by one at least as good in every measure and better in one; equal
-    points stay together.
+    A point is dominated by one that is at least as good in every measure and better in one; equal
+    points do not dominate each other.
+
+    Args:
+        objectives: shape (points, measures), all to be maximised; negate what should be small, such
+            as peak memory.
     """
     points = np.asarray(objectives, dtype=np.float64)
     front = []
@@ -179,13 +185,12 @@ def pareto_front(objectives: npt.ArrayLike) -> list[int]:
 
 
 def knee(throughput: Values, agreement: Values) -> int | None:
-    """Index of the point of a Pareto front where more speed starts to cost much agreement.
+    """Return the point of a Pareto front past which more speed costs much agreement.
 
     The point farthest above the chord from the fastest to the most agreeing point, both axes
     scaled to 0..1, throughput on a log scale, so that a doubling counts the same anywhere and the
-    unit does not matter. None where no point lies above the chord (fewer than three points among
-    others) or a throughput is not > 0: then there is a choice, but no knee. The first of equally
-    far points.
+    unit does not matter. Returns the first of equally far points, and None if no point lies above
+    the chord (for example with fewer than three points) or a throughput is not > 0.
     Source: Das 1999; normalised as in Satopaa et al. 2011 (Kneedle).
     """
     rates, agreeing = np.asarray(throughput, dtype=np.float64), np.asarray(agreement)
@@ -206,17 +211,10 @@ def knee(throughput: Values, agreement: Values) -> int | None:
     return best if above[best] > 1e-9 else None
 
 
-def _binomial_half(trials: int) -> FloatArray:
-    """P(B = k) for k = 0..trials, B ~ Binomial(trials, 1/2), by logs of C(n, k) ratios."""
-    k = np.arange(1, trials + 1, dtype=np.float64)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - k + 1) / k))])
-    return np.asarray(np.exp(log_choose - trials * math.log(2.0)), dtype=np.float64)
-
-
 def _resampled(
     count: int, statistic: Callable[[npt.NDArray[np.int64]], FloatArray], seed: int
 ) -> FloatArray:
-    """`statistic` of RESAMPLES draws of row numbers (draws, count), in pieces of bounded memory."""
+    """Return `statistic` of RESAMPLES draws of row numbers [draws, count], in bounded memory."""
     generator = np.random.default_rng(seed)
     piece = max(1, min(RESAMPLES, _INDICES_AT_ONCE // count))
     starts = [*range(0, RESAMPLES, piece), RESAMPLES]

@@ -1,38 +1,40 @@
-"""The reference's text scored by two models: what a changed model would have said at each token.
+"""Teacher forcing: compare two models at each token of the reference's text.
 
-Generation stops being comparable at the first token that differs. Here both models read the same
-prompt and the same reference continuation, and their distributions over the next token are compared
-at every position, so a small change of the model gives a small number. The result belongs to the
-model (weights and compute type) and not to how rows are batched.
+Generated texts stop being comparable at the first token that differs. Here both models read the
+same prompt and the same reference continuation, and their distributions of the next token are
+compared at every position, so a small change of the model gives a small number. The result depends
+on the model (weights and compute type), not on batching.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from packhorse.errors import ConfigError, EngineError, ModelError
+from packhorse.config import EngineConfig
+from packhorse.engine_protocol import LogitsProvider
+from packhorse.engine_protocol.registry import engine_entry
+from packhorse.engines import load_engine
+from packhorse.engines.common.log_probs import log_softmax
+from packhorse.errors import EngineError
 from packhorse.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_ratio
-from packhorse.models.ctranslate2_folder import read_variables, smallest_window
-from packhorse.models.loading import load_config
-from packhorse.models.quiet import quiet_transformers
+from packhorse.models import PreparedModel, model_facts
+from packhorse.profiling.cores import usable_cores
 
 FloatMatrix = npt.NDArray[np.float32]
 _POSITIONS_AT_ONCE = 64
 
 
 class TeacherForcedModel(Protocol):
-    """A model that can score a text it did not write."""
+    """A model that can score a given text."""
 
     def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
-        """Natural logs of the next-token distribution before each continuation token.
+        """Return the natural logs of the next-token distribution before each continuation token.
 
         Row t is the distribution given the prompt and continuation_ids[:t], shape
         (len(continuation_ids), vocabulary), float32. The prompt has at least one token.
@@ -42,7 +44,7 @@ class TeacherForcedModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherForcedRow:
-    """Means over the continuation tokens of one row; nll: negative log-likelihood (nats/token)."""
+    """Means over the continuation tokens of a row; nll: in nats per token."""
 
     index: int
     tokens: int
@@ -84,11 +86,14 @@ def teacher_forced(
 ) -> TeacherForcedScores | None:
     """Compare both models on (prompt ids, reference continuation ids) rows.
 
-    None where a model cannot be teacher-forced or no row has a continuation. An end token the
+    Returns None if a model cannot be teacher-forced or no row has a continuation. An end token the
     reference generated may be part of the continuation; it is one more position. Memory: both
     models, and for one row at a time 2 x tokens x vocabulary x 4 bytes (an implementation may need
-    the prompt's tokens too). EngineError where the vocabularies have different sizes or a model
-    gives NaN or an infinite divergence (float16 that overflowed).
+    the prompt's tokens too).
+
+    Raises:
+        EngineError: the vocabularies have different sizes, or a model gives NaN or an infinite
+            divergence (float16 that overflowed).
     """
     if reference is None or trial is None:
         return None
@@ -101,21 +106,20 @@ def teacher_forced(
     return _summary(scored, empty, seed) if scored else None
 
 
-def log_softmax(logits: FloatMatrix) -> FloatMatrix:
-    """Natural logs of the distributions of `logits` (positions, vocabulary), normalised in float64.
+def log_distributions(logits: FloatMatrix) -> FloatMatrix:
+    """Return the `log_softmax` of logits [positions, vocabulary] as float32.
 
-    The sum over a large vocabulary in float32 leaves errors of 1e-5 (torch) to 3e-5 (CTranslate2)
-    in every log-probability: more than two float32 engines differ by. One function for all engines.
+    A few positions are computed at a time, to bound the memory of their float64 values.
     """
     result = np.empty(logits.shape, dtype=np.float32)
     for start in range(0, len(logits), _POSITIONS_AT_ONCE):
         stop = start + _POSITIONS_AT_ONCE
-        result[start:stop] = _normalised(logits[start:stop])
+        result[start:stop] = log_softmax(logits[start:stop])
     return result
 
 
 def kl_divergences(reference: FloatMatrix, trial: FloatMatrix) -> npt.NDArray[np.float64]:
-    """KL(reference || trial) = sum_v p(v) (log p(v) - log q(v)) at each position (nats).
+    """Return KL(reference || trial) = sum_v p(v) (log p(v) - log q(v)) at each position (nats).
 
     reference, trial: natural logs, shape (positions, vocabulary). A token the reference gives
     probability 0 adds 0; one that only the trial gives 0 makes the position infinite. Computed in
@@ -125,7 +129,7 @@ def kl_divergences(reference: FloatMatrix, trial: FloatMatrix) -> npt.NDArray[np
     parts = []
     for start in range(0, len(reference), _POSITIONS_AT_ONCE):
         stop = start + _POSITIONS_AT_ONCE
-        log_p, log_q = _normalised(reference[start:stop]), _normalised(trial[start:stop])
+        log_p, log_q = log_softmax(reference[start:stop]), log_softmax(trial[start:stop])
         p = np.exp(log_p)
         with np.errstate(invalid="ignore"):
             terms = np.where(p > 0, p * (log_p - log_q), 0.0)
@@ -133,110 +137,44 @@ def kl_divergences(reference: FloatMatrix, trial: FloatMatrix) -> npt.NDArray[np
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-class TransformersLogProbs:
-    """A Hugging Face folder on the CPU; one unpadded forward pass a row."""
+class EngineLogProbs:
+    """A loaded engine as a `TeacherForcedModel`; one pass per row."""
 
-    def __init__(self, folder: Path, dtype: str = "float32") -> None:
-        from transformers import AutoModelForCausalLM
-
-        try:
-            with quiet_transformers():
-                self._model: Any = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    config=load_config(folder),
-                    dtype=dtype,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                )
-        except Exception as error:  # transformers raises many kinds
-            raise _load_error(folder, error) from error
-        forward = inspect.signature(self._model.forward).parameters
-        self._keeps_logits = "logits_to_keep" in forward
-
-    def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
-        import torch
-
-        ids = _joined(prompt_ids, continuation_ids)
-        count = len(continuation_ids)
-        keep = {"logits_to_keep": count} if self._keeps_logits else {}
-        with torch.inference_mode():
-            output = self._model(torch.tensor([ids]), use_cache=False, **keep)
-            logits: FloatMatrix = output.logits[0, -count:].float().numpy()
-        return log_softmax(logits)
-
-
-class CTranslate2LogProbs:
-    """A CTranslate2 folder in the compute type it is given; one forward pass a row.
-
-    CTranslate2 returns the logits of the prompt too: (prompt + tokens) x vocabulary x 4 bytes.
-    """
-
-    def __init__(self, folder: Path, compute_type: str = "default", threads: int = 0) -> None:
-        """threads: 0 is all cores; a whole text at once gains from them, unlike generation."""
-        import ctranslate2
-
-        try:
-            self._generator: Any = ctranslate2.Generator(
-                str(folder), device="cpu", compute_type=compute_type, intra_threads=threads
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _load_error(folder, error) from error
-        self._window = smallest_window(read_variables(folder))
+    def __init__(self, engine: LogitsProvider) -> None:
+        self._engine = engine
 
     @property
     def compute_type(self) -> str:
-        """What really runs."""
-        return str(self._generator.compute_type)
-
-    def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
-        import ctranslate2
-
-        ids = _joined(prompt_ids, continuation_ids)
-        if 0 < self._window < len(ids):
-            raise EngineError(
-                f"CTranslate2 computes a text of {len(ids)} tokens wrongly at once: the model's "
-                f"attention window is {self._window}",
-                "add --no-teacher-forcing, or leave this engine out",
-            )
-        storage = self._generator.forward_batch([ids])
-        if storage.dtype != ctranslate2.DataType.float32:
-            storage = storage.to(ctranslate2.DataType.float32)
-        return log_softmax(np.asarray(storage)[0, len(prompt_ids) - 1 :])
-
-
-class PackedLogProbs:
-    """A Hugging Face folder on the packed engine, in its float32 or int8."""
-
-    def __init__(self, folder: Path, compute_type: str = "float32") -> None:
-        from packhorse.engines.packed import PackedEngine, read_architecture
-
-        context = read_architecture(folder).config.max_position_embeddings
-        self._engine = PackedEngine(
-            folder, end_ids=(), max_context=context, quantization=compute_type, threads=1
-        )
+        """The number format that runs."""
+        return self._engine.capabilities.compute_type
 
     def log_probs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> FloatMatrix:
         ids = _joined(prompt_ids, continuation_ids)
-        return log_softmax(self._engine.logits_after(ids, len(continuation_ids)))
+        return log_distributions(self._engine.logits_after(ids, len(continuation_ids)))
 
 
-SCORERS: Mapping[str, Callable[[Path, str], TeacherForcedModel] | None] = {
-    "transformers": TransformersLogProbs,
-    "ctranslate2": CTranslate2LogProbs,
-    "packed": PackedLogProbs,
-    "fake": None,
-}
+def scorer(prepared: PreparedModel, quantization: str) -> EngineLogProbs | None:
+    """Load a prepared model on the CPU to score texts; None for an engine that gives no logits.
 
+    Args:
+        prepared: names the engine too.
+        quantization: number format to compute in, for example "bfloat16" or "int8_float32".
 
-def scorer(engine: str, folder: Path, compute_type: str) -> TeacherForcedModel | None:
-    """The model of a folder as `TeacherForcedModel`; None for an engine without teacher forcing.
-
-    compute_type: what the trial really ran in, e.g. "float32", "bfloat16", "int8_float32".
+    Raises:
+        ConfigError, ModelError, EngineError: as `packhorse.engines.load_engine`.
     """
-    if engine not in SCORERS:
-        raise ConfigError(f"unknown engine {engine!r}", f"known are {', '.join(SCORERS)}")
-    open_model = SCORERS[engine]
-    return None if open_model is None else open_model(folder, compute_type)
+    if not engine_entry(prepared.engine).gives_logits:
+        return None
+    # One text at a time gains from all cores, unlike generation.
+    config = EngineConfig(prepared.engine, "cpu", quantization, workers=1, threads=usable_cores())
+    engine = load_engine(prepared, model_facts(prepared), config)
+    if not isinstance(engine, LogitsProvider):
+        engine.close()
+        raise EngineError(
+            f"the engine {prepared.engine} gives no logits, though its entry says so",
+            "report this to the package of the engine",
+        )
+    return EngineLogProbs(engine)
 
 
 def _score(
@@ -256,7 +194,7 @@ def _score(
     if not math.isfinite(divergence):
         raise EngineError(
             f"the divergence of row {index} is {divergence}: a model gives no usable probabilities",
-            "use a compute type with a wider range, e.g. bfloat16 or float32",
+            "use a compute type with a wider range, for example bfloat16 or float32",
         )
     positions = np.arange(len(continuation)), np.asarray(continuation)
     return TeacherForcedRow(
@@ -292,23 +230,8 @@ def _summary(rows: list[TeacherForcedRow], empty: int, seed: int) -> TeacherForc
     )
 
 
-def _normalised(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """log softmax over the last axis, in float64."""
-    shifted = scores.astype(np.float64)
-    shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
-
-
 def _joined(prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[int]:
-    """Inputs that predict each continuation token: all ids but the last."""
+    """Return the inputs that predict each continuation token: all ids but the last."""
     assert len(prompt_ids) > 0, "a row has at least one prompt token"
     assert len(continuation_ids) > 0, "a row has at least one continuation token"
     return [*prompt_ids, *continuation_ids[:-1]]
-
-
-def _load_error(folder: Path, error: Exception) -> ModelError:
-    reason = str(error).partition("\n")[0]
-    return ModelError(
-        f"cannot load {folder}: {reason}", "prepare the model again with packhorse prepare"
-    )

@@ -23,9 +23,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packhorse import __version__
+from packhorse.engine_protocol.registry import ModelKind
 from packhorse.errors import ModelError
 from packhorse.models.hashing import file_sha256, fingerprint
-from packhorse.models.prepared import Kind, Report
+from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root, storage_errors
 from packhorse.storage.atomic_files import sync_folder
 from packhorse.storage.json_files import decode, read_object
@@ -59,7 +60,7 @@ class Key:
     """
 
     model: str
-    kind: Kind
+    kind: ModelKind
     variant: str
     quantization: str
     origin: tuple[str, ...]

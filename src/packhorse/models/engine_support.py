@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from packhorse.engine_protocol.registry import built_in_engines
 from packhorse.models.quantized_formats import (
     OWN_METHOD,
     needed_package,
@@ -26,12 +26,6 @@ CTRANSLATE2_FAMILIES = (
 
 `tests/models/test_engine_support.py` converts one model of each."""
 _CTRANSLATE2_ROPE_TYPES = ("default", "linear", "llama3")
-_FORMATS = {
-    "transformers": ("auto", "float32", "bfloat16", "float16"),
-    "packed": ("auto", "float32", "int8"),
-}
-FORMATS: Mapping[str, tuple[str, ...]] = _FORMATS
-"""Engine -> number formats that it runs; engines that are not listed run all."""
 
 
 def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tuple[str, ...]:
@@ -42,17 +36,13 @@ def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tup
         refusing: Engine to leave out.
         quantization: Number format that the engines must run.
     """
-    refusals = {
-        "packed": packed_refusal(config),
-        "ctranslate2": ctranslate2_refusal(config),
-        "transformers": transformers_refusal(config),
-    }
     return tuple(
-        engine
-        for engine, refusal in refusals.items()
-        if engine != refusing
-        and refusal is None
-        and quantization in FORMATS.get(engine, (quantization,))
+        entry.name
+        for entry in reversed(built_in_engines())
+        if entry.name != refusing
+        and entry.refusal
+        and entry.runs_format(quantization)
+        and entry.function(entry.refusal)(config) is None
     )
 
 

@@ -36,7 +36,7 @@ class ModelFacts:
     vocab_size: int
 
 
-FAKE = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
+WITHOUT_FILES = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
 
 
 def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelFacts:
@@ -45,8 +45,8 @@ def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelF
     Without a config, they are read from the CTranslate2 folder. A context length that no file gives
     is assumed and reported.
     """
-    if prepared.kind == "fake":
-        return FAKE
+    if not prepared.has_files:
+        return WITHOUT_FILES
     with model_errors(f"{prepared.folder} cannot be used", "copy or fetch the model again"):
         return _read_facts(prepared, report)
 

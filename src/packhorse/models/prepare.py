@@ -8,12 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from packhorse.config import DEVICES, QUANTIZATIONS
+from packhorse.engine_protocol.registry import (
+    CTRANSLATE2,
+    HUGGINGFACE,
+    default_engine,
+    engine_entry,
+)
 from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache, ctranslate2_folder
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
-from packhorse.models.engine_support import FORMATS, engines_of_folder
+from packhorse.models.engine_support import engines_of_folder
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
@@ -26,7 +32,7 @@ from packhorse.models.int8_preparation import (
     write_packed_int8,
 )
 from packhorse.models.original import Original, find_source, report_if_long
-from packhorse.models.prepared import PreparedModel, Report, fake_model
+from packhorse.models.prepared import PreparedModel, Report, model_without_files
 from packhorse.models.resolve import (
     CTranslate2Folder,
     HubModel,
@@ -69,8 +75,8 @@ def prepare(
         ModelError: The model cannot be found, fetched, converted or verified.
         ConfigError: The engine does not run the quantization.
     """
-    if engine == "fake":
-        return fake_model(model)
+    if engine != AUTO and not engine_entry(engine).runs_model:
+        return model_without_files(model, engine)
     _check_names(quantization, device)
     require_known(quantization_method)
     request = PrepareRequest(
@@ -106,16 +112,18 @@ def _prepare(request: PrepareRequest) -> PreparedModel:
     chosen = engine_for(source, request.engine)
     _check_formats(chosen, request.quantization, source)
     if isinstance(source, CTranslate2Folder):
-        return _prepare_ctranslate2_folder(request.model, source.path, request.report)
+        return _prepare_ctranslate2_folder(request.model, source.path, chosen, request.report)
     assert not isinstance(source, HubModel)
     _check_method(request)
     original = Original(source, request.allow_pickle, request.report)
-    if chosen == "ctranslate2":
-        return _prepare_for_ctranslate2(original, request)
-    if chosen == "packed" and (own := original.own_folder()) and not is_int8_folder(own.config):
-        require_unquantized(own)
-    if chosen == "packed" and request.quantization == "int8":
-        return _prepare_packed_int8(original, request)
+    entry = engine_entry(chosen)
+    if entry.model_kind == CTRANSLATE2:
+        return _prepare_for_ctranslate2(original, request, chosen)
+    if entry.loads_int8_folders:
+        if (own := original.own_folder()) and not is_int8_folder(own.config):
+            require_unquantized(own)
+        if request.quantization == "int8":
+            return _prepare_int8_folder(original, request, chosen)
     return replace(original.prepared(request.model), asked_engine=chosen)
 
 
@@ -171,7 +179,9 @@ def torch_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _prepare_for_ctranslate2(original: Original, request: PrepareRequest) -> PreparedModel:
+def _prepare_for_ctranslate2(
+    original: Original, request: PrepareRequest, engine: str
+) -> PreparedModel:
     form = resolve_quantization(request.quantization, request.device)
     identity = original.identity()
     is_int8 = form.startswith("int8")
@@ -188,13 +198,14 @@ def _prepare_for_ctranslate2(original: Original, request: PrepareRequest) -> Pre
         entry = _obtain_converted(original, identity, form, plain)
     return PreparedModel(
         name=request.model,
-        kind="ctranslate2",
+        kind=CTRANSLATE2,
         folder=entry.folder,
         tokenizer_folder=ctranslate2_folder.tokenizer_folder(entry.folder),
         quantization=form,
         fingerprint=entry.fingerprint,
         bytes_on_disk=entry.size_bytes,
         quantization_method=read_quantization_method(entry.folder) or (PLAIN if is_int8 else ""),
+        asked_engine=engine,
     )
 
 
@@ -217,8 +228,8 @@ def _obtain_converted(
     return cache.obtain(key, build, report)
 
 
-def _prepare_packed_int8(original: Original, request: PrepareRequest) -> PreparedModel:
-    """Return a folder of int8 weights for the packed engine.
+def _prepare_int8_folder(original: Original, request: PrepareRequest, engine: str) -> PreparedModel:
+    """Return a folder of int8 weights.
 
     The model's own folder is returned if it holds such weights, if the method is plain, or if the
     model cannot be folded; in the last two cases the engine rounds while it loads. A GGUF file is
@@ -226,10 +237,10 @@ def _prepare_packed_int8(original: Original, request: PrepareRequest) -> Prepare
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
-        return _int8_model(request, own.folder, identity[-1], own.bytes_on_disk)
+        return _int8_model(request, engine, own.folder, identity[-1], own.bytes_on_disk)
 
     def unchanged() -> PreparedModel:
-        return replace(original.prepared(request.model, PLAIN), asked_engine="packed")
+        return replace(original.prepared(request.model, PLAIN), asked_engine=engine)
 
     choice = choose_method(request.method, original.title, identity, request.report)
     if choice.is_plain or (
@@ -249,24 +260,28 @@ def _prepare_packed_int8(original: Original, request: PrepareRequest) -> Prepare
             raise
         request.report(f"{error}: its weights are rounded to nearest, which is less accurate")
         return unchanged()
-    return _int8_model(request, entry.folder, entry.fingerprint, entry.size_bytes)
+    return _int8_model(request, engine, entry.folder, entry.fingerprint, entry.size_bytes)
 
 
-def _int8_model(request: PrepareRequest, folder: Path, digest: str, size: int) -> PreparedModel:
+def _int8_model(
+    request: PrepareRequest, engine: str, folder: Path, digest: str, size: int
+) -> PreparedModel:
     return PreparedModel(
         name=request.model,
-        kind="huggingface",
+        kind=HUGGINGFACE,
         folder=folder,
         tokenizer_folder=folder,
         quantization="int8",
         fingerprint=digest,
         bytes_on_disk=size,
         quantization_method=read_quantization_method(folder),
-        asked_engine="packed",
+        asked_engine=engine,
     )
 
 
-def _prepare_ctranslate2_folder(model: str, folder: Path, report: Report) -> PreparedModel:
+def _prepare_ctranslate2_folder(
+    model: str, folder: Path, engine: str, report: Report
+) -> PreparedModel:
     """Return a user's own CTranslate2 folder after checking it."""
     from packhorse.models.ct2_spec import require_faithful_folder
 
@@ -279,13 +294,14 @@ def _prepare_ctranslate2_folder(model: str, folder: Path, report: Report) -> Pre
     report_if_long(folder, size, report)
     return PreparedModel(
         name=model,
-        kind="ctranslate2",
+        kind=CTRANSLATE2,
         folder=folder,
         tokenizer_folder=tokenizer,
         quantization=ctranslate2_folder.stored_quantization(variables),
         fingerprint=fingerprint(file_digests(folder, files)),
         bytes_on_disk=size,
         quantization_method=read_quantization_method(folder),
+        asked_engine=engine,
     )
 
 
@@ -310,14 +326,16 @@ def _check_method(request: PrepareRequest) -> None:
 
 def _check_formats(engine: str, quantization: str, source: Source | None = None) -> None:
     """Raise ConfigError if an engine does not run a format; with `source`, name one that does."""
-    formats = FORMATS.get(engine, (quantization,))
-    if quantization in formats:
+    if engine == AUTO:
         return
-    hint = f"choose {', '.join(formats[1:])}"
+    entry = engine_entry(engine)
+    if entry.runs_format(quantization):
+        return
+    hint = f"choose {', '.join(entry.number_formats)}"
     if isinstance(source, HuggingFaceFolder):
         others = engines_of_folder(source.path, engine, quantization)
     else:  # the models of the catalog, and those that GGUF files hold for the most part
-        others = () if source is None else ("ctranslate2",)
+        others = () if source is None else (default_engine(CTRANSLATE2),)
     if others:
         hint = f"add --engine {others[-1]}, or {hint}"
     raise ConfigError(f"the {engine} engine does not run {quantization}", hint)

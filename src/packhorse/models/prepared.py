@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from packhorse.engine_protocol.registry import NO_MODEL, ModelKind, default_engine
 from packhorse.tokenization import ByteCodec, Codec, HuggingFaceCodec
 
-Kind = Literal["huggingface", "ctranslate2", "fake"]
 Report = Callable[[str], None]
 """Receives one line on a long step, or on something that went differently than expected."""
 
@@ -34,7 +33,7 @@ class PreparedModel:
     """
 
     name: str
-    kind: Kind
+    kind: ModelKind
     folder: Path
     tokenizer_folder: Path
     quantization: str
@@ -46,23 +45,28 @@ class PreparedModel:
     @property
     def engine(self) -> str:
         """Name of the engine that loads it."""
-        usual = "transformers" if self.kind == "huggingface" else self.kind
-        return self.asked_engine or usual
+        return self.asked_engine or default_engine(self.kind)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether there is a real model."""
+        return self.kind != NO_MODEL
 
     def codec(self) -> Codec:
         """Load the model's tokenizer."""
-        return ByteCodec() if self.kind == "fake" else HuggingFaceCodec(self.tokenizer_folder)
+        return HuggingFaceCodec(self.tokenizer_folder) if self.has_files else ByteCodec()
 
 
-def fake_model(name: str) -> PreparedModel:
-    """Return the model of the fake engine: no files, equal for all names."""
+def model_without_files(name: str, engine: str) -> PreparedModel:
+    """Return the model of an engine that reads no files: the same for every name."""
     nothing = Path()
     return PreparedModel(
         name=name,
-        kind="fake",
+        kind=NO_MODEL,
         folder=nothing,
         tokenizer_folder=nothing,
         quantization="float32",
-        fingerprint=hashlib.sha256(b"fake").hexdigest(),
+        fingerprint=hashlib.sha256(engine.encode()).hexdigest(),
         bytes_on_disk=0,
+        asked_engine=engine,
     )

@@ -8,6 +8,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from packhorse.engine_protocol.registry import (
+    CTRANSLATE2,
+    HUGGINGFACE,
+    default_engine,
+    engine_entry,
+    model_engines,
+)
 from packhorse.errors import ConfigError, ModelError
 from packhorse.models.catalog import CATALOG, CatalogEntry, names
 from packhorse.models.recognize import DECODER_ONLY, describe_folder, unknown_file
@@ -93,15 +100,17 @@ def engine_for(source: Source, engine: str) -> str:
     """Return `engine` with "auto" resolved for `source`; ConfigError if it cannot run it."""
     is_converted = isinstance(source, CTranslate2Folder)
     if engine == "auto":
-        return "ctranslate2" if is_converted else "transformers"
-    if engine not in ("transformers", "ctranslate2", "packed"):
+        return default_engine(CTRANSLATE2 if is_converted else HUGGINGFACE)
+    entry = engine_entry(engine)
+    if not entry.runs_model:
         raise ConfigError(
-            f"the engine {engine!r} does not run models", "use transformers, ctranslate2 or packed"
+            f"the engine {engine!r} does not run models", f"use {' or '.join(model_engines())}"
         )
-    if is_converted and engine != "ctranslate2":
+    if is_converted and entry.model_kind != CTRANSLATE2:
         raise ConfigError(
             f"a CTranslate2 folder cannot run on {engine}",
-            "use --engine ctranslate2, or give the Hugging Face folder it was made from",
+            f"use --engine {default_engine(CTRANSLATE2)}, or give the Hugging Face folder it was "
+            "made from",
         )
     return engine
 

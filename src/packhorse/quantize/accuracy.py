@@ -10,9 +10,9 @@ from packhorse.config import EngineConfig
 from packhorse.engines import load_engine
 from packhorse.evaluation.quality import Output, Pair, QualityReport, compare_outputs
 from packhorse.evaluation.teacher_forcing import (
-    CTranslate2LogProbs,
+    TeacherForcedModel,
     TeacherForcedScores,
-    TransformersLogProbs,
+    scorer,
     teacher_forced,
 )
 from packhorse.models import PreparedModel, model_facts
@@ -44,7 +44,7 @@ class Accuracy:
 def measure_accuracy(
     prepared: PreparedModel,
     quantization: str,
-    reference: TransformersLogProbs,
+    reference: TeacherForcedModel | None,
     rows: Sequence[CalibrationRow],
     max_new_tokens: int,
 ) -> Accuracy:
@@ -57,7 +57,7 @@ def measure_accuracy(
         rows: Held-out rows with the reference's greedy answers.
         max_new_tokens: Maximum length of an answer (tokens).
     """
-    scored = CTranslate2LogProbs(prepared.folder, quantization)
+    scored = scorer(prepared, quantization)
     forced = teacher_forced(reference, scored, [(row.prompt, row.answer) for row in rows])
     assert forced is not None
     facts = model_facts(prepared)

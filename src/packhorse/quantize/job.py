@@ -25,7 +25,7 @@ from packhorse.config import (
 from packhorse.data import Request
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, InputError, OutputError
-from packhorse.evaluation.teacher_forcing import TransformersLogProbs
+from packhorse.evaluation.teacher_forcing import scorer
 from packhorse.inference.model import prepare_for
 from packhorse.inputs import read_rows
 from packhorse.models import PreparedModel, model_facts
@@ -354,8 +354,8 @@ def _measure(
 ) -> tuple[Accuracy, Accuracy]:
     advance = steps.begin("measuring")
     engine = EngineConfig("transformers", "cpu", "float32")
-    folder = prepare_for(config.model, engine, allow_pickle=config.allow_pickle).folder
-    reference = TransformersLogProbs(folder)
+    prepared = prepare_for(config.model, engine, allow_pickle=config.allow_pickle)
+    reference = scorer(prepared, "float32")
     before = measure_accuracy(
         plain, config.quantization, reference, held_out, config.max_new_tokens
     )

@@ -1,1 +1,1 @@
-"""The grid of engine, number format and batching policy, and the command that runs each."""
+"""Combinations of engine, number format and batching policy, and the command of each."""

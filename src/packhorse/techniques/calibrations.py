@@ -1,4 +1,4 @@
-"""Calibrations made before anything is timed or predicted."""
+"""Calibration before anything is timed or predicted."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def calibrated_in_child_process(
     report: Callable[[str], None],
     allow_pickle: bool = False,
 ) -> Calibration:
-    """Calibrates in a process of its own, whose memory is that of a run.
+    """Calibrate in a child process, so that memory is measured as in a run.
 
-    Raises InputError with what that process said where it failed.
+    Raises:
+        InputError: the child process failed; the message is its error.
     """
-    report(f"measuring what {model} costs on {engine.engine} {engine.quantization} (once)")
+    report(f"measuring the cost of {model} on {engine.engine} {engine.quantization} (once)")
     command = calibrate_arguments(model, engine, allow_pickle=allow_pickle)
     ended = subprocess.run(
         packhorse_command([*command, "--json"]), capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Which combinations a comparison tries, and the command line of each."""
+"""Combinations that a comparison tries, and the command line of each."""
 
 from __future__ import annotations
 
@@ -9,38 +9,26 @@ from dataclasses import dataclass, fields
 
 from packhorse.batching import POLICIES
 from packhorse.batching.policies import CONTINUOUS, PLANNED
-from packhorse.config import ENGINES, QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig, InputConfig
+from packhorse.config import QUANTIZATION_METHODS, QUANTIZATIONS, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
+from packhorse.engine_protocol.registry import (
+    BUILT_IN,
+    EngineEntry,
+    built_in_engines,
+    engine_entry,
+)
 from packhorse.errors import ConfigError
 
 REFERENCE_BATCHING = "single"
 
 
-def _named_formats() -> list[str]:
-    """Every format, and the int8 formats with every method."""
-    formats = [name for name in QUANTIZATIONS if name != "auto"]
-    int8 = [name for name in formats if name.startswith("int8")]
-    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
-    return formats + [f"{form}:{method}" for form in int8 for method in methods]
-
-
-_PACKED_FORMATS = ("float32", "int8")
-# What an engine can be asked for; what it cannot is left out of the grid, not tried and failed.
-_FORMATS = {
-    "transformers": ("float32", "bfloat16", "float16"),
-    "ctranslate2": tuple(_named_formats()),
-    "packed": tuple(name for name in _named_formats() if name.split(":")[0] in _PACKED_FORMATS),
-    "fake": ("float32", "int8", "int16"),
-}
-_CONTINUOUS_ENGINES = ("packed",)
-"""Rows join and leave them at every step, so that all other policies come to the same."""
-
-
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """One technique to be tried; `batch_size` and `max_batch_tokens` as in BatchingConfig.
+    """An engine, a number format and a batching policy to try.
 
-    quantization: a format, or, for int8, "FORMAT:METHOD" (see EngineConfig).
+    Attributes:
+        quantization: a format, or, for int8, "FORMAT:METHOD" (see EngineConfig).
+        batch_size, max_batch_tokens: as in BatchingConfig.
     """
 
     engine: str
@@ -58,7 +46,7 @@ class Combination:
         return self.name.replace(" ", "-").replace(":", "-")
 
     def options(self) -> list[str]:
-        """The options of `packhorse run` that select this combination."""
+        """Return the options of `packhorse run` that select this combination."""
         form, _, method = self.quantization.partition(":")
         chosen = ["--engine", self.engine, "--quantization", form]
         if method:
@@ -80,7 +68,7 @@ class Combination:
         *,
         allow_pickle: bool = False,
     ) -> str:
-        """The `packhorse run` line that uses this combination on the user's own file."""
+        """Return the `packhorse run` command that uses this combination on the user's own file."""
         words = ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options()]
         words += ["--max-new-tokens", str(decoding.max_new_tokens)]
         words += [*_named(decoding, SamplingParams(decoding.max_new_tokens))]
@@ -91,8 +79,8 @@ class Combination:
 def _named(
     chosen: SamplingParams | InputConfig, usual: SamplingParams | InputConfig
 ) -> Iterator[str]:
-    """The options of `packhorse run` for every field that is not the usual one; log-probabilities
-    are asked for by rows, not by an option."""
+    """Yield an option of `packhorse run` for every field that differs from its default;
+    log-probabilities are requested per row, not by an option."""
     for field in fields(chosen):
         value = getattr(chosen, field.name)
         if value == getattr(usual, field.name) or field.name == "top_log_probs":
@@ -109,43 +97,62 @@ def combinations(
     batch_size: int,
     max_batch_tokens: int | None = None,
 ) -> list[Combination]:
-    """Every engine x quantization it knows x batching that is its own, in that order.
+    """Return every engine x number format that it runs x policy that it takes, in that order.
 
-    Raises ConfigError for an unknown name and for a grid without any combination.
+    What an engine does not run is left out of the grid. A continuous engine takes the policy
+    `continuous` only, and no other engine takes it.
+
+    Raises:
+        ConfigError: a name is unknown, or the grid is empty.
     """
-    _known("engine", engines, [name for name in ENGINES if name != "auto"])
-    _known("quantization", quantizations, _named_formats())
-    _known("batching policy", batchings, list(POLICIES))
+    entries = [engine_entry(name) for name in dict.fromkeys(engines)]
+    _require_known("quantization", quantizations, _with_methods(QUANTIZATIONS[1:]))
+    _require_known("batching policy", batchings, list(POLICIES))
     grid = [
-        Combination(engine, quantization, batching, batch_size, max_batch_tokens)
-        for engine in dict.fromkeys(engines)
+        Combination(entry.name, quantization, batching, batch_size, max_batch_tokens)
+        for entry in entries
         for quantization in dict.fromkeys(quantizations)
-        if quantization in _FORMATS[engine]
+        if quantization in _formats(entry)
         for batching in dict.fromkeys(batchings)
-        if (batching == CONTINUOUS) == (engine in _CONTINUOUS_ENGINES)
+        if (batching == CONTINUOUS) == entry.is_continuous
     ]
     if not grid:
+        shown = [*built_in_engines(), *(each for each in entries if each.name not in BUILT_IN)]
+        continuous = [each.name for each in shown if each.is_continuous]
         raise ConfigError(
             f"no engine of {', '.join(engines)} runs {', '.join(quantizations)} in batches "
             f"{', '.join(batchings)}",
-            "; ".join(f"{name}: {', '.join(formats)}" for name, formats in _FORMATS.items())
-            + f"; {CONTINUOUS} batches are those of {', '.join(_CONTINUOUS_ENGINES)}",
+            "; ".join(f"{each.name}: {', '.join(_formats(each))}" for each in shown)
+            + f"; only {CONTINUOUS} batching: {', '.join(continuous)}",
         )
     return grid
 
 
 def engine_config(engine: str, quantization: str) -> EngineConfig:
-    """What runs a combination's engine and "FORMAT" or "FORMAT:METHOD"."""
+    """Return the config of an engine with "FORMAT" or "FORMAT:METHOD"."""
     form, _, method = quantization.partition(":")
     return EngineConfig(engine, quantization=form, quantization_method=method or "auto")
 
 
-def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+def _formats(entry: EngineEntry) -> Sequence[str]:
+    """What may be asked of an engine: "FORMAT", and "FORMAT:METHOD" if it takes methods."""
+    formats = entry.number_formats
+    return _with_methods(formats) if entry.takes_quantization_methods else formats
+
+
+def _with_methods(formats: Sequence[str]) -> list[str]:
+    """Formats, and int8 formats with every method."""
+    int8 = [name for name in formats if name.startswith("int8")]
+    methods = [name for name in QUANTIZATION_METHODS if name != "auto"]
+    return [*formats, *(f"{form}:{method}" for form in int8 for method in methods)]
+
+
+def _require_known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"unknown {kind} {name!r}", f"known: {', '.join(known)}")
 
 
 def packhorse_command(arguments: Sequence[str]) -> list[str]:
-    """`packhorse` as this very installation, in a fresh interpreter."""
+    """Return the command that runs `packhorse` of this installation in a new interpreter."""
     return [sys.executable, "-m", "packhorse", *arguments]

@@ -1,9 +1,9 @@
-"""How the C library handles memory that engines free and take again at every step.
+"""glibc allocator settings for engines, which allocate and free large blocks at every step.
 
-Engines allocate megabytes for each layer and step and free them again. By default glibc gives such
-blocks back to the system at once and asks for them anew, and the system clears every page each
-time: for batches of 200-token prompts on CTranslate2 a third of the time went there. Told to keep
-what is freed, the process peaks no higher, it only does not shrink between batches.
+Engines allocate megabytes for each layer and step and free them. By default glibc returns such
+blocks to the system at once and requests them anew, and the system clears every page each time: a
+third of the time for batches of 200-token prompts on CTranslate2. If glibc keeps freed blocks, the
+peak is no higher; the process only does not shrink between batches.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _OLDER_GLIBC_MOST_BYTES = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep freed blocks for the next step, in one arena; returns whether it now does.
+    """Make glibc keep freed blocks for the next step, in one arena; return whether it does now.
 
-    It holds for the whole process. Nothing is changed outside Linux with glibc, nor where the
-    person chose: any MALLOC_… variable, GLIBC_TUNABLES, LD_PRELOAD or PACKHORSE_DEFAULT_MALLOC.
+    The setting applies to the whole process. Nothing changes outside Linux with glibc, or if the
+    user set any MALLOC_… variable, GLIBC_TUNABLES, LD_PRELOAD or PACKHORSE_DEFAULT_MALLOC.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -43,8 +43,8 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Gives what was freed back to the system, once: after loading, which takes more than what
-    stays. Nothing happens outside Linux with glibc."""
+    """Return freed memory to the system once, after loading, whose peak exceeds the loaded size.
+    Does nothing outside Linux with glibc."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""A row on its way through an engine, and how a batch that fails costs none of its rows."""
+"""State of a row inside an engine, and retries of a failed batch in halves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough 
 
 
 class CallbackError(BaseException):
-    """Carries what a caller's watch raised past everything that handles an engine's failures."""
+    """Carries an exception of the caller's token callback past the handling of engine failures."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -40,13 +40,15 @@ class CallbackError(BaseException):
 
 @dataclass(slots=True)
 class Row:
-    """A prompt and what was generated for it so far.
+    """A prompt and the tokens generated for it so far.
 
-    It outlives a failed attempt: the next one goes on after its last token, so `on_token` sees
-    every token once and nothing is computed twice but a prefill.
+    A row is kept when an attempt fails: the next attempt continues after its last token, so
+    `on_token` sees every token once and only the prefill is repeated.
 
-    submitted, first_token: seconds of `time.monotonic`. answered: it has its result. failed: which
-    is a Failure.
+    Attributes:
+        submitted, first_token: seconds of `time.monotonic`.
+        answered: it has its result.
+        failed: its result is a Failure.
     """
 
     prompt: Prompt
@@ -64,7 +66,7 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """How many tokens `sequence` has."""
+        """Number of tokens of `sequence`."""
         return len(self.prompt.token_ids) + len(self.token_ids)
 
     @property
@@ -78,12 +80,15 @@ class Row:
         on_token: TokenCallback | None,
         log_probs: TokenLogProbs | None = None,
     ) -> EngineOutput | None:
-        """Adds the token just generated; the completion if the row ends with it.
+        """Add the token just generated, and return the output if the row ends with it.
 
-        log_probs: of this token, for a row that asks for them.
+        Reasons are checked in this order: end token (neither kept nor reported), callback, limit.
 
-        The order of the reasons: end token (not kept, not watched), watch, limit. Raises
-        CallbackError for whatever `on_token` raises.
+        Args:
+            log_probs: of this token, for a row that asks for them.
+
+        Raises:
+            CallbackError: `on_token` raised.
         """
         now = time.monotonic()
         if self.first_token is None:
@@ -98,7 +103,7 @@ class Row:
         return self._complete("length", now) if self.tokens_left <= 0 else None
 
     def score(self, log_probs: Sequence[float]) -> Scores:
-        """The row's result where continuations were scored and nothing was generated."""
+        """Return the row's result if continuations were scored instead of generating."""
         self.answered = True
         timing = Timing(self.submitted, time.monotonic())
         return Scores(self.prompt.index, tuple(log_probs), timing)
@@ -127,7 +132,7 @@ def _ends(
 
 
 def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list[Row]]:
-    """Rows in groups that have `common` in common, in the order of their first rows."""
+    """Return groups of rows with equal `common(row)`, in the order of their first rows."""
     groups: dict[object, list[Row]] = {}
     for row in rows:
         groups.setdefault(common(row), []).append(row)
@@ -135,7 +140,7 @@ def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list
 
 
 def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
-    """The failure of a row that no engine can run: empty, too long, or not of this model."""
+    """Return the failure of a row that no engine can run: empty, too long, or foreign token ids."""
     ids = row.prompt.token_ids
     room = max_context - row.prompt.decoding.max_new_tokens
     if not ids:
@@ -157,12 +162,17 @@ def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
 
 
 def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iterator[T | Failure]:
-    """Results of `rows`, all of them, whatever `attempt` raises.
+    """Yield a result for each of `rows`, whatever `attempt` raises.
 
-    attempt: runs rows as one batch and yields results as they finish, or marks rows answered
-        itself. When it raises, rows answered so far are kept and the others are tried again in
-        halves, down to single rows; a single row that fails is a Failure `out_of_memory` or
-        `engine_error`. BaseExceptions (an interrupt, an error of the caller's) pass through.
+    If `attempt` raises, results so far are kept and the other rows are retried in halves, down to
+    single rows. A single row that fails is a Failure `out_of_memory` or `engine_error`.
+
+    Args:
+        attempt: runs rows as one batch and yields results as they finish, or marks rows as answered
+            itself.
+
+    Raises:
+        BaseException: interrupts and errors of the caller's callback pass through.
     """
     groups = [rows]
     while groups:
@@ -183,12 +193,12 @@ def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iter
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library raised for want of memory."""
+    """Whether a library raised because memory ran out."""
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def diagnose(error: BaseException) -> tuple[str, str]:
-    """Failure code and message for what an engine raised; the message is one line."""
+    """Return failure code and one-line message for an exception of an engine."""
     line = f"{type(error).__name__}: {first_line(error)}"
     if is_out_of_memory(error):
         return (

@@ -1,11 +1,11 @@
-"""The next token of each row from its logits, for engines that choose tokens themselves.
+"""Sampling of the next token from logits, for engines that choose tokens themselves.
 
 Rule: logits / temperature -> the top_k largest -> softmax -> the nucleus of top_p -> the smallest
 token id whose cumulative probability, summed in the order of ids, exceeds u times their sum. All in
-float64; u is one number from [0, 1) a token, from the row's own generator. A row's draws therefore
-depend on its seed alone, and its tokens on its own logits: never on its batch. (Logits of a row
-that is computed in another batch may differ by float32 rounding, about 1e-5; the order of ids,
-unlike the order of probabilities, makes the outcome follow such a change continuously.)
+float64; u is one number from [0, 1) per token, from the row's own generator. A row's draws
+therefore depend on its seed alone, and its tokens on its own logits: never on its batch. (Logits of
+a row that is computed in another batch may differ by float32 rounding, about 1e-5; the order of
+ids, unlike the order of probabilities, makes the outcome follow such a change continuously.)
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ FIRST_CANDIDATES = 1024
 
 
 def wants_all_logits(decoding: SamplingParams) -> bool:
-    """Whether a row needs more of its logits than which is the largest."""
+    """Whether a row needs all of its logits, not only the index of the largest."""
     return not decoding.greedy or decoding.top_log_probs is not None
 
 
 def row_generator(decoding: SamplingParams) -> random.Random:
-    """The row's own source of numbers; without a seed it is different each time."""
+    """Return the row's own random generator; without a seed it differs each time."""
     return random.Random(decoding.seed)  # noqa: S311 - sampling, not secrecy
 
 
 def choose_tokens(
     logits: Tensor, decodings: Sequence[SamplingParams], generators: Sequence[random.Random]
 ) -> list[int | None]:
-    """One token id a row; None for a row whose logits are not numbers.
+    """Return a token id per row; None for a row whose logits are not finite.
 
-    logits: [rows, vocabulary], any floating type. decodings, generators: one a row; a generator
-    advances by one number if its row samples. The first of equal logits is the greedy one.
+    Greedy rows take the first of equal logits.
+
+    Args:
+        logits: [rows, vocabulary], any floating type.
+        decodings, generators: one per row; a generator advances by one number if its row samples.
     """
     largest, best = logits.max(dim=-1)
     chosen: list[int | None] = best.tolist()
@@ -71,8 +74,13 @@ def sample(
     top_p: Sequence[float],
     uniform: Sequence[float],
 ) -> Tensor:
-    """Token ids [rows] by the rule above. logits: [rows, vocabulary]; the others one a row,
-    temperature > 0, top_k 0 for no limit, 0 < top_p <= 1, 0 <= uniform < 1."""
+    """Return token ids [rows] by the rule of this module.
+
+    Args:
+        logits: [rows, vocabulary].
+        temperature, top_k, top_p, uniform: one per row; temperature > 0, top_k 0 for no limit,
+            0 < top_p <= 1, 0 <= uniform < 1.
+    """
     device = logits.device
 
     def column(values: Sequence[float]) -> Tensor:
@@ -93,11 +101,13 @@ def sample(
 
 
 def _kept(scaled: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tensor:
-    """Mask [rows, vocabulary] of the tokens that may be drawn; of equals the smaller id is first.
+    """Return the mask [rows, vocabulary] of tokens that may be drawn; smaller ids win ties.
 
-    Only the `candidates` largest are sorted; rows that may reach past them are done again with as
-    many as they may, one at a time: sorting takes ten times the memory of what is sorted.
-    top_k, top_p: [rows, 1].
+    Only the `candidates` largest are sorted. Rows that may reach past them are repeated one at a
+    time with as many as they need, since sorting takes ten times the memory of its input.
+
+    Args:
+        top_k, top_p: [rows, 1].
     """
     vocabulary = scaled.shape[-1]
     width = min(vocabulary, candidates)

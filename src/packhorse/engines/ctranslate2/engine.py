@@ -1,25 +1,25 @@
 """The engine `ctranslate2`: CTranslate2's decoder-only models, several batches at once.
 
-What is known of the library (version 4.8) and gives this engine its shape:
-- Of a batch, only as many prompt tokens as its shortest prompt has are computed at once; the rest
+Properties of the library (version 4.8) that explain the design:
+- In a batch, only as many prompt tokens as the shortest prompt has are prefilled at once; the rest
   is forced through the decoder step by step. Hence the cost rule.
-- Two OpenMP threads inside one decode step are several times slower than one; workers of one
-  thread scale. Hence one single-threaded worker a core.
-- A callback for every token costs nothing that can be measured (below 1 % of CPU time), so it is
-  always there: it yields rows the moment they finish, keeps each row's own limit, and stops.
-- A batch that holds a prompt of one token gives back the other rows' prompts as if generated, in
-  spite of include_prompt_in_result=False. So such rows get a batch of their own.
-- The state after a static prompt is kept for the life of the model, without a bound; so only so
-  many are.
+- Two OpenMP threads inside one decode step are several times slower than one; single-threaded
+  workers scale. Hence one single-threaded worker per core.
+- A callback for every token costs less than 1 % of CPU time, so it is always set: it yields rows as
+  soon as they finish, applies each row's own limit, and stops.
+- A batch that contains a prompt of one token returns the other rows' prompts as if generated, in
+  spite of include_prompt_in_result=False. So such rows get a separate batch.
+- The state after a static prompt is kept as long as the model is loaded, without a limit. So the
+  engine limits how many it lets the library keep.
 - The cache holds keys and values of all query heads, not only of the key/value heads: three times
-  as much for SmolLM2. With what a prefill needs, 1.2 to 1.8 times that was measured at the peak.
-- Of a model whose layers reach back only so far, a prompt longer than this window is computed
-  wrongly, and a longer static prompt corrupts memory; tokens that are forced or generated beyond it
-  are right. So longer prompts are refused, and a row that has to be taken up again beyond it gets
-  the window at once and the rest forced.
-- A job's callback is destroyed in a worker after its results are there. An interpreter that ends
-  in that moment aborts ("terminate called without an active exception"). So `run` and `close` wait
-  until no job is left.
+  as much for SmolLM2. With the prefill, 1.2 to 1.8 times that was measured at the peak.
+- If attention has a window, a prompt longer than the window is computed wrongly, and a longer
+  static prompt corrupts memory; tokens that are forced or generated beyond it are correct. So
+  longer prompts are refused, and a row that is resumed beyond the window prefills the window and
+  forces the rest.
+- A job's callback is destroyed in a worker after its results are available. An interpreter that
+  exits at that moment aborts ("terminate called without an active exception"). So `run` and `close`
+  wait until no job is left.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import ctranslate2
+import numpy as np
+from numpy.typing import NDArray
 
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, SamplingParams, Scores
@@ -57,15 +61,14 @@ if TYPE_CHECKING:
 
 PREFERRED_BATCH_TOKENS = 1024
 KEPT_PREFIX_TOKENS = 4096
-"""Tokens of shared prefixes whose states are kept; those of any further ones are computed once a
-batch."""
+"""Tokens of shared prefixes whose states are kept; further prefixes are computed once per batch."""
 GREEDY_BELOW_TEMPERATURE = 1e-4
 CUDA_TOP_P_CANDIDATES = 8192
 _STEP_BYTES_PER_LOGIT = 16
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CTranslate2Engine:
-    """Loads a CTranslate2 folder. Raises ModelError and EngineError as `CTranslate2Engine`."""
+    """Load a CTranslate2 folder. Raises ModelError and EngineError as `CTranslate2Engine`."""
     return CTranslate2Engine(
         prepared.folder,
         end_ids=facts.eos_token_ids,
@@ -79,24 +82,29 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> CT
 
 
 class Cancelled(BaseException):
-    """Ends a worker's batch whose results nobody waits for."""
+    """Ends a worker's batch after the run was cancelled."""
 
 
 class CTranslate2Engine:
-    """Several batches at once, each on a worker of its own; rows are yielded as they finish.
+    """Several batches at once, each on its own worker; rows are yielded as they finish.
 
-    folder: model.bin, config.json and vocabulary. end_ids: token ids that end a row. max_context:
-    prompt and generated tokens of a row (tokens). quantization: "auto" is what is stored where the
-    device can run it, otherwise a name of CTranslate2's. device: "auto", "cpu" or "cuda".
-    elsewhere: what to do with rows that only another engine computes right.
-    workers, threads: None is one worker a core (one on a GPU), of one thread.
+    Rows that sample with a seed run alone and cost more memory: see `seeded`. Rows that ask for
+    log-probabilities run in smaller batches: see `log_probs`. A temperature below 1e-4 is greedy.
+    On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
 
-    Rows that sample with a seed run alone and cost more memory: see `ct2_seeded`. Rows that ask for
-    log-probabilities run in smaller batches: see `ct2_log_probs`. A temperature below 1e-4 is
-    greedy. On a GPU, top_p without top_k draws from the 8,192 most probable tokens.
+    Args:
+        folder: model.bin, config.json and vocabulary.
+        end_ids: token ids that end a row.
+        max_context: limit of prompt plus generated tokens of a row (tokens).
+        quantization: "auto" is the stored format if the device can run it, otherwise a name of
+            CTranslate2's.
+        device: "auto", "cpu" or "cuda".
+        workers, threads: None is one worker per core (one on a GPU), of one thread.
+        elsewhere: hint for rows that only another engine computes correctly.
 
-    Raises EngineError for a compute type or device that is not there, ModelError for a folder that
-    cannot be loaded.
+    Raises:
+        EngineError: the compute type or the device is not available.
+        ModelError: the folder cannot be loaded.
     """
 
     def __init__(
@@ -156,7 +164,7 @@ class CTranslate2Engine:
         self, batches: Iterator[Batch], on_token: TokenCallback | None = None
     ) -> Iterator[Result]:
         """See `packhorse.engine_protocol.Engine`. One batch more than there are workers is pulled,
-        so that none waits; rows that are ready go before pulling."""
+        so that no worker is idle; finished rows are yielded before pulling."""
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
         run = Run(self._generator, on_token, SeededWorkers(self._source))
@@ -187,7 +195,7 @@ class CTranslate2Engine:
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
     ) -> Iterator[Scores | Failure]:
-        """See `packhorse.engine_protocol.Scorer`. Prompts are scored one a worker."""
+        """See `packhorse.engine_protocol.Scorer`. Each worker scores one prompt at a time."""
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
         return ContinuationScoring(
@@ -195,13 +203,29 @@ class CTranslate2Engine:
             self._window, self._traits,
         ).scores(batches)  # fmt: skip
 
+    def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        """See `packhorse.engine_protocol.LogitsProvider`. CTranslate2 returns the logits of all
+        positions: tokens x vocabulary x 4 bytes."""
+        if self._closed.is_set():
+            raise EngineError("the engine is closed", "load the model again")
+        if 0 < self._window < len(token_ids):
+            raise EngineError(
+                f"CTranslate2 computes a text of {len(token_ids)} tokens wrongly at once: the "
+                f"model's attention window is {self._window}",
+                "add --no-teacher-forcing, or leave this engine out",
+            )
+        logits = self._generator.forward_batch([list(token_ids)])
+        on_cpu = logits.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
+        found: NDArray[np.float32] = np.array(on_cpu)[0, -count:]
+        return found
+
     def close(self) -> None:
         self._closed.set()
         self._at_exit()
         self._generator = None
 
     def _work(self, batch: Batch, run: Run) -> None:
-        """Answers a batch, in a thread of its own."""
+        """Run a batch in a thread of the executor."""
         error: BaseException | None = None
         try:
             for result in self._answer(batch, run):
@@ -227,7 +251,7 @@ class CTranslate2Engine:
                 yield from answer([row], lambda rows: self._generate(rows, run))
 
     def _refuse(self, row: Row) -> Failure | None:
-        """The failure of a row that cannot run."""
+        """Return the failure of a row that cannot run."""
         if refusal := refuse(row, self._traits.max_context, self._vocab_size):
             return refusal
         tokens = len(row.prompt.token_ids)
@@ -240,11 +264,11 @@ class CTranslate2Engine:
         )
 
     def _exceeds_window(self, row: Row) -> bool:
-        """Whether a row that is taken up again cannot be computed at once."""
+        """Whether a row that is resumed is too long to be prefilled at once."""
         return 0 < self._window < len(row.sequence)
 
     def _generate_alike(self, rows: list[Row], run: Run, shared: int) -> tuple[()]:
-        """Generates in groups of rows that CTranslate2 can take together."""
+        """Generate in groups of rows that CTranslate2 can run in one batch."""
         groups: dict[object, list[Row]] = {}
         for row in rows:
             is_one_token = len(row.sequence) == shared + 1
@@ -259,7 +283,7 @@ class CTranslate2Engine:
         return ()
 
     def _generate_bounded(self, rows: list[Row], run: Run, shared: int) -> None:
-        """As `_generate`, in batches whose logits fit into memory."""
+        """Generate in batches whose logits fit into memory."""
         for group, most_steps in bounded(rows, self._vocab_size):
             left, generated = group, -1
             while left and generated < (now := sum(len(row.token_ids) for row in group)):
@@ -268,8 +292,7 @@ class CTranslate2Engine:
                 left = [row for row in left if not row.answered]
 
     def _bounded_beyond(self, rows: list[Row], run: Run) -> list[Row]:
-        """The rows whose logits can be kept while what lies beyond the window is forced; others
-        fail."""
+        """Return the rows whose logits fit while tokens past the window are forced; fail others."""
         most = self._window + kept_steps(self._vocab_size)
         for row in rows:
             if self._exceeds_window(row) and len(row.sequence) > most:

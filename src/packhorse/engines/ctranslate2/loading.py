@@ -1,4 +1,4 @@
-"""Makes CTranslate2 generators, and turns what can go wrong with that into clear errors."""
+"""Load CTranslate2 generators, with clear errors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ _DAMAGED = "the files are damaged, incomplete or of another kind: convert or fet
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSource:
-    """What a `ctranslate2.Generator` is made from; every call of `load` makes a new one.
+    """Arguments of a `ctranslate2.Generator`; every call of `load` creates a new one.
 
-    compute_type: one of CTranslate2's names; "default" keeps what is stored where the device can
-    run it. threads: OpenMP threads of each worker.
+    Attributes:
+        compute_type: a name of CTranslate2's; "default" keeps the stored format if the device can
+            run it.
+        threads: OpenMP threads per worker.
     """
 
     folder: Path
@@ -41,7 +43,7 @@ class GeneratorSource:
     threads: int
 
     def load(self, workers: int) -> Any:
-        """A generator with `workers` workers that share its weights; ModelError if it fails."""
+        """Return a generator whose `workers` workers share its weights; ModelError if it fails."""
         try:
             return ctranslate2.Generator(
                 os.fspath(self.folder),
@@ -63,9 +65,10 @@ class GeneratorSource:
 def checked_tokens(
     generator: Any, folder: Path, variables: Mapping[str, Variable], context: int
 ) -> list[str]:
-    """Tokens by id, once the model has computed a short text as it should (`models.ct2_check`).
+    """Return the tokens by id, after checking the model on a short text (`models.ct2_check`).
 
-    Raises ModelError for a model that computes no numbers, or others than it was converted from.
+    Raises:
+        ModelError: the model computes NaN, or other logits than the model it was converted from.
     """
     try:
         size = logits_at_once(generator, [0]).shape[-1]
@@ -78,7 +81,7 @@ def checked_tokens(
 
 
 def checked_vocabulary(folder: Path, size: int) -> list[str]:
-    """Tokens by id: CTranslate2 takes prompts as tokens. ModelError if there are fewer than ids."""
+    """Return the tokens by id, which CTranslate2 needs; ModelError if there are fewer than ids."""
     tokens = vocabulary(folder)
     if len(tokens) < size:
         raise ModelError(
@@ -88,7 +91,7 @@ def checked_vocabulary(folder: Path, size: int) -> list[str]:
 
 
 def available_device(asked: str) -> str:
-    """`asked` with "auto" decided; EngineError for a GPU that is not there."""
+    """Return `asked` with "auto" resolved; EngineError if no GPU is available."""
     count = ctranslate2.get_cuda_device_count()
     if asked == "cuda" and not count:
         raise EngineError("no CUDA device is available to CTranslate2", "use --device cpu")
@@ -96,7 +99,7 @@ def available_device(asked: str) -> str:
 
 
 def supported_compute_type(quantization: str, device: str) -> str:
-    """CTranslate2's name for a quantization; EngineError for one that the device cannot run."""
+    """Return CTranslate2's name of a quantization; EngineError if the device cannot run it."""
     if quantization == "auto":
         return "default"
     supported = ctranslate2.get_supported_compute_types(device)
@@ -117,8 +120,11 @@ class MemorySizes:
 
 
 def memory_sizes(folder: Path, compute_type: str) -> MemorySizes:
-    """Sizes of a model in memory. The cache holds keys and values of every query head, unless all
-    queries share one key/value head (src/layers/attention.cc, replicate_heads)."""
+    """Return the sizes of a model in memory.
+
+    The cache holds keys and values of every query head, unless all queries share
+    one key/value head (src/layers/attention.cc, replicate_heads).
+    """
     variables = read_variables(folder)
     attention = "decoder/layer_0/self_attention"
     heads = int(variables["decoder/num_heads"].value or 1)
@@ -136,9 +142,9 @@ def memory_sizes(folder: Path, compute_type: str) -> MemorySizes:
 
 
 def await_idle(generator: Any) -> None:
-    """Returns once no job is left in a generator, its callback destroyed included.
+    """Wait until a generator has no jobs and their callbacks are destroyed.
 
-    A job's results are there before its callback is destroyed, and an interpreter that ends in
+    A job's results are available before its callback is destroyed, and an interpreter that exits in
     between aborts.
     """
     while generator.num_active_batches:

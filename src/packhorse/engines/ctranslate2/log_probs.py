@@ -1,4 +1,4 @@
-"""Log-probabilities of what CTranslate2 generates.
+"""Log-probabilities of tokens that CTranslate2 generates.
 
 The library (version 4.8, src/decoding.cc) gives a step's logits, as the model computed them, to the
 callback of the first row that is called in it: one matrix for all rows of the batch, whose order is
@@ -25,7 +25,7 @@ from packhorse.engines.common.rows import Row
 KEPT_BYTES = 256 << 20
 """Logits of one batch that the library may keep."""
 LEAST_STEPS = 128
-"""Tokens that a batch of several rows generates before it may have to go on as a new one."""
+"""Tokens that a batch of several rows generates before it may continue as a new batch."""
 _BYTES_PER_LOGIT = 4
 
 
@@ -39,8 +39,8 @@ def kept_steps(vocabulary: int) -> int:
 
 
 def bounded(rows: Sequence[Row], vocabulary: int) -> Iterator[tuple[list[Row], int]]:
-    """Rows that may run together, longest first, and how many tokens they may generate until they
-    have to begin anew."""
+    """Yield rows that may run together, longest first, and the number of tokens that they may
+    generate before they are restarted."""
     most = kept_steps(vocabulary)
     ordered = sorted(rows, key=lambda row: -len(row.sequence))
     group: list[Row] = []
@@ -77,7 +77,7 @@ class StepLogits:
         return cls([length - min(lengths) for length in lengths])
 
     def log_probs(self, step: Any, count: int) -> TokenLogProbs:
-        """Of the token a callback is called with; it is asked for every call, in order."""
+        """Return those of the token of a callback; must be called for every callback, in order."""
         if step.logits.shape:
             on_cpu = step.logits.to_device(ctranslate2.Device.cpu)
             self._matrix = np.array(on_cpu.to(ctranslate2.DataType.float32))

@@ -1,13 +1,13 @@
-"""How probable given continuations are after a prompt, in a CTranslate2 generator.
+"""Log-probabilities of continuations after a prompt, in a CTranslate2 generator.
 
-The library gives logits of tokens it generates, not of a prompt's. Two ways lead there:
-- by path: the prompt is the static prompt of one row for each continuation that is no beginning of
-  another, whose tokens but the last are forced one by one. The prompt is computed once.
-- by node: each beginning of a continuation (the empty one, one token, ...) follows the prompt as a
-  row of its own, and one token is generated. What prompts share is the static prompt, which is
-  computed once for all prompts; the rest of a prompt is computed once a node.
-The cheaper one in tokens is taken. `score_batch` of the library computes the whole prompt for each
-continuation and a softmax over the vocabulary at each of its tokens.
+The library returns logits of generated tokens, not of prompt tokens. There are two methods:
+- by path: the prompt is the static prompt of one row per continuation that is no prefix of
+  another; all tokens but the last are forced one by one. The prompt is computed once.
+- by node: each prefix of a continuation (the empty one, one token, ...) follows the prompt in a
+  separate row, and one token is generated. The shared prefix of the prompts is the static prompt,
+  computed once for all prompts; the rest of a prompt is computed once per node.
+The method that computes fewer tokens is used. `score_batch` of the library computes the whole
+prompt for each continuation and a softmax over the vocabulary at each of its tokens.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engine_protocol import EngineCapabilities
+from packhorse.engines.common.log_probs import log_softmax
 from packhorse.engines.common.rows import NOT_NUMBERS, Row, answer
 from packhorse.engines.ctranslate2.loading import await_idle
 
@@ -32,16 +33,19 @@ Ids = tuple[int, ...]
 Vector = npt.NDArray[np.float64]
 
 ROW_TOKENS = 4096
-"""Prompt tokens, counted once for each path, whose states are in memory at a time."""
+"""Limit of prompt tokens in memory at a time, counted once per path."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContinuationScoring:
-    """One pass of batches, a prompt a worker.
+    """One pass over batches; each worker scores one prompt at a time.
 
-    names: tokens by id. continuations: token ids, none empty. may_keep: whether the library may
-    keep the state of a prefix for its lifetime. refuse: the failure of a row that cannot be scored.
-    window: positions that can be computed at once, 0 for all.
+    Attributes:
+        names: tokens by id.
+        continuations: token ids, none empty.
+        may_keep: whether the library may keep the state of a prefix until it is unloaded.
+        refuse: returns the failure of a row that cannot be scored.
+        window: positions that can be computed at once, 0 for all.
     """
 
     generator: Any
@@ -84,8 +88,11 @@ class ContinuationScoring:
         return result
 
     def log_probs(self, prompt: Ids, shared: int = 0) -> list[float]:
-        """log p(continuation | prompt), natural, for each continuation; shared: leading tokens
-        that other prompts begin with too."""
+        """Return the natural log p(continuation | prompt) of each continuation.
+
+        Args:
+            shared: number of leading tokens that other prompts have too.
+        """
         wanted = [tuple(ids) for ids in self.continuations]
         nodes = list(dict.fromkeys(ids[:length] for ids in wanted for length in range(len(ids))))
         longest = len(prompt) + max(map(len, nodes))
@@ -131,8 +138,11 @@ class ContinuationScoring:
     def _logits(
         self, rows: Sequence[Ids], options: Mapping[str, Any], steps: int | None = None
     ) -> list[Any]:
-        """Logits of each step of each row, as the library has them; steps: None is as many as the
-        longest row has tokens."""
+        """Return the logits of each step of each row, in the library's type.
+
+        Args:
+            steps: None is the length of the longest row.
+        """
         results = self.generator.generate_batch(
             [self._named(row) for row in rows],
             max_length=steps or max(map(len, rows)),
@@ -147,7 +157,7 @@ class ContinuationScoring:
 
 
 def _paths(nodes: Iterable[Ids]) -> list[Ids]:
-    """The nodes that are no beginning of another."""
+    """Return the nodes that are no prefix of another."""
     known = list(nodes)
     return [
         node
@@ -158,6 +168,4 @@ def _paths(nodes: Iterable[Ids]) -> list[Ids]:
 
 def _log_probs(logits: Any) -> Vector:
     on_cpu = logits.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
-    values = np.array(on_cpu, dtype=np.float64).reshape(-1)
-    shifted = values - values.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float64)
+    return log_softmax(np.array(on_cpu).reshape(-1))

@@ -1,4 +1,4 @@
-"""Sampling with a seed on CTranslate2, repeatable whatever a row's batch-mates and order.
+"""Sampling with a seed on CTranslate2, independent of batch and order.
 
 Each worker thread of CTranslate2 has one random generator, seeded from a process-wide number when
 it draws for the first time, and never again (src/random.cc). So a row with a seed needs a worker
@@ -32,7 +32,7 @@ _SEEDING = threading.Lock()
 
 @dataclass(slots=True)
 class _Fresh:
-    """Workers of one load. retired: lets go of those held, once no row will use the rest."""
+    """Workers of one load. retired: releases the held workers once no row will use the rest."""
 
     generator: Any
     unused: int = ROWS_PER_LOAD
@@ -40,7 +40,7 @@ class _Fresh:
 
 
 class SeededWorkers:
-    """Runs rows one a worker, each with its seed. Threads may share it; `close` it in the end."""
+    """Run rows, one per worker, each with its own seed. Thread-safe; must be closed."""
 
     def __init__(self, source: GeneratorSource) -> None:
         self._source = source
@@ -50,7 +50,7 @@ class SeededWorkers:
     def generate(
         self, tokens: Sequence[str], seed: int, callback: Callable[[Any], bool], **options: Any
     ) -> None:
-        """Generates from one prompt; returns when `callback` has ended the row or the limit has.
+        """Generate from one prompt until `callback` or the limit ends the row.
 
         Rows start one after the other, up to their first token: the seed they start from is one
         number for the whole process.
@@ -84,7 +84,7 @@ class SeededWorkers:
             job.result()
 
     def close(self) -> None:
-        """Lets go of all workers and their memory; may be repeated."""
+        """Release all workers and their memory; may be repeated."""
         atexit.unregister(self.close)
         with _SEEDING:
             if self._fresh is not None:

@@ -1,10 +1,14 @@
-"""How probable given continuations are after the rows of one batch, in a transformers model."""
+"""Log-probabilities of continuations, and logits of given texts, in a transformers model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,12 +23,15 @@ def continuation_log_probs(
     continuations: Sequence[Sequence[int]],
     prefix: PrefixState | None = None,
 ) -> Tensor:
-    """log p(continuation | sequence), natural, float64: [sequences, continuations].
+    """Return the natural log p(continuation | sequence), float64: [sequences, continuations].
 
-    The prompts are computed once and each continuation is looked ahead to from there. A model that
-    cannot take positions back (sliding windows, states) computes prompt and continuation anew for
-    each that has more than one token. sequences, continuations: token ids, none empty. prefix: as
-    in `PaddedBatch`.
+    The prompts are computed once, and each continuation is computed from their state. A model that
+    cannot drop positions (sliding windows, recurrent states) recomputes prompt and continuation for
+    each continuation of more than one token.
+
+    Args:
+        sequences, continuations: token ids, none empty.
+        prefix: as in `PaddedBatch`.
     """
     batch = PaddedBatch(model, sequences, pad_id=0, prefix=prefix)
     first = _log_probs(batch.prefill())
@@ -49,8 +56,10 @@ def stepped_log_probs(
     continuations: Sequence[Sequence[int]],
     rule: BatchRule,
 ) -> Tensor:
-    """As `continuation_log_probs`, token by token as in generating, for rows that a continuation
-    takes past the trained length. The sequences have the same length."""
+    """Return what `continuation_log_probs` does, computed token by token as in generation.
+
+    For rows that a continuation takes past the trained length. All sequences have the same length.
+    """
     columns = []
     for ids in continuations:
         batch = PaddedBatch(model, sequences, pad_id=0)
@@ -68,6 +77,20 @@ def stepped_log_probs(
                 logits = batch.step([token_id] * len(sequences))
         columns.append(total)
     return torch.stack(columns, dim=1)
+
+
+def logits_after(
+    model: PreTrainedModel, token_ids: Sequence[int], count: int
+) -> NDArray[np.float32]:
+    """Return the logits [count, vocabulary] after each of the last `count` of `token_ids`."""
+    forward: Any = model
+    keeps = "logits_to_keep" in inspect.signature(forward.forward).parameters
+    options = {"logits_to_keep": count} if keeps else {}
+    with torch.inference_mode():
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        logits: Tensor = forward(ids, use_cache=False, **options).logits
+        found: NDArray[np.float32] = logits[0, -count:].float().cpu().numpy()
+    return found
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from packhorse.config import EngineConfig
@@ -19,7 +21,11 @@ from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
 from packhorse.engines.common.sampling import choose_tokens, row_generator
 from packhorse.engines.transformers.batch_rule import BatchRule
-from packhorse.engines.transformers.continuations import continuation_log_probs, stepped_log_probs
+from packhorse.engines.transformers.continuations import (
+    continuation_log_probs,
+    logits_after,
+    stepped_log_probs,
+)
 from packhorse.engines.transformers.padded_batch import PaddedBatch
 from packhorse.engines.transformers.prefix_states import PrefixState, PrefixStates
 from packhorse.engines.transformers.self_check import DAMAGED, examine
@@ -139,6 +145,12 @@ class TransformersEngine:
                 prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
                 attempt = partial(self._score, model, prefix, continuations)
                 yield from answer(accepted, attempt)
+
+    def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        """See `packhorse.engine_protocol.LogitsProvider`."""
+        if self._model is None:
+            raise EngineError("the engine is closed", "load the model again")
+        return logits_after(self._model, token_ids, count)
 
     def _score(
         self,

@@ -1,4 +1,4 @@
-"""Keys and values of shared prefixes inside a transformers model, kept for the batches to come."""
+"""Prefix cache of a transformers model: keys and values of shared prefixes, for later batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PrefixState:
 
 
 class PrefixStates:
-    """States of prefixes of one model; the longest unused go when they exceed KEPT_BYTES.
+    """States of prefixes of one model; the least recently used are evicted above KEPT_BYTES.
 
     model: in evaluation mode. possible: whether it can go on from a state; it cannot with other
     than plain attention layers, nor if it counts positions by itself: then padding between a prefix
@@ -53,7 +53,7 @@ class PrefixStates:
 
     @torch.inference_mode()
     def of(self, token_ids: Sequence[int]) -> PrefixState | None:
-        """The state after `token_ids`; None for no tokens, and where it is not `possible`."""
+        """Return the state after `token_ids`; None for no tokens or if it is not `possible`."""
         key = tuple(token_ids)
         if not key or not self.possible:
             return None
@@ -73,7 +73,7 @@ class PrefixStates:
         return sum(state.size_bytes for state in self._states.values())
 
     def _compute(self, token_ids: tuple[int, ...]) -> PrefixState | None:
-        """None for a model that does not keep its state in the cache it is given."""
+        """Compute the state; None for a model that does not keep its state in the given cache."""
         forget_rows(self._model)
         cache = row_cache(self._model.config)
         ids = torch.tensor([token_ids], device=self._model.device)
@@ -87,8 +87,8 @@ class PrefixStates:
 
 
 def _has_own_window(config: PreTrainedConfig) -> bool:
-    """Whether layers with a cache of plain attention reach back a number of positions that they
-    count themselves, as GPT-Neo's do (`window_size`)."""
+    """Whether layers with a plain attention cache have an attention window that they apply
+    themselves, as those of GPT-Neo (`window_size`)."""
     return any(
         "window" in name and name != "max_window_layers" and type(value) is int and value > 0
         for name, value in config.to_dict().items()
