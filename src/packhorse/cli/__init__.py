@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_lost(stdout: GuardedStream) -> bool:
     """Whether standard output is incomplete, other than by its reader's will; says so."""
-    stdout.settle()
+    stdout.close_out()
     if stdout.failure is None:
         return False
     print(
