@@ -160,7 +160,7 @@ def _config(arguments: argparse.Namespace) -> ServeConfig:
             arguments.batching, arguments.batch_size, arguments.max_batch_tokens
         ),
         decoding=options.decoding_config(arguments),
-        waits=QueueConfig(
+        queue=QueueConfig(
             max_delay_seconds=arguments.max_delay_ms / 1000,
             max_rows=arguments.max_queue,
             max_tokens=arguments.max_queue_tokens,

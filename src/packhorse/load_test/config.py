@@ -27,7 +27,7 @@ class LoadTestConfig:
     url: of the server, without /v1. input: rows as `packhorse run` reads them, taken in order and
     from the start again. rates: requests a second, one trial each; infinity sends all at once.
     requests: of a trial. max_new_tokens: of rows that bring none; None leaves it to the server.
-    seed: of the arrivals. timeout_seconds: after which a request counts as an error.
+    seed: of the poisson_arrivals. timeout_seconds: after which a request counts as an error.
     """
 
     url: str

@@ -23,11 +23,11 @@ from packhorse.serve.wire import log_probs_values, read_batch, ready_message, ti
 
 WAIT_SECONDS = 0.004
 """How long an engine with rows under way may be kept waiting for another batch."""
-NOTHING = Batch(())
+EMPTY_BATCH = Batch(())
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class EngineSpec:
     """What to load: `packhorse.inference.model.load_prepared`'s arguments, and what requests
     get."""
 
@@ -37,14 +37,14 @@ class Loading:
     decoding: SamplingParams
 
 
-def main(connection: Connection, loading: Loading) -> None:
+def main(connection: Connection, loading: EngineSpec) -> None:
     """The process from start to end. The server decides when it ends: signals meant for both, such
     as Ctrl-C on a terminal, are left to the server; a server that is gone ends it at once."""
     with guarded_streams():
         _run(connection, loading)
 
 
-def _run(connection: Connection, loading: Loading) -> None:
+def _run(connection: Connection, loading: EngineSpec) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     inbox = _Inbox()
@@ -63,7 +63,7 @@ def _run(connection: Connection, loading: Loading) -> None:
         with model:
             budget = model.budget(loading.decoding)
             channel.send(ready_message(model, budget, _description(model, budget.tokens)))
-            _Working(model, channel, inbox).run()
+            _EngineLoop(model, channel, inbox).run()
     channel.finish()
     sys.stdout.flush()
     os._exit(0)  # threads of libraries that will not end must not keep it
@@ -86,34 +86,34 @@ class _Inbox:
                 self._open.update(row for row, *_ in message["rows"])
             self.messages.put(message)
 
-    def settle(self, row: int) -> None:
+    def finish(self, row: int) -> None:
         """The row has its result."""
         self._open.discard(row)
         self.cancelled.discard(row)
 
 
-class _Working:
+class _EngineLoop:
     """Runs what the server sends until it says stop."""
 
     def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
         self._model, self._channel, self._inbox = model, channel, inbox
         self._source = _Source(model.capabilities, channel, inbox.messages)
         self._stops = StopStrings(model.codec, self._stops_of)
-        self._on_token = _Watch(channel, self._stops, inbox)
+        self._on_token = _TokenSender(channel, self._stops, inbox)
 
     def run(self) -> None:
         for result in self._model.engine.run(self._source, self._on_token):
-            self._source.settle(result.index)
+            self._source.finish(result.index)
             self._stops.forget(result.index)
-            self._inbox.settle(result.index)
+            self._inbox.finish(result.index)
             self._channel.send(_result_message(result))
 
     def _stops_of(self, row: int) -> tuple[str, ...]:
-        return self._source.underway[row].decoding.stop
+        return self._source.running[row].decoding.stop
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
+class _TokenSender:
     """Tells the server of every token, with its log-probabilities where they are asked for, and
     ends rows."""
 
@@ -144,39 +144,39 @@ class _Source(Iterator[Batch]):
     def __init__(
         self, capabilities: EngineCapabilities, channel: Channel, inbox: SimpleQueue[Message]
     ) -> None:
-        self._traits, self._channel, self._inbox = capabilities, channel, inbox
+        self._capabilities, self._channel, self._inbox = capabilities, channel, inbox
         self._has_asked = False
         self._batch_of: dict[int, set[int]] = {}
-        self.underway: dict[int, Prompt] = {}
+        self.running: dict[int, Prompt] = {}
 
     def __next__(self) -> Batch:
-        if not self._has_asked and self._may_ask():
-            self._channel.send({"kind": "room"})
+        if not self._has_asked and self._can_take_batch():
+            self._channel.send({"kind": "wants_batch"})
             self._has_asked = True
         try:
-            message = self._inbox.get(timeout=WAIT_SECONDS if self.underway else None)
+            message = self._inbox.get(timeout=WAIT_SECONDS if self.running else None)
         except Empty:
-            return NOTHING
+            return EMPTY_BATCH
         if message["kind"] == "stop":
             raise StopIteration
         self._has_asked = False
         batch = read_batch(message)
         rows = {prompt.index for prompt in batch.prompts}
         for prompt in batch.prompts:
-            self.underway[prompt.index] = prompt
+            self.running[prompt.index] = prompt
             self._batch_of[prompt.index] = rows
         return batch
 
-    def settle(self, row: int) -> None:
+    def finish(self, row: int) -> None:
         """The row has its result."""
-        del self.underway[row]
+        del self.running[row]
         self._batch_of.pop(row).discard(row)
 
-    def _may_ask(self) -> bool:
-        if self._traits.max_num_seqs:
+    def _can_take_batch(self) -> bool:
+        if self._capabilities.max_num_seqs:
             return True
         batches = {id(rows) for rows in self._batch_of.values()}
-        return len(batches) < self._traits.workers
+        return len(batches) < self._capabilities.workers
 
 
 def _result_message(result: EngineOutput | Failure) -> Message:

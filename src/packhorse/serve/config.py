@@ -28,11 +28,11 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RequestLimits:
     """What a client may take before it has a row of its own.
 
     body_bytes: of a request, but for uploaded files, which may have upload_bytes. stored_bytes: of
-        all files that are kept. spare_bytes: that uploads leave free on the disk. uploads: taken at
+        all files that are kept. reserved_disk_bytes: that uploads leave free on the disk. uploads: taken at
         the same time; others wait. header_bytes: of a request line and its headers. messages: of
         one chat. prompts: of one completion request.
     log_probs: of the tokens that a request may generate and of the most probable in their places.
@@ -46,7 +46,7 @@ class Bounds:
     body_bytes: int = 4 << 20
     upload_bytes: int = 256 << 20
     stored_bytes: int = 16 << 30
-    spare_bytes: int = 1 << 30
+    reserved_disk_bytes: int = 1 << 30
     uploads: int = 4
     upload_bytes_per_second: int = 64 << 10
     header_bytes: int = 16 << 10
@@ -84,8 +84,8 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
-    waits: QueueConfig = field(default_factory=QueueConfig)
-    bounds: Bounds = field(default_factory=Bounds)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     stall_seconds: float = 120.0

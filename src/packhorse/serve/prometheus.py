@@ -18,7 +18,7 @@ _TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 @dataclass(slots=True)
-class Recent:
+class RecentActivity:
     """What happened last, for the page (seconds, rows); generated_tokens: since the start."""
 
     generated_tokens: int = 0
@@ -31,7 +31,7 @@ class ServerMetrics:
     """Counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.recent = Recent()
+        self.recent = RecentActivity()
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:

@@ -32,7 +32,7 @@ async def whole(service: Service, kind: Kind, choices: list[Choice]) -> dict[str
         for choice in choices:
             await choice.row.done.wait()
     finally:
-        service.abandon(choices)
+        service.release(choices)
     answers = []
     written: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
@@ -90,7 +90,7 @@ async def chunks(
     finally:
         for follower in followers:
             follower.cancel()
-        service.abandon(choices)
+        service.release(choices)
 
 
 async def _follow(

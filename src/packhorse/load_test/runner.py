@@ -1,4 +1,4 @@
-"""`packhorse.load_test.testing.load_test`: what the command `packhorse load-test` calls."""
+"""`packhorse.load_test.runner.load_test`: what the command `packhorse load-test` calls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import read_rows
-from packhorse.load_test.config import LoadTestConfig
-from packhorse.load_test.results import Trial, knee, trial_of
-from packhorse.load_test.sending import (
-    arrivals,
-    body_of,
+from packhorse.load_test.client import (
     client_for,
-    reads_chats,
+    has_chat_template,
+    poisson_arrivals,
+    request_body,
     send_all,
     served_model,
 )
+from packhorse.load_test.config import LoadTestConfig
+from packhorse.load_test.results import Trial, knee, summarize
 from packhorse.profiling.hardware import machine
 
 Report = Callable[[str], None]
@@ -83,15 +83,17 @@ async def _run(config: LoadTestConfig, rows: list[Request], report: Report) -> L
     async with client_for(config.url, config.api_key, config.timeout_seconds) as client:
         model = await served_model(client)
         is_any_plain = any(isinstance(row.content, str) and not row.bare for row in rows)
-        has_chats = not is_any_plain or await reads_chats(client, model)
+        has_chats = not is_any_plain or await has_chat_template(client, model)
         system = config.reading.system
         bodies = [
-            body_of(row, model, config.max_new_tokens, system=system, reads_chats=has_chats)
+            request_body(
+                row, model, config.max_new_tokens, system=system, has_chat_template=has_chats
+            )
             for row in rows
         ]
         trials = []
         for rate in config.rates:
             report(f"{config.requests} requests at {rate:g}/s")
-            due = arrivals(rate, config.requests, config.seed)
-            trials.append(trial_of(rate, await send_all(client, bodies, due), config.goals))
+            due = poisson_arrivals(rate, config.requests, config.seed)
+            trials.append(summarize(rate, await send_all(client, bodies, due), config.goals))
     return LoadTest(config, model, min(len(rows), config.requests), tuple(trials))

@@ -23,7 +23,7 @@ from packhorse.jobs.host_names import is_this_machine
 
 _OPTION_NAMES = {"max_new_tokens": "max_tokens"}
 _TOP_LOG_PROBS = "top_log_probs"
-_CHATS, _TEXTS = "/v1/chat/completions", "/v1/completions"
+_CHATS, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _IDLE_SECONDS = 2.0
 """Until a connection is not used again: servers, ours among them, close idle ones after 5 s, and a
 request sent at that moment is lost without a fault of theirs."""
@@ -31,7 +31,7 @@ _DONE = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class RequestResult:
     """What became of one request; seconds since the trial's start.
 
     due: when it was to be sent; sent: when it was. first_token, finished: None where it failed.
@@ -47,7 +47,7 @@ class Reply:
     error: str
 
 
-def arrivals(rate: float, count: int, seed: int) -> list[float]:
+def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
     """Moments of `count` requests of a Poisson process of `rate` a second, from 0 (seconds)."""
     if math.isinf(rate):
         return [0.0] * count
@@ -56,21 +56,21 @@ def arrivals(rate: float, count: int, seed: int) -> list[float]:
     return list(accumulate(gaps, initial=0.0))
 
 
-def body_of(
+def request_body(
     request: Request,
     model: str,
     max_new_tokens: int | None,
     *,
     system: str | None = None,
-    reads_chats: bool = True,
+    has_chat_template: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Path and body that ask a server for what `packhorse run` would do with a row.
 
-    system: put before chats that have no system message. reads_chats: whether the model does; a
+    system: put before chats that have no system message. has_chat_template: whether the model does; a
     plain prompt is a chat for one that does, and continued as it stands by one that does not.
     """
     content = request.content
-    is_chat = not isinstance(content, str) or (reads_chats and not request.bare)
+    is_chat = not isinstance(content, str) or (has_chat_template and not request.bare)
     options = {
         _OPTION_NAMES.get(name, name): value
         for name, value in request.options.items()
@@ -82,7 +82,7 @@ def body_of(
         options.setdefault("max_tokens", max_new_tokens)
     shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if not is_chat:
-        return _TEXTS, {**options, **shared, "prompt": content}
+        return _COMPLETIONS, {**options, **shared, "prompt": content}
     turns = ({"role": "user", "content": content},) if isinstance(content, str) else content
     messages = [dict(turn) for turn in turns]
     if system is not None and messages[0].get("role") not in ("system", "developer"):
@@ -159,7 +159,7 @@ async def served_model(client: httpx.AsyncClient) -> str:
         ) from error
 
 
-async def reads_chats(client: httpx.AsyncClient, model: str) -> bool:
+async def has_chat_template(client: httpx.AsyncClient, model: str) -> bool:
     """False where the server says that its model has no chat template; asks for one token."""
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": 1}
@@ -167,16 +167,16 @@ async def reads_chats(client: httpx.AsyncClient, model: str) -> bool:
         answer = await client.post(_CHATS, json=body)
     except httpx.HTTPError:
         return True
-    return not _code(answer).endswith(" no_chat_template")
+    return not _error_code(answer).endswith(" no_chat_template")
 
 
 async def send_all(
     client: httpx.AsyncClient, bodies: Sequence[tuple[str, dict[str, Any]]], due: Sequence[float]
-) -> list[Reply]:
+) -> list[RequestResult]:
     """One reply for each moment of `due`, in that order; bodies are taken in turn."""
     started = time.monotonic()
 
-    async def at(number: int) -> Reply:
+    async def at(number: int) -> RequestResult:
         await asyncio.sleep(due[number] - (time.monotonic() - started))
         path, body = bodies[number % len(bodies)]
         return await _send(client, path, body, due[number], started)
@@ -186,7 +186,7 @@ async def send_all(
 
 async def _send(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], due: float, started: float
-) -> Reply:
+) -> RequestResult:
     def now() -> float:
         return time.monotonic() - started
 
@@ -197,21 +197,23 @@ async def _send(
         async with client.stream("POST", path, json=body) as answer:
             if answer.status_code != 200:
                 await answer.aread()
-                return Reply(due, sent, None, None, None, _code(answer))
+                return RequestResult(due, sent, None, None, None, _error_code(answer))
             async for event in _events(answer):
                 if event is _DONE:
-                    return Reply(due, sent, first, now(), tokens, "")
+                    return RequestResult(due, sent, first, now(), tokens, "")
                 if "error" in event:
-                    return Reply(due, sent, first, None, tokens, str(event["error"]["code"]))
+                    return RequestResult(
+                        due, sent, first, None, tokens, str(event["error"]["code"])
+                    )
                 if first is None and _has_text(event):
                     first = now()
                 if event.get("usage"):
                     tokens = _count(event["usage"]["completion_tokens"])
     except httpx.HTTPError as error:
-        return Reply(due, sent, first, None, tokens, type(error).__name__)
+        return RequestResult(due, sent, first, None, tokens, type(error).__name__)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Reply(due, sent, first, None, tokens, "malformed_stream")
-    return Reply(due, sent, first, None, tokens, "incomplete_stream")
+        return RequestResult(due, sent, first, None, tokens, "malformed_stream")
+    return RequestResult(due, sent, first, None, tokens, "incomplete_stream")
 
 
 async def _events(answer: httpx.Response) -> Any:
@@ -243,7 +245,7 @@ def _has_text(event: dict[str, Any]) -> bool:
     return False
 
 
-def _code(answer: httpx.Response) -> str:
+def _error_code(answer: httpx.Response) -> str:
     try:
         return f"{answer.status_code} {answer.json()['error']['code']}"
     except (ValueError, LookupError, TypeError, RecursionError):
