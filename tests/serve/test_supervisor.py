@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type)
     assert isinstance(asyncio.run(run()).outcome, outcome)
 
 
-@pytest.mark.parametrize("stderr", ["broken", "closed", "full"])
+@pytest.mark.parametrize("stderr", ["broken", "closed", "full", "unread"])
 def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> None:
     """The engine dies twice, and each time is reported to a stream that takes nothing."""
     port = free_port()
@@ -227,7 +227,14 @@ def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> 
     if stderr == "closed":
         arguments = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
     reader, writer = os.pipe()
-    os.close(reader)
+    if stderr == "unread":
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+    else:
+        os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
     process = subprocess.Popen(arguments, stderr=full if stderr == "full" else writer)
     os.close(writer)
@@ -247,6 +254,16 @@ def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> 
     finally:
         process.kill()
         process.wait()
+        if stderr == "unread":
+            os.close(reader)
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervising.time, "monotonic", lambda: 5000.0)
+    assert supervising._running_seconds(since=4999.0, pause=1.0) == 1.0
+    assert supervising._running_seconds(since=0.0, pause=1.0) == 2.0
 
 
 def is_ready(client: httpx.Client) -> bool:

@@ -1,4 +1,4 @@
-"""Sends requests when they are due and notes what came back."""
+"""HTTP client of the load test: send requests when they are due and record the results."""
 
 from __future__ import annotations
 
@@ -25,18 +25,22 @@ _OPTION_NAMES = {"max_new_tokens": "max_tokens"}
 _TOP_LOG_PROBS = "top_log_probs"
 _CHATS, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _IDLE_SECONDS = 2.0
-"""Until a connection is not used again: servers, ours among them, close idle ones after 5 s, and a
-request sent at that moment is lost without a fault of theirs."""
+"""Idle time after which a connection is not reused. Servers close idle connections after about 5 s,
+and a request sent at that moment would be lost."""
 _DONE = object()
 
 
 @dataclass(frozen=True, slots=True)
 class RequestResult:
-    """What became of one request; seconds since the trial's start.
+    """Result of one request. Times are in seconds since the start of the trial.
 
-    due: when it was to be sent; sent: when it was. first_token, finished: None where it failed.
-    tokens: generated, as the server counts them; None where it does not say. error: its code, or
-    what went wrong; "" for none.
+    Attributes:
+        due: when it was scheduled.
+        sent: when it was sent.
+        first_token: when the first text arrived; None if none did.
+        finished: when the response ended; None if the request failed.
+        tokens: generated tokens as counted by the server; None if it does not report them.
+        error: error code or kind of failure; "" if there was none.
     """
 
     due: float
@@ -48,7 +52,7 @@ class RequestResult:
 
 
 def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Moments of `count` requests of a Poisson process of `rate` a second, from 0 (seconds)."""
+    """Return `count` arrival times of a Poisson process of `rate` per second, from 0 (seconds)."""
     if math.isinf(rate):
         return [0.0] * count
     chance = random.Random(seed)  # noqa: S311 - repeatable arrivals, not secrecy
@@ -64,10 +68,15 @@ def request_body(
     system: str | None = None,
     has_chat_template: bool = True,
 ) -> tuple[str, dict[str, Any]]:
-    """Path and body that ask a server for what `packhorse run` would do with a row.
+    """Return the path and body of the request that matches a row of `packhorse run`.
 
-    system: put before chats that have no system message. has_chat_template: whether the model does; a
-    plain prompt is a chat for one that does, and continued as it stands by one that does not.
+    Args:
+        request: the row.
+        model: the name of the model on the server.
+        max_new_tokens: for rows that set none; None leaves it to the server.
+        system: message put before chats that have no system message.
+        has_chat_template: whether the model has one. If so, a plain prompt is sent as a chat, else
+            as text to complete.
     """
     content = request.content
     is_chat = not isinstance(content, str) or (has_chat_template and not request.bare)
@@ -91,10 +100,13 @@ def request_body(
 
 
 def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
-    """A client of the server at `url`. Proxies that the environment names are used, but never for
-    this machine itself.
+    """Return a client of the server at `url`.
 
-    Raises InputError for an address that is none, ConfigError for a proxy that cannot be used.
+    Proxies from the environment are used, but never for this machine itself.
+
+    Raises:
+        InputError: `url` is invalid.
+        ConfigError: the proxy cannot be used.
     """
     host = host_of(url)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -118,7 +130,7 @@ def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.A
 
 
 def host_of(url: str) -> str:
-    """The host in a server's address; InputError for what is no address."""
+    """Return the host of a server's URL. Raises InputError if the URL is invalid."""
     try:
         httpx.URL(url)
         return urlsplit(url).hostname or ""
@@ -129,7 +141,7 @@ def host_of(url: str) -> str:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy of the environment that requests to `url` go through, without its password."""
+    """Return the proxy from the environment that applies to `url`, without its password."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_this_machine(host) or proxy_bypass(host):
@@ -140,7 +152,7 @@ def proxy_for(url: str) -> str | None:
 
 
 async def served_model(client: httpx.AsyncClient) -> str:
-    """The name of the model behind a server. Raises InputError where none answers."""
+    """Return the name of the served model. Raises InputError if no server answers."""
     try:
         answer = await client.get("/v1/models")
         answer.raise_for_status()
@@ -160,7 +172,7 @@ async def served_model(client: httpx.AsyncClient) -> str:
 
 
 async def has_chat_template(client: httpx.AsyncClient, model: str) -> bool:
-    """False where the server says that its model has no chat template; asks for one token."""
+    """Return False if the server reports no chat template; sends a request for one token."""
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": 1}
     try:
@@ -173,7 +185,7 @@ async def has_chat_template(client: httpx.AsyncClient, model: str) -> bool:
 async def send_all(
     client: httpx.AsyncClient, bodies: Sequence[tuple[str, dict[str, Any]]], due: Sequence[float]
 ) -> list[RequestResult]:
-    """One reply for each moment of `due`, in that order; bodies are taken in turn."""
+    """Send one request per time in `due`, cycling through `bodies`; return results in order."""
     started = time.monotonic()
 
     async def at(number: int) -> RequestResult:

@@ -1,4 +1,4 @@
-"""Replies to figures: pure."""
+"""Summarize the results of requests. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KNEE_SLOWDOWN = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Quantiles of what was seen (seconds); p99 of fewer than 100 values is None."""
+    """Quantiles in seconds; p99 of fewer than 100 values is None."""
 
     p50: float | None
     p95: float | None
@@ -26,13 +26,18 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate. Latencies count from when a request was due.
+    """Measurements at one rate. Latencies count from when a request was due.
 
-    rate: asked for; arrival_rate: as drawn (requests / second). answered: requests with a whole
-    answer; errors: of the others. good: answers within all goals. seconds: from the first arrival
-    to the last answer. tokens: of the answers; None where the server did not count those of all.
-    late: the longest a request was sent after it was due (seconds): a sender that cannot keep up
-    measures itself.
+    Attributes:
+        rate: configured requests per second.
+        arrival_rate: requests per second as drawn.
+        answered: requests with a complete answer.
+        errors: number of failed requests by error.
+        good: answers within all goals.
+        seconds: from the first arrival to the last answer.
+        tokens: of all answers; None if the server did not count the tokens of each.
+        late: longest delay between due and sent (seconds). If it is large, the client is the
+            bottleneck.
     """
 
     rate: float
@@ -54,7 +59,7 @@ class Trial:
 
     @property
     def goodput(self) -> float:
-        """Good answers a second."""
+        """Good answers per second."""
         return self.good / self.seconds if self.seconds else 0.0
 
     @property
@@ -94,7 +99,7 @@ def summarize(rate: float, replies: Sequence[RequestResult], goals: Goals) -> Tr
 
 
 def knee(trials: Iterable[Trial], goals: Goals) -> Trial | None:
-    """The trial of the highest rate that the server still keeps up with; None where there is none.
+    """Return the trial with the highest rate that the server sustains; None if there is none.
 
     With goals: KNEE_SHARE of the requests are answered within them. Without: nothing failed, and
     the p95 of answers is at most KNEE_SLOWDOWN times that at the lowest rate.
@@ -134,7 +139,8 @@ def _per_token(reply: RequestResult) -> float | None:
 
 
 def _meets_goals(reply: RequestResult, goals: Goals) -> bool:
-    """A goal for what could not be measured is not met; one token has no time between tokens."""
+    """Return whether all goals are met. A goal that cannot be measured is not met; an answer of one
+    token has no time per token."""
     is_one_token = reply.tokens is not None and reply.tokens < 2
     measured = [
         (_ttft(reply), goals.first_token),

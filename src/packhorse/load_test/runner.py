@@ -1,4 +1,4 @@
-"""`packhorse.load_test.runner.load_test`: what the command `packhorse load-test` calls."""
+"""Run a load test: one trial per rate."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadTest:
-    """What a load test came to. model: as the server calls it. rows: different ones that were
-    sent."""
+    """Result of a load test.
+
+    Attributes:
+        model: name of the model on the server.
+        rows: number of distinct rows sent.
+    """
 
     config: LoadTestConfig
     model: str
@@ -64,10 +68,11 @@ class LoadTest:
 
 
 def load_test(config: LoadTestConfig, report: Report = lambda text: None) -> LoadTest:
-    """Runs one trial after the other; `report` gets a line for each.
+    """Run the trials in turn; `report` gets one line per trial. Failed requests are counted.
 
-    Raises ConfigError for options that make no sense, InputError for rows that cannot be read or a
-    server that does not answer. What goes wrong with single requests is counted.
+    Raises:
+        ConfigError: an option is out of range.
+        InputError: the rows cannot be read, or the server does not answer.
     """
     if config.requests < 1 or not config.rates or any(rate <= 0 for rate in config.rates):
         raise ConfigError(

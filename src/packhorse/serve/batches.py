@@ -1,7 +1,6 @@
-"""The batches of a server, one after the other, whatever goes wrong with one of them.
+"""Run batches one after the other; a failed batch does not stop later ones.
 
-A server that is started again goes on with what it has not finished: what was answered is in the
-journal.
+A restarted server resumes unfinished batches from their journals.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ class Batches:
         self._rows = BatchRows(self.service)
 
     def recover(self) -> None:
-        """Takes up what an earlier server left, before clients may ask for it."""
+        """Load the files and batches of an earlier server. Call it before serving requests."""
         self.files.recover()
         self.documents.recover()
         for identifier in self.documents.unfinished:
             self._queue.put_nowait(identifier)
 
     async def run(self) -> None:
-        """Runs batches until it is cancelled. The model must be loaded."""
+        """Run batches until cancelled. The model must be loaded."""
         while True:
             await self._run_batch(await self._queue.get())
 
@@ -118,7 +117,7 @@ class Batches:
             )
 
     async def _run_batch(self, identifier: str) -> None:
-        """Runs a batch to its end, or lets it wait for a disk that takes no more."""
+        """Run a batch to its end, or retry it later if the disk is full."""
         run = BatchRun(identifier, self.documents, self.files, self._rows, self._thread)
         try:
             try:
@@ -142,7 +141,7 @@ class Batches:
         self.report(f"{identifier} goes on in {pause:g} s: {type(error).__name__}: {error}")
 
     def _client_error(self, identifier: str, error: Exception) -> tuple[str, str]:
-        """Code and message for the client: what he can mend, and no path of this machine."""
+        """Return code and message for the client, without paths of this machine."""
         if isinstance(error, APIError):
             return error.code, str(error)
         if isinstance(error, JobChangedError):
@@ -154,7 +153,7 @@ class Batches:
 
 
 async def _fail(run: BatchRun, code: str, message: str) -> None:
-    """Ends a batch as failed, without its answers only where its journal is at fault."""
+    """Mark a batch failed; its answers are left out only if its journal is damaged."""
     try:
         await run.fail(code, message)
     except Exception as error:
@@ -164,7 +163,7 @@ async def _fail(run: BatchRun, code: str, message: str) -> None:
 
 
 def _cause(error: Exception) -> Exception:
-    """What is behind a group of errors: a disk that takes no more, if one says so."""
+    """Return the cause in a group of errors, preferring errors of the disk."""
     if not isinstance(error, ExceptionGroup):
         return error
     causes = [_cause(each) for each in error.exceptions]
@@ -172,7 +171,7 @@ def _cause(error: Exception) -> Exception:
 
 
 def _is_disk_error(error: BaseException | None) -> bool:
-    """Whether the same may go well later."""
+    """Return whether a retry may succeed."""
     if isinstance(error, OutputError | APIError):
         return _is_disk_error(error.__cause__)
     return isinstance(error, OSError | sqlite3.OperationalError)

@@ -1,4 +1,4 @@
-"""The engine's process: loads the model, pulls batches from the server, tells of every token."""
+"""The engine process: load the model, pull batches from the server, send every token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from packhorse.serve.channel import Channel, Message
 from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
 
 WAIT_SECONDS = 0.004
-"""How long an engine with rows under way may be kept waiting for another batch."""
+"""How long an engine with running rows waits for another batch."""
 EMPTY_BATCH = Batch(())
 
 
@@ -38,8 +38,11 @@ class EngineSpec:
 
 
 def main(connection: Connection, loading: EngineSpec) -> None:
-    """The process from start to end. The server decides when it ends: signals meant for both, such
-    as Ctrl-C on a terminal, are left to the server; a server that is gone ends it at once."""
+    """Run the engine process.
+
+    The server decides when it ends: SIGINT and SIGTERM, which a terminal sends to both, are
+    ignored. If the server dies, the process exits at once.
+    """
     with guarded_streams():
         _run(connection, loading)
 
@@ -70,7 +73,7 @@ def _run(connection: Connection, loading: EngineSpec) -> None:
 
 
 class _Inbox:
-    """What the server sent. cancelled: rows nobody waits for; they end at their next token."""
+    """Messages from the server. cancelled: rows to end at their next token."""
 
     def __init__(self) -> None:
         self.messages: SimpleQueue[Message] = SimpleQueue()
@@ -93,7 +96,7 @@ class _Inbox:
 
 
 class _EngineLoop:
-    """Runs what the server sends until it says stop."""
+    """Runs batches from the server until it sends `stop`."""
 
     def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
         self._model, self._channel, self._inbox = model, channel, inbox
@@ -114,8 +117,8 @@ class _EngineLoop:
 
 @dataclass(frozen=True, slots=True)
 class _TokenSender:
-    """Tells the server of every token, with its log-probabilities where they are asked for, and
-    ends rows."""
+    """Sends every token to the server, with log-probabilities if requested; ends rows at stop
+    strings and when they are cancelled."""
 
     channel: Channel
     stops: StopStrings
@@ -134,11 +137,11 @@ class _TokenSender:
 
 
 class _Source(Iterator[Batch]):
-    """The batches an engine pulls: what the server sends, and nothing while it sends nothing.
+    """Iterator of batches from the server; yields empty batches while it sends none.
 
-    The server is asked for a batch when the engine can begin it, so that rows wait where they can
-    still be put together with others: an engine that takes batches as they are is asked for as
-    many as it has workers.
+    A batch is requested only when the engine can start it, so that rows wait in the server's queue,
+    where they can still be batched with others. Without continuous batching, that is one batch per
+    worker.
     """
 
     def __init__(

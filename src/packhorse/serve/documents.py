@@ -1,10 +1,10 @@
-"""What OpenAI's clients read of a file or a batch: a document in a folder of its own.
+"""Documents of files and batches, as OpenAI's clients read them, each in its own folder.
 
 FOLDER/file-…/file.json, FOLDER/batch_…/batch.json
-FOLDER/.file-…, FOLDER/.batch_…  one that is coming or going
+FOLDER/.file-…, FOLDER/.batch_…  one that is being created or deleted
 
-The folder is this server's, but what is in it may have come from a backup, an editor or another
-version. Only names of our own form are looked at and only those that begin with a dot are ever
+The folder belongs to this server, but its content may come from a backup, an editor or another
+version. Only names of our own form are read, and only those that begin with a dot are ever
 deleted. A document that cannot be read or has the wrong shape is reported once, kept, and not
 served.
 """
@@ -31,13 +31,13 @@ from packhorse.storage.json_files import decode, read_object
 Kind = Literal["file", "batch"]
 Report = Callable[[str], None]
 MAX_DOCUMENT_BYTES = 4 << 20
-"""Of a document; ours have a few kilobytes."""
+"""Size limit of a document; ours have a few kilobytes."""
 _SEPARATOR = {"file": "-", "batch": "_"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 class DamagedDocumentError(Exception):
-    """A document that is there and cannot be used; says why."""
+    """A document that exists but is invalid; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Documents:
         return self._is_identifier(name.removeprefix("."))
 
     def folder_of(self, identifier: str) -> Path:
-        """The folder of one, which need not be there. Raises APIError for what is no name of one."""
+        """Return the folder of a document, existing or not. Raises APIError for an invalid name."""
         if not self._is_identifier(identifier):
             raise self.not_found_error()
         return self.folder / identifier
@@ -126,8 +126,8 @@ class Documents:
         """The document of one that `owner` may use.
 
         Raises:
-            APIError: it is not there, is damaged, or is another's (404); it cannot be read now (503,
-                caused by the OSError).
+            APIError: it does not exist, is damaged, or belongs to another key (404); it cannot be
+                read now (503, caused by the OSError).
         """
         try:
             document = self._load(self.folder_of(identifier))

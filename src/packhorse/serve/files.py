@@ -1,8 +1,8 @@
-"""Uploaded and written files of batches, in the server's state folder.
+"""Files that clients uploaded or that batches wrote, in the server's state folder.
 
 STATE/files/file-…/content.jsonl  the file as it was sent, or written by a batch
 STATE/files/file-…/file.json      what OpenAI's clients read of it
-STATE/files/.file-…               a file that is coming or going
+STATE/files/.file-…               a file that is being created or deleted
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _CONTENT = "content.jsonl"
 
 @dataclass(slots=True)
 class FileStore:
-    """What a client calls a file is only shown.
+    """Stored files. A client's file name is data and never a path.
 
-    stored_bytes: of all files, above which no uploads are taken; None is any number. reserved_disk_bytes:
-    that uploads leave free on the disk, for journals and what batches write. report: gets a line
-    for each file that is damaged.
+    Attributes:
+        stored_bytes: uploads are refused above this total size; None is no limit.
+        reserved_disk_bytes: free disk space that uploads leave for journals and batch output.
+        report: called with one line per damaged file.
     """
 
     folder: Path
@@ -117,8 +118,10 @@ class FileStore:
             raise self._documents.unreadable_error() from error
 
     def detach(self, identifier: str, owner: Owner = None) -> Path:
-        """From now on the file is not there; what is left to remove is returned. Raises APIError for
-        a file that is not there, or is not for `owner`."""
+        """Hide a file from clients at once; return the folder that is left to delete.
+
+        Raises APIError for a file that does not exist or belongs to another key.
+        """
         self.document(identifier, owner)
         gone = self._documents.hidden_folder_of(identifier)
         try:

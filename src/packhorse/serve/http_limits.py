@@ -1,8 +1,8 @@
 """Time and connection limits for uvicorn's HTTP/1.1 protocol.
 
-It subclasses uvicorn's `H11Protocol` because uvicorn has no hook for this: no timeout for headers or
-for a client that stops reading, and plain-text answers to excess connections and invalid HTTP. An
-ASGI middleware sees a request only after its headers. Tests fail if the base class changes.
+It subclasses uvicorn's `H11Protocol` because uvicorn has no hook for this: no timeout for headers
+or for a client that stops reading, and plain-text answers to excess connections and invalid HTTP.
+An ASGI middleware sees a request only after its headers. Tests fail if the base class changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from packhorse.serve.config import RequestLimits
 from packhorse.serve.errors import APIError
 
 CHECKS_PER_TIMEOUT = 8
-"""At a peer that something is left for, in the time it may take nothing."""
+"""Checks of a client with unread data within the time limit."""
 
 
 class LimitedHTTPProtocol(H11Protocol):
@@ -56,7 +56,7 @@ class LimitedHTTPProtocol(H11Protocol):
         self._refuse(APIError(400, "invalid_http", "this is not HTTP/1.1 as it should be"))
 
     def _start_header_timer(self) -> None:
-        """A timer that further bytes do not start anew."""
+        """Start the timer unless it runs; further bytes do not restart it."""
         if self._header_timer is None:
             self._header_timer = self.loop.call_later(
                 self.limits.header_seconds, self._on_header_timeout
@@ -73,7 +73,7 @@ class LimitedHTTPProtocol(H11Protocol):
             self._refuse(APIError(408, "request_timeout", "the headers took too long"))
 
     def _refuse(self, problem: APIError) -> None:
-        """Answers on a connection that has no request, and closes it."""
+        """Send an error on a connection without a request, and close it."""
         body = json.dumps(problem.to_json()).encode()
         headers = {
             **problem.headers(),
@@ -87,13 +87,12 @@ class LimitedHTTPProtocol(H11Protocol):
 
 
 class WatchedTransport:
-    """A transport whose connection is aborted once its peer has taken nothing for `seconds` of what
-    is left for it, be the connection in use, idle or closing (a transport that is closed waits for
-    what is left, however long).
+    """A transport that aborts its connection if the client reads nothing for `seconds`.
 
-    What a peer took is what was written, less what waits here and, where the system tells, in its
-    buffer for the socket: megabytes, of which it asks for more only when half of them are gone, so
-    that a slow reader who never pauses would seem to take nothing for minutes.
+    This holds for connections in use, idle or closing (a closing transport would wait for unsent
+    data without a limit). Bytes received are those written, less those in the transport's buffer
+    and, if the system reports it, in the socket's send buffer. The latter has megabytes and is only
+    refilled when half empty: without it, a slow client that never pauses would look stalled.
     """
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -133,8 +132,8 @@ class WatchedTransport:
 
 
 def unsent_bytes(connection: Any) -> int:
-    """Bytes that the system holds for the peer of a socket and knows no receipt of; 0 where it does
-    not tell."""
+    """Return the unacknowledged bytes in a socket's send buffer; 0 if the system does not report
+    them."""
     held = bytearray(4)
     try:
         fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, held)
@@ -144,5 +143,5 @@ def unsent_bytes(connection: Any) -> int:
 
 
 def limited_protocol(limits: RequestLimits) -> type[LimitedHTTPProtocol]:
-    """The protocol class for `uvicorn.Config(http=...)`."""
+    """Return the protocol class for `uvicorn.Config(http=...)`."""
     return type("LimitedHTTPProtocol", (LimitedHTTPProtocol,), {"limits": limits})

@@ -92,7 +92,7 @@ class RequestQueue:
         return next((arrived for _, arrived in self._rows.values()), None)
 
     def next_batch_at(self) -> float | None:
-        """Return when the next batch closes if no further row arrives; None if nothing is queued."""
+        """Return when the next batch closes if no row arrives; None if nothing is queued."""
         arrived = self.oldest()
         if arrived is None or self.batching is None:
             return None
@@ -151,7 +151,7 @@ def tokens_of(prompt: Prompt) -> int:
 
 
 def expected_batch_seconds(batch: Batch, limits: Limits) -> float:
-    """Return the seconds a batch will take, by the measured costs of the engine if there are any."""
+    """Return the expected seconds of a batch, by the engine's measured costs if there are any."""
     sizes = sizes_of(batch)
     if limits.costs is not None:
         return max(limits.costs.batch_seconds(sizes), 1e-6)

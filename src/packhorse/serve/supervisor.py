@@ -37,11 +37,11 @@ _POLL_SECONDS = 1.0
 STABLE_SECONDS = 60.0
 """An engine that ran this long resets the backoff: its start did not kill it."""
 MAX_FAILED_STARTS = 3
-"""Consecutive failed starts after which queued rows fail with `engine_unavailable`, and new requests
-are refused until the engine is back. A start fails if the engine ends before its first batch."""
+"""Consecutive failed starts after which queued rows fail with `engine_unavailable`, and new
+requests are refused until the engine is back. A start fails if the engine ends before its first batch."""
 MAX_ENGINE_ABSENCE_SECONDS = 120.0
-"""Time without a loaded engine after which the same happens, because loading may hang. Time in which
-this process was suspended does not count."""
+"""Time without a loaded engine after which the same happens, because loading may hang. Time in
+which this process was suspended does not count."""
 UNAVAILABLE = "the engine cannot be started at present"
 
 
@@ -86,9 +86,9 @@ class Supervisor:
         self._first_load: asyncio.Future[LoadedEngine] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        metrics.add_gauge("waiting_rows", "Rows that wait for the engine", waiting.__len__)
+        metrics.add_gauge("waiting_rows", "Rows in the queue", waiting.__len__)
         metrics.add_gauge(
-            "waiting_tokens", "Prompt and new tokens that wait", lambda: waiting.tokens
+            "waiting_tokens", "Prompt and new tokens of rows in the queue", lambda: waiting.tokens
         )
         metrics.add_gauge("running_rows", "Rows in the engine", lambda: self.rows_running)
         metrics.add_gauge("ready", "1 while requests are taken", lambda: self.state == "ready")
@@ -212,7 +212,7 @@ class Supervisor:
                 await engine.ended.wait()
 
     def _has_work(self) -> bool:
-        """Return whether a loaded engine runs rows, or leaves queued rows without asking for them."""
+        """Return whether a loaded engine runs rows, or does not ask for queued ones."""
         if self.waiting.batching is None:
             return False
         return bool(self._in_flight) or (len(self.waiting) > 0 and not self._wants_batch)
