@@ -38,7 +38,8 @@ STABLE_SECONDS = 60.0
 """An engine that ran this long resets the backoff: its start did not kill it."""
 MAX_FAILED_STARTS = 3
 """Consecutive failed starts after which queued rows fail with `engine_unavailable`, and new
-requests are refused until the engine is back. A start fails if the engine ends before its first batch."""
+requests are refused until the engine is back. A start fails if the engine ends before its first
+batch."""
 MAX_ENGINE_ABSENCE_SECONDS = 120.0
 """Time without a loaded engine after which the same happens, because loading may hang. Time in
 which this process was suspended does not count."""
