@@ -23,7 +23,7 @@ from typing import Any
 from packhorse.config import InputConfig
 from packhorse.load_test.config import LoadTestConfig
 from packhorse.load_test.results import Trial
-from packhorse.load_test.testing import load_test
+from packhorse.load_test.runner import load_test
 
 PACKHORSE = [sys.executable, "-m", "packhorse"]
 

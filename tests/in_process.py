@@ -19,8 +19,8 @@ from packhorse.inference.model import prepare_for
 from packhorse.serve.app import application
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batches import Batches
-from packhorse.serve.child import Loading
-from packhorse.serve.config import Bounds, QueueConfig, ServeConfig
+from packhorse.serve.child import EngineSpec
+from packhorse.serve.config import QueueConfig, RequestLimits, ServeConfig
 from packhorse.serve.files import FileStore
 from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.request_queue import RequestQueue
@@ -35,17 +35,17 @@ class Local:
     """lines: what was reported to people."""
 
     batches: Batches
-    bounds: Bounds
+    limits: RequestLimits
     lines: list[str] = field(default_factory=list)
 
     @property
-    def figures(self) -> ServerMetrics:
-        return self.batches.service.supervisor.figures
+    def metrics(self) -> ServerMetrics:
+        return self.batches.service.supervisor.metrics
 
     def client(self) -> httpx.AsyncClient:
         """Sends to the application itself, as clients do over HTTP."""
-        config = ServeConfig("fake", bounds=self.bounds)
-        app = application(config, self.batches.service, self.figures, self.batches, None)
+        config = ServeConfig("fake", limits=self.limits)
+        app = application(config, self.batches.service, self.metrics, self.batches, None)
         transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
         return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -78,23 +78,26 @@ def batch_line(id: Any, url: str = "/v1/completions", **body: Any) -> dict[str, 
 
 
 def local(
-    folder: Path, files: FileStore | None = None, bounds: Bounds | None = None, engine: str = "auto"
+    folder: Path,
+    files: FileStore | None = None,
+    limits: RequestLimits | None = None,
+    engine: str = "auto",
 ) -> Local:
     """Not started. engine: its quantization."""
     lines: list[str] = []
     config = EngineConfig(engine="fake", quantization=engine)
     prepared = prepare_for("fake", config)
-    decoding, figures = SamplingParams(max_new_tokens=24), ServerMetrics()
-    loading = Loading(prepared, config, BatchingConfig(), decoding)
-    supervisor = Supervisor(loading, RequestQueue(QueueConfig()), figures, lines.append)
-    bounds = bounds or Bounds()
-    codec, most = prepared.codec(), bounds.log_probs
+    decoding, metrics = SamplingParams(max_new_tokens=24), ServerMetrics()
+    loading = EngineSpec(prepared, config, BatchingConfig(), decoding)
+    supervisor = Supervisor(loading, RequestQueue(QueueConfig()), metrics, lines.append)
+    limits = limits or RequestLimits()
+    codec, most = prepared.codec(), limits.log_probs
     service = Service("fake", prepared, decoding, supervisor, codec, most)
     documents = BatchDocuments(folder / "batches", lines.append)
     files = files or FileStore(folder / "files", report=lines.append)
     batches = Batches(documents, files, service, lines.append)
     batches.recover()
-    return Local(batches, bounds, lines)
+    return Local(batches, limits, lines)
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Every verb with each of its streams closed, broken, full and limited to ASCII.
 
-What is printed is for people: it never ends or changes work. Exit code 0 means that the result is
-complete, which for some verbs is what they print.
+Messages never stop or change work. Exit code 0 means that the result is complete; for some verbs
+the result is what they print.
 """
 
 from __future__ import annotations
@@ -9,53 +9,126 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
 import pytest
 
+from labelled import texts, write_csv
 from packhorse.cli import PRINTING_VERBS, VERBS
 from packhorse.jobs.streams import GuardedStream
+from servers import Served
 
 FAKE = ["--engine", "fake", "--max-new-tokens", "4"]
 PACKHORSE = f"{sys.executable} -m packhorse"
+MODULES = [
+    "torch", "asyncio", "psutil", "filelock", "packhorse.cli.run", "packhorse.cli.compare",
+    "packhorse.inference.model", "packhorse.jobs.frame", "packhorse.engines.fake",
+    "packhorse.estimate", "packhorse.calibration", "packhorse.compare.runner",
+]  # fmt: skip
+"""What most verbs import; see `forked_cli`."""
+MODEL_LIBRARIES = ["transformers", "ctranslate2", "sklearn.linear_model"]
 
-# Arguments, the file that the verb makes, if any, and its exit code. What takes minutes or a real
-# model is refused here, which prints too.
-CASES: dict[str, tuple[list[str], str | None, int]] = {
-    "run": (["run", "x", "in.jsonl", "-o", "new.jsonl", *FAKE], "new.jsonl", 0),
-    "run --json": (["run", "x", "in.jsonl", "-o", "new.jsonl", "--json", *FAKE], "new.jsonl", 0),
-    "status": (["status", "done.jsonl"], None, 0),
-    "export": (["export", "done.jsonl", "--to", "new.jsonl"], "new.jsonl", 0),
-    "models": (["models"], None, 0),
-    "--help": (["--help"], None, 0),
-    "--version": (["--version"], None, 0),
-    "plan": (["plan", "x", "absent.jsonl", "--engines", "fake"], None, 2),
-    "prepare": (["prepare", "./absent"], None, 2),
-    "compare": (["compare", "x", "absent.jsonl", "--engines", "fake"], None, 2),
-    "assess": (["assess", "x", "absent.csv", "--engine", "fake"], None, 2),
-    "classify": (["classify", "absent", "in.jsonl", "-o", "new.jsonl"], None, 2),
-    "quantize": (["quantize", "./absent", "absent.jsonl"], None, 2),
-    "calibrate": (["calibrate", "./absent"], None, 2),
-    "serve": (["serve", "x", "--engine", "fake", "--port", "99999"], None, 2),
-    "load-test": (["load-test", "not-a-url", "absent.jsonl"], None, 2),
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of a command, its exit code, and the file or folder that it writes."""
+
+    arguments: list[str]
+    code: int = 0
+    writes: str | None = None
+
+
+QUICK = {
+    "run": Case(["run", "x", "in.jsonl", "-o", "new.jsonl", *FAKE], writes="new.jsonl"),
+    "run --json": Case(
+        ["run", "x", "in.jsonl", "-o", "new.jsonl", "--json", *FAKE], writes="new.jsonl"
+    ),
+    "status": Case(["status", "done.jsonl"]),
+    "export": Case(["export", "done.jsonl", "--to", "new.jsonl"], writes="new.jsonl"),
+    "models": Case(["models"]),
+    "plan": Case(["plan", "x", "in.jsonl", "--engines", "fake"]),
+    "calibrate": Case(["calibrate", "x", "--engine", "fake"]),
+    "--help": Case(["--help"]),
+    "--version": Case(["--version"]),
+    "prepare refused": Case(["prepare", "./absent"], 2),
+    "compare refused": Case(["compare", "x", "absent.jsonl", "--engines", "fake"], 2),
+    "assess refused": Case(["assess", "x", "absent.csv", "--engine", "fake"], 2),
+    "classify refused": Case(["classify", "absent", "in.jsonl", "-o", "new.jsonl"], 2),
+    "quantize refused": Case(["quantize", "./absent"], 2),
+    "serve refused": Case(["serve", "x", "--engine", "fake", "--port", "99999"], 2),
+    "load-test refused": Case(["load-test", "not-a-url", "absent.jsonl"], 2),
+    "usage error": Case(["run", "--no-such-option"], 2),
 }
+SLOW = {
+    "prepare": Case(["prepare", "./gpt2", "--engine", "ctranslate2"]),
+    "quantize": Case(["quantize", "./gpt2", "--rows", "9", "--method", "plain"]),
+    "compare": Case(
+        [
+            "compare", "x", "in.jsonl", "--engines", "fake", "--quantizations", "float32",
+            "--batchings", "single", "--sample", "2", "--repeats", "1", "--max-new-tokens", "4",
+            "--reference", "fake:float32", "--embeddings", "none", "-o", "new.report",
+        ],
+        writes="new.report/report.md",
+    ),
+    "assess": Case(
+        [
+            "assess", "x", "rows.csv", "--engine", "fake", "--embeddings", "none",
+            "-o", "new.report",
+        ],
+        writes="new.report/report.md",
+    ),
+    "classify": Case(
+        ["classify", "assessed/winner", "rows.csv", "-o", "new.jsonl"], writes="new.jsonl"
+    ),
+}  # fmt: skip
 PRINTED = (*PRINTING_VERBS, "--help", "--version", "run --json")
-STREAMS = {
-    "stdout full": ">/dev/full",
-    "stdout broken": "| true",
-    "stderr full": "2>/dev/full",
-    "both broken": "2>&1 | true",
-    "all closed": "<&- >&- 2>&-",
-    "both full": ">/dev/full 2>/dev/full",
-}
+"""Whose result is what they print."""
+STATES = [
+    *((state, "open", "open") for state in ("closed", "broken", "full")),
+    *(("open", state, "open") for state in ("closed", "broken", "full")),
+    *(("open", "open", state) for state in ("closed", "broken", "full")),
+    *((state, state, state) for state in ("closed", "broken", "full")),
+]
+ALL_AT_ONCE = STATES[-3:]
+Streams = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class ForkedCLI:
+    """Commands in children of one process that has imported what they need; see `forked_cli`."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+
+    def ended(self, arguments: list[str], states: Streams, modules: list[str]) -> tuple[int, str]:
+        """Return the exit code of a command and what it wrote to its open streams."""
+        log = self.folder / "log"
+        log.write_text("")
+        request = {
+            "arguments": arguments,
+            "states": states,
+            "modules": modules,
+            "folder": str(self.folder),
+            "log": str(log),
+        }
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline()), log.read_text()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished job."""
+    """A finished job and its input."""
     folder = tmp_path_factory.mktemp("streams")
     (folder / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
     command = [sys.executable, "-m", "packhorse", "run", "x", "in.jsonl", "-o", "done.jsonl", *FAKE]
@@ -63,8 +136,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def forked(folder: Path) -> Iterator[ForkedCLI]:
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("forked_cli.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PACKHORSE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        yield ForkedCLI(folder, process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def with_models(forked: ForkedCLI, built: dict[str, Path]) -> ForkedCLI:
+    """The same folder with a tiny model, and with labelled rows and their saved classifier."""
+    shutil.copytree(built["gpt2"], forked.folder / "gpt2")
+    write_csv(forked.folder / "rows.csv", texts(40, learnable=True))
+    assess = [*SLOW["assess"].arguments[:-1], "assessed"]
+    code, said = forked.ended(assess, ("open", "open", "open"), MODULES + MODEL_LIBRARIES)
+    assert code == 0, said
+    return forked
+
+
 def ended(folder: Path, words: str, redirection: str) -> tuple[int, str]:
-    """The exit code of packhorse itself and all that is still heard of it."""
+    """The exit code of packhorse in a process of its own, and all that it wrote."""
     script = f"set -o pipefail; exec 9>code; {{ {PACKHORSE} {words}; echo $? >&9; }} {redirection}"
     run = subprocess.run(
         ["bash", "-c", script],  # noqa: S607
@@ -78,24 +174,64 @@ def reset(folder: Path) -> None:
     subprocess.run(["rm", "-rf", *map(str, folder.glob("new.*"))], check=True)  # noqa: S607
 
 
+def check(forked: ForkedCLI, name: str, case: Case, states: Streams, modules: list[str]) -> None:
+    reset(forked.folder)
+    code, said = forked.ended(case.arguments, states, modules)
+    is_printed = name in PRINTED and states[1] in ("closed", "full")
+    assert code == (2 if is_printed else case.code), said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    if case.code == 2 and states[2] == "open":
+        assert "packhorse: " in said or "error: " in said
+    if is_printed and states[2] == "open":
+        assert "what was printed is incomplete" in said
+    if case.writes is not None:
+        assert len((forked.folder / case.writes).read_text().splitlines()) >= 2
+
+
 def test_every_verb_has_a_case() -> None:
-    assert {name.split()[0] for name in CASES} >= set(VERBS)
+    own_tests = {"serve", "load-test"}
+    assert {name.split()[0] for name, case in {**QUICK, **SLOW}.items() if case.code == 0} | (
+        own_tests
+    ) >= set(VERBS)
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_streams(folder: Path, stream: str) -> None:
-    """All verbs in one test, since each is a process of its own."""
-    for name, (arguments, made, code) in CASES.items():
-        if code == 2 and stream != "both full":
-            continue
-        reset(folder)
-        found, said = ended(folder, " ".join(arguments), STREAMS[stream])
-        is_lost = STREAMS[stream].startswith(">/dev/full") and name in PRINTED
-        assert found == (2 if is_lost else code), (name, said)
-        assert "Traceback" not in said, name
-        assert "Exception ignored" not in said, name
-        if made is not None:
-            assert len((folder / made).read_text().splitlines()) == 2, name
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        (name, states)
+        for name, case in QUICK.items()
+        for states in (ALL_AT_ONCE if case.code else STATES)
+    ],
+)
+def test_streams_of_quick_verbs(forked: ForkedCLI, name: str, states: Streams) -> None:
+    check(forked, name, QUICK[name], states, MODULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("states", ALL_AT_ONCE, ids="-".join)
+@pytest.mark.parametrize("name", SLOW)
+def test_streams_of_slow_verbs(with_models: ForkedCLI, name: str, states: Streams) -> None:
+    check(with_models, name, SLOW[name], states, MODULES + MODEL_LIBRARIES)
+
+
+@pytest.mark.parametrize("states", STATES[3:], ids="-".join)
+def test_streams_of_a_load_test(forked: ForkedCLI, fake_server: Served, states: Streams) -> None:
+    arguments = ["load-test", fake_server.address, "in.jsonl", "--rate", "inf", "--requests", "2"]
+    check(forked, "load-test", Case([*arguments, "--max-new-tokens", "4"]), states, ["httpx"])
+
+
+@pytest.mark.parametrize(
+    "redirection", [">/dev/full", "| true", "2>/dev/full", "<&- >&- 2>&-", "2>&1 | true"]
+)
+def test_streams_of_a_new_process(folder: Path, redirection: str) -> None:
+    """As a shell starts it, to show that forked children are no easier."""
+    reset(folder)
+    words = " ".join(QUICK["run"].arguments)
+    code, said = ended(folder, words, redirection)
+    assert (code, len((folder / "new.jsonl").read_text().splitlines())) == (0, 2), said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
 
 
 def test_an_empty_standard_input_is_one_clear_line(folder: Path) -> None:
@@ -169,14 +305,49 @@ class Flaky(io.StringIO):
         return super().write(text)
 
 
-def test_a_stream_goes_on_once_there_is_room() -> None:
+def test_a_stream_continues_once_there_is_space_and_counts_as_incomplete() -> None:
     disk = Flaky()
     stream = GuardedStream(cast(TextIO, disk))
     stream.write("lost")
     disk.is_full = False
     stream.write("kept")
+    stream.flush()
     assert disk.getvalue() == "kept"
     assert stream.failure is not None
+
+
+def test_a_pipe_that_nobody_reads_drops_messages() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", buffering=1) as pipe, os.fdopen(reader, "rb") as read:
+        stream = GuardedStream(pipe, wait_seconds=0.05)
+        started = time.monotonic()
+        for _ in range(100):
+            stream.write("x" * 5000 + "\n")
+        assert time.monotonic() - started < 5
+        assert len(read.read1(1 << 20)) > 4096  # what fit
+        stream.write("later\n")
+        assert read.read1(1 << 20).endswith(b"later\n")
+        assert stream.failure is None
+
+
+def test_a_pipe_that_is_read_slowly_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    got = bytearray()
+
+    def read() -> None:
+        while chunk := os.read(reader, 1000):
+            got.extend(chunk)
+            time.sleep(0.0005)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    with os.fdopen(writer, "w", buffering=1) as pipe:
+        stream = GuardedStream(pipe, wait_seconds=10.0)
+        for number in range(20):
+            stream.write(f"{number}" * 5000 + "\n")
+    reading.join()
+    os.close(reader)
+    assert got.decode() == "".join(f"{number}" * 5000 + "\n" for number in range(20))
 
 
 def test_json_is_whole_or_an_error(folder: Path) -> None:

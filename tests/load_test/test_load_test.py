@@ -18,21 +18,27 @@ import pytest
 from packhorse.cli import main
 from packhorse.data import Request
 from packhorse.jobs.host_names import is_this_machine
+from packhorse.load_test.client import (
+    RequestResult,
+    client_for,
+    poisson_arrivals,
+    request_body,
+    send_all,
+)
 from packhorse.load_test.config import Goals
-from packhorse.load_test.results import knee, trial_of
-from packhorse.load_test.sending import Reply, arrivals, body_of, client_for, send_all
+from packhorse.load_test.results import knee, summarize
 from servers import Served, served
 
 
 def test_arrivals_are_a_poisson_process_and_repeat() -> None:
-    moments = arrivals(4.0, 4001, seed=3)
+    moments = poisson_arrivals(4.0, 4001, seed=3)
     gaps = [after - before for before, after in pairwise(moments)]
     assert moments[0] == 0.0
     assert mean(gaps) == pytest.approx(0.25, rel=0.05)
     assert mean(gap**2 for gap in gaps) == pytest.approx(2 * 0.25**2, rel=0.15)
-    assert moments == arrivals(4.0, 4001, seed=3)
-    assert moments != arrivals(4.0, 4001, seed=4)
-    assert arrivals(math.inf, 3, seed=0) == [0.0, 0.0, 0.0]
+    assert moments == poisson_arrivals(4.0, 4001, seed=3)
+    assert moments != poisson_arrivals(4.0, 4001, seed=4)
+    assert poisson_arrivals(math.inf, 3, seed=0) == [0.0, 0.0, 0.0]
 
 
 CHAT = ({"role": "user", "content": "two"},)
@@ -44,9 +50,14 @@ SYSTEM = {"role": "system", "content": "be brief"}
     ("row", "options", "path", "asked"),
     [
         ({"content": "one"}, {}, "chat/completions", {"messages": USER}),
-        ({"content": "one"}, {"reads_chats": False}, "completions", {"prompt": "one"}),
+        ({"content": "one"}, {"has_chat_template": False}, "completions", {"prompt": "one"}),
         ({"content": "one", "bare": True}, {}, "completions", {"prompt": "one"}),
-        ({"content": CHAT}, {"reads_chats": False}, "chat/completions", {"messages": list(CHAT)}),
+        (
+            {"content": CHAT},
+            {"has_chat_template": False},
+            "chat/completions",
+            {"messages": list(CHAT)},
+        ),
         (
             {"content": "one"},
             {"system": "be brief"},
@@ -78,7 +89,7 @@ def test_rows_ask_for_what_a_run_would_do(
     row: dict[str, Any], options: dict[str, Any], path: str, asked: dict[str, Any]
 ) -> None:
     request = Request(**{"index": 0, "id": "0", "line": 1, "options": {}, **row})
-    found, body = body_of(request, "m", None, **options)
+    found, body = request_body(request, "m", None, **options)
     assert found == f"/v1/{path}"
     shared = {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
     assert body == {**shared, **asked}
@@ -86,13 +97,17 @@ def test_rows_ask_for_what_a_run_would_do(
 
 def reply(
     due: float, first: float, finished: float, tokens: int | None = 11, late: float = 0
-) -> Reply:
-    return Reply(due, due + late, first, finished, tokens, "")
+) -> RequestResult:
+    return RequestResult(due, due + late, first, finished, tokens, "")
 
 
 def test_latency_counts_from_when_a_request_was_due() -> None:
-    replies = [reply(0, 1, 2, late=0.5), reply(1, 4, 6), Reply(2, 2, None, None, 0, "503 full")]
-    trial = trial_of(1.0, replies, Goals(first_token=1.5))
+    replies = [
+        reply(0, 1, 2, late=0.5),
+        reply(1, 4, 6),
+        RequestResult(2, 2, None, None, 0, "503 full"),
+    ]
+    trial = summarize(1.0, replies, Goals(first_token=1.5))
     assert (trial.answered, trial.good, trial.errors) == (2, 1, {"503 full": 1})
     assert trial.first_token.p50 == 2.0
     assert trial.answer.p50 == 3.5
@@ -111,17 +126,17 @@ def test_a_goal_for_what_was_not_measured_is_not_met(
     tokens: int | None, first: float, good: int
 ) -> None:
     """One token has no time between tokens; how many there were may not have been said."""
-    trial = trial_of(1.0, [reply(0, first, 2.0, tokens)], Goals(per_token=0.1))
+    trial = summarize(1.0, [reply(0, first, 2.0, tokens)], Goals(per_token=0.1))
     assert (trial.good, trial.tokens) == (good, tokens)
     assert trial.tokens_per_second == (None if tokens is None else tokens / 2.0)
-    unseen = trial_of(1.0, [Reply(0, 0, None, 2.0, 5, "")], Goals(first_token=9.0))
+    unseen = summarize(1.0, [RequestResult(0, 0, None, 2.0, 5, "")], Goals(first_token=9.0))
     assert unseen.good == 0
 
 
 def test_the_knee_is_the_last_rate_that_is_kept_up_with() -> None:
     def at(rate: float, seconds: float, goals: Goals) -> object:
         replies = [reply(0, seconds / 2, seconds), reply(1, 1 + seconds / 2, 1 + seconds)]
-        return trial_of(rate, replies, goals)
+        return summarize(rate, replies, goals)
 
     for goals, rates in ((Goals(), [1, 2, None]), (Goals(answer=0.5), [None, None, None])):
         found = [
@@ -247,7 +262,7 @@ def test_a_reply_that_makes_no_sense_is_counted(stream: bytes, error: str) -> No
     """The others are not lost with it."""
     good = b'data: {"choices": [{"text": "a"}]}\n\ndata: {"usage": {"completion_tokens": 1}}\n\n'
 
-    async def run() -> list[Reply]:
+    async def run() -> list[RequestResult]:
         async with (
             strange({"/bad": stream, "/good": good + END}) as server,
             client_for(server.address, None, 20.0) as client,

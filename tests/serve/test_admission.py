@@ -18,8 +18,8 @@ SECONDS_PER_TOKEN = 0.05
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Runs one row at a time and lets two wait."""
     state = str(tmp_path_factory.mktemp("state"))
-    bounds = ("--max-queue", str(MOST_ROWS), "--max-queue-tokens", str(MOST_TOKENS))
-    options = (*bounds, "--state", state, "--batching", "single", "--workers", "1")
+    limits = ("--max-queue", str(MOST_ROWS), "--max-queue-tokens", str(MOST_TOKENS))
+    options = (*limits, "--state", state, "--batching", "single", "--workers", "1")
     with served(*FAKE, *options, seconds_per_token=SECONDS_PER_TOKEN) as running:
         yield running
 

@@ -30,7 +30,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/secret/place/output.js
 
 @dataclass(slots=True)
 class FaultyStore(FileStore):
-    """faults: what keeping a file raises, call by call; None where it goes well."""
+    """faults: what saving a file raises, call by call; None where it goes well."""
 
     faults: list[Exception | None] = field(default_factory=list)
 
@@ -49,7 +49,7 @@ def ran(test: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "FIRST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(batches_module, "INITIAL_RETRY_SECONDS", 0.1)
 
 
 def error_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_a_full_disk_delays_a_batch(tmp_path: Path) -> None:
             assert len(store.documents()) == 2 + 2 + 1
             assert any(f"{first} goes on in 0.1 s" in line for line in server.lines)
             waits = "packhorse_batch_interruptions_total"
-            assert server.figures.registry.get_sample_value(waits) == 1
+            assert server.metrics.registry.get_sample_value(waits) == 1
 
     ran(test)
 
@@ -132,7 +132,7 @@ def test_a_journal_that_cannot_be_read_ends_its_batch(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as server:
             first = await server.begun(ROWS, tmp_path)
-            folder = server.batches.documents.place(first) / "output.jsonl.packhorse"
+            folder = server.batches.documents.folder_of(first) / "output.jsonl.packhorse"
             folder.mkdir()
             (folder / "journal.sqlite3").write_bytes(b"no database at all" * 100)
             second = await server.begun(ROWS, tmp_path)
@@ -239,7 +239,7 @@ def test_what_an_unfinished_batch_reads_stays(
 def test_a_row_costs_no_look_at_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the journal is counted nor the document written for every row."""
     calls = {"counts": 0, "keep": 0}
-    counts, keep = Journal.counts, BatchDocuments.keep
+    counts, keep = Journal.counts, BatchDocuments.save
 
     def counted(self: Journal) -> Any:
         calls["counts"] += 1
@@ -250,7 +250,7 @@ def test_a_row_costs_no_look_at_the_others(tmp_path: Path, monkeypatch: pytest.M
         await keep(self, identifier)
 
     monkeypatch.setattr(Journal, "counts", counted)
-    monkeypatch.setattr(BatchDocuments, "keep", kept)
+    monkeypatch.setattr(BatchDocuments, "save", kept)
 
     async def test() -> None:
         async with running(tmp_path) as server:

@@ -9,7 +9,7 @@ import pytest
 
 from in_process import running, until
 from packhorse.engines.fake import DELAY_VARIABLE
-from packhorse.serve.batch_rows import Company
+from packhorse.serve.batch_rows import SharedExclusiveLock
 
 
 async def settled() -> None:
@@ -20,12 +20,12 @@ async def settled() -> None:
 def test_company() -> None:
     """Rows that are to be alone come one by one, after those that share the engine and before those
     that want to; one that gives up holds up nobody."""
-    company = Company()
+    company = SharedExclusiveLock()
     inside: set[str] = set()
     may_leave = {name: asyncio.Event() for name in ("a", "b", "lone", "other", "late")}
 
     async def row(name: str, *, alone: bool) -> None:
-        async with company.alone() if alone else company.together():
+        async with company.exclusive() if alone else company.shared():
             inside.add(name)
             await may_leave[name].wait()
             inside.remove(name)
@@ -44,7 +44,7 @@ def test_company() -> None:
         may_leave["b"].set()
         await settled()
         assert inside == {"lone"}
-        quitter = asyncio.create_task(company.alone().__aenter__())
+        quitter = asyncio.create_task(company.exclusive().__aenter__())
         await settled()
         quitter.cancel()
         may_leave["lone"].set()

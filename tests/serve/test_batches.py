@@ -13,7 +13,7 @@ import pytest
 
 import packhorse
 from packhorse import EngineConfig
-from packhorse.serve.batch_rows import ATTEMPTS
+from packhorse.serve.batch_rows import MAX_ATTEMPTS
 from servers import FAKE, Served, served, wait_until
 
 
@@ -214,4 +214,4 @@ def test_a_row_that_ends_the_engine_fails_alone(tmp_path: Path) -> None:
         assert (batch.status, batch.request_counts.completed) == ("completed", 11)
         (failed,) = rows_of(client, batch.error_file_id)
         assert (failed["custom_id"], failed["error"]["code"]) == ("id-5", "engine_restarted")
-        assert server.metric("packhorse_engine_restarts_total") == ATTEMPTS
+        assert server.metric("packhorse_engine_restarts_total") == MAX_ATTEMPTS

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from packhorse.embeddings import BATCH_ROWS, SentenceEncoder
-from packhorse.serve.config import Bounds
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.embedding import Embedder, Vectors
 from packhorse.serve.errors import APIError
 from packhorse.serve.prometheus import ServerMetrics
@@ -175,8 +175,8 @@ class Counting:
         return np.zeros((len(rows), 2), np.float32)
 
 
-def embedder(encoder: Any, **bounds: int) -> Embedder:
-    return Embedder("counting", encoder, replace(Bounds(), **bounds), ServerMetrics())
+def embedder(encoder: Any, **limits: int) -> Embedder:
+    return Embedder("counting", encoder, replace(RequestLimits(), **limits), ServerMetrics())
 
 
 def test_a_large_request_does_not_hold_up_a_small_one() -> None:
@@ -184,9 +184,9 @@ def test_a_large_request_does_not_hold_up_a_small_one() -> None:
         encoder = Counting()
         small_and_large = embedder(encoder)
         texts = ["l" * (1 + number % 9) for number in range(10 * BATCH_ROWS)]
-        large = asyncio.create_task(small_and_large.answer(texts, "float", None))
+        large = asyncio.create_task(small_and_large.embed(texts, "float", None))
         await asyncio.sleep(0.1)
-        small = asyncio.create_task(small_and_large.answer(["s"], "float", None))
+        small = asyncio.create_task(small_and_large.embed(["s"], "float", None))
         await asyncio.sleep(0.1)
         encoder.may_go.set()
         await asyncio.gather(large, small)
@@ -202,7 +202,7 @@ def test_a_client_that_leaves_leaves_after_its_batch() -> None:
     async def left() -> tuple[int, int]:
         encoder = Counting()
         serving = embedder(encoder)
-        asked = asyncio.create_task(serving.answer(["l"] * 500, "float", None))
+        asked = asyncio.create_task(serving.embed(["l"] * 500, "float", None))
         await asyncio.sleep(0.1)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
@@ -218,16 +218,16 @@ def test_too_many_texts_are_told_to_come_back() -> None:
     async def crowd() -> None:
         encoder = Counting()
         serving = embedder(encoder, embedding_waiting=10, embedding_tokens=30)
-        first = asyncio.create_task(serving.answer(["a"] * 8, "float", None))
+        first = asyncio.create_task(serving.embed(["a"] * 8, "float", None))
         await asyncio.sleep(0.05)
         with pytest.raises(APIError, match="too many texts wait") as refused:
-            await serving.answer(["a"] * 3, "float", None)
+            await serving.embed(["a"] * 3, "float", None)
         assert (refused.value.status, refused.value.retry_after) == (429, 1)
         encoder.may_go.set()
         await first
-        await serving.answer(["a"] * 12, "float", None)
+        await serving.embed(["a"] * 12, "float", None)
         with pytest.raises(APIError, match="the texts have 40 tokens; at most 30"):
-            await serving.answer(["a" * 10] * 4, "float", None)
+            await serving.embed(["a" * 10] * 4, "float", None)
         serving.close()
 
     asyncio.run(crowd())
@@ -237,17 +237,17 @@ def test_a_drain_lets_texts_end_and_takes_no_more() -> None:
     async def drained() -> bool:
         encoder = Counting()
         serving = embedder(encoder)
-        running = asyncio.create_task(serving.answer(["a"] * 100, "float", None))
+        running = asyncio.create_task(serving.embed(["a"] * 100, "float", None))
         await asyncio.sleep(0.05)
         assert not await serving.drain(0.05, asyncio.Event())
         with pytest.raises(APIError, match="shutting down"):
-            await serving.answer(["b"], "float", None)
+            await serving.embed(["b"], "float", None)
         encoder.may_go.set()
         assert await serving.drain(20, asyncio.Event())
         await running
         encoder.may_go.clear()
         serving._is_open = True
-        cut = asyncio.create_task(serving.answer(["a"] * 100, "float", None))
+        cut = asyncio.create_task(serving.embed(["a"] * 100, "float", None))
         await asyncio.sleep(0.05)
         serving.close()
         encoder.may_go.set()

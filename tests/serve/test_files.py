@@ -15,10 +15,10 @@ import pytest
 
 from in_process import local
 from packhorse.errors import ConfigError
-from packhorse.serve.config import Bounds
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.state_folder import held_state
+from packhorse.serve.state_folder import claimed_state_folder
 from servers import FAKE, Served, served, wait_until
 
 FIELDS = {"purpose": "batch"}
@@ -85,12 +85,13 @@ def test_a_file_is_removed_once_however_many_ask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored_bytes", "spare_bytes", "code"), [(10, 0, "storage_full"), (None, 1 << 60, "no_space")]
+    ("stored_bytes", "reserved_disk_bytes", "code"),
+    [(10, 0, "storage_full"), (None, 1 << 60, "no_space")],
 )
 def test_uploads_are_bounded_in_all(
-    tmp_path: Path, stored_bytes: int | None, spare_bytes: int, code: str
+    tmp_path: Path, stored_bytes: int | None, reserved_disk_bytes: int, code: str
 ) -> None:
-    store = FileStore(tmp_path / "files", stored_bytes, spare_bytes)
+    store = FileStore(tmp_path / "files", stored_bytes, reserved_disk_bytes)
 
     async def test() -> None:
         async with local(tmp_path, store).client() as client:
@@ -134,7 +135,7 @@ def test_uploads_at_once_are_few(tmp_path: Path) -> None:
     headers, body = multipart(b"x" * 100)
 
     async def test() -> None:
-        server = local(tmp_path, bounds=Bounds(uploads=1))
+        server = local(tmp_path, limits=RequestLimits(uploads=1))
         may_end = asyncio.Event()
 
         async def slow() -> AsyncIterator[bytes]:
@@ -197,14 +198,17 @@ def test_the_folder_for_files_is_one_server_s(tmp_path: Path) -> None:
     """What goes wrong while it is held is not taken for its own fault."""
     state = tmp_path / "state"
     twice = pytest.raises(ConfigError, match="another server uses")
-    with held_state(state), twice, held_state(state):
+    with claimed_state_folder(state), twice, claimed_state_folder(state):
         pass
-    with pytest.raises(OSError, match="of the server"), held_state(state):
+    with pytest.raises(OSError, match="of the server"), claimed_state_folder(state):
         raise OSError("of the server")
-    with held_state(state):
+    with claimed_state_folder(state):
         pass
     state.with_name("file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="cannot be used"), held_state(tmp_path / "file"):
+    with (
+        pytest.raises(ConfigError, match="cannot be used"),
+        claimed_state_folder(tmp_path / "file"),
+    ):
         pass
 
 

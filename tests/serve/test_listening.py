@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from packhorse.errors import ConfigError
-from packhorse.serve.listening import accepted_at_once, allowed_connections, listen
+from packhorse.serve.listening import accept_batch_size, allowed_connections, listen
 from servers import FAKE, served, wait_until
 
 
@@ -48,7 +48,7 @@ def test_a_limit_below_any_use_is_refused() -> None:
 
 
 def test_few_are_accepted_at_once_where_few_fit() -> None:
-    assert [accepted_at_once(count) for count in (1, 20, 2048)] == [1, 5, 64]
+    assert [accept_batch_size(count) for count in (1, 20, 2048)] == [1, 5, 64]
 
 
 def test_the_queue_stays_long() -> None:

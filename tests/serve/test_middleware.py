@@ -1,4 +1,4 @@
-"""Bounds on peers, with bounds small enough to wait for."""
+"""Limits on peers, with limits small enough to wait for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from typing import Any
 import pytest
 import uvicorn
 
-from packhorse.serve.config import Bounds
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.errors import APIError
-from packhorse.serve.http_limits import bounded_protocol
-from packhorse.serve.middleware import AccessPolicy, Event, Guard, Receive, Scope, Send, respond
+from packhorse.serve.http_limits import limited_protocol
+from packhorse.serve.middleware import (
+    AccessMiddleware,
+    AccessPolicy,
+    Event,
+    Receive,
+    Scope,
+    Send,
+    respond,
+)
 from packhorse.serve.prometheus import ServerMetrics
 
-SMALL = Bounds(
+SMALL = RequestLimits(
     body_bytes=100,
     upload_bytes=1000,
     upload_bytes_per_second=1000,
@@ -81,7 +89,7 @@ def exchanged(
         "headers": [(b"host", b"localhost"), (b"content-type", kind), (b"transfer-encoding", b"x")],
     }
     rules = AccessPolicy("127.0.0.1", frozenset(), (), SMALL)
-    asyncio.run(Guard(application, rules, ServerMetrics())(scope, receive, send))
+    asyncio.run(AccessMiddleware(application, rules, ServerMetrics())(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], len(coming)
 
 
@@ -168,16 +176,16 @@ async def with_server(
     application: Any,
     client: Callable[[int], Awaitable[None]],
     *,
-    bounds: Bounds = SMALL,
+    limits: RequestLimits = SMALL,
     buffer_bytes: int = BUFFER_BYTES,
     connections: set[Any] | None = None,
 ) -> None:
-    """Runs `client` against a server with small bounds; it gets the port. buffer_bytes: of the
+    """Runs `client` against a server with small limits; it gets the port. buffer_bytes: of the
     server's sockets. connections: gets those that are open."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     config = uvicorn.Config(
-        application, http=bounded_protocol(bounds), lifespan="off", ws="none",
+        application, http=limited_protocol(limits), lifespan="off", ws="none",
         log_config=None, timeout_graceful_shutdown=1, timeout_keep_alive=1,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -234,7 +242,7 @@ def test_a_reader_that_is_slow_but_steady_gets_all(
 ) -> None:
     """One answer, for which the reader takes several times what he may pause. Where the system's
     buffer is large, it asks for more less often than that."""
-    bounds = replace(SMALL, write_seconds=0.8)
+    limits = replace(SMALL, write_seconds=0.8)
 
     async def client(port: int) -> None:
         loop, taken = asyncio.get_running_loop(), 0
@@ -243,10 +251,10 @@ def test_a_reader_that_is_slow_but_steady_gets_all(
             while chunk := await loop.sock_recv(connection, 65_536):
                 taken += len(chunk)
                 await asyncio.sleep(0.02)
-        assert loop.time() - started > 2.5 * bounds.write_seconds
+        assert loop.time() - started > 2.5 * limits.write_seconds
         assert taken > size
 
-    work = with_server(of_bytes(size), client, bounds=bounds, buffer_bytes=sent_bytes)
+    work = with_server(of_bytes(size), client, limits=limits, buffer_bytes=sent_bytes)
     asyncio.run(asyncio.wait_for(work, 60))
 
 

@@ -19,7 +19,7 @@ KEYS = ("key-one", "key-two")
 
 def client_of(server: Local, key: str) -> httpx.AsyncClient:
     config = ServeConfig("fake", api_keys=KEYS)
-    app = application(config, server.batches.service, server.figures, server.batches, None)
+    app = application(config, server.batches.service, server.metrics, server.batches, None)
     transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
     headers = {"authorization": f"Bearer {key}"}
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)

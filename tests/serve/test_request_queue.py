@@ -15,7 +15,7 @@ from packhorse.batching.sizes import Limits
 from packhorse.data import Batch, Prompt, SamplingParams
 from packhorse.engine_protocol import EngineCapabilities
 from packhorse.serve.config import QueueConfig
-from packhorse.serve.request_queue import Batching, RequestQueue, expected_seconds, tokens_of
+from packhorse.serve.request_queue import Batching, RequestQueue, expected_batch_seconds, tokens_of
 
 TRAITS = EngineCapabilities("any", "padded", "cpu", "float32", 1, 1, 4096, 0, 1)
 JOINED = replace(TRAITS, cost_rule="packed", max_num_seqs=64)
@@ -46,36 +46,36 @@ def test_a_batch_closes_when_its_oldest_row_is_old_enough() -> None:
     rows = waiting()
     rows.add([row(0, 10)], now=1.0)
     rows.add([row(1, 10)], now=1.015)
-    assert rows.due_at() == pytest.approx(1.02)
-    assert rows.take(1.019) is None
-    assert indexes(rows.take(1.02)) == [0, 1]
-    assert (len(rows), rows.tokens, rows.due_at()) == (0, 0, None)
+    assert rows.next_batch_at() == pytest.approx(1.02)
+    assert rows.next_batch(1.019) is None
+    assert indexes(rows.next_batch(1.02)) == [0, 1]
+    assert (len(rows), rows.tokens, rows.next_batch_at()) == (0, 0, None)
 
 
 def test_a_batch_closes_at_once_when_it_is_full() -> None:
     rows = waiting(tokens=64)
     rows.add([row(number, 8) for number in range(4)], now=5.0)
-    assert rows.due_at() == 5.0
-    assert indexes(rows.take(5.0)) == [0, 1, 2, 3]
+    assert rows.next_batch_at() == 5.0
+    assert indexes(rows.next_batch(5.0)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("policy", "most"), [("single", 1), ("fixed", 8), ("sorted", 8)])
 def test_policies_that_count_rows_close_by_rows(policy: str, most: int) -> None:
     rows = waiting(policy=policy, tokens=1 << 20)
     rows.add([row(number, 8) for number in range(most)], now=0.0)
-    assert len(indexes(rows.take(0.0))) == most
+    assert len(indexes(rows.next_batch(0.0))) == most
 
 
 def test_an_engine_that_rows_join_makes_nobody_wait() -> None:
     rows = waiting(JOINED)
     rows.add([row(0, 1000), row(1, 1)], now=0.0)
-    assert indexes(rows.take(0.0)) == [0, 1]
+    assert indexes(rows.next_batch(0.0)) == [0, 1]
 
 
 def test_nothing_is_taken_while_no_engine_is_there() -> None:
     rows = RequestQueue(WAITS)
     assert rows.add([row(0, 1)], now=0.0)
-    assert (rows.due_at(), rows.take(100.0)) == (None, None)
+    assert (rows.next_batch_at(), rows.next_batch(100.0)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_one_row_larger_than_the_queue_is_taken_alone() -> None:
 def test_what_could_be_held_is_what_an_empty_queue_takes(lengths: list[int]) -> None:
     rows = waiting(max_rows=4, max_tokens=90)
     prompts = [row(index, length) for index, length in enumerate(lengths)]
-    could = rows.could_hold(len(prompts), sum(map(tokens_of, prompts)))
+    could = rows.can_hold(len(prompts), sum(map(tokens_of, prompts)))
     assert rows.add(prompts, 0.0) == could
 
 
@@ -117,7 +117,7 @@ def test_a_short_row_passes_long_ones_that_came_before() -> None:
     rows = waiting()
     rows.add([row(number, 200) for number in range(10)], now=0.0)
     rows.add([row(10, 4)], now=1.0)
-    order = [indexes(rows.take(1.5)) for _ in range(11)]
+    order = [indexes(rows.next_batch(1.5)) for _ in range(11)]
     assert order[0] == [10]
 
 
@@ -125,9 +125,9 @@ def test_a_row_without_patience_left_goes_before_shorter_ones() -> None:
     rows = waiting()
     rows.add([row(0, 250)], now=0.0)
     rows.add([row(number, 1) for number in range(1, 5)], now=8.0)
-    assert indexes(rows.take(9.9)) == [1, 2, 3, 4]
+    assert indexes(rows.next_batch(9.9)) == [1, 2, 3, 4]
     rows.add([row(5, 1)], now=9.0)
-    assert indexes(rows.take(10.0)) == [0]
+    assert indexes(rows.next_batch(10.0)) == [0]
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,14 @@ def simulate(
             moment, prompt = coming.pop(0)
             if rows.add([prompt], moment):
                 arrived[prompt.index] = moment
-        batch = rows.take(now) if free[0] <= now else None
+        batch = rows.next_batch(now) if free[0] <= now else None
         if batch is not None:
             for prompt in batch.prompts:
                 assert prompt.index not in served
                 served[prompt.index] = Served(arrived[prompt.index], now)
-            heapq.heapreplace(free, now + expected_seconds(batch, rows.batching.limits))
+            heapq.heapreplace(free, now + expected_batch_seconds(batch, rows.batching.limits))
             continue
-        due = rows.due_at()
+        due = rows.next_batch_at()
         moments = [coming[0][0]] if coming else []
         moments += [max(due, free[0])] if due is not None else []
         assert moments
@@ -184,7 +184,9 @@ def test_every_row_runs_once_and_no_row_waits_for_ever(
     limits = rows.batching.limits  # type: ignore[union-attr]
     prompts = [(moment, row(index, prompt, new))
                for index, (moment, prompt, new) in enumerate(arrivals)]  # fmt: skip
-    alone = {prompt.index: expected_seconds(Batch((prompt,)), limits) for _, prompt in prompts}
+    alone = {
+        prompt.index: expected_batch_seconds(Batch((prompt,)), limits) for _, prompt in prompts
+    }
     most = max(alone.values()) * 8
     served = simulate(rows, prompts, workers)
     assert len(served) == len(prompts)
@@ -218,7 +220,7 @@ def test_rows_join_in_the_order_they_came(lengths: list[int]) -> None:
     rows = waiting(JOINED, policy="single")
     rows.add([row(index, length) for index, length in enumerate(lengths)], 0.0)
     order: list[int] = []
-    while (batch := rows.take(0.0)) is not None:
+    while (batch := rows.next_batch(0.0)) is not None:
         order += [prompt.index for prompt in batch.prompts]
     assert order == list(range(len(lengths)))
 
@@ -236,6 +238,6 @@ def test_tokens_are_those_of_the_rows_that_wait(data: st.DataObject) -> None:
             rows.remove(gone)
             del inside[gone]
         if data.draw(st.booleans()):
-            for prompt in (rows.take(float(index)) or Batch(())).prompts:
+            for prompt in (rows.next_batch(float(index)) or Batch(())).prompts:
                 del inside[prompt.index]
         assert (rows.tokens, len(rows)) == (sum(inside.values()), len(inside))

@@ -13,7 +13,7 @@ from packhorse import EngineConfig
 from packhorse.batching.sizes import Limits
 from packhorse.engine_protocol import EngineCapabilities
 from packhorse.inference.model import prepare_for
-from packhorse.serve.child import Loading
+from packhorse.serve.child import EngineSpec
 from packhorse.serve.config import QueueConfig
 from packhorse.serve.errors import APIError
 from packhorse.serve.prometheus import ServerMetrics
@@ -21,19 +21,19 @@ from packhorse.serve.request_queue import Batching, RequestQueue
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import PROMPTS_AT_ONCE, Service
 from packhorse.serve.supervisor import Supervisor
-from packhorse.serve.wire import Loaded
+from packhorse.serve.wire import LoadedEngine
 from packhorse.tokenization import Tokenizer
 
 
-def service_of(capabilities: EngineCapabilities, most_log_probs: int = 1 << 18) -> Service:
+def service_of(capabilities: EngineCapabilities, max_log_probs: int = 1 << 18) -> Service:
     """Of an engine that says it is loaded and runs nothing."""
     engine = EngineConfig(engine="fake")
     prepared = prepare_for("fake", engine)
-    loading = Loading(prepared, engine, packhorse.BatchingConfig(), packhorse.SamplingParams())
+    loading = EngineSpec(prepared, engine, packhorse.BatchingConfig(), packhorse.SamplingParams())
     supervisor = Supervisor(loading, RequestQueue(QueueConfig()), ServerMetrics())
-    supervisor.loaded = Loaded(Batching(capabilities, "single", Limits(1, 256)), "")
+    supervisor.loaded = LoadedEngine(Batching(capabilities, "single", Limits(1, 256)), "")
     codec = prepared.codec()
-    return Service("fake", prepared, packhorse.SamplingParams(), supervisor, codec, most_log_probs)
+    return Service("fake", prepared, packhorse.SamplingParams(), supervisor, codec, max_log_probs)
 
 
 def test_an_engine_that_does_not_tell_them_says_so() -> None:

@@ -19,7 +19,7 @@ from packhorse.errors import ConfigError
 from packhorse.serve.documents import Documents
 from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.state_folder import FORMAT, MARKER, held_state
+from packhorse.serve.state_folder import FORMAT, MARKER, claimed_state_folder
 
 NAME = "a" * 24
 
@@ -40,7 +40,7 @@ def test_a_new_or_empty_folder_is_claimed(tmp_path: Path, is_there: bool) -> Non
     if is_there:
         (state / "lost+found").mkdir(parents=True)
     for _ in range(2):
-        with held_state(state):
+        with claimed_state_folder(state):
             assert json.loads((state / MARKER).read_text())["format"] == FORMAT
     modes = {each: stat.S_IMODE((state / each).stat().st_mode) for each in ("files", "batches")}
     assert modes == {"files": 0o700, "batches": 0o700}
@@ -84,7 +84,7 @@ def test_a_folder_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
     document.write_text(json.dumps(fields))
     fill(tmp_path, "lock", f"files/.file-{NAME}/content.jsonl")
     (tmp_path / "batches" / f"batch_{NAME}").mkdir(parents=True)
-    with held_state(tmp_path):
+    with claimed_state_folder(tmp_path):
         store = FileStore(tmp_path / "files")
         store.recover()
         assert [each["id"] for each in store.documents()] == [file]
@@ -105,13 +105,13 @@ def test_a_folder_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
 )
 def test_a_marker_that_cannot_be_understood(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / MARKER).write_text(content)
-    with pytest.raises(ConfigError, match=said), held_state(tmp_path):
+    with pytest.raises(ConfigError, match=said), claimed_state_folder(tmp_path):
         pass
 
 
 def test_what_came_into_a_claimed_folder_later_stays(tmp_path: Path) -> None:
     """Only names of our own form are deleted, of files and batches that come or go."""
-    with held_state(tmp_path):
+    with claimed_state_folder(tmp_path):
         pass
     foreign = [
         "files/photos/a.jpg",
@@ -126,7 +126,7 @@ def test_what_came_into_a_claimed_folder_later_stays(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     fill(outside, "f")
     (tmp_path / "files" / f".file-{'b' * 24}").symlink_to(outside)
-    with held_state(tmp_path):
+    with claimed_state_folder(tmp_path):
         server = local(tmp_path)
     for name in foreign:
         assert (tmp_path / name).exists()
@@ -247,7 +247,7 @@ def test_only_not_found_counts_as_absent(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_batch_whose_file_cannot_be_read_now_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("packhorse.serve.batches.FIRST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("packhorse.serve.batches.INITIAL_RETRY_SECONDS", 0.1)
     load = Documents._load
     faults = [OSError(5, "Input/output error")]
 

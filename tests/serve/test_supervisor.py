@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from packhorse.errors import EngineError
 from packhorse.inference.model import prepare_for
 from packhorse.serve import supervisor as supervising
 from packhorse.serve.channel import Message
-from packhorse.serve.child import Loading
-from packhorse.serve.config import Bounds, QueueConfig
+from packhorse.serve.child import EngineSpec
+from packhorse.serve.config import QueueConfig, RequestLimits
 from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.request_queue import RequestQueue
@@ -49,8 +49,8 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "answers.json"
     path.write_text("[]")
     monkeypatch.setenv(ANSWERS_VARIABLE, str(path))
-    monkeypatch.setattr(supervising, "FIRST_BACK_OFF_SECONDS", 0.05)
-    monkeypatch.setattr(supervising, "LONGEST_BACK_OFF_SECONDS", 0.2)
+    monkeypatch.setattr(supervising, "INITIAL_BACKOFF_SECONDS", 0.05)
+    monkeypatch.setattr(supervising, "MAX_BACKOFF_SECONDS", 0.2)
     return path
 
 
@@ -64,10 +64,10 @@ def supervised(
 
     async def run() -> None:
         prepared = prepare_for("fake", ENGINE)
-        loading = Loading(prepared, ENGINE, BatchingConfig(), SamplingParams(max_new_tokens=8))
+        loading = EngineSpec(prepared, ENGINE, BatchingConfig(), SamplingParams(max_new_tokens=8))
         waiting = RequestQueue(QueueConfig())
         supervisor = Supervisor(loading, waiting, ServerMetrics(), lines.append)
-        codec, most = prepared.codec(), Bounds().log_probs
+        codec, most = prepared.codec(), RequestLimits().log_probs
         service = Service("fake", prepared, loading.decoding, supervisor, codec, most)
         try:
             with starting or nullcontext():
@@ -147,7 +147,7 @@ def test_an_engine_that_dies_after_each_batch_is_not_one_that_cannot_start(
     answers: Path, messages: list[str]
 ) -> None:
     async def test(service: Service) -> None:
-        for _ in range(supervising.MOST_FAILED_STARTS + 1):
+        for _ in range(supervising.MAX_FAILED_STARTS + 1):
             kill_engine(service)
             await until(lambda: service.supervisor.state == "restarting")
             assert await is_answered(service)
@@ -158,7 +158,7 @@ def test_an_engine_that_dies_after_each_batch_is_not_one_that_cannot_start(
 def test_nobody_waits_for_an_engine_that_hangs_while_it_is_loaded(
     answers: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "LONGEST_AWAY_SECONDS", 0.3)
+    monkeypatch.setattr(supervising, "MAX_ENGINE_ABSENCE_SECONDS", 0.3)
 
     async def test(service: Service) -> None:
         answers.unlink()
@@ -205,7 +205,7 @@ def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type)
 
     async def run() -> RequestState:
         prepared = prepare_for("fake", ENGINE)
-        loading = Loading(prepared, ENGINE, BatchingConfig(), SamplingParams())
+        loading = EngineSpec(prepared, ENGINE, BatchingConfig(), SamplingParams())
         supervisor = Supervisor(loading, RequestQueue(QueueConfig()), ServerMetrics())
         (row,) = supervisor.submit([Prompt(7, (1,), SamplingParams())]) or []
         tokens: list[Message] = [{"kind": "token", "row": 7, "id": each} for each in (97, 98)]
@@ -216,7 +216,7 @@ def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type)
     assert isinstance(asyncio.run(run()).outcome, outcome)
 
 
-@pytest.mark.parametrize("stderr", ["broken", "closed", "full"])
+@pytest.mark.parametrize("stderr", ["broken", "closed", "full", "unread"])
 def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> None:
     """The engine dies twice, and each time is reported to a stream that takes nothing."""
     port = free_port()
@@ -227,7 +227,14 @@ def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> 
     if stderr == "closed":
         arguments = ["sh", "-c", 'exec "$@" 2>&-', "sh", *arguments]
     reader, writer = os.pipe()
-    os.close(reader)
+    if stderr == "unread":
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+    else:
+        os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
     process = subprocess.Popen(arguments, stderr=full if stderr == "full" else writer)
     os.close(writer)
@@ -238,15 +245,26 @@ def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> 
             while len(engines) < 3:
                 wait_until(lambda: is_ready(client), PATIENCE_SECONDS)
                 for each in psutil.Process(process.pid).children():
-                    if "spawn_main" in " ".join(each.cmdline()) and each.pid not in engines:
-                        engines.add(each.pid)
-                        if len(engines) < 3:
-                            each.kill()
+                    with suppress(psutil.ZombieProcess):  # the engine killed before
+                        if "spawn_main" in " ".join(each.cmdline()) and each.pid not in engines:
+                            engines.add(each.pid)
+                            if len(engines) < 3:
+                                each.kill()
         process.terminate()
         assert process.wait(PATIENCE_SECONDS) == 0
     finally:
         process.kill()
         process.wait()
+        if stderr == "unread":
+            os.close(reader)
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("packhorse.serve.supervisor.time.monotonic", lambda: 5000.0)
+    assert supervising._running_seconds(since=4999.0, pause=1.0) == 1.0
+    assert supervising._running_seconds(since=0.0, pause=1.0) == 2.0
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -269,7 +287,7 @@ def test_a_background_task_that_ends_shows(tmp_path: Path, fault: str) -> None:
     """In /health/ready as long as the server stays, which it does if requests are still answered;
     in one line; and in the exit code."""
     module, _, name = fault.rpartition(".")
-    method = {"Batches": "_carry_out", "Supervisor": "_lose_engine"}[name]
+    method = {"Batches": "_run_batch", "Supervisor": "_handle_engine_exit"}[name]
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\n"
         f"if 'serve' in sys.argv:\n"

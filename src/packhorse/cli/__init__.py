@@ -99,7 +99,7 @@ def command_line() -> str:
 
 def _is_incomplete(stdout: GuardedStream) -> bool:
     """Report whether standard output lost text, other than by a reader that closed it."""
-    stdout.settle()
+    stdout.close_out()
     if stdout.failure is None:
         return False
     print(

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         from packhorse.load_test.report import terminal, write_reports
-        from packhorse.load_test.testing import load_test
+        from packhorse.load_test.runner import load_test
     except ModuleNotFoundError as error:
         if error.name != "httpx":
             raise

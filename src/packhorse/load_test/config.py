@@ -1,4 +1,4 @@
-"""What a load test is: frozen, inert. The command line reads its defaults from here."""
+"""Options of a load test. The command line reads its defaults from here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from packhorse.config import InputConfig
 
 @dataclass(frozen=True, slots=True)
 class Goals:
-    """What makes an answer a good one (seconds, from when its request was due); None is any.
+    """Latency goals (SLOs) in seconds, from when a request was due; None is no goal.
 
-    first_token: to its first text. answer: to its end. per_token: between tokens, on average.
+    Attributes:
+        first_token: time to first token.
+        answer: end-to-end latency.
+        per_token: mean time per output token after the first.
     """
 
     first_token: float | None = field(
@@ -46,12 +49,16 @@ class Goals:
 
 @dataclass(frozen=True, slots=True)
 class LoadTestConfig:
-    """One test of a server.
+    """One load test.
 
-    url: of the server, without /v1. input: rows as `packhorse run` reads them, taken in order and
-    from the start again. rates: requests a second, one trial each; infinity sends all at once.
-    requests: of a trial. max_new_tokens: of rows that bring none; None leaves it to the server.
-    seed: of the arrivals. timeout_seconds: after which a request counts as an error.
+    Attributes:
+        url: of the server, without /v1.
+        input: rows as `packhorse run` reads them, sent in order and cycled.
+        rates: requests per second, one trial each; infinity sends all at once.
+        requests: requests per trial.
+        max_new_tokens: for rows that set none; None leaves it to the server.
+        seed: of the arrival times.
+        timeout_seconds: a request that takes longer counts as an error.
     """
 
     url: str = field(metadata={"help": "address of the server, e.g. http://127.0.0.1:8000"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from packhorse.errors import OutputError
 from packhorse.load_test.results import Trial
-from packhorse.load_test.testing import LoadTest
+from packhorse.load_test.runner import LoadTest
 from packhorse.storage.atomic_files import write_json
 
 _COLUMNS = (
@@ -21,7 +21,7 @@ def terminal(test: LoadTest) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
              for row in rows]  # fmt: skip
-    return "\n".join([*lines, "", _reading(test)])
+    return "\n".join([*lines, "", _conclusion(test)])
 
 
 def markdown(test: LoadTest) -> str:
@@ -36,7 +36,7 @@ def markdown(test: LoadTest) -> str:
         "|" + "---:|" * len(_COLUMNS),
         *("| " + " | ".join(_cells(trial)) + " |" for trial in test.trials),
         "",
-        _reading(test),
+        _conclusion(test),
         "",
     ]
     return "\n".join(lines)
@@ -71,7 +71,7 @@ def _cells(trial: Trial) -> tuple[str, ...]:
     )
 
 
-def _reading(test: LoadTest) -> str:
+def _conclusion(test: LoadTest) -> str:
     late = max(trial.late for trial in test.trials)
     warning = f" Requests were sent up to {late:.2f} s late: the sender is the limit." * (
         late > 0.5

@@ -1,4 +1,4 @@
-"""Replies to figures: pure."""
+"""Summarize the results of requests. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from packhorse.load_test.client import RequestResult
 from packhorse.load_test.config import Goals
-from packhorse.load_test.sending import Reply
 from packhorse.profiling.run_metrics import quantile
 
 KNEE_SHARE = 0.95
@@ -16,8 +16,8 @@ KNEE_SLOWDOWN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Quantiles of what was seen (seconds); p99 of fewer than 100 values is None."""
+class Quantiles:
+    """Quantiles in seconds; p99 of fewer than 100 values is None."""
 
     p50: float | None
     p95: float | None
@@ -26,13 +26,18 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One rate. Latencies count from when a request was due.
+    """Measurements at one rate. Latencies count from when a request was due.
 
-    rate: asked for; arrival_rate: as drawn (requests / second). answered: requests with a whole
-    answer; errors: of the others. good: answers within all goals. seconds: from the first arrival
-    to the last answer. tokens: of the answers; None where the server did not count those of all.
-    late: the longest a request was sent after it was due (seconds): a sender that cannot keep up
-    measures itself.
+    Attributes:
+        rate: configured requests per second.
+        arrival_rate: requests per second as drawn.
+        answered: requests with a complete answer.
+        errors: number of failed requests by error.
+        good: answers within all goals.
+        seconds: from the first arrival to the last answer.
+        tokens: of all answers; None if the server did not count the tokens of each.
+        late: longest delay between due and sent (seconds). If it is large, the client is the
+            bottleneck.
     """
 
     rate: float
@@ -43,9 +48,9 @@ class Trial:
     good: int
     seconds: float
     tokens: int | None
-    first_token: Spread
-    answer: Spread
-    per_token: Spread
+    first_token: Quantiles
+    answer: Quantiles
+    per_token: Quantiles
     late: float
 
     @property
@@ -54,7 +59,7 @@ class Trial:
 
     @property
     def goodput(self) -> float:
-        """Good answers a second."""
+        """Good answers per second."""
         return self.good / self.seconds if self.seconds else 0.0
 
     @property
@@ -73,7 +78,7 @@ class Trial:
         }
 
 
-def trial_of(rate: float, replies: Sequence[Reply], goals: Goals) -> Trial:
+def summarize(rate: float, replies: Sequence[RequestResult], goals: Goals) -> Trial:
     answered = [reply for reply in replies if reply.finished is not None]
     counts = [reply.tokens for reply in answered if reply.tokens is not None]
     span = max((reply.due for reply in replies), default=0.0)
@@ -83,18 +88,18 @@ def trial_of(rate: float, replies: Sequence[Reply], goals: Goals) -> Trial:
         requests=len(replies),
         answered=len(answered),
         errors=dict(Counter(reply.error for reply in replies if reply.finished is None)),
-        good=sum(_is_good(reply, goals) for reply in answered),
+        good=sum(_meets_goals(reply, goals) for reply in answered),
         seconds=max((reply.finished or 0.0 for reply in answered), default=0.0),
         tokens=sum(counts) if len(counts) == len(answered) else None,
-        first_token=_spread(_first(reply) for reply in answered),
-        answer=_spread(_whole(reply) for reply in answered),
-        per_token=_spread(_per_token(reply) for reply in answered),
+        first_token=_quantiles(_ttft(reply) for reply in answered),
+        answer=_quantiles(_latency(reply) for reply in answered),
+        per_token=_quantiles(_per_token(reply) for reply in answered),
         late=max((reply.sent - reply.due for reply in replies), default=0.0),
     )
 
 
 def knee(trials: Iterable[Trial], goals: Goals) -> Trial | None:
-    """The trial of the highest rate that the server still keeps up with; None where there is none.
+    """Return the trial with the highest rate that the server sustains; None if there is none.
 
     With goals: KNEE_SHARE of the requests are answered within them. Without: nothing failed, and
     the p95 of answers is at most KNEE_SLOWDOWN times that at the lowest rate.
@@ -118,33 +123,34 @@ def knee(trials: Iterable[Trial], goals: Goals) -> Trial | None:
     return found
 
 
-def _first(reply: Reply) -> float | None:
+def _ttft(reply: RequestResult) -> float | None:
     return None if reply.first_token is None else reply.first_token - reply.due
 
 
-def _whole(reply: Reply) -> float | None:
+def _latency(reply: RequestResult) -> float | None:
     return None if reply.finished is None else reply.finished - reply.due
 
 
-def _per_token(reply: Reply) -> float | None:
+def _per_token(reply: RequestResult) -> float | None:
     tokens = reply.tokens or 0
     if reply.first_token is None or reply.finished is None or tokens < 2:
         return None
     return (reply.finished - reply.first_token) / (tokens - 1)
 
 
-def _is_good(reply: Reply, goals: Goals) -> bool:
-    """A goal for what could not be measured is not met; one token has no time between tokens."""
+def _meets_goals(reply: RequestResult, goals: Goals) -> bool:
+    """Return whether all goals are met. A goal that cannot be measured is not met; an answer of one
+    token has no time per token."""
     is_one_token = reply.tokens is not None and reply.tokens < 2
     measured = [
-        (_first(reply), goals.first_token),
-        (_whole(reply), goals.answer),
+        (_ttft(reply), goals.first_token),
+        (_latency(reply), goals.answer),
         (_per_token(reply), None if is_one_token else goals.per_token),
     ]
     return all(goal is None or (value is not None and value <= goal) for value, goal in measured)
 
 
-def _spread(values: Iterable[float | None]) -> Spread:
+def _quantiles(values: Iterable[float | None]) -> Quantiles:
     ordered = sorted(value for value in values if value is not None)
     p99 = quantile(ordered, 0.99) if len(ordered) >= 100 else None
-    return Spread(quantile(ordered, 0.5), quantile(ordered, 0.95), p99)
+    return Quantiles(quantile(ordered, 0.5), quantile(ordered, 0.95), p99)

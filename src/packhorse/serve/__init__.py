@@ -1,9 +1,9 @@
-"""`packhorse serve`: requests that arrive one by one, batched like the rows of a file.
+"""`packhorse serve`: an OpenAI-compatible server with dynamic batching.
 
-    HTTP -> guard -> routes -> tokenize -> waiting rows -> batch -> engine (a child process)
+    HTTP -> middleware -> routes -> tokenize -> queue -> batch -> engine (a child process)
                                                                         |
-    HTTP <- text, as it becomes certain <- tokens as they are generated +
+    HTTP <- text as it is final <- tokens as they are generated +
 
-The way of a request is `routes.py`; who waits and what goes next is `waiting.py`, pure; the child
-process and what happens when it dies is `supervisor.py`.
+`routes.py` is the life of a request, `request_queue.py` (pure) decides which rows wait and which
+batch goes next, `supervisor.py` runs the child process and restarts it.
 """

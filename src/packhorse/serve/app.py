@@ -11,19 +11,19 @@ from starlette.exceptions import HTTPException
 
 from packhorse import __version__
 from packhorse.jobs.host_names import host_name
-from packhorse.serve.batch_routes import batch_routes, file_routes, no_batch_routes
+from packhorse.serve.batch_routes import batch_routes, disabled_batch_routes, file_routes
 from packhorse.serve.batches import Batches
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.embedding import Embedder
 from packhorse.serve.errors import APIError
-from packhorse.serve.middleware import AccessPolicy, Guard
+from packhorse.serve.middleware import AccessMiddleware, AccessPolicy
 from packhorse.serve.page import page_routes
 from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.routes import (
+    disabled_embedding_routes,
     embedding_routes,
     health_routes,
     model_routes,
-    no_embedding_routes,
     openai_routes,
 )
 from packhorse.serve.service import Service
@@ -41,10 +41,10 @@ _UNREADABLE: dict[type[BaseException], str] = {
 def application(
     config: ServeConfig,
     service: Service,
-    figures: ServerMetrics,
+    metrics: ServerMetrics,
     batches: Batches | None,
     embedder: Embedder | None,
-) -> Guard:
+) -> AccessMiddleware:
     """The ASGI application of a server. batches: None where it keeps no files. embedder: None where
     it makes no embeddings."""
     app = FastAPI(
@@ -54,38 +54,38 @@ def application(
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    app.include_router(openai_routes(service, config.bounds))
-    app.include_router(embedding_routes(embedder) if embedder else no_embedding_routes())
+    app.include_router(openai_routes(service, config.limits))
+    app.include_router(embedding_routes(embedder) if embedder else disabled_embedding_routes())
     app.include_router(model_routes(service, embedder))
     app.include_router(health_routes(service))
     app.include_router(page_routes(service))
     if batches is None:
-        app.include_router(no_batch_routes())
+        app.include_router(disabled_batch_routes())
     else:
-        app.include_router(file_routes(batches, config.bounds.uploads))
+        app.include_router(file_routes(batches, config.limits.uploads))
         app.include_router(batch_routes(batches))
-    app.add_exception_handler(APIError, _answer_problem)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(RequestValidationError, _answer_validation)
-    app.add_exception_handler(Exception, _answer_bug)
-    return Guard(app, rules(config), figures)  # type: ignore[arg-type]
+    app.add_exception_handler(APIError, _respond_api_error)
+    app.add_exception_handler(HTTPException, _respond_http_error)
+    app.add_exception_handler(RequestValidationError, _respond_validation_error)
+    app.add_exception_handler(Exception, _respond_internal_error)
+    return AccessMiddleware(app, access_policy(config), metrics)  # type: ignore[arg-type]
 
 
-def rules(config: ServeConfig) -> AccessPolicy:
+def access_policy(config: ServeConfig) -> AccessPolicy:
     return AccessPolicy(
         host=config.host,
         allowed_hosts=frozenset(map(host_name, config.allowed_hosts)),
         keys=tuple(sha256(key.encode()).digest() for key in config.api_keys),
-        bounds=config.bounds,
+        limits=config.limits,
     )
 
 
-async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
+async def _respond_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, APIError)
     return JSONResponse(error.to_json(), error.status, error.headers())
 
 
-async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+async def _respond_http_error(request: Request, error: Exception) -> JSONResponse:
     """Paths and methods there are not, and bodies that are no JSON."""
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "invalid_request")
@@ -98,14 +98,14 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _answer_validation(request: Request, error: Exception) -> JSONResponse:
+async def _respond_validation_error(request: Request, error: Exception) -> JSONResponse:
     """Names the first field that is wrong, and why."""
     assert isinstance(error, RequestValidationError)
     problem = api_error_of(error.errors(), error.body)
     return JSONResponse(problem.to_json(), problem.status, problem.headers())
 
 
-async def _answer_bug(request: Request, error: Exception) -> JSONResponse:
+async def _respond_internal_error(request: Request, error: Exception) -> JSONResponse:
     """uvicorn logs the traceback; the client gets none."""
     problem = APIError(500, "internal_error", "the server failed on this request")
     return JSONResponse(problem.to_json(), problem.status, problem.headers())

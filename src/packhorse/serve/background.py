@@ -32,3 +32,12 @@ class BackgroundTasks:
         self.report(f"{name} stopped, which it must not ({why}); restart the server")
         if error is not None:
             _LOGGER.debug("%s stopped", name, exc_info=error)
+
+
+async def wait_until_idle(idle: asyncio.Event, seconds: float, force_exit: asyncio.Event) -> bool:
+    """Wait for `idle`, at most `seconds` or until `force_exit`; return whether it was set."""
+    waits = [asyncio.create_task(each.wait()) for each in (idle, force_exit)]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    return idle.is_set()

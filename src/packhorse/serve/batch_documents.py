@@ -14,7 +14,7 @@ from typing import Any
 from packhorse.errors import OutputError
 from packhorse.serve.documents import Documents, Owner, Report
 
-_UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
+_UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
 
 
 @dataclass(slots=True)
@@ -22,13 +22,13 @@ class BatchDocuments:
     """Documents of batches. All methods belong to the event loop's thread; the disk is written in a
     thread of its own, one document after the other, so that the last one stays.
 
-    under_way: documents of batches that have not ended, by identifier. report: gets a line for
+    unfinished: documents of batches that have not ended, by identifier. report: gets a line for
     each document that is damaged.
     """
 
     folder: Path
     report: Report = lambda text: None
-    under_way: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unfinished: dict[str, dict[str, Any]] = field(default_factory=dict)
     _ending: set[str] = field(default_factory=set)
     _stored: Documents = field(init=False)
     _thread: ThreadPoolExecutor = field(
@@ -40,29 +40,29 @@ class BatchDocuments:
 
     def recover(self) -> None:
         """Takes up, oldest first, what an earlier server did not finish."""
-        self._stored.clean()
+        self._stored.remove_leftovers()
         for document in reversed(self._stored.all()):
-            if document["status"] in _UNDER_WAY:
-                self.under_way[document["id"]] = document
+            if document["status"] in _UNFINISHED:
+                self.unfinished[document["id"]] = document
 
-    def place(self, identifier: str) -> Path:
-        return self._stored.place(identifier)
+    def folder_of(self, identifier: str) -> Path:
+        return self._stored.folder_of(identifier)
 
     def find(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
-        """Raises Problem for a batch that is not there, or is not for `owner`."""
-        found = self.under_way.get(identifier)
+        """Raises APIError for a batch that is not there, or is not for `owner`."""
+        found = self.unfinished.get(identifier)
         if found is None:
             return self._stored.read(identifier, owner)
         if owner is not None and found.get("owner") not in (None, owner):
-            raise self._stored.absent()
+            raise self._stored.not_found_error()
         return found
 
     async def all(self, owner: Owner = None) -> list[dict[str, Any]]:
         """Those for `owner`, newest first."""
-        under_way = dict(self.under_way)
+        unfinished = dict(self.unfinished)
         stored = await asyncio.to_thread(self._stored.all, owner)
         return [
-            under_way.get(each["id"], each) if each["status"] in _UNDER_WAY else each
+            unfinished.get(each["id"], each) if each["status"] in _UNFINISHED else each
             for each in stored
         ]
 
@@ -70,67 +70,67 @@ class BatchDocuments:
         """A batch that begins. Raises OSError or OutputError where it cannot be written."""
         identifier = self._stored.new_identifier()
         document = {"id": identifier, "object": "batch", "status": "validating", **fields}
-        self.under_way[identifier] = document
+        self.unfinished[identifier] = document
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._begin, document)
         except BaseException:
-            del self.under_way[identifier]
+            del self.unfinished[identifier]
             raise
         return document
 
     def _begin(self, document: dict[str, Any]) -> None:
         """Keeps the first document of a batch, or, with OSError or OutputError, nothing."""
-        hidden = self._stored.hidden_place(document["id"])
+        hidden = self._stored.hidden_folder_of(document["id"])
         try:
             hidden.mkdir(mode=0o700, parents=True)
             self._stored.write(document, hidden)
-            self._stored.show(hidden, document["id"])
+            self._stored.publish(hidden, document["id"])
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
 
     async def cancel(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
-        """Raises Problem for a batch that is not there, or is not for `owner`; one that has ended
+        """Raises APIError for a batch that is not there, or is not for `owner`; one that has ended
         stays as it is."""
         self.find(identifier, owner)
-        has_ended = identifier not in self.under_way or identifier in self._ending
+        has_ended = identifier not in self.unfinished or identifier in self._ending
         if not has_ended and not self.is_cancelled(identifier):
-            self.change(identifier, status="cancelling", **at("cancelling"))
+            self.update(identifier, status="cancelling", **timestamp("cancelling"))
             with suppress(OutputError):  # it is kept again when the batch ends
-                await self.keep(identifier)
+                await self.save(identifier)
         return self.find(identifier)
 
-    def change(self, identifier: str, **changes: Any) -> None:
+    def update(self, identifier: str, **changes: Any) -> None:
         """In memory."""
-        self.under_way[identifier] = {**self.under_way[identifier], **changes}
+        self.unfinished[identifier] = {**self.unfinished[identifier], **changes}
 
-    async def keep(self, identifier: str) -> None:
+    async def save(self, identifier: str) -> None:
         """On the disk. Raises OutputError where it cannot be written."""
-        await self._write(self.under_way[identifier])
+        await self._write(self.unfinished[identifier])
 
-    async def end(self, identifier: str, status: str, **changes: Any) -> None:
+    async def finish(self, identifier: str, status: str, **changes: Any) -> None:
         """The last change of a batch. Raises OutputError where it cannot be written: then the batch
         has not ended."""
-        document = {**self.under_way[identifier], "status": status, **at(status), **changes}
+        document = {**self.unfinished[identifier], "status": status, **timestamp(status), **changes}
         self._ending.add(identifier)
         try:
             await self._write(document)
         finally:
             self._ending.discard(identifier)
-        del self.under_way[identifier]
+        del self.unfinished[identifier]
 
     def is_cancelled(self, identifier: str) -> bool:
-        return "cancelling_at" in self.under_way[identifier]
+        return "cancelling_at" in self.unfinished[identifier]
 
     def is_input(self, file_id: str) -> bool:
         """Whether a batch under way reads this file."""
-        return any(each["input_file_id"] == file_id for each in self.under_way.values())
+        return any(each["input_file_id"] == file_id for each in self.unfinished.values())
 
     async def _write(self, document: dict[str, Any]) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._stored.write, document)
 
 
-def at(status: str) -> dict[str, int]:
+def timestamp(status: str) -> dict[str, int]:
     """When a batch came to be so, as OpenAI's clients read it."""
     return {f"{status}_at": int(time.time())}

@@ -22,7 +22,7 @@ from packhorse.serve import schemas
 from packhorse.serve.batches import Batches
 from packhorse.serve.documents import Owner, shown_document
 from packhorse.serve.errors import APIError
-from packhorse.serve.files import FileStore, not_kept
+from packhorse.serve.files import FileStore, storage_error
 
 
 async def _owner(request: Request) -> Owner:
@@ -31,7 +31,7 @@ async def _owner(request: Request) -> Owner:
 
 
 Caller = Annotated[Owner, Depends(_owner)]
-"""To whom the request's files and batches belong; see `Guard`."""
+"""To whom the request's files and batches belong; see `AccessMiddleware`."""
 Identifier = Annotated[str, Field(min_length=1, max_length=64)]
 _PURPOSES = ("batch",)
 
@@ -58,11 +58,11 @@ def file_routes(batches: Batches, uploads: int) -> APIRouter:
         async with places:
             length = request.headers.get("content-length", "")
             try:
-                await run_in_threadpool(store.require_room, int(length) if length.isdigit() else 0)
+                await run_in_threadpool(store.check_space, int(length) if length.isdigit() else 0)
                 return shown_document(await _keep(store, request, owner))
             except (OSError, OutputError) as error:
                 batches.report(f"an upload cannot be kept: {error}")
-                raise not_kept(error) from None
+                raise storage_error(error) from None
 
     @router.get("/v1/files")
     async def listing(owner: Caller) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def file_routes(batches: Batches, uploads: int) -> APIRouter:
     @router.delete("/v1/files/{file_id}")
     async def remove(file_id: str, owner: Caller) -> dict[str, Any]:
         store.document(file_id, owner)
-        batches.require_free(file_id)
-        gone = store.withdraw(file_id, owner)  # in the same step, before a batch may begin with it
+        batches.check_unused(file_id)
+        gone = store.detach(file_id, owner)  # in the same step, before a batch may begin with it
         await run_in_threadpool(shutil.rmtree, gone, ignore_errors=True)
         return {"id": file_id, "object": "file", "deleted": True}
 
@@ -113,7 +113,7 @@ def batch_routes(batches: Batches) -> APIRouter:
     return router
 
 
-def no_batch_routes() -> APIRouter:
+def disabled_batch_routes() -> APIRouter:
     """What a server without a folder says."""
     router = APIRouter(include_in_schema=False)
 
@@ -157,7 +157,7 @@ async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, A
         if purpose not in _PURPOSES:
             got = "it is missing" if purpose is None else f"got {_shown_field(purpose)}"
             raise APIError(400, "bad_purpose", f"purpose must be batch, {got}", param="purpose")
-        await run_in_threadpool(store.require_room, content.size or 0)
+        await run_in_threadpool(store.check_space, content.size or 0)
         name = content.filename or "input.jsonl"
         return await run_in_threadpool(store.add, content.file, name, str(purpose), owner)
     finally:

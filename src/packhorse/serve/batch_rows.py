@@ -1,4 +1,4 @@
-"""A row of a batch through the server's engine, however often that takes."""
+"""Run rows of batch files on the server's engine, with retries."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Service
 
-ATTEMPTS = 3
-"""Times a row is tried when the engine dies beside it: beside others, then alone."""
+MAX_ATTEMPTS = 3
+"""Attempts per row if the engine dies while it runs: first beside other rows, then alone."""
 _RETRY_SECONDS = 1.0
 
 
-class Company:
-    """Which rows may be in the engine together: all, but for one that was in it when it died.
+class SharedExclusiveLock:
+    """Shared for rows on their first attempt, exclusive for rows that ran when the engine died.
 
-    Such a row has no other row of a batch beside it, so that only the row at fault fails. No row
-    begins beside others while one waits to be alone.
+    A retried row runs without other rows of a batch, so that only the row at fault fails. No row
+    takes the lock shared while another waits to take it exclusively.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Company:
         self._changed = asyncio.Condition()
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
+    async def shared(self) -> AsyncIterator[None]:
         async with self._changed:
             await self._changed.wait_for(lambda: self._suspects == 0)
             self._together += 1
@@ -46,7 +46,7 @@ class Company:
             await self._tell()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         self._suspects += 1
         try:
             async with self._changed:
@@ -67,13 +67,16 @@ class Company:
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """Gives rows of batches their outcomes."""
+    """Runs rows of batch files on the engine."""
 
     service: Service
-    _company: Company = field(default_factory=Company)
+    _lock: SharedExclusiveLock = field(default_factory=SharedExclusiveLock)
 
     async def outcome(self, row: Request, date: datetime | None = None) -> Completion | Failure:
-        """QueueConfig as long as the engine is full or away. date: what chat templates write."""
+        """Return a row's outcome; wait while the queue is full or the engine is being restarted.
+
+        date: the date that chat templates write.
+        """
         work = ParsedRequest(
             (row.content,),
             row.options,
@@ -85,25 +88,25 @@ class BatchRows:
         )
         attempts = 0
         while True:
-            async with self._company.alone() if attempts else self._company.together():
+            async with self._lock.exclusive() if attempts else self._lock.shared():
                 try:
-                    outcome = await self._tried(row, work)
+                    outcome = await self._attempt(row, work)
                 except APIError as refusal:
                     return _failure(row, refusal)
             if isinstance(outcome, Completion):
                 return outcome
             attempts += 1
-            if outcome.code != "engine_restarted" or attempts == ATTEMPTS:
+            if outcome.code != "engine_restarted" or attempts == MAX_ATTEMPTS:
                 return _failure(row, of_failure(outcome))
 
     def note(self, row: Request, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """What the journal keeps of log-probabilities, where the row asked for them."""
+        """Return the log-probabilities to journal; None if the row asked for none."""
         if isinstance(outcome, Failure) or outcome.log_probs is None:
             return None
         return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
 
-    async def _tried(self, row: Request, work: ParsedRequest) -> Completion | Failure:
-        """What the engine says to it. Raises Problem for a row that is refused for good."""
+    async def _attempt(self, row: Request, work: ParsedRequest) -> Completion | Failure:
+        """Return the outcome of one attempt. Raises APIError for a row that is refused for good."""
         while True:
             try:
                 (choice,) = await self.service.admit(work)
@@ -115,12 +118,12 @@ class BatchRows:
             try:
                 await choice.row.done.wait()
             finally:
-                self.service.abandon([choice])
+                self.service.release([choice])
             outcome = choice.row.outcome
             assert outcome is not None
             if isinstance(outcome, Finished):
                 return self._answer(row, choice.row, outcome)
-            if not _was_turned_away(outcome):
+            if not _never_ran(outcome):
                 return outcome
             await asyncio.sleep(_RETRY_SECONDS)
 
@@ -138,7 +141,7 @@ def _failure(row: Request, problem: APIError) -> Failure:
     return Failure(row.index, problem.code, str(problem), row.id, row.line, row.key)
 
 
-def _was_turned_away(failure: Failure) -> bool:
-    """Whether the row never ran, as when the server ends: the same row may do better later."""
+def _never_ran(failure: Failure) -> bool:
+    """Return whether the row never ran, for example because the server shuts down."""
     is_of_row = failure.code in ("engine_restarted", "out_of_memory")
     return of_failure(failure).status == 503 and not is_of_row

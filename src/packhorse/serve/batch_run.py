@@ -24,13 +24,13 @@ from packhorse.inputs import detect_format, read_rows
 from packhorse.jobs.frame import Exported, export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
-from packhorse.serve.batch_documents import BatchDocuments, at
+from packhorse.serve.batch_documents import BatchDocuments, timestamp
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.files import FileStore
 
 T = TypeVar("T")
 ROWS_AT_ONCE = 64
-_KEEP_SECONDS = 1.0
+_SAVE_SECONDS = 1.0
 _FILES: tuple[tuple[str, Exported], ...] = (
     ("output_file_id", "completed"),
     ("error_file_id", "failed"),
@@ -50,42 +50,42 @@ class BatchRun:
     rows: BatchRows
     thread: ThreadPoolExecutor
     _counts: dict[str, int] = field(default_factory=dict)
-    _kept: float = 0.0
+    _saved_at: float = 0.0
 
     async def run(self) -> None:
-        """Raises Problem or PackhorseError for a batch that cannot be done, and whatever its files
+        """Raises APIError or PackhorseError for a batch that cannot be done, and whatever its files
         raise, alone or in an ExceptionGroup; what was answered is in the journal."""
         source = self.files.content(self.documents.find(self.identifier)["input_file_id"])
         self._workspace.folder.mkdir(exist_ok=True)
         async with self._journal() as journal:
-            await self._apart(partial(self._enlist, journal, source))
-            await self._count(journal)
+            await self._in_thread(partial(self._register_rows, journal, source))
+            await self._load_counts(journal)
             if "in_progress_at" not in self.documents.find(self.identifier):
-                self._enter("in_progress")
-                await self.documents.keep(self.identifier)
-            await self._answer_pending(journal, source)
+                self._set_status("in_progress")
+                await self.documents.save(self.identifier)
+            await self._run_pending(journal, source)
             await self._finish(journal)
 
     async def fail(self, code: str, message: str, *, has_answers: bool = True) -> None:
         """Ends the batch with what was answered before it failed, if anything was."""
         errors = {"object": "list", "data": [{"code": code, "message": message}]}
         if not (has_answers and self._workspace.journal.exists()):
-            await self.documents.end(self.identifier, "failed", errors=errors)
+            await self.documents.finish(self.identifier, "failed", errors=errors)
             return
         async with self._journal() as journal:
             await self._end(journal, "failed", errors=errors)
 
     @property
     def _workspace(self) -> Workspace:
-        return Workspace(self.documents.place(self.identifier) / "output.jsonl")
+        return Workspace(self.documents.folder_of(self.identifier) / "output.jsonl")
 
     @asynccontextmanager
     async def _journal(self) -> AsyncIterator[Journal]:
-        journal = await self._apart(partial(Journal, self._workspace.journal))
+        journal = await self._in_thread(partial(Journal, self._workspace.journal))
         try:
             yield journal
         finally:
-            await self._apart(journal.close)
+            await self._in_thread(journal.close)
 
     @property
     def _reading(self) -> InputConfig:
@@ -96,7 +96,7 @@ class BatchRun:
             batch_endpoint=self.documents.find(self.identifier)["endpoint"],
         )
 
-    def _enlist(self, journal: Journal, source: Path) -> None:
+    def _register_rows(self, journal: Journal, source: Path) -> None:
         """Raises InputError for a file that cannot be read, JobChangedError for another model or
         another way to run it."""
         service = self.rows.service
@@ -112,10 +112,10 @@ class BatchRun:
         journal.register_rows(read_rows(source, self._reading))
         journal.discard_damaged()
 
-    async def _answer_pending(self, journal: Journal, source: Path) -> None:
+    async def _run_pending(self, journal: Journal, source: Path) -> None:
         """Every row without a result gets one, unless the batch is cancelled."""
         reading = self._reading
-        pending = await self._apart(lambda: _pending(journal, source, reading))
+        pending = await self._in_thread(lambda: _pending(journal, source, reading))
         places = asyncio.Semaphore(ROWS_AT_ONCE)
         created = self.documents.find(self.identifier)["created_at"]
         date = datetime.fromtimestamp(created)  # noqa: DTZ006 (templates write the local date)
@@ -123,15 +123,15 @@ class BatchRun:
         async def answer(row: Request) -> None:
             try:
                 outcome = await self.rows.outcome(row, date)
-                await self._apart(partial(self._record, journal, row, outcome))
-                await self._note_recorded(outcome)
+                await self._in_thread(partial(self._record, journal, row, outcome))
+                await self._update_counts(outcome)
             finally:
                 places.release()
 
         async with asyncio.TaskGroup() as group:
             while True:
                 await places.acquire()
-                row = await self._apart(lambda: next(pending, None))
+                row = await self._in_thread(lambda: next(pending, None))
                 if row is None or self.documents.is_cancelled(self.identifier):
                     break
                 group.create_task(answer(row))
@@ -139,39 +139,39 @@ class BatchRun:
     def _record(self, journal: Journal, row: Request, outcome: Completion | Failure) -> None:
         journal.record(outcome, self.rows.note(row, outcome))
 
-    async def _note_recorded(self, outcome: Completion | Failure) -> None:
+    async def _update_counts(self, outcome: Completion | Failure) -> None:
         """Counts a row; the disk learns of it once in a while."""
         self._counts["failed" if isinstance(outcome, Failure) else "completed"] += 1
-        self.documents.change(self.identifier, request_counts=dict(self._counts))
+        self.documents.update(self.identifier, request_counts=dict(self._counts))
         now = time.monotonic()
-        if now - self._kept >= _KEEP_SECONDS:
-            self._kept = now
-            await self.documents.keep(self.identifier)
+        if now - self._saved_at >= _SAVE_SECONDS:
+            self._saved_at = now
+            await self.documents.save(self.identifier)
 
-    async def _count(self, journal: Journal) -> None:
-        counts = await self._apart(journal.counts)
+    async def _load_counts(self, journal: Journal) -> None:
+        counts = await self._in_thread(journal.counts)
         self._counts = {
             "total": counts.rows,
             "completed": counts.completed,
             "failed": counts.failed,
         }
-        self.documents.change(self.identifier, request_counts=dict(self._counts))
+        self.documents.update(self.identifier, request_counts=dict(self._counts))
 
     async def _finish(self, journal: Journal) -> None:
-        await self._apart(journal.commit)
-        self._enter("finalizing")
-        await self.documents.keep(self.identifier)
+        await self._in_thread(journal.commit)
+        self._set_status("finalizing")
+        await self.documents.save(self.identifier)
         is_cancelled = self.documents.is_cancelled(self.identifier)
         await self._end(journal, "cancelled" if is_cancelled else "completed")
 
     async def _end(self, journal: Journal, status: str, **changes: Any) -> None:
         """The batch's files, and its last document."""
-        await self._count(journal)
+        await self._load_counts(journal)
         written = {
-            name: await self._apart(partial(self._write_rows, journal, which))
+            name: await self._in_thread(partial(self._write_rows, journal, which))
             for name, which in _FILES
         }
-        await self.documents.end(self.identifier, status, **changes, **written)
+        await self.documents.finish(self.identifier, status, **changes, **written)
 
     def _write_rows(self, journal: Journal, which: Exported) -> str | None:
         """The file of rows that completed or failed, in place of one that an earlier attempt to
@@ -190,14 +190,14 @@ class BatchRun:
         finally:
             output.unlink()
 
-    def _enter(self, status: str) -> None:
+    def _set_status(self, status: str) -> None:
         """What is being cancelled stays so until it has ended."""
         is_cancelled = self.documents.is_cancelled(self.identifier)
-        self.documents.change(
-            self.identifier, **({} if is_cancelled else {"status": status}), **at(status)
+        self.documents.update(
+            self.identifier, **({} if is_cancelled else {"status": status}), **timestamp(status)
         )
 
-    async def _apart(self, call: Callable[[], T]) -> T:
+    async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, call)
 
 

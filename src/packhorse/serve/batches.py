@@ -1,7 +1,6 @@
-"""The batches of a server, one after the other, whatever goes wrong with one of them.
+"""Run batches one after the other; a failed batch does not stop later ones.
 
-A server that is started again goes on with what it has not finished: what was answered is in the
-journal.
+A restarted server resumes unfinished batches from their journals.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.batch_run import BatchRun
 from packhorse.serve.documents import Owner
 from packhorse.serve.errors import APIError
-from packhorse.serve.files import FileStore, not_kept
+from packhorse.serve.files import FileStore, storage_error
 from packhorse.serve.service import Service
 
-FIRST_RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 60.0
+INITIAL_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -47,21 +46,21 @@ class Batches:
         self._rows = BatchRows(self.service)
 
     def recover(self) -> None:
-        """Takes up what an earlier server left, before clients may ask for it."""
+        """Load the files and batches of an earlier server. Call it before serving requests."""
         self.files.recover()
         self.documents.recover()
-        for identifier in self.documents.under_way:
+        for identifier in self.documents.unfinished:
             self._queue.put_nowait(identifier)
 
     async def run(self) -> None:
-        """Runs batches until it is cancelled. The model must be loaded."""
+        """Run batches until cancelled. The model must be loaded."""
         while True:
-            await self._carry_out(await self._queue.get())
+            await self._run_batch(await self._queue.get())
 
     async def create(
         self, file_id: str, endpoint: str, metadata: dict[str, str], owner: Owner = None
     ) -> dict[str, Any]:
-        """Raises Problem for a file that is not there or is no batch, and where there is no space
+        """Raises APIError for a file that is not there or is no batch, and where there is no space
         for a batch."""
         await asyncio.to_thread(self._require_batch, file_id, owner)
         self.files.document(file_id, owner)  # again, in the same step as the batch begins
@@ -82,17 +81,17 @@ class Batches:
             )
         except (OSError, OutputError) as error:
             self.report(f"a batch cannot be begun: {error}")
-            raise not_kept(error) from None
+            raise storage_error(error) from None
         self._queue.put_nowait(document["id"])
         return document
 
     def _require_batch(self, file_id: str, owner: Owner) -> None:
-        """Raises Problem for a file that is not there or holds no lines of a batch."""
+        """Raises APIError for a file that is not there or holds no lines of a batch."""
         try:
             found = detect_format(self.files.content(file_id, owner))
         except InputError as error:
             if isinstance(error.__cause__, OSError):
-                raise self.files.unreadable() from error
+                raise self.files.unreadable_error() from error
             message = self._without_path(error, file_id)
             raise APIError(400, "invalid_input", message, param="input_file_id") from None
         if found != "openai-batch":
@@ -107,8 +106,8 @@ class Batches:
         folder = str(self.files.folder / file_id)
         return str(error).replace(f"{folder}/content.jsonl", file_id).replace(folder, file_id)
 
-    def require_free(self, file_id: str) -> None:
-        """Raises Problem for a file that a batch under way reads."""
+    def check_unused(self, file_id: str) -> None:
+        """Raises APIError for a file that a batch under way reads."""
         if self.documents.is_input(file_id):
             raise APIError(
                 409,
@@ -117,32 +116,32 @@ class Batches:
                 param="file_id",
             )
 
-    async def _carry_out(self, identifier: str) -> None:
-        """Runs a batch to its end, or lets it wait for a disk that takes no more."""
+    async def _run_batch(self, identifier: str) -> None:
+        """Run a batch to its end, or retry it later if the disk is full."""
         run = BatchRun(identifier, self.documents, self.files, self._rows, self._thread)
         try:
             try:
                 await run.run()
             except Exception as error:
                 cause = _cause(error)
-                if _is_of_disk(cause):
+                if _is_disk_error(cause):
                     raise
                 self.report(f"{identifier} failed: {type(cause).__name__}: {cause}")
-                await _fail(run, *self._told(identifier, cause))
+                await _fail(run, *self._client_error(identifier, cause))
         except Exception as error:  # noqa: BLE001 (later batches run, whatever this is)
-            self._try_again_later(identifier, _cause(error))
+            self._retry_later(identifier, _cause(error))
         else:
             self._pauses.pop(identifier, None)
 
-    def _try_again_later(self, identifier: str, error: Exception) -> None:
-        pause = self._pauses.get(identifier, FIRST_RETRY_SECONDS)
-        self._pauses[identifier] = min(2 * pause, LONGEST_RETRY_SECONDS)
+    def _retry_later(self, identifier: str, error: Exception) -> None:
+        pause = self._pauses.get(identifier, INITIAL_RETRY_SECONDS)
+        self._pauses[identifier] = min(2 * pause, MAX_RETRY_SECONDS)
         asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, identifier)
-        self.service.supervisor.figures.batch_interruptions.inc()
+        self.service.supervisor.metrics.batch_interruptions.inc()
         self.report(f"{identifier} goes on in {pause:g} s: {type(error).__name__}: {error}")
 
-    def _told(self, identifier: str, error: Exception) -> tuple[str, str]:
-        """Code and message for the client: what he can mend, and no path of this machine."""
+    def _client_error(self, identifier: str, error: Exception) -> tuple[str, str]:
+        """Return code and message for the client, without paths of this machine."""
         if isinstance(error, APIError):
             return error.code, str(error)
         if isinstance(error, JobChangedError):
@@ -154,25 +153,25 @@ class Batches:
 
 
 async def _fail(run: BatchRun, code: str, message: str) -> None:
-    """Ends a batch as failed, without its answers only where its journal is at fault."""
+    """Mark a batch failed; its answers are left out only if its journal is damaged."""
     try:
         await run.fail(code, message)
     except Exception as error:
-        if _is_of_disk(_cause(error)):
+        if _is_disk_error(_cause(error)):
             raise
         await run.fail(code, message, has_answers=False)
 
 
 def _cause(error: Exception) -> Exception:
-    """What is behind a group of errors: a disk that takes no more, if one says so."""
+    """Return the cause in a group of errors, preferring errors of the disk."""
     if not isinstance(error, ExceptionGroup):
         return error
     causes = [_cause(each) for each in error.exceptions]
-    return next(filter(_is_of_disk, causes), causes[0])
+    return next(filter(_is_disk_error, causes), causes[0])
 
 
-def _is_of_disk(error: BaseException | None) -> bool:
-    """Whether the same may go well later."""
+def _is_disk_error(error: BaseException | None) -> bool:
+    """Return whether a retry may succeed."""
     if isinstance(error, OutputError | APIError):
-        return _is_of_disk(error.__cause__)
+        return _is_disk_error(error.__cause__)
     return isinstance(error, OSError | sqlite3.OperationalError)

@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 Message = dict[str, Any]
-MOST_BYTES = 256 << 20
+MAX_MESSAGE_BYTES = 256 << 20
 
 
 class Channel:
@@ -73,7 +73,7 @@ class Channel:
     def _read(self) -> None:
         while True:
             try:
-                messages = json.loads(self._connection.recv_bytes(MOST_BYTES))
+                messages = json.loads(self._connection.recv_bytes(MAX_MESSAGE_BYTES))
             except (EOFError, OSError):
                 break
             self._received(messages)

@@ -1,4 +1,4 @@
-"""The engine's process: loads the model, pulls batches from the server, tells of every token."""
+"""The engine process: load the model, pull batches from the server, send every token."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from packhorse.serve.channel import Channel, Message
 from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
 
 WAIT_SECONDS = 0.004
-"""How long an engine with rows under way may be kept waiting for another batch."""
-NOTHING = Batch(())
+"""How long an engine with running rows waits for another batch."""
+EMPTY_BATCH = Batch(())
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class EngineSpec:
     """What to load: `packhorse.inference.model.load_prepared`'s arguments, and what requests
     get."""
 
@@ -37,14 +37,17 @@ class Loading:
     decoding: SamplingParams
 
 
-def main(connection: Connection, loading: Loading) -> None:
-    """The process from start to end. The server decides when it ends: signals meant for both, such
-    as Ctrl-C on a terminal, are left to the server; a server that is gone ends it at once."""
+def main(connection: Connection, loading: EngineSpec) -> None:
+    """Run the engine process.
+
+    The server decides when it ends: SIGINT and SIGTERM, which a terminal sends to both, are
+    ignored. If the server dies, the process exits at once.
+    """
     with guarded_streams():
         _run(connection, loading)
 
 
-def _run(connection: Connection, loading: Loading) -> None:
+def _run(connection: Connection, loading: EngineSpec) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     inbox = _Inbox()
@@ -63,14 +66,14 @@ def _run(connection: Connection, loading: Loading) -> None:
         with model:
             budget = model.budget(loading.decoding)
             channel.send(ready_message(model, budget, _description(model, budget.tokens)))
-            _Working(model, channel, inbox).run()
+            _EngineLoop(model, channel, inbox).run()
     channel.finish()
     sys.stdout.flush()
     os._exit(0)  # threads of libraries that will not end must not keep it
 
 
 class _Inbox:
-    """What the server sent. cancelled: rows nobody waits for; they end at their next token."""
+    """Messages from the server. cancelled: rows to end at their next token."""
 
     def __init__(self) -> None:
         self.messages: SimpleQueue[Message] = SimpleQueue()
@@ -86,36 +89,36 @@ class _Inbox:
                 self._open.update(row for row, *_ in message["rows"])
             self.messages.put(message)
 
-    def settle(self, row: int) -> None:
+    def finish(self, row: int) -> None:
         """The row has its result."""
         self._open.discard(row)
         self.cancelled.discard(row)
 
 
-class _Working:
-    """Runs what the server sends until it says stop."""
+class _EngineLoop:
+    """Runs batches from the server until it sends `stop`."""
 
     def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
         self._model, self._channel, self._inbox = model, channel, inbox
         self._source = _Source(model.capabilities, channel, inbox.messages)
         self._stops = StopStrings(model.codec, self._stops_of)
-        self._on_token = _Watch(channel, self._stops, inbox)
+        self._on_token = _TokenSender(channel, self._stops, inbox)
 
     def run(self) -> None:
         for result in self._model.engine.run(self._source, self._on_token):
-            self._source.settle(result.index)
+            self._source.finish(result.index)
             self._stops.forget(result.index)
-            self._inbox.settle(result.index)
+            self._inbox.finish(result.index)
             self._channel.send(_result_message(result))
 
     def _stops_of(self, row: int) -> tuple[str, ...]:
-        return self._source.underway[row].decoding.stop
+        return self._source.running[row].decoding.stop
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
-    """Tells the server of every token, with its log-probabilities where they are asked for, and
-    ends rows."""
+class _TokenSender:
+    """Sends every token to the server, with log-probabilities if requested; ends rows at stop
+    strings and when they are cancelled."""
 
     channel: Channel
     stops: StopStrings
@@ -134,49 +137,49 @@ class _Watch:
 
 
 class _Source(Iterator[Batch]):
-    """The batches an engine pulls: what the server sends, and nothing while it sends nothing.
+    """Iterator of batches from the server; yields empty batches while it sends none.
 
-    The server is asked for a batch when the engine can begin it, so that rows wait where they can
-    still be put together with others: an engine that takes batches as they are is asked for as
-    many as it has workers.
+    A batch is requested only when the engine can start it, so that rows wait in the server's queue,
+    where they can still be batched with others. Without continuous batching, that is one batch per
+    worker.
     """
 
     def __init__(
         self, capabilities: EngineCapabilities, channel: Channel, inbox: SimpleQueue[Message]
     ) -> None:
-        self._traits, self._channel, self._inbox = capabilities, channel, inbox
+        self._capabilities, self._channel, self._inbox = capabilities, channel, inbox
         self._has_asked = False
         self._batch_of: dict[int, set[int]] = {}
-        self.underway: dict[int, Prompt] = {}
+        self.running: dict[int, Prompt] = {}
 
     def __next__(self) -> Batch:
-        if not self._has_asked and self._may_ask():
-            self._channel.send({"kind": "room"})
+        if not self._has_asked and self._can_take_batch():
+            self._channel.send({"kind": "wants_batch"})
             self._has_asked = True
         try:
-            message = self._inbox.get(timeout=WAIT_SECONDS if self.underway else None)
+            message = self._inbox.get(timeout=WAIT_SECONDS if self.running else None)
         except Empty:
-            return NOTHING
+            return EMPTY_BATCH
         if message["kind"] == "stop":
             raise StopIteration
         self._has_asked = False
         batch = read_batch(message)
         rows = {prompt.index for prompt in batch.prompts}
         for prompt in batch.prompts:
-            self.underway[prompt.index] = prompt
+            self.running[prompt.index] = prompt
             self._batch_of[prompt.index] = rows
         return batch
 
-    def settle(self, row: int) -> None:
+    def finish(self, row: int) -> None:
         """The row has its result."""
-        del self.underway[row]
+        del self.running[row]
         self._batch_of.pop(row).discard(row)
 
-    def _may_ask(self) -> bool:
-        if self._traits.max_num_seqs:
+    def _can_take_batch(self) -> bool:
+        if self._capabilities.max_num_seqs:
             return True
         batches = {id(rows) for rows in self._batch_of.values()}
-        return len(batches) < self._traits.workers
+        return len(batches) < self._capabilities.workers
 
 
 def _result_message(result: EngineOutput | Failure) -> Message:

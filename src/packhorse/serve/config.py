@@ -1,4 +1,4 @@
-"""What a server is: frozen, composed, inert. The command line reads its defaults from here."""
+"""Options of a server. The command line reads its defaults from here."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from packhorse.openai_format.batch_lines import model_names
 
 @dataclass(frozen=True, slots=True)
 class QueueConfig:
-    """When rows that wait go to the engine.
+    """When queued rows go to the engine, and how many may be queued.
 
-    max_delay_seconds: a row waits this long at most for others to share a batch with, while the
-        engine has room. An engine that rows join at every step makes nobody wait.
-    max_wait_seconds: a row that has waited longer goes before all that came after it, whatever it
-        costs.
-    max_rows, max_tokens: rows and tokens (prompt and new) that wait at most; more are refused.
+    Attributes:
+        max_delay_seconds: longest time a row waits for others to share its batch while the engine
+            is free. With continuous batching, rows do not wait.
+        max_wait_seconds: a row that has waited longer goes before all younger rows.
+        max_rows: queued rows; more are refused.
+        max_tokens: prompt and new tokens of queued rows; more are refused.
     """
 
     max_delay_seconds: float = field(
@@ -48,25 +49,34 @@ class QueueConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a client may take before it has a row of its own.
+class RequestLimits:
+    """Limits on clients, checked before a row is queued.
 
-    body_bytes: of a request, but for uploaded files, which may have upload_bytes. stored_bytes: of
-        all files that are kept. spare_bytes: that uploads leave free on the disk. uploads: taken at
-        the same time; others wait. header_bytes: of a request line and its headers. messages: of
-        one chat. prompts: of one completion request.
-    log_probs: of the tokens that a request may generate and of the most probable in their places.
-    embedding_texts, embedding_tokens: of one request for embeddings. embedding_waiting: texts of
-        all such requests under way; more are refused, unless nothing else is under way.
-    connections: open at the same time. header_seconds, body_seconds: to send them in. An upload may
-        pause that long, and take as much longer as it has bytes at upload_bytes_per_second.
-    write_seconds: without taking anything of what is left for it to take.
+    Attributes:
+        body_bytes: size of a request body, except uploads.
+        upload_bytes: size of an uploaded file.
+        stored_bytes: size of all stored files.
+        reserved_disk_bytes: free disk space that uploads must leave.
+        uploads: concurrent uploads; others wait.
+        upload_bytes_per_second: slowest average rate of an upload after `body_seconds`.
+        header_bytes: size of a request line and its headers.
+        messages: messages per chat.
+        prompts: prompts per completion request.
+        log_probs: log-probabilities that a request may return, chosen and top tokens together.
+        embedding_texts: texts per embedding request.
+        embedding_tokens: tokens per embedding request.
+        embedding_waiting: texts of all running embedding requests; more are refused, unless
+            nothing else is running.
+        connections: open connections.
+        header_seconds: time to send the headers.
+        body_seconds: time to send the body; for uploads, longest pause.
+        write_seconds: longest time in which a client reads nothing of its response.
     """
 
     body_bytes: int = 4 << 20
     upload_bytes: int = 256 << 20
     stored_bytes: int = 16 << 30
-    spare_bytes: int = 1 << 30
+    reserved_disk_bytes: int = 1 << 30
     uploads: int = 4
     upload_bytes_per_second: int = 64 << 10
     header_bytes: int = 16 << 10
@@ -84,17 +94,20 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """One server: a model behind a port.
+    """One server.
 
-    name: what clients call the model; None is `model` itself, a path's last part.
-    decoding: what a request that says nothing gets. port 0 is any free one.
-    api_keys: any of them lets a client in; none is needed where there are none.
-    allowed_hosts: names by which clients may call the server, beside localhost and IP addresses.
-    stall_seconds: an engine that has work and gives no sign for so long is lost and restarted; 0
-        waits for ever. Nothing is heard of it while it computes a batch's prompts.
-    drain_seconds: time for requests under way once the server is told to end.
-    embeddings: a catalog name or folder of a sentence-embedding model; None serves none.
-    state: folder for files and batches, of this server alone; without one there are none.
+    Attributes:
+        port: 0 is any free port.
+        name: model name for clients; None is `model`, or the last part of a path.
+        decoding: defaults for requests.
+        api_keys: accepted keys; if empty, no key is required.
+        allowed_hosts: accepted Host names besides localhost and IP addresses.
+        stall_seconds: restart an engine that has work and sends no message for this long; 0 never.
+            It sends none during the prefill of a batch.
+        drain_seconds: time for running requests to finish at shutdown.
+        state: directory for uploaded files and batches, used by one server at a time; None
+            disables them.
+        embeddings: catalog name or folder of a sentence-embedding model; None disables embeddings.
     """
 
     model: str = field(metadata=MODEL_OPTION)
@@ -123,8 +136,8 @@ class ServeConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
-    waits: QueueConfig = field(default_factory=QueueConfig)
-    bounds: Bounds = field(default_factory=Bounds)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = field(
         default=(),

@@ -1,10 +1,10 @@
-"""What OpenAI's clients read of a file or a batch: a document in a folder of its own.
+"""Documents of files and batches, as OpenAI's clients read them, each in its own folder.
 
 FOLDER/file-…/file.json, FOLDER/batch_…/batch.json
-FOLDER/.file-…, FOLDER/.batch_…  one that is coming or going
+FOLDER/.file-…, FOLDER/.batch_…  one that is being created or deleted
 
-The folder is this server's, but what is in it may have come from a backup, an editor or another
-version. Only names of our own form are looked at and only those that begin with a dot are ever
+The folder belongs to this server, but its content may come from a backup, an editor or another
+version. Only names of our own form are read, and only those that begin with a dot are ever
 deleted. A document that cannot be read or has the wrong shape is reported once, kept, and not
 served.
 """
@@ -30,14 +30,14 @@ from packhorse.storage.json_files import decode, read_object
 
 Kind = Literal["file", "batch"]
 Report = Callable[[str], None]
-MOST_BYTES = 4 << 20
-"""Of a document; ours have a few kilobytes."""
+MAX_DOCUMENT_BYTES = 4 << 20
+"""Size limit of a document; ours have a few kilobytes."""
 _SEPARATOR = {"file": "-", "batch": "_"}
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 class DamagedDocumentError(Exception):
-    """A document that is there and cannot be used; says why."""
+    """A document that exists but is invalid; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +111,41 @@ class Documents:
         """Whether a folder with this name is one of ours, or one that is coming or going."""
         return self._is_identifier(name.removeprefix("."))
 
-    def place(self, identifier: str) -> Path:
-        """The folder of one, which need not be there. Raises Problem for what is no name of one."""
+    def folder_of(self, identifier: str) -> Path:
+        """Return the folder of a document, existing or not. Raises APIError for an invalid name."""
         if not self._is_identifier(identifier):
-            raise self.absent()
+            raise self.not_found_error()
         return self.folder / identifier
 
-    def hidden_place(self, identifier: str) -> Path:
+    def hidden_folder_of(self, identifier: str) -> Path:
         """The folder of one that is coming or going; what a killed server leaves of it is rubbish.
-        Raises Problem as `place`."""
-        return self.place(identifier).with_name(f".{identifier}")
+        Raises APIError as `place`."""
+        return self.folder_of(identifier).with_name(f".{identifier}")
 
     def read(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
         """The document of one that `owner` may use.
 
         Raises:
-            Problem: it is not there, is damaged, or is another's (404); it cannot be read now (503,
-                caused by the OSError).
+            APIError: it does not exist, is damaged, or belongs to another key (404); it cannot be
+                read now (503, caused by the OSError).
         """
         try:
-            document = self._load(self.place(identifier))
+            document = self._load(self.folder_of(identifier))
         except (FileNotFoundError, NotADirectoryError):
-            raise self.absent() from None
+            raise self.not_found_error() from None
         except DamagedDocumentError as error:
             self._report_once(identifier, f"is damaged, kept and not served: {error}")
-            raise self.absent() from None
+            raise self.not_found_error() from None
         except OSError as error:
             self._report_once(identifier, f"cannot be read: {error.strerror or error}")
-            raise self.unreadable() from error
+            raise self.unreadable_error() from error
         if owner is not None and document.get("owner") not in (None, owner):
-            raise self.absent()
+            raise self.not_found_error()
         return document
 
     def write(self, document: dict[str, Any], place: Path | None = None) -> None:
         """In its folder, or in `place`, which is to become it. Raises OutputError."""
-        write_json(self._path(place or self.place(document["id"])), document)
+        write_json(self._path(place or self.folder_of(document["id"])), document)
 
     def all(self, owner: Owner = None) -> list[dict[str, Any]]:
         """Those that `owner` may use, newest first, without those that go while they are read and
@@ -159,18 +159,18 @@ class Documents:
                     continue
         return sorted(found, key=lambda each: (-each["created_at"], each["id"]))
 
-    def clean(self) -> None:
+    def remove_leftovers(self) -> None:
         """Removes what a server that was killed left of those that came or went."""
         for name in self._names():
             if name.startswith(".") and self.is_own_name(name):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def show(self, place: Path, identifier: str) -> None:
+    def publish(self, place: Path, identifier: str) -> None:
         """Moves a whole folder to its place, from where it is served. Raises OSError."""
-        place.rename(self.place(identifier))
+        place.rename(self.folder_of(identifier))
         sync_folder(self.folder)
 
-    def absent(self) -> APIError:
+    def not_found_error(self) -> APIError:
         return APIError(
             404,
             f"{self.kind}_not_found",
@@ -178,7 +178,7 @@ class Documents:
             param=f"{self.kind}_id",
         )
 
-    def unreadable(self) -> APIError:
+    def unreadable_error(self) -> APIError:
         """For one that is there: its disk may give it another time."""
         message = f"the server cannot read this {self.kind} now; try again later"
         return APIError(503, f"{self.kind}_unreadable", message, retry_after=30)
@@ -188,13 +188,13 @@ class Documents:
         return re.fullmatch(pattern, name) is not None
 
     def _names(self) -> Iterator[str]:
-        """Raises Problem for a folder that is there and cannot be read."""
+        """Raises APIError for a folder that is there and cannot be read."""
         try:
             yield from sorted(os.listdir(self.folder))  # noqa: PTH208 - names alone
         except OSError as error:
             if error.errno not in _ABSENT:
                 self._report_once(".", f"cannot be read: {error.strerror}")
-                raise self.unreadable() from error
+                raise self.unreadable_error() from error
 
     def _load(self, place: Path) -> dict[str, Any]:
         """Raises FileNotFoundError, DamagedDocumentError, and OSError for what cannot be read."""
@@ -202,7 +202,9 @@ class Documents:
             raise DamagedDocumentError("it is no folder")
         path = self._path(place)
         try:
-            document = read_object(path, error=InputError, max_bytes=MOST_BYTES, allow_nan=False)
+            document = read_object(
+                path, error=InputError, max_bytes=MAX_DOCUMENT_BYTES, allow_nan=False
+            )
             decode(_SHAPES[self.kind], document, path.name)
             json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair cannot be
         except InputError as error:

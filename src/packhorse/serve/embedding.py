@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.embeddings import SentenceEncoder, batches_by_length
-from packhorse.serve.config import Bounds
-from packhorse.serve.draining import is_idle_in_time
+from packhorse.serve.background import wait_until_idle
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.errors import APIError
 from packhorse.serve.prometheus import ServerMetrics
 
@@ -40,8 +40,8 @@ class Embedder:
 
     name: str
     encoder: SentenceEncoder
-    bounds: Bounds
-    figures: ServerMetrics
+    limits: RequestLimits
+    metrics: ServerMetrics
     waiting_texts: int = 0
     _is_open: bool = True
     _is_closed: bool = False
@@ -53,32 +53,34 @@ class Embedder:
     def __post_init__(self) -> None:
         self._idle.set()
 
-    async def answer(
+    async def embed(
         self, texts: Sequence[str], encoding: Encoding, dimensions: int | None
     ) -> bytes:
-        """OpenAI's answer to a request, as JSON. Raises Problem for what cannot be embedded."""
-        self._require(texts, dimensions)
+        """OpenAI's answer to a request, as JSON. Raises APIError for what cannot be embedded."""
+        self._check_request(texts, dimensions)
         self.waiting_texts += len(texts)
         self._idle.clear()
         try:
-            rows = await self._apart(partial(self.encoder.tokenize, texts))
-            self._require_lengths(rows)
+            rows = await self._in_thread(partial(self.encoder.tokenize, texts))
+            self._check_lengths(rows)
             vectors = await self._vectors(rows)
             tokens = sum(map(len, rows))
-            answer = await self._apart(partial(_answer, self.name, vectors, encoding, tokens))
+            answer = await self._in_thread(
+                partial(_response_json, self.name, vectors, encoding, tokens)
+            )
         finally:
             self.waiting_texts -= len(texts)
             if not self.waiting_texts:
                 self._idle.set()
-        self.figures.embedded_texts.inc(len(texts))
-        self.figures.embedded_tokens.inc(tokens)
+        self.metrics.embedded_texts.inc(len(texts))
+        self.metrics.embedded_tokens.inc(tokens)
         return answer
 
-    async def drain(self, seconds: float, hurried: asyncio.Event) -> bool:
-        """Takes no more texts and lets those it has end, for so long and until `hurried` is set;
+    async def drain(self, seconds: float, force_exit: asyncio.Event) -> bool:
+        """Takes no more texts and lets those it has end, for so long and until `force_exit` is set;
         returns whether all of them did."""
         self._is_open = False
-        return await is_idle_in_time(self._idle, seconds, hurried)
+        return await wait_until_idle(self._idle, seconds, force_exit)
 
     def close(self) -> None:
         """What still runs is answered with `shutting_down` after its batch."""
@@ -89,10 +91,10 @@ class Embedder:
         vectors = np.empty((len(rows), self.encoder.dimensions), np.float32)
         for places in batches_by_length(list(map(len, rows))):
             batch = [rows[place] for place in places]
-            vectors[places] = await self._apart(partial(self.encoder.forward, batch))
+            vectors[places] = await self._in_thread(partial(self.encoder.forward, batch))
         return vectors
 
-    def _require(self, texts: Sequence[str], dimensions: int | None) -> None:
+    def _check_request(self, texts: Sequence[str], dimensions: int | None) -> None:
         """What can be refused before any work."""
         if not self._is_open:
             raise _shutting_down()
@@ -100,28 +102,28 @@ class Embedder:
         if dimensions not in (None, own):
             message = f"{self.name} makes vectors of {own} dimensions, no others; leave it out"
             raise APIError(400, "unsupported_option", message, param="dimensions")
-        most = self.bounds.embedding_texts
+        most = self.limits.embedding_texts
         if len(texts) > most:
             raise APIError(400, "too_many_inputs", f"at most {most:,} texts", param="input")
         if not all(texts):
             raise APIError(400, "empty_input", "a text is empty; give it words", param="input")
-        if self.waiting_texts and self.waiting_texts + len(texts) > self.bounds.embedding_waiting:
+        if self.waiting_texts and self.waiting_texts + len(texts) > self.limits.embedding_waiting:
             message = "too many texts wait for their embeddings; try again later"
             raise APIError(429, "queue_full", message, retry_after=_RETRY_SECONDS)
 
-    def _require_lengths(self, rows: Sequence[Sequence[int]]) -> None:
+    def _check_lengths(self, rows: Sequence[Sequence[int]]) -> None:
         """A text that is too long is refused, never cut."""
         most, longest = self.encoder.max_tokens, max(map(len, rows))
         if longest > most:
             place = next(place for place, ids in enumerate(rows) if len(ids) == longest)
             message = f"text {place} has {longest:,} tokens; {self.name} takes {most:,}"
             raise APIError(400, "context_length_exceeded", message, param="input")
-        total, allowed = sum(map(len, rows)), self.bounds.embedding_tokens
+        total, allowed = sum(map(len, rows)), self.limits.embedding_tokens
         if total > allowed:
             message = f"the texts have {total:,} tokens; at most {allowed:,} a request"
             raise APIError(400, "too_many_tokens", message, param="input")
 
-    async def _apart(self, call: Callable[[], T]) -> T:
+    async def _in_thread(self, call: Callable[[], T]) -> T:
         if self._is_closed:
             raise _shutting_down()
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
@@ -131,7 +133,7 @@ def _shutting_down() -> APIError:
     return APIError(503, "shutting_down", "the server is shutting down", retry_after=5)
 
 
-def _answer(name: str, vectors: Vectors, encoding: Encoding, tokens: int) -> bytes:
+def _response_json(name: str, vectors: Vectors, encoding: Encoding, tokens: int) -> bytes:
     """Written vector by vector: the thread of the event loop gets its turns in between."""
     data = []
     for index, vector in enumerate(vectors):

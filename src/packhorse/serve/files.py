@@ -1,8 +1,8 @@
-"""Uploaded and written files of batches, in the server's state folder.
+"""Files that clients uploaded or that batches wrote, in the server's state folder.
 
 STATE/files/file-…/content.jsonl  the file as it was sent, or written by a batch
 STATE/files/file-…/file.json      what OpenAI's clients read of it
-STATE/files/.file-…               a file that is coming or going
+STATE/files/.file-…               a file that is being created or deleted
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ _CONTENT = "content.jsonl"
 
 @dataclass(slots=True)
 class FileStore:
-    """What a client calls a file is only shown.
+    """Stored files. A client's file name is data and never a path.
 
-    stored_bytes: of all files, above which no uploads are taken; None is any number. spare_bytes:
-    that uploads leave free on the disk, for journals and what batches write. report: gets a line
-    for each file that is damaged.
+    Attributes:
+        stored_bytes: uploads are refused above this total size; None is no limit.
+        reserved_disk_bytes: free disk space that uploads leave for journals and batch output.
+        report: called with one line per damaged file.
     """
 
     folder: Path
     stored_bytes: int | None = None
-    spare_bytes: int = 0
+    reserved_disk_bytes: int = 0
     report: Report = lambda text: None
     _documents: Documents = field(init=False)
 
@@ -45,11 +46,11 @@ class FileStore:
     def recover(self) -> None:
         """Removes what a server that was killed left of files that came or went, and reports files
         that cannot be used; belongs before anything else."""
-        self._documents.clean()
+        self._documents.remove_leftovers()
         self._documents.all()
 
-    def require_room(self, size: int) -> None:
-        """Raises Problem where `size` bytes more are too many, by the store's bound or the disks'
+    def check_space(self, size: int) -> None:
+        """Raises APIError where `size` bytes more are too many, by the store's bound or the disks'
         space: an upload is spooled in the folder for temporary files before it is kept."""
         if self.stored_bytes is not None and self._size() + size > self.stored_bytes:
             raise APIError(
@@ -58,9 +59,9 @@ class FileStore:
                 f"the files here would have more than {self.stored_bytes:,} bytes; delete some",
             )
         kept, spooled = _first_there(self.folder), Path(tempfile.gettempdir())
-        for disk, needed in ((kept, size + self.spare_bytes), (spooled, size)):
+        for disk, needed in ((kept, size + self.reserved_disk_bytes), (spooled, size)):
             if shutil.disk_usage(disk).free < needed:
-                raise no_space()
+                raise no_space_error()
 
     def add(
         self, content: BinaryIO, name: str, purpose: str, owner: Owner = None
@@ -68,7 +69,7 @@ class FileStore:
         """Keeps what is left of `content`; returns the file's document. Raises OSError or
         OutputError where it cannot, and nothing of it stays."""
         identifier = self._documents.new_identifier()
-        place = self._documents.hidden_place(identifier)
+        place = self._documents.hidden_folder_of(identifier)
         place.mkdir(mode=0o700, parents=True)
         try:
             with open(place / _CONTENT, "wb", opener=_private) as copy:
@@ -86,14 +87,14 @@ class FileStore:
                 "owner": owner,
             }
             self._documents.write(document, place)
-            self._documents.show(place, identifier)
+            self._documents.publish(place, identifier)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
         return document
 
     def document(self, identifier: str, owner: Owner = None) -> dict[str, Any]:
-        """Raises Problem for a file that is not there, or is not for `owner`."""
+        """Raises APIError for a file that is not there, or is not for `owner`."""
         return self._documents.read(identifier, owner)
 
     def documents(self, owner: Owner = None) -> list[dict[str, Any]]:
@@ -101,35 +102,37 @@ class FileStore:
         return self._documents.all(owner)
 
     def content(self, identifier: str, owner: Owner = None) -> Path:
-        """Raises Problem for a file that is not there, or is not for `owner`."""
+        """Raises APIError for a file that is not there, or is not for `owner`."""
         self.document(identifier, owner)
-        return self._documents.place(identifier) / _CONTENT
+        return self._documents.folder_of(identifier) / _CONTENT
 
     def open(self, identifier: str, owner: Owner = None) -> BinaryIO:
-        """Its content, which can be read to its end though it is removed meanwhile. Raises Problem
+        """Its content, which can be read to its end though it is removed meanwhile. Raises APIError
         for a file that is not there, is not for `owner`, or cannot be read now."""
         try:
             return self.content(identifier, owner).open("rb")
         except FileNotFoundError:
-            raise self._documents.absent() from None
+            raise self._documents.not_found_error() from None
         except OSError as error:
             self.report(f"{self.folder / identifier} cannot be read: {error.strerror}")
-            raise self._documents.unreadable() from error
+            raise self._documents.unreadable_error() from error
 
-    def withdraw(self, identifier: str, owner: Owner = None) -> Path:
-        """From now on the file is not there; what is left to remove is returned. Raises Problem for
-        a file that is not there, or is not for `owner`."""
+    def detach(self, identifier: str, owner: Owner = None) -> Path:
+        """Hide a file from clients at once; return the folder that is left to delete.
+
+        Raises APIError for a file that does not exist or belongs to another key.
+        """
         self.document(identifier, owner)
-        gone = self._documents.hidden_place(identifier)
+        gone = self._documents.hidden_folder_of(identifier)
         try:
-            self._documents.place(identifier).rename(gone)
+            self._documents.folder_of(identifier).rename(gone)
         except FileNotFoundError:
-            raise self._documents.absent() from None
+            raise self._documents.not_found_error() from None
         return gone
 
     def remove(self, identifier: str) -> None:
-        """Raises Problem for a file that is not there."""
-        shutil.rmtree(self.withdraw(identifier), ignore_errors=True)
+        """Raises APIError for a file that is not there."""
+        shutil.rmtree(self.detach(identifier), ignore_errors=True)
 
     def remove_named(self, name: str, purpose: str) -> None:
         """Removes all files of that name and purpose."""
@@ -138,9 +141,9 @@ class FileStore:
                 with suppress(APIError):
                     self.remove(document["id"])
 
-    def unreadable(self) -> APIError:
+    def unreadable_error(self) -> APIError:
         """For a file that is there and cannot be read now."""
-        return self._documents.unreadable()
+        return self._documents.unreadable_error()
 
     def _size(self) -> int:
         return sum(document["bytes"] for document in self.documents())
@@ -150,15 +153,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def no_space() -> APIError:
+def no_space_error() -> APIError:
     return APIError(507, "no_space", "the server has no space for this now; try again later")
 
 
-def not_kept(error: OSError | OutputError) -> APIError:
+def storage_error(error: OSError | OutputError) -> APIError:
     """The answer where the server's disk took something not."""
     cause = error.__cause__ if isinstance(error, OutputError) else error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_space()
+        return no_space_error()
     message = "the server cannot write to its disk now; try again later"
     return APIError(507, "storage_unavailable", message)
 

@@ -16,24 +16,26 @@ QUEUED_CONNECTIONS = 2048
 _OTHER_FILES = 256
 """Kept free of connections, where the limit allows it: uploads, journals, the engine's process."""
 _FEWEST_FILES = 32
-_ACCEPTED_AT_ONCE = 64
+_MAX_ACCEPT_BATCH = 64
 _NO_FILES_LEFT = "socket.accept() out of system resource"
 """How asyncio calls an accept that failed with EMFILE and the like; it tries again a second
 later."""
 
 
-class StepCallback(socket.socket):
-    """A socket whose queue has QUEUED_CONNECTIONS, whatever length is asked for: asyncio has one
-    number for the queue and for how many connections it accepts before it looks after others."""
+class ListeningSocket(socket.socket):
+    """A socket with a backlog of QUEUED_CONNECTIONS, whatever `listen` is given.
+
+    asyncio uses one number for the backlog and for the connections accepted per event-loop step.
+    """
 
     def listen(self, backlog: int = QUEUED_CONNECTIONS, /) -> None:
         super().listen(max(backlog, QUEUED_CONNECTIONS))
 
 
-def listen(host: str, port: int) -> StepCallback:
-    """A listening socket; ConfigError where the address cannot be had."""
+def listen(host: str, port: int) -> ListeningSocket:
+    """Return a listening socket. Raises ConfigError if the address cannot be bound."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = StepCallback(family, socket.SOCK_STREAM)
+    listener = ListeningSocket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -69,10 +71,10 @@ def allowed_connections(wanted: int) -> int:
     return min(wanted, soft - min(_OTHER_FILES, soft // 2))
 
 
-def accepted_at_once(connections: int) -> int:
+def accept_batch_size(connections: int) -> int:
     """How many connections to accept before those that are too many are closed again: few enough
     for the files that are kept free."""
-    return max(1, min(_ACCEPTED_AT_ONCE, connections // 4))
+    return max(1, min(_MAX_ACCEPT_BATCH, connections // 4))
 
 
 def report_exhaustion_once(report: Callable[[str], None]) -> None:

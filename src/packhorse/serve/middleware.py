@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from packhorse.jobs.host_names import address_named, host_name
-from packhorse.serve.config import Bounds
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.documents import Owner
 from packhorse.serve.errors import APIError
 from packhorse.serve.prometheus import ServerMetrics
@@ -39,7 +39,7 @@ class AccessPolicy:
     host: str
     allowed_hosts: frozenset[str]
     keys: tuple[bytes, ...]
-    bounds: Bounds
+    limits: RequestLimits
 
     def problem(self, scope: Scope) -> APIError | None:
         """Why a request is refused by its headers alone."""
@@ -47,7 +47,7 @@ class AccessPolicy:
         sizes = (len(name) + len(value) + 4 for name, value in scope["headers"])
         if (
             len(scope["raw_path"]) + len(scope["query_string"]) + sum(sizes)
-            > self.bounds.header_bytes
+            > self.limits.header_bytes
         ):
             return APIError(431, "headers_too_large", "the headers have too many bytes")
         host = headers.get(b"host", b"").decode("latin-1")
@@ -64,7 +64,7 @@ class AccessPolicy:
         return self._body_problem(scope, headers)
 
     def most_bytes(self, scope: Scope) -> int:
-        return self.bounds.upload_bytes if _is_upload(scope) else self.bounds.body_bytes
+        return self.limits.upload_bytes if _is_upload(scope) else self.limits.body_bytes
 
     def _is_allowed_host(self, host: str) -> bool:
         """A page that has its own name resolve to this machine (DNS rebinding) sends its own name;
@@ -100,26 +100,26 @@ class AccessPolicy:
         return None
 
 
-class Guard:
+class AccessMiddleware:
     """ASGI middleware around an application; it counts responses too."""
 
     def __init__(
-        self, application: Application, rules: AccessPolicy, figures: ServerMetrics
+        self, application: Application, policy: AccessPolicy, metrics: ServerMetrics
     ) -> None:
-        self._application, self._rules, self._figures = application, rules, figures
+        self._application, self._policy, self._metrics = application, policy, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
         counted = self._counting(scope, send)
-        scope.setdefault("state", {})["owner"] = self._rules.owner(scope)
-        problem = self._rules.problem(scope)
+        scope.setdefault("state", {})["owner"] = self._policy.owner(scope)
+        problem = self._policy.problem(scope)
         try:
             if problem is not None:
                 raise problem
             if _is_upload(scope):
-                upload = Upload(receive, counted, self._rules.bounds)
+                upload = Upload(receive, counted, self._policy.limits)
                 await self._application(scope, upload.receive, upload.send)
                 return
             whole = await self._read_whole(scope, receive)
@@ -131,10 +131,10 @@ class Guard:
         await self._application(scope, whole, counted)
 
     async def _read_whole(self, scope: Scope, receive: Receive) -> Receive:
-        """What the application receives: a body that is read already, within bounds."""
-        most = self._rules.most_bytes(scope)
+        """What the application receives: a body that is read already, within limits."""
+        most = self._policy.most_bytes(scope)
         try:
-            async with asyncio.timeout(self._rules.bounds.body_seconds):
+            async with asyncio.timeout(self._policy.limits.body_seconds):
                 body = await _read(receive, most)
         except TimeoutError:
             raise _too_slow() from None
@@ -152,7 +152,7 @@ class Guard:
             if event["type"] == "http.response.start":
                 route = scope.get("route")
                 path = getattr(route, "path", "unknown")
-                self._figures.responses.labels(path, str(event["status"])).inc()
+                self._metrics.responses.labels(path, str(event["status"])).inc()
                 event["headers"] = [*event.get("headers", []), *_ALWAYS]
             await send(event)
 
@@ -160,16 +160,16 @@ class Guard:
 
 
 class Upload:
-    """A body that is passed on as it comes, within bounds; the time that whoever takes it lets it
+    """A body that is passed on as it comes, within limits; the time that whoever takes it lets it
     wait does not count before its first part."""
 
-    def __init__(self, receive: Receive, send: Send, bounds: Bounds) -> None:
-        self._receive, self._send, self._bounds = receive, send, bounds
+    def __init__(self, receive: Receive, send: Send, limits: RequestLimits) -> None:
+        self._receive, self._send, self._bounds = receive, send, limits
         self._taken, self._is_whole, self._has_begun = 0, False, False
         self._started = 0.0
 
     async def receive(self) -> Event:
-        """Raises Problem for a body that is too large, that ends early, or that comes too slowly:
+        """Raises APIError for a body that is too large, that ends early, or that comes too slowly:
         with a pause, or in all."""
         if self._is_whole:
             return await self._receive()
@@ -195,9 +195,9 @@ class Upload:
         now = asyncio.get_running_loop().time()
         if not self._has_begun:
             self._has_begun, self._started = True, now
-        bounds = self._bounds
-        in_all = bounds.body_seconds + self._taken / bounds.upload_bytes_per_second
-        return min(bounds.body_seconds, self._started + in_all - now)
+        limits = self._bounds
+        in_all = limits.body_seconds + self._taken / limits.upload_bytes_per_second
+        return min(limits.body_seconds, self._started + in_all - now)
 
 
 async def respond(problem: APIError, send: Send) -> None:

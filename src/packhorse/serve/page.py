@@ -28,7 +28,7 @@ def page_routes(service: Service) -> APIRouter:
 
     @router.get("/status")
     async def status() -> dict[str, Any]:
-        return status_of(service)
+        return status_document(service)
 
     return router
 
@@ -48,9 +48,9 @@ def content_security_policy(html: str) -> str:
     )
 
 
-def status_of(service: Service) -> dict[str, Any]:
+def status_document(service: Service) -> dict[str, Any]:
     """What the server does now; latencies are of the last rows that ended (seconds)."""
-    supervisor, recent = service.supervisor, service.supervisor.figures.recent
+    supervisor, recent = service.supervisor, service.supervisor.metrics.recent
     loaded = supervisor.loaded
     return {
         "model": service.name,

@@ -22,7 +22,7 @@ class EngineProcess:
     where the system has no process, file or thread for it.
     """
 
-    def __init__(self, loading: child.Loading, handle: Callable[[list[Message]], None]) -> None:
+    def __init__(self, loading: child.EngineSpec, handle: Callable[[list[Message]], None]) -> None:
         self.ended = asyncio.Event()
         self.refusal: PackhorseError | None = None
         self._handle = handle
@@ -40,11 +40,11 @@ class EngineProcess:
     def exit_code(self) -> int | None:
         return self._process.exitcode
 
-    async def end(self, *, at_once: bool) -> None:
+    async def stop(self, *, force: bool) -> None:
         """Asks it to end, and ends it if it does not; at_once: without asking."""
         self.channel.send({"kind": "stop"})
         try:
-            await asyncio.wait_for(self.ended.wait(), 0 if at_once else STOP_SECONDS)
+            await asyncio.wait_for(self.ended.wait(), 0 if force else STOP_SECONDS)
         except TimeoutError:
             self._process.kill()
             await self.ended.wait()
@@ -53,7 +53,7 @@ class EngineProcess:
         """Ends it at once, whatever it does; `ended` is set when it is gone."""
         self._process.kill()
 
-    def _started(self, loading: child.Loading) -> tuple[SpawnProcess, Channel]:
+    def _started(self, loading: child.EngineSpec) -> tuple[SpawnProcess, Channel]:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
@@ -71,7 +71,7 @@ class EngineProcess:
             raise
 
     def _received(self, messages: list[Message]) -> None:
-        self._in_loop(self._take, messages)
+        self._call_in_loop(self._take, messages)
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
@@ -85,14 +85,14 @@ class EngineProcess:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self._in_loop(self.ended.set)
+        self._call_in_loop(self.ended.set)
 
-    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
+    def _call_in_loop(self, call: Callable[..., object], *arguments: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
 
 
-def died_loading(exit_code: int | None) -> EngineError:
+def load_failure(exit_code: int | None) -> EngineError:
     """Why there is no engine, where it could not say so itself."""
     return EngineError(
         f"the engine's process ended with {exit_code} while it loaded the model",

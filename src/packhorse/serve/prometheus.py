@@ -1,4 +1,4 @@
-"""What the server counts, for /metrics and its page; Prometheus' names and base units."""
+"""Metrics of the server in Prometheus' naming and base units, for /metrics and the status page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 @dataclass(slots=True)
-class Recent:
+class RecentActivity:
     """What happened last, for the page (seconds, rows); generated_tokens: since the start."""
 
     generated_tokens: int = 0
@@ -31,7 +31,7 @@ class ServerMetrics:
     """Counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.recent = Recent()
+        self.recent = RecentActivity()
         self.registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -42,17 +42,19 @@ class ServerMetrics:
 
         self.responses = counter("http_responses", "Responses", ("path", "status"))
         self.rows_ended = counter("rows_ended", "Rows by how they ended", ("outcome",))
-        self.rows_abandoned = counter("rows_abandoned", "Rows whose client left")
-        self.rows_refused = counter("rows_refused", "Rows refused because too many waited")
+        self.rows_abandoned = counter("rows_abandoned", "Rows whose client disconnected")
+        self.rows_refused = counter("rows_refused", "Rows refused because the queue was full")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of rows that ended")
         self.generated_tokens = counter("generated_tokens", "Tokens generated")
         self.embedded_texts = counter("embedded_texts", "Texts embedded")
         self.embedded_tokens = counter("embedded_tokens", "Tokens of texts embedded")
         self.batch_interruptions = counter(
-            "batch_interruptions", "Times a batch had to wait for its disk"
+            "batch_interruptions", "Times a batch was interrupted by a disk error"
         )
         self.engine_stalls = counter("engine_stalls", "Times the engine made no progress")
-        self.engine_restarts = counter("engine_restarts", "Times the engine's process was lost")
+        self.engine_restarts = counter(
+            "engine_restarts", "Times the engine process ended unexpectedly"
+        )
         self.first_token_seconds = histogram(
             "time_to_first_token_seconds", "From a row's admission to its first token", _SECONDS
         )
@@ -62,7 +64,7 @@ class ServerMetrics:
         self.queue_seconds = histogram(
             "queue_seconds", "From a row's admission to its batch's start", _SECONDS
         )
-        self.batch_rows = histogram("batch_rows", "Rows a batch", _ROWS)
+        self.batch_rows = histogram("batch_rows", "Rows per batch", _ROWS)
         self.batch_tokens = histogram(
             "batch_tokens", "Prompt and new tokens of a batch, without padding", _TOKENS
         )

@@ -1,14 +1,14 @@
-"""Rows that wait for the engine: who gets in, when a batch closes, and which goes next. Pure: time
-comes in as an argument.
+"""Queue of rows for the engine: admission, when a batch closes, and which batch goes next.
 
-A batch closes when the rows that wait fill one, or when the oldest has waited `max_delay_seconds`.
-Which rows share it is the batching policy's choice, as in `packhorse run`. Of the batches it would
-make, the one with the highest response ratio goes,
+Pure: the time is an argument. A batch closes when the queued rows fill one, or when the oldest has
+waited `max_delay_seconds`. The batching policy chooses which rows share a batch, as in
+`packhorse run`. Of the batches it would make, the one with the highest response ratio goes next,
 
     (time its oldest row has waited + its expected time) / its expected time
 
-(highest response ratio next, Brinch Hansen 1971): short ones pass long ones, and whoever waits
-gains on all that come later. A row that has waited `max_wait_seconds` goes before all younger ones.
+(highest response ratio next, Brinch Hansen 1971): short batches pass long ones, and the
+ratio of a batch grows while it waits. A row that has waited `max_wait_seconds` goes before all
+younger rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from packhorse.engine_protocol import EngineCapabilities
 from packhorse.serve.config import QueueConfig
 
 PLANNED_ROWS = 256
-"""Rows, the oldest, among which a batch is chosen."""
+"""A batch is chosen among this many of the oldest rows."""
 ASSUMED_SECONDS_PER_TOKEN = 0.001
-"""Of a batch, where the engine's costs were not measured."""
+"""Used if the engine's costs were not measured."""
 JOINING_ROWS = 16
-"""Rows handed at once to an engine that rows join at every step."""
+"""Rows sent at once to an engine with continuous batching."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,14 @@ class Batching:
 
 @dataclass(slots=True)
 class RequestQueue:
-    """The rows that wait, in order of arrival.
+    """Queued rows in order of arrival.
 
-    batching: of the engine that will run them; None until it is loaded, then `take` gives nothing.
+    Attributes:
+        batching: of the loaded engine; None while there is none, and then no batch is due.
+        tokens: prompt and new tokens of all queued rows.
     """
 
-    waits: QueueConfig
+    config: QueueConfig
     batching: Batching | None = None
     tokens: int = 0
     _rows: dict[int, tuple[Prompt, float]] = field(default_factory=dict)
@@ -62,53 +64,53 @@ class RequestQueue:
         return len(self._rows)
 
     def add(self, prompts: Sequence[Prompt], now: float) -> bool:
-        """Lets all of `prompts` wait, or none where they are too many. now: seconds."""
+        """Queue all of `prompts`, or none and return False if the queue is full. now: seconds."""
         tokens = sum(map(tokens_of, prompts))
-        if len(self) + len(prompts) > self.waits.max_rows:
+        if len(self) + len(prompts) > self.config.max_rows:
             return False
         is_alone = not self._rows and len(prompts) == 1
-        if not is_alone and self.tokens + tokens > self.waits.max_tokens:
+        if not is_alone and self.tokens + tokens > self.config.max_tokens:
             return False
         for prompt in prompts:
             self._rows[prompt.index] = (prompt, now)
         self.tokens += tokens
         return True
 
-    def could_hold(self, rows: int, tokens: int) -> bool:
-        """Whether so many rows, and tokens in them, could wait if nobody else did."""
-        return rows <= self.waits.max_rows and (rows == 1 or tokens <= self.waits.max_tokens)
+    def can_hold(self, rows: int, tokens: int) -> bool:
+        """Return whether an empty queue has space for this many rows and tokens."""
+        return rows <= self.config.max_rows and (rows == 1 or tokens <= self.config.max_tokens)
 
     def remove(self, index: int) -> bool:
-        """Lets a row leave; False where it does not wait."""
+        """Remove a row; return False if it is not queued."""
         found = self._rows.pop(index, None)
         if found is not None:
             self.tokens -= tokens_of(found[0])
         return found is not None
 
     def oldest(self) -> float | None:
-        """When the row that has waited longest arrived."""
+        """Return when the oldest queued row arrived."""
         return next((arrived for _, arrived in self._rows.values()), None)
 
-    def due_at(self) -> float | None:
-        """When the next batch closes, where no further row comes; None where nothing waits."""
+    def next_batch_at(self) -> float | None:
+        """Return when the next batch closes if no row arrives; None if nothing is queued."""
         arrived = self.oldest()
         if arrived is None or self.batching is None:
             return None
         if self.batching.is_continuous or self._fills_a_batch(self.batching):
             return arrived
-        return arrived + self.waits.max_delay_seconds
+        return arrived + self.config.max_delay_seconds
 
-    def take(self, now: float) -> Batch | None:
-        """The rows that go to the engine now, which no longer wait; None where none are due."""
-        due = self.due_at()
+    def next_batch(self, now: float) -> Batch | None:
+        """Remove and return the batch to send to the engine now; None if none is due."""
+        due = self.next_batch_at()
         if self.batching is None or due is None or due > now:
             return None
-        batch = self._next(self.batching, now)
+        batch = self._choose_batch(self.batching, now)
         for prompt in batch.prompts:
             self.remove(prompt.index)
         return batch
 
-    def _next(self, batching: Batching, now: float) -> Batch:
+    def _choose_batch(self, batching: Batching, now: float) -> Batch:
         if batching.is_continuous:
             return Batch(tuple(self._oldest_first(JOINING_ROWS)))
         batches = plan_batches(
@@ -121,7 +123,7 @@ class RequestQueue:
         )
         arrived = self.oldest()
         assert arrived is not None
-        if now - arrived >= self.waits.max_wait_seconds:
+        if now - arrived >= self.config.max_wait_seconds:
             return min(batches, key=self._arrival)
         return max(batches, key=lambda batch: self._response_ratio(batch, batching.limits, now))
 
@@ -132,11 +134,11 @@ class RequestQueue:
         return min(self._rows[prompt.index][1] for prompt in batch.prompts)
 
     def _response_ratio(self, batch: Batch, limits: Limits, now: float) -> float:
-        seconds = expected_seconds(batch, limits)
+        seconds = expected_batch_seconds(batch, limits)
         return (now - self._arrival(batch) + seconds) / seconds
 
     def _fills_a_batch(self, batching: Batching) -> bool:
-        """Whether the rows that wait are as many as a batch may hold, whoever comes yet."""
+        """Return whether the queued rows fill a batch."""
         limits = batching.limits
         rows = {"single": 1, "fixed": limits.batch_size, "sorted": limits.batch_size}
         most = rows.get(batching.policy)
@@ -144,12 +146,12 @@ class RequestQueue:
 
 
 def tokens_of(prompt: Prompt) -> int:
-    """Tokens a row takes at most: its prompt and what it may generate."""
+    """Return the most tokens a row can take: its prompt and its new tokens."""
     return len(prompt.token_ids) + prompt.decoding.max_new_tokens
 
 
-def expected_seconds(batch: Batch, limits: Limits) -> float:
-    """Seconds the engine will take for a batch, by its measured costs where there are some."""
+def expected_batch_seconds(batch: Batch, limits: Limits) -> float:
+    """Return the expected seconds of a batch, by the engine's measured costs if there are any."""
     sizes = sizes_of(batch)
     if limits.costs is not None:
         return max(limits.costs.batch_seconds(sizes), 1e-6)

@@ -41,7 +41,7 @@ async def collect_response(service: Service, kind: Kind, choices: list[Choice]) 
         for choice in choices:
             await choice.row.done.wait()
     finally:
-        service.abandon(choices)
+        service.release(choices)
     documents = []
     log_probs: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
@@ -91,7 +91,7 @@ async def stream_response(
     finally:
         for task in tasks:
             task.cancel()
-        service.abandon(choices)
+        service.release(choices)
 
 
 async def _put_chunks(

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from packhorse.openai_format.responses import Kind
 from packhorse.serve import schemas
-from packhorse.serve.config import Bounds
+from packhorse.serve.config import RequestLimits
 from packhorse.serve.embedding import Embedder
 from packhorse.serve.errors import APIError
 from packhorse.serve.requests import ParsedRequest, read_chat, read_completion, read_texts
@@ -22,19 +22,19 @@ from packhorse.serve.service import Service
 T = TypeVar("T")
 
 
-def openai_routes(service: Service, bounds: Bounds) -> APIRouter:
+def openai_routes(service: Service, limits: RequestLimits) -> APIRouter:
     """Chats and completions."""
     router = APIRouter(responses=schemas.ERRORS)
 
     @router.post("/v1/chat/completions", responses={200: {"model": schemas.ChatResponse}})
     async def chat(body: schemas.ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
-        return await _answer(service, "chat", read_chat(body, bounds.messages), request)
+        return await _respond(service, "chat", read_chat(body, limits.messages), request)
 
     @router.post("/v1/completions", responses={200: {"model": schemas.CompletionResponse}})
     async def completions(body: schemas.CompletionRequest, request: Request) -> Response:
         service.check_model(body.model)
-        return await _answer(service, "text", read_completion(body, bounds.prompts), request)
+        return await _respond(service, "text", read_completion(body, limits.prompts), request)
 
     return router
 
@@ -46,14 +46,14 @@ def model_routes(service: Service, embedder: Embedder | None) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> schemas.ModelList:
         others = [_embedding_card(service, embedder)] if embedder else []
-        return schemas.ModelList(data=[_card(service), *others])
+        return schemas.ModelList(data=[_model_card(service), *others])
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> schemas.ModelCard:
         if embedder is not None and model == embedder.name:
             return _embedding_card(service, embedder)
         service.check_model(model)
-        return _card(service)
+        return _model_card(service)
 
     return router
 
@@ -65,13 +65,13 @@ def embedding_routes(embedder: Embedder) -> APIRouter:
     async def embeddings(body: schemas.EmbeddingRequest, request: Request) -> Response:
         texts = read_texts(body, embedder.name)
         encoding = body.encoding_format or "float"
-        answer = embedder.answer(texts, encoding, body.dimensions)
-        return Response(await unless_gone(request, answer), media_type="application/json")
+        answer = embedder.embed(texts, encoding, body.dimensions)
+        return Response(await unless_disconnected(request, answer), media_type="application/json")
 
     return router
 
 
-def no_embedding_routes() -> APIRouter:
+def disabled_embedding_routes() -> APIRouter:
     """What a server without an embedding model says."""
     router = APIRouter(include_in_schema=False)
 
@@ -104,28 +104,32 @@ def health_routes(service: Service) -> APIRouter:
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        text = generate_latest(service.supervisor.figures.registry)
+        text = generate_latest(service.supervisor.metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
-async def _answer(service: Service, kind: Kind, work: ParsedRequest, request: Request) -> Response:
-    choices = await service.admit_for_client(work)
-    if not work.is_stream:
-        return JSONResponse(await unless_gone(request, collect_response(service, kind, choices)))
-    stream = stream_response(service, kind, work, choices)
-    first = await unless_gone(request, _first(stream))
+async def _respond(
+    service: Service, kind: Kind, parsed: ParsedRequest, request: Request
+) -> Response:
+    choices = await service.admit_for_client(parsed)
+    if not parsed.is_stream:
+        return JSONResponse(
+            await unless_disconnected(request, collect_response(service, kind, choices))
+        )
+    stream = stream_response(service, kind, parsed, choices)
+    first = await unless_disconnected(request, _first(stream))
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(
         _chained(first, stream), media_type="text/event-stream", headers=headers
     )
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client leaves."""
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_gone(request))
+    leaving = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -137,7 +141,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -160,7 +164,7 @@ def _embedding_card(service: Service, embedder: Embedder) -> schemas.ModelCard:
     return schemas.ModelCard(id=embedder.name, created=service.created, max_model_len=most)
 
 
-def _card(service: Service) -> schemas.ModelCard:
+def _model_card(service: Service) -> schemas.ModelCard:
     loaded = service.supervisor.loaded
     context = loaded.batching.capabilities.max_context if loaded else None
     return schemas.ModelCard(id=service.name, created=service.created, max_model_len=context)

@@ -23,24 +23,24 @@ from packhorse.serve.app import application
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.batch_documents import BatchDocuments
 from packhorse.serve.batches import Batches
-from packhorse.serve.child import Loading
+from packhorse.serve.child import EngineSpec
 from packhorse.serve.config import ServeConfig
 from packhorse.serve.embedding import Embedder
 from packhorse.serve.errors import APIError
 from packhorse.serve.files import FileStore
-from packhorse.serve.http_limits import bounded_protocol
+from packhorse.serve.http_limits import limited_protocol
 from packhorse.serve.listening import (
-    accepted_at_once,
+    accept_batch_size,
     address_of,
     allowed_connections,
     listen,
     report_exhaustion_once,
 )
-from packhorse.serve.middleware import Guard
+from packhorse.serve.middleware import AccessMiddleware
 from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.request_queue import RequestQueue
 from packhorse.serve.service import Service
-from packhorse.serve.state_folder import held_state
+from packhorse.serve.state_folder import claimed_state_folder
 from packhorse.serve.supervisor import Supervisor
 
 Report = Callable[[str], None]
@@ -58,7 +58,7 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
     listener = listen(config.host, config.port)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(listener))
-        stack.enter_context(held_state(config.state))
+        stack.enter_context(claimed_state_folder(config.state))
         prepared = prepare_for(
             config.model, config.engine, allow_pickle=config.allow_pickle, report=report
         )
@@ -88,9 +88,9 @@ def check(config: ServeConfig) -> None:
                 "give --allow-host a name alone, such as models.example",
             )
     at_least = {
-        "max_queue": (config.waits.max_rows, 1),
-        "max_queue_tokens": (config.waits.max_tokens, 1),
-        "max_delay": (config.waits.max_delay_seconds, 0),
+        "max_queue": (config.queue.max_rows, 1),
+        "max_queue_tokens": (config.queue.max_tokens, 1),
+        "max_delay": (config.queue.max_delay_seconds, 0),
         "drain_seconds": (config.drain_seconds, 0),
         "stall_seconds": (config.stall_seconds, 0),
     }
@@ -101,12 +101,12 @@ def check(config: ServeConfig) -> None:
 
 def _within_open_files(config: ServeConfig, report: Report) -> ServeConfig:
     """With as many connections as the limit of open files allows."""
-    wanted = config.bounds.connections
+    wanted = config.limits.connections
     allowed = allowed_connections(wanted)
     if allowed == wanted:
         return config
     report(f"at most {allowed} connections at once, by the limit of open files (ulimit -n)")
-    return replace(config, bounds=replace(config.bounds, connections=allowed))
+    return replace(config, limits=replace(config.limits, connections=allowed))
 
 
 class _Server(uvicorn.Server):
@@ -137,58 +137,58 @@ async def _serve(
 ) -> bool:
     report_exhaustion_once(report)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes
-    figures = ServerMetrics()
-    what = Loading(prepared, config.engine, config.batching, config.decoding)
-    waiting = RequestQueue(config.waits)
-    supervisor = Supervisor(what, waiting, figures, report, config.stall_seconds)
+    metrics = ServerMetrics()
+    what = EngineSpec(prepared, config.engine, config.batching, config.decoding)
+    waiting = RequestQueue(config.queue)
+    supervisor = Supervisor(what, waiting, metrics, report, config.stall_seconds)
     service = Service(
         name=config.served_name,
         prepared=prepared,
         decoding=config.decoding,
         supervisor=supervisor,
         codec=prepared.codec(),
-        most_log_probs=config.bounds.log_probs,
+        max_log_probs=config.limits.log_probs,
         names=config.model_names,
         background=BackgroundTasks(report),
     )
     if fault := service.codec.template_fault():
         report(f"all chats will be refused: {fault}")
     batches = _batches(config, service, report)
-    embedder = _embedder(config, encoder, figures)
-    app = application(config, service, figures, batches, embedder)
+    embedder = _embedder(config, encoder, metrics)
+    app = application(config, service, metrics, batches, embedder)
     server = _Server(_uvicorn(config, app))
     signals = _Signals()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(supervisor.start())
-    asked = asyncio.create_task(signals.asked.wait())
+    asked = asyncio.create_task(signals.stop_requested.wait())
     batching: asyncio.Task[None] | None = None
     background = service.background
     try:
         await _first_of(loading, asked, serving)
         if loading.done():
             loading.result()
-            keeping, guarding = supervisor.keeping, supervisor.guarding
-            assert keeping is not None
-            background.watch("the supervisor of the engine", keeping)
-            if guarding is not None:
-                background.watch("the watch for an engine that stalls", guarding)
+            engine_task, stall_task = supervisor.engine_task, supervisor.stall_task
+            assert engine_task is not None
+            background.watch("the supervisor of the engine", engine_task)
+            if stall_task is not None:
+                background.watch("the watch for an engine that stalls", stall_task)
             if batches is not None:
                 batching = asyncio.create_task(batches.run())
                 background.watch("the task that runs batches", batching)
             report(f"serving {service.name} at {address_of(listener)}")
-            await _first_of(asked, serving, keeping)
+            await _first_of(asked, serving, engine_task)
         if batching is not None:
             batching.cancel()
             await asyncio.gather(batching, return_exceptions=True)
         report("finishing what is under way; signal again to end at once")
         draining = [each for each in (supervisor, embedder) if each is not None]
-        ended = [each.drain(config.drain_seconds, signals.hurried) for each in draining]
+        ended = [each.drain(config.drain_seconds, signals.force_exit) for each in draining]
         is_clean = all(await asyncio.gather(*ended))
         return is_clean and not background.failed
     finally:
         loading.cancel()
         asked.cancel()
-        server.should_exit, server.force_exit = True, signals.hurried.is_set()
+        server.should_exit, server.force_exit = True, signals.force_exit.is_set()
         if embedder is not None:
             embedder.close()
         await supervisor.stop()
@@ -197,18 +197,20 @@ async def _serve(
 
 
 def _embedder(
-    config: ServeConfig, encoder: SentenceEncoder | None, figures: ServerMetrics
+    config: ServeConfig, encoder: SentenceEncoder | None, metrics: ServerMetrics
 ) -> Embedder | None:
     if encoder is None:
         return None
-    return Embedder(config.embeddings_name, encoder, config.bounds, figures)
+    return Embedder(config.embeddings_name, encoder, config.limits, metrics)
 
 
 def _batches(config: ServeConfig, service: Service, report: Report) -> Batches | None:
     if config.state is None:
         return None
-    bounds = config.bounds
-    files = FileStore(config.state / "files", bounds.stored_bytes, bounds.spare_bytes, report)
+    limits = config.limits
+    files = FileStore(
+        config.state / "files", limits.stored_bytes, limits.reserved_disk_bytes, report
+    )
     batches = Batches(BatchDocuments(config.state / "batches", report), files, service, report)
     try:
         batches.recover()
@@ -219,33 +221,33 @@ def _batches(config: ServeConfig, service: Service, report: Report) -> Batches |
     return batches
 
 
-def _uvicorn(config: ServeConfig, guarded: Guard) -> uvicorn.Config:
+def _uvicorn(config: ServeConfig, guarded: AccessMiddleware) -> uvicorn.Config:
     return uvicorn.Config(
         guarded,
-        http=bounded_protocol(config.bounds),
+        http=limited_protocol(config.limits),
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="error",
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=config.bounds.header_bytes,
+        h11_max_incomplete_event_size=config.limits.header_bytes,
         timeout_graceful_shutdown=CLOSE_SECONDS,
-        backlog=accepted_at_once(config.bounds.connections),
+        backlog=accept_batch_size(config.limits.connections),
     )
 
 
 class _Signals:
-    """asked: set by the first SIGINT or SIGTERM; hurried: by the second."""
+    """asked: set by the first SIGINT or SIGTERM; force_exit: by the second."""
 
     def __init__(self) -> None:
-        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        self.stop_requested, self.force_exit = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._handle)
 
     def _handle(self) -> None:
-        (self.hurried if self.asked.is_set() else self.asked).set()
+        (self.force_exit if self.stop_requested.is_set() else self.stop_requested).set()
 
 
 async def _first_of(*tasks: asyncio.Task[Any]) -> None:

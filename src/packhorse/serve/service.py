@@ -1,4 +1,4 @@
-"""From what a request wants to rows under way: tokenizing beside the event loop, admission."""
+"""Tokenize requests outside the event loop and admit their rows to the queue."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from packhorse.serve.errors import APIError
 from packhorse.serve.request_queue import tokens_of
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest, choice_decoding
-from packhorse.serve.supervisor import LONGEST_BACK_OFF_SECONDS, UNAVAILABLE, Supervisor
+from packhorse.serve.supervisor import MAX_BACKOFF_SECONDS, UNAVAILABLE, Supervisor
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
-LONGEST_RETRY_SECONDS = 60
+MAX_RETRY_SECONDS = 60
 TOKENIZING_THREADS = 2
-"""A second one begins when a request comes while the first is at work, so that one row that takes
+"""A second one begins when a request comes while the first is at parsed, so that one row that takes
 long, by its template or its length, does not hold up all others."""
 PROMPTS_AT_ONCE = 8
 """Of one request, before other requests get their turn."""
@@ -54,7 +54,7 @@ class Service:
 
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
-    most_log_probs: see `Bounds.log_probs`. names: by which clients may call it, `name`
+    max_log_probs: see `RequestLimits.log_probs`. names: by which clients may call it, `name`
     first; () is that alone. background: tasks beside the requests.
     """
 
@@ -63,14 +63,14 @@ class Service:
     decoding: SamplingParams
     supervisor: Supervisor
     codec: Codec
-    most_log_probs: int
+    max_log_probs: int
     created: int = field(default_factory=lambda: int(time.time()))
     names: tuple[str, ...] = ()
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     _threads: ThreadPoolExecutor = field(init=False)
     _tokenizers: SimpleQueue[Tokenizer] = field(default_factory=SimpleQueue)
     _indexes: itertools.count[int] = field(default_factory=itertools.count)
-    _ended: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    _finished_at: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     _encoding: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check_model(self, name: str) -> None:
-        """Raises Problem for a model that is not served."""
+        """Raises APIError for a model that is not served."""
         try:
             check_model(name, self.names or (self.name,))
         except RowError:
@@ -89,86 +89,86 @@ class Service:
             raise APIError(404, "model_not_found", message, param="model") from None
 
     def require_ready(self) -> int:
-        """Tokens of a row at most. Raises Problem while nothing can be taken."""
+        """Tokens of a row at most. Raises APIError while nothing can be taken."""
         supervisor = self.supervisor
         if supervisor.state in ("draining", "stopped"):
             raise APIError(503, "shutting_down", "the server is shutting down", retry_after=5)
         if supervisor.loaded is None:
             raise APIError(503, "not_ready", "the model is being loaded", retry_after=5)
         if supervisor.state == "unavailable":
-            seconds = math.ceil(LONGEST_BACK_OFF_SECONDS)
+            seconds = math.ceil(MAX_BACKOFF_SECONDS)
             raise APIError(503, "engine_unavailable", UNAVAILABLE, retry_after=seconds)
         return supervisor.loaded.batching.capabilities.max_context
 
-    async def admit(self, work: ParsedRequest) -> list[Choice]:
-        """The choices of a request, waiting for the engine. Raises Problem."""
+    async def admit(self, parsed: ParsedRequest) -> list[Choice]:
+        """Tokenize a request and queue its rows. Raises APIError."""
         max_context = self.require_ready()
-        decoding = replace(self.decoding, **work.options)
-        self._require_log_probs(decoding)
-        self._require_holdable(_rows_of(work, decoding), 0)
-        self._require_room(len(work.contents))
-        encoded = await self._encode(work.requests(), max_context, decoding, work)
+        decoding = replace(self.decoding, **parsed.options)
+        self._check_log_probs_supported(decoding)
+        self._check_fits_queue(_num_rows(parsed, decoding), 0)
+        self._check_queue_space(len(parsed.contents))
+        encoded = await self._encode(parsed.requests(), max_context, decoding, parsed)
         prompts: list[Prompt] = []
         places: list[tuple[int, int]] = []
         for content, ids in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             can_differ = not chosen.greedy
-            for choice in range(work.choices):
+            for choice in range(parsed.choices):
                 if choice == 0 or can_differ:
                     own = choice_decoding(chosen, choice)
                     prompts.append(Prompt(next(self._indexes), ids, own))
                 places.append((content, len(prompts) - 1))
-        self._require_few_log_probs(prompts)
-        self._require_holdable(len(prompts), sum(map(tokens_of, prompts)))
+        self._check_num_log_probs(prompts)
+        self._check_fits_queue(len(prompts), sum(map(tokens_of, prompts)))
         self.require_ready()
         rows = self.supervisor.submit(prompts)
         if rows is None:
-            raise self._full()
+            raise self._queue_full_error()
         return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
 
-    async def admit_for_client(self, work: ParsedRequest) -> list[Choice]:
-        """The same; counts the rows of a client who is told to come back later."""
+    async def admit_for_client(self, parsed: ParsedRequest) -> list[Choice]:
+        """Call `admit`; count the rows if the queue is full."""
         try:
-            return await self.admit(work)
+            return await self.admit(parsed)
         except APIError as problem:
             if problem.code == "queue_full":
-                rows = _rows_of(work, replace(self.decoding, **work.options))
-                self.supervisor.figures.rows_refused.inc(rows)
+                rows = _num_rows(parsed, replace(self.decoding, **parsed.options))
+                self.supervisor.metrics.rows_refused.inc(rows)
             raise
 
-    def abandon(self, choices: list[Choice]) -> None:
-        """The client of these has gone or has its answer."""
+    def release(self, choices: list[Choice]) -> None:
+        """Note the rows that finished and abort the others: the client has its answer or left."""
         rows = {id(choice.row): choice.row for choice in choices}
-        self._ended.extend(
+        self._finished_at.extend(
             time.monotonic() for row in rows.values() if isinstance(row.outcome, Finished)
         )
-        self.supervisor.abandon([row for row in rows.values() if row.outcome is None])
+        self.supervisor.abort([row for row in rows.values() if row.outcome is None])
 
     def retry_after(self) -> int:
         """Whole seconds until what waits now may be done, by how fast rows ended lately."""
         now = time.monotonic()
-        recent = [moment for moment in self._ended if now - moment < _RATE_SECONDS]
+        recent = [moment for moment in self._finished_at if now - moment < _RATE_SECONDS]
         if not recent:
-            return LONGEST_RETRY_SECONDS // 4
+            return MAX_RETRY_SECONDS // 4
         rate = len(recent) / max(1.0, now - recent[0])
-        return max(1, min(LONGEST_RETRY_SECONDS, math.ceil(len(self.supervisor.waiting) / rate)))
+        return max(1, min(MAX_RETRY_SECONDS, math.ceil(len(self.supervisor.waiting) / rate)))
 
     async def _encode(
         self,
         requests: list[Request],
         max_context: int,
         decoding: SamplingParams,
-        work: ParsedRequest,
+        parsed: ParsedRequest,
     ) -> list[tuple[int, ...]]:
         """Token ids of each; a limit the client did not set itself shrinks to the room there is."""
         try:
-            check_decoding(decoding, max_context if "max_new_tokens" in work.options else None)
+            check_decoding(decoding, max_context if "max_new_tokens" in parsed.options else None)
         except ConfigError as error:
             raise APIError(400, "bad_option", str(error)) from None
-        least_new = decoding.max_new_tokens if "max_new_tokens" in work.options else 1
+        least_new = decoding.max_new_tokens if "max_new_tokens" in parsed.options else 1
         room = max_context - least_new
-        self._require_short(requests, room)
+        self._check_length(requests, room)
         rooms = [room] * len(requests)
         loop = asyncio.get_running_loop()
         self._encoding += len(requests)
@@ -177,7 +177,7 @@ class Service:
             for start in range(0, len(requests), PROMPTS_AT_ONCE):
                 part = slice(start, start + PROMPTS_AT_ONCE)
                 encoded += await loop.run_in_executor(
-                    self._threads, self._encoded, requests[part], rooms[part], work.date
+                    self._threads, self._encode_in_thread, requests[part], rooms[part], parsed.date
                 )
         except PackhorseError as error:  # the process that renders templates cannot start
             raise APIError(503, "engine_unavailable", str(error), retry_after=5) from None
@@ -193,7 +193,7 @@ class Service:
             found.append(ids)
         return found
 
-    def _encoded(
+    def _encode_in_thread(
         self, requests: list[Request], rooms: list[int], date: datetime | None
     ) -> list[tuple[int, ...] | Refusal]:
         """Runs in a tokenizing thread, with a tokenizer that no other thread uses meanwhile."""
@@ -206,7 +206,7 @@ class Service:
         finally:
             self._tokenizers.put(tokenizer)
 
-    def _require_short(self, requests: list[Request], room: int) -> None:
+    def _check_length(self, requests: list[Request], room: int) -> None:
         """Refuses before it is tokenized what cannot fit, however long its tokens are."""
         allowed = room * self.codec.longest_token
         for request in requests:
@@ -219,18 +219,18 @@ class Service:
                 )
                 raise APIError(400, "context_length_exceeded", message)
 
-    def _require_few_log_probs(self, prompts: list[Prompt]) -> None:
-        """Bounds what an answer with log-probabilities takes to be written."""
+    def _check_num_log_probs(self, prompts: list[Prompt]) -> None:
+        """Refuse a request whose answer could hold too many log-probabilities."""
         tokens = sum(prompt.decoding.max_new_tokens for prompt in prompts)
         count = tokens * (1 + (prompts[0].decoding.top_log_probs or 0))
-        if prompts[0].decoding.top_log_probs is not None and count > self.most_log_probs:
+        if prompts[0].decoding.top_log_probs is not None and count > self.max_log_probs:
             message = (
                 f"{count:,} log-probabilities may come of {tokens:,} tokens; at most "
-                f"{self.most_log_probs:,} a request: lower max_tokens, n or their number"
+                f"{self.max_log_probs:,} a request: lower max_tokens, n or their number"
             )
             raise APIError(400, "too_many_log_probs", message, param="logprobs")
 
-    def _require_log_probs(self, decoding: SamplingParams) -> None:
+    def _check_log_probs_supported(self, decoding: SamplingParams) -> None:
         loaded = self.supervisor.loaded
         if decoding.top_log_probs is None or loaded is None:
             return
@@ -238,30 +238,30 @@ class Service:
             message = no_log_probs(loaded.batching.capabilities.name)
             raise APIError(400, "unsupported_option", message, param="logprobs")
 
-    def _require_room(self, rows: int) -> None:
-        """Refuses before any work what could not wait anyway."""
+    def _check_queue_space(self, rows: int) -> None:
+        """Refuses before any parsed what could not wait anyway."""
         waiting = self.supervisor.waiting
-        if len(waiting) + self._encoding + rows > waiting.waits.max_rows:
-            raise self._full()
+        if len(waiting) + self._encoding + rows > waiting.config.max_rows:
+            raise self._queue_full_error()
 
-    def _require_holdable(self, rows: int, tokens: int) -> None:
+    def _check_fits_queue(self, rows: int, tokens: int) -> None:
         """Refuses for good what trying again later would not help. tokens: 0 while not known."""
         waiting = self.supervisor.waiting
-        if waiting.could_hold(rows, tokens):
+        if waiting.can_hold(rows, tokens):
             return
-        if rows > waiting.waits.max_rows:
+        if rows > waiting.config.max_rows:
             message = (
                 f"the request makes {rows:,} rows, one for each choice of each prompt; at most "
-                f"{waiting.waits.max_rows:,} may wait here: send fewer at once"
+                f"{waiting.config.max_rows:,} may wait here: send fewer at once"
             )
             raise APIError(400, "too_many_rows", message)
         message = (
             f"the rows of the request take up to {tokens:,} tokens together; at most "
-            f"{waiting.waits.max_tokens:,} may wait here: send fewer at once, or lower max_tokens"
+            f"{waiting.config.max_tokens:,} may wait here: send fewer at once, or lower max_tokens"
         )
         raise APIError(400, "too_many_tokens", message)
 
-    def _full(self) -> APIError:
+    def _queue_full_error(self) -> APIError:
         return APIError(
             429,
             "queue_full",
@@ -270,6 +270,6 @@ class Service:
         )
 
 
-def _rows_of(work: ParsedRequest, decoding: SamplingParams) -> int:
+def _num_rows(parsed: ParsedRequest, decoding: SamplingParams) -> int:
     """Choices that cannot differ share a row."""
-    return len(work.contents) * (1 if decoding.greedy else work.choices)
+    return len(parsed.contents) * (1 if decoding.greedy else parsed.choices)

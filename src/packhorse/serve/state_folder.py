@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 
 from packhorse.errors import ConfigError, OutputError
-from packhorse.serve.documents import MOST_BYTES, Documents, Kind
+from packhorse.serve.documents import MAX_DOCUMENT_BYTES, Documents, Kind
 from packhorse.storage.atomic_files import write_json
 from packhorse.storage.json_files import read_object
 
@@ -32,7 +32,7 @@ _HINT = "name an empty folder with --state"
 
 
 @contextlib.contextmanager
-def held_state(state: Path | None) -> Iterator[None]:
+def claimed_state_folder(state: Path | None) -> Iterator[None]:
     """Claims `state` and holds it for this server while entered; None does nothing.
 
     A folder that is new or empty gets the marker. So does one of a packhorse before there were
@@ -47,28 +47,28 @@ def held_state(state: Path | None) -> Iterator[None]:
     lock = filelock.FileLock(state / _LOCK, timeout=0, mode=0o600)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _require_ours(state)  # before the lock, which is a file in the folder
+        _check_ownership(state)  # before the lock, which is a file in the folder
         lock.acquire()
     except filelock.Timeout:
         raise ConfigError(f"another server uses {state}", "give each its own --state") from None
     except OSError as error:
-        raise _unusable(state, error) from error
+        raise _unusable_error(state, error) from error
     try:
         try:
             _claim(state)
         except OSError as error:
-            raise _unusable(state, error) from error
+            raise _unusable_error(state, error) from error
         yield
     finally:
         lock.release()
 
 
-def _require_ours(state: Path) -> None:
+def _check_ownership(state: Path) -> None:
     """Raises ConfigError for a folder that is neither marked nor empty nor of an older version."""
     if (state / MARKER).exists():
         _check_marker(state / MARKER)
         return
-    if (stranger := next(_strangers(state), None)) is not None:
+    if (stranger := next(_foreign_entries(state), None)) is not None:
         raise ConfigError(
             f"{state} is not a state folder of packhorse: it has no {MARKER}, and it holds "
             f"{str(stranger.relative_to(state))!r}",
@@ -76,7 +76,7 @@ def _require_ours(state: Path) -> None:
         )
 
 
-def _strangers(state: Path) -> Iterator[Path]:
+def _foreign_entries(state: Path) -> Iterator[Path]:
     """What no earlier version put into a state folder: it made `files` and `batches`, with nothing
     in them but folders named in our form."""
     for entry in sorted(state.iterdir()):
@@ -98,7 +98,9 @@ def _is_folder(path: Path) -> bool:
 
 def _check_marker(marker: Path) -> None:
     hint = f'if the folder is packhorse\'s, write {{"format": {FORMAT}}} into it; else {_HINT}'
-    found = read_object(marker, error=ConfigError, hint=hint, max_bytes=MOST_BYTES).get("format")
+    found = read_object(marker, error=ConfigError, hint=hint, max_bytes=MAX_DOCUMENT_BYTES).get(
+        "format"
+    )
     if found != FORMAT or isinstance(found, bool):
         raise ConfigError(
             f"{marker} has format {found!r:.40}; this version reads format {FORMAT}",
@@ -108,7 +110,7 @@ def _check_marker(marker: Path) -> None:
 
 def _claim(state: Path) -> None:
     """Writes the marker where there is none, and makes the folders that only we may read."""
-    _require_ours(state)  # again: it may have changed before it was held
+    _check_ownership(state)  # again: it may have changed before it was held
     if not (state / MARKER).exists():
         try:
             write_json(
@@ -123,5 +125,5 @@ def _claim(state: Path) -> None:
             folder.chmod(0o700)
 
 
-def _unusable(state: Path, error: OSError) -> ConfigError:
+def _unusable_error(state: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{state} cannot be used: {error.strerror or error}", "name another folder")

@@ -34,7 +34,7 @@ def read_batch(message: Message) -> Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedEngine:
     """What a loaded engine says of itself. description: the line `packhorse run` prints."""
 
     batching: Batching
@@ -44,7 +44,7 @@ class Loaded:
 def ready_message(model: Model, budget: TokenBudget, description: str) -> Message:
     return {
         "kind": "ready",
-        "traits": asdict(model.capabilities),
+        "capabilities": asdict(model.capabilities),
         "batching": asdict(model.batching),
         "budget": budget.to_json(),
         "calibration": model.calibration.to_json() if model.calibration else None,
@@ -52,14 +52,14 @@ def ready_message(model: Model, budget: TokenBudget, description: str) -> Messag
     }
 
 
-def read_ready(message: Message) -> Loaded:
+def read_ready(message: Message) -> LoadedEngine:
     known = message["calibration"]
     costs = Calibration.from_json(known).costs() if known else None
     chosen = BatchingConfig(**message["batching"])
     limits = TokenBudget(**message["budget"]).limits(chosen, costs)
-    capabilities = EngineCapabilities(**message["traits"])
+    capabilities = EngineCapabilities(**message["capabilities"])
     batching = Batching(capabilities, chosen.policy, limits, chosen.share_prefixes)
-    return Loaded(batching, message["description"])
+    return LoadedEngine(batching, message["description"])
 
 
 def log_probs_values(token: TokenLogProbs) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Sends requests when they are due and notes what came back."""
+"""HTTP client of the load test: send requests when they are due and record the results."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ from packhorse.errors import ConfigError, InputError
 from packhorse.jobs.host_names import is_this_machine
 from packhorse.openai_format.request_fields import write_options
 
-_CHATS, _TEXTS = "/v1/chat/completions", "/v1/completions"
+_CHATS, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _IDLE_SECONDS = 2.0
-"""Until a connection is not used again: servers, ours among them, close idle ones after 5 s, and a
-request sent at that moment is lost without a fault of theirs."""
+"""Idle time after which a connection is not reused. Servers close idle connections after about 5 s,
+and a request sent at that moment would be lost."""
 _DONE = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What became of one request; seconds since the trial's start.
+class RequestResult:
+    """Result of one request. Times are in seconds since the start of the trial.
 
-    due: when it was to be sent; sent: when it was. first_token, finished: None where it failed.
-    tokens: generated, as the server counts them; None where it does not say. error: its code, or
-    what went wrong; "" for none.
+    Attributes:
+        due: when it was scheduled.
+        sent: when it was sent.
+        first_token: when the first text arrived; None if none did.
+        finished: when the response ended; None if the request failed.
+        tokens: generated tokens as counted by the server; None if it does not report them.
+        error: error code or kind of failure; "" if there was none.
     """
 
     due: float
@@ -46,8 +50,8 @@ class Reply:
     error: str
 
 
-def arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Moments of `count` requests of a Poisson process of `rate` a second, from 0 (seconds)."""
+def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """Return `count` arrival times of a Poisson process of `rate` per second, from 0 (seconds)."""
     if math.isinf(rate):
         return [0.0] * count
     chance = random.Random(seed)  # noqa: S311 - repeatable arrivals, not secrecy
@@ -55,27 +59,32 @@ def arrivals(rate: float, count: int, seed: int) -> list[float]:
     return list(accumulate(gaps, initial=0.0))
 
 
-def body_of(
+def request_body(
     request: Request,
     model: str,
     max_new_tokens: int | None,
     *,
     system: str | None = None,
-    reads_chats: bool = True,
+    has_chat_template: bool = True,
 ) -> tuple[str, dict[str, Any]]:
-    """Path and body that ask a server for what `packhorse run` would do with a row.
+    """Return the path and body of the request that matches a row of `packhorse run`.
 
-    system: put before chats that have no system message. reads_chats: whether the model does; a
-    plain prompt is a chat for one that does, and continued as it stands by one that does not.
+    Args:
+        request: the row.
+        model: the name of the model on the server.
+        max_new_tokens: for rows that set none; None leaves it to the server.
+        system: message put before chats that have no system message.
+        has_chat_template: whether the model has one. If so, a plain prompt is sent as a chat, else
+            as text to complete.
     """
     content = request.content
-    is_chat = not isinstance(content, str) or (reads_chats and not request.bare)
+    is_chat = not isinstance(content, str) or (has_chat_template and not request.bare)
     options = write_options(request.options, is_chat=is_chat)
     if max_new_tokens is not None:
         options.setdefault("max_tokens", max_new_tokens)
     shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if not is_chat:
-        return _TEXTS, {**options, **shared, "prompt": content}
+        return _COMPLETIONS, {**options, **shared, "prompt": content}
     turns = ({"role": "user", "content": content},) if isinstance(content, str) else content
     messages = [dict(turn) for turn in turns]
     if system is not None and messages[0].get("role") not in ("system", "developer"):
@@ -84,10 +93,13 @@ def body_of(
 
 
 def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.AsyncClient:
-    """A client of the server at `url`. Proxies that the environment names are used, but never for
-    this machine itself.
+    """Return a client of the server at `url`.
 
-    Raises InputError for an address that is none, ConfigError for a proxy that cannot be used.
+    Proxies from the environment are used, but never for this machine itself.
+
+    Raises:
+        InputError: `url` is invalid.
+        ConfigError: the proxy cannot be used.
     """
     host = host_of(url)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -111,7 +123,7 @@ def client_for(url: str, api_key: str | None, timeout_seconds: float) -> httpx.A
 
 
 def host_of(url: str) -> str:
-    """The host in a server's address; InputError for what is no address."""
+    """Return the host of a server's URL. Raises InputError if the URL is invalid."""
     try:
         httpx.URL(url)
         return urlsplit(url).hostname or ""
@@ -122,7 +134,7 @@ def host_of(url: str) -> str:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy of the environment that requests to `url` go through, without its password."""
+    """Return the proxy from the environment that applies to `url`, without its password."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_this_machine(host) or proxy_bypass(host):
@@ -133,7 +145,7 @@ def proxy_for(url: str) -> str | None:
 
 
 async def served_model(client: httpx.AsyncClient) -> str:
-    """The name of the model behind a server. Raises InputError where none answers."""
+    """Return the name of the served model. Raises InputError if no server answers."""
     try:
         answer = await client.get("/v1/models")
         answer.raise_for_status()
@@ -152,24 +164,24 @@ async def served_model(client: httpx.AsyncClient) -> str:
         ) from error
 
 
-async def reads_chats(client: httpx.AsyncClient, model: str) -> bool:
-    """False where the server says that its model has no chat template; asks for one token."""
+async def has_chat_template(client: httpx.AsyncClient, model: str) -> bool:
+    """Return False if the server reports no chat template; sends a request for one token."""
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": model, "messages": messages, "max_tokens": 1}
     try:
         answer = await client.post(_CHATS, json=body)
     except httpx.HTTPError:
         return True
-    return not _code(answer).endswith(" no_chat_template")
+    return not _error_code(answer).endswith(" no_chat_template")
 
 
 async def send_all(
     client: httpx.AsyncClient, bodies: Sequence[tuple[str, dict[str, Any]]], due: Sequence[float]
-) -> list[Reply]:
-    """One reply for each moment of `due`, in that order; bodies are taken in turn."""
+) -> list[RequestResult]:
+    """Send one request per time in `due`, cycling through `bodies`; return results in order."""
     started = time.monotonic()
 
-    async def at(number: int) -> Reply:
+    async def at(number: int) -> RequestResult:
         await asyncio.sleep(due[number] - (time.monotonic() - started))
         path, body = bodies[number % len(bodies)]
         return await _send(client, path, body, due[number], started)
@@ -179,7 +191,7 @@ async def send_all(
 
 async def _send(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], due: float, started: float
-) -> Reply:
+) -> RequestResult:
     def now() -> float:
         return time.monotonic() - started
 
@@ -190,21 +202,23 @@ async def _send(
         async with client.stream("POST", path, json=body) as answer:
             if answer.status_code != 200:
                 await answer.aread()
-                return Reply(due, sent, None, None, None, _code(answer))
+                return RequestResult(due, sent, None, None, None, _error_code(answer))
             async for event in _events(answer):
                 if event is _DONE:
-                    return Reply(due, sent, first, now(), tokens, "")
+                    return RequestResult(due, sent, first, now(), tokens, "")
                 if "error" in event:
-                    return Reply(due, sent, first, None, tokens, str(event["error"]["code"]))
+                    return RequestResult(
+                        due, sent, first, None, tokens, str(event["error"]["code"])
+                    )
                 if first is None and _has_text(event):
                     first = now()
                 if event.get("usage"):
                     tokens = _count(event["usage"]["completion_tokens"])
     except httpx.HTTPError as error:
-        return Reply(due, sent, first, None, tokens, type(error).__name__)
+        return RequestResult(due, sent, first, None, tokens, type(error).__name__)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Reply(due, sent, first, None, tokens, "malformed_stream")
-    return Reply(due, sent, first, None, tokens, "incomplete_stream")
+        return RequestResult(due, sent, first, None, tokens, "malformed_stream")
+    return RequestResult(due, sent, first, None, tokens, "incomplete_stream")
 
 
 async def _events(answer: httpx.Response) -> Any:
@@ -236,7 +250,7 @@ def _has_text(event: dict[str, Any]) -> bool:
     return False
 
 
-def _code(answer: httpx.Response) -> str:
+def _error_code(answer: httpx.Response) -> str:
     try:
         return f"{answer.status_code} {answer.json()['error']['code']}"
     except (ValueError, LookupError, TypeError, RecursionError):

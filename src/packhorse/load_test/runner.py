@@ -1,4 +1,4 @@
-"""`packhorse.load_test.testing.load_test`: what the command `packhorse load-test` calls."""
+"""Run a load test: one trial per rate."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import read_rows
-from packhorse.load_test.config import LoadTestConfig
-from packhorse.load_test.results import Trial, knee, trial_of
-from packhorse.load_test.sending import (
-    arrivals,
-    body_of,
+from packhorse.load_test.client import (
     client_for,
-    reads_chats,
+    has_chat_template,
+    poisson_arrivals,
+    request_body,
     send_all,
     served_model,
 )
+from packhorse.load_test.config import LoadTestConfig
+from packhorse.load_test.results import Trial, knee, summarize
 from packhorse.profiling.hardware import machine
 
 Report = Callable[[str], None]
@@ -28,8 +28,12 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadTest:
-    """What a load test came to. model: as the server calls it. rows: different ones that were
-    sent."""
+    """Result of a load test.
+
+    Attributes:
+        model: name of the model on the server.
+        rows: number of distinct rows sent.
+    """
 
     config: LoadTestConfig
     model: str
@@ -64,10 +68,11 @@ class LoadTest:
 
 
 def load_test(config: LoadTestConfig, report: Report = lambda text: None) -> LoadTest:
-    """Runs one trial after the other; `report` gets a line for each.
+    """Run the trials in turn; `report` gets one line per trial. Failed requests are counted.
 
-    Raises ConfigError for options that make no sense, InputError for rows that cannot be read or a
-    server that does not answer. What goes wrong with single requests is counted.
+    Raises:
+        ConfigError: an option is out of range.
+        InputError: the rows cannot be read, or the server does not answer.
     """
     if config.requests < 1 or not config.rates or any(rate <= 0 for rate in config.rates):
         raise ConfigError(
@@ -83,15 +88,17 @@ async def _run(config: LoadTestConfig, rows: list[Request], report: Report) -> L
     async with client_for(config.url, config.api_key, config.timeout_seconds) as client:
         model = await served_model(client)
         is_any_plain = any(isinstance(row.content, str) and not row.bare for row in rows)
-        has_chats = not is_any_plain or await reads_chats(client, model)
+        has_chats = not is_any_plain or await has_chat_template(client, model)
         system = config.reading.system
         bodies = [
-            body_of(row, model, config.max_new_tokens, system=system, reads_chats=has_chats)
+            request_body(
+                row, model, config.max_new_tokens, system=system, has_chat_template=has_chats
+            )
             for row in rows
         ]
         trials = []
         for rate in config.rates:
             report(f"{config.requests} requests at {rate:g}/s")
-            due = arrivals(rate, config.requests, config.seed)
-            trials.append(trial_of(rate, await send_all(client, bodies, due), config.goals))
+            due = poisson_arrivals(rate, config.requests, config.seed)
+            trials.append(summarize(rate, await send_all(client, bodies, due), config.goals))
     return LoadTest(config, model, min(len(rows), config.requests), tuple(trials))
