@@ -142,7 +142,7 @@ def test_reference_logits_beside_the_weights_are_compared(tmp_path: Path) -> Non
     for quantization in ("float32", "int8"):
         engine_of(tmp_path, quantization=quantization).close()
     edit_config(tmp_path, rms_norm_eps=0.3)
-    with pytest.raises(ModelError, match="than the model it was made from"):
+    with pytest.raises(ModelError, match="than its source model"):
         engine_of(tmp_path)
     (tmp_path / FILE).unlink()
     engine_of(tmp_path).close()
