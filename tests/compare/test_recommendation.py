@@ -78,7 +78,9 @@ def test_what_is_given_up_is_said() -> None:
     said = recommend([TRUE, FAST, BEND], UserLimits()).given_up
     assert "fast is 1.33 times as fast, at a matched prefix of 0.300" in said
     assert "true agrees more with the reference (1.000)" in said
-    assert recommend([TRUE], UserLimits()).given_up == "Nothing: no trial is faster or more accurate."
+    assert (
+        recommend([TRUE], UserLimits()).given_up == "Nothing: no trial is faster or more accurate."
+    )
 
 
 def test_a_difference_inside_the_noise_is_a_tie_and_accuracy_decides() -> None:
