@@ -143,7 +143,7 @@ def test_repeats_beside_other_work_are_flagged(config: CompareConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"sample": 0}, ConfigError, "sample of 0 rows"),
+        ({"sample": 0}, ConfigError, "must have at least 1 row, got 0"),
         ({"repeats": 0}, ConfigError, "repeats"),
         ({"engines": ("vllm",)}, ConfigError, "unknown engine"),
         ({"labels": "absent"}, ConfigError, "no sampled row has a label"),

@@ -87,7 +87,7 @@ def zero_shot_template(
     for label in given:
         if label not in classes:
             raise ConfigError(
-                f"--label-name names {label!r}, which is not a label",
+                f"there is no label {label!r} for --label-name",
                 f"the labels are {', '.join(classes[:20])}",
             )
     names = tuple((label, given.get(label, label)) for label in classes)
