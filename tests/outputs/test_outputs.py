@@ -272,7 +272,7 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").touch()
     for name, words, hint in [
-        ("none/out.jsonl", "No such file", "make the folder first"),
+        ("none/out.jsonl", "No such file", "create the folder first"),
         ("file/out.jsonl", "Not a directory", "a part of the path is a file"),
         ("folder.jsonl", "Is a directory", "it is a folder"),
         ("x" * 300 + ".jsonl", "File name too long", "choose a shorter name"),
