@@ -59,7 +59,7 @@ def test_without_options_a_config_has_its_own_defaults(
         ("assess", ["--label-name", "a=b"], "label_names", ("a=b",)),
         ("serve", ["--name", "x"], "name", "x"),
         ("serve", ["--served-model-name", "x"], "name", "x"),
-        ("serve", ["--max-delay-ms", "20"], "waits.max_delay_seconds", 0.02),
+        ("serve", ["--max-delay-ms", "20"], "queue.max_delay_seconds", 0.02),
         ("load_test", ["--rate", "1", "inf"], "rates", (1.0, float("inf"))),
         ("load_test", ["--goal-answer-ms", "500"], "goals.answer", 0.5),
         ("quantize", ["--method", "plain"], "method", "plain"),

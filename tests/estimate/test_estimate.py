@@ -318,7 +318,7 @@ def test_command_refuses_what_takes_too_long(
 ) -> None:
     arguments = ["plan", "anything", config.input, "--engines", "fake", "--max-hours", "1e-9"]
     assert main(arguments) == 2
-    assert "nothing ends within" in capsys.readouterr().err
+    assert "no technique finishes within" in capsys.readouterr().err
 
 
 def test_calibrate_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,15 +40,22 @@ def add(parser: Any, config: type[Any], *names: str, **changes: Mapping[str, Any
         option = {**field.metadata, **changes.get(name, {})}
         keywords = {"help": _help(option, field, kind), **_value_keywords(option, kind, field)}
         destination = _destination(config, name)
-        if field.default is MISSING and "flags" not in option:
+        is_required = default_of(field) is MISSING
+        if is_required and "flags" not in option:
             parser.add_argument(destination, **{**keywords, "metavar": name.upper()})
             continue
         prefix = "--no-" if field.default is True else "--"
         flags = option.get("flags", (f"{prefix}{name.replace('_', '-')}",))
         keywords |= {"dest": destination, "default": argparse.SUPPRESS}
-        parser.add_argument(*flags, required=field.default is MISSING, **keywords)
+        parser.add_argument(*flags, required=is_required, **keywords)
         if aliases := option.get("aliases"):
             parser.add_argument(*aliases, **{**keywords, "help": argparse.SUPPRESS})
+
+
+def default_of(field: Field[Any]) -> Any:
+    """Return the default of a config's field, MISSING if it must be given."""
+    factory = field.default_factory
+    return field.default if factory is MISSING else factory()
 
 
 def read(arguments: argparse.Namespace, config: type[_Config], **values: Any) -> _Config:
@@ -182,7 +189,7 @@ def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
 
 def _help(option: Mapping[str, Any], field: Field[Any], kind: Any) -> str:
     """Return the help text with the default in parentheses, if there is one to show."""
-    default = option.get("default", field.default)
+    default = option.get("default", default_of(field))
     if kind is bool or default in (None, MISSING, ()):
         shown = ""
     elif isinstance(default, tuple):
