@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
-# Processes that run tests: pytest-xdist counts the cores.
-WORKERS ?= auto
+# Processes that run tests: one more than there are cores, since tests of servers and signals wait a lot.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 LOWEST := build/lowest
 # Fast tests that import every dependency; they need no model that has to be fetched.
@@ -28,10 +28,10 @@ lint: install
 
 # What to run before every commit: nothing here loads the demonstration model or takes long.
 check: install lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadscope -m "not slow and not real_model and not browser"
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_model and not browser"
 
 test: install lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadscope
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 dist: install
 	$(BIN)/pip install --quiet --disable-pip-version-check build

@@ -189,7 +189,7 @@ def test_a_model_alone_that_knows_no_label_fails_that_row(
     source = write_csv(tmp_path / "in.csv", FRESH[:5])
     report = classify(ClassifyConfig(saved, str(source), tmp_path / "out.jsonl"))
     assert report.counts.failed_by_code == {"no_label": 5}
-    assert "none of the labels" in str(lines(tmp_path / "out.jsonl")[0]["error"])
+    assert "contains no label" in str(lines(tmp_path / "out.jsonl")[0]["error"])
 
 
 def test_killed_it_keeps_what_is_labelled_and_goes_on(

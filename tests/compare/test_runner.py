@@ -223,7 +223,7 @@ def test_the_reference_is_run_once_and_kept(config: CompareConfig) -> None:
     runner.compare(small, Notes())
     notes = Notes()
     runner.compare(replace(small, output=config.output.with_name("second")), notes)
-    assert any("is in the cache" in line for line in notes.lines)
+    assert any("was found in the cache" in line for line in notes.lines)
 
 
 def test_a_full_disk_at_report_time_keeps_what_was_measured(
@@ -291,8 +291,8 @@ def test_nothing_is_calibrated_within_a_trial(config: CompareConfig) -> None:
     chosen = replace(config, quantizations=("float32",), batchings=("single", "planned"))
     notes = Notes()
     comparison = runner.compare(chosen, notes)
-    assert [line for line in notes.lines if line.startswith("measuring what")] == [
-        "measuring what fake costs on fake float32 (once)"
+    assert [line for line in notes.lines if line.startswith("measuring the cost")] == [
+        "measuring the cost of fake on fake float32 (once)"
     ]
     (calibration,) = (config.output.parent / "home" / "calibrations").iterdir()
     runs = (config.output / "runs").glob("fake-*/*/outcome.json")

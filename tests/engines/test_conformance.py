@@ -92,7 +92,7 @@ def engine(subject: Subject) -> Iterator[Engine]:
     engine.close()
 
 
-def tests_of_one_engine() -> dict[str, Callable[..., None]]:
+def engine_tests() -> dict[str, Callable[..., None]]:
     """The tests that need the fixtures `subject` and `engine` only: for engines of other packages,
     see docs/how-to/add-an-engine.md."""
     return {

@@ -128,7 +128,7 @@ def test_a_family_that_cannot_be_folded(
     assert main(["quantize", folder, "--rows", "9"]) == 0
     shown = capsys.readouterr()
     assert "gptj models cannot be prepared for int8: only plain int8 is available" in shown.err
-    assert shown.out.startswith(f"{folder} in int8: plain\n  measured on 3 rows")
+    assert shown.out.startswith(f"{folder} in int8: plain\n  measured on 3 held-out rows")
     assert main(["quantize", folder, "--rows", "9", "--method", "rotate"]) == 2
 
 
