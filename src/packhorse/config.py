@@ -58,6 +58,9 @@ OUTPUT_OPTION = {
     "metavar": "OUTPUT",
     "help": "write results to this .jsonl, .csv or .parquet file",
 }
+ENGINES_OPTION = {"metavar": "LIST", "help": "engines to try, with commas between them"}
+QUANTIZATIONS_OPTION = {"metavar": "LIST", "help": "number formats to try"}
+BATCHINGS_OPTION = {"metavar": "LIST", "help": "batching policies to try"}
 ALLOW_PICKLE_OPTION = {
     "help": "accept PyTorch .bin weights if there is no safetensors file",
 }

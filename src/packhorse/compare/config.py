@@ -9,9 +9,12 @@ from packhorse.batching import POLICIES
 from packhorse.compare.verdict import UserLimits
 from packhorse.config import (
     ALLOW_PICKLE_OPTION,
+    BATCHINGS_OPTION,
     EMBEDDINGS_OPTION,
+    ENGINES_OPTION,
     INPUT_OPTION,
     MODEL_OPTION,
+    QUANTIZATIONS_OPTION,
     InputConfig,
 )
 from packhorse.engine_protocol.registry import model_engines
@@ -48,14 +51,12 @@ class CompareConfig:
     )
     engines: tuple[str, ...] = field(
         default_factory=model_engines,
-        metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
+        metadata=ENGINES_OPTION,
     )
     quantizations: tuple[str, ...] = field(
-        default=("float32", "int8"), metadata={"metavar": "LIST", "help": "number formats to try"}
+        default=("float32", "int8"), metadata=QUANTIZATIONS_OPTION
     )
-    batchings: tuple[str, ...] = field(
-        default=tuple(POLICIES), metadata={"metavar": "LIST", "help": "batching policies to try"}
-    )
+    batchings: tuple[str, ...] = field(default=tuple(POLICIES), metadata=BATCHINGS_OPTION)
     sample: int = field(default=64, metadata={"help": "draw N rows from the input"})
     repeats: int = field(default=3, metadata={"help": "run every combination N times, interleaved"})
     warmup_rows: int = field(

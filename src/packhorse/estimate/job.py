@@ -13,8 +13,11 @@ from packhorse.batching.policies import CONTINUOUS, PLANNED
 from packhorse.calibration import Calibration, describe_disturbance, stored_calibration
 from packhorse.config import (
     ALLOW_PICKLE_OPTION,
+    BATCHINGS_OPTION,
+    ENGINES_OPTION,
     INPUT_OPTION,
     MODEL_OPTION,
+    QUANTIZATIONS_OPTION,
     BatchingConfig,
     EngineConfig,
     InputConfig,
@@ -51,14 +54,12 @@ class EstimateConfig:
     input: str = field(metadata=INPUT_OPTION)
     engines: tuple[str, ...] = field(
         default_factory=model_engines,
-        metadata={"metavar": "LIST", "help": "engines to try, with commas between them"},
+        metadata=ENGINES_OPTION,
     )
     quantizations: tuple[str, ...] = field(
-        default=("float32", "int8"), metadata={"metavar": "LIST", "help": "number formats to try"}
+        default=("float32", "int8"), metadata=QUANTIZATIONS_OPTION
     )
-    batchings: tuple[str, ...] = field(
-        default=tuple(POLICIES), metadata={"metavar": "LIST", "help": "batching policies to try"}
-    )
+    batchings: tuple[str, ...] = field(default=tuple(POLICIES), metadata=BATCHINGS_OPTION)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
     reading: InputConfig = field(default_factory=InputConfig)
