@@ -83,7 +83,8 @@ class EngineConfig:
     """Which engine runs the model, and on what device.
 
     Attributes:
-        engine: "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else.
+        engine: "auto" is the fastest that runs the model with these options and costs no accuracy
+            (`models.engine_support.choose_engine`).
         quantization: "auto" is float32 on a CPU and float16 on a GPU: what costs no accuracy.
         workers, threads: None is the fastest measured setting if the engine was calibrated, else
             one single-threaded worker per core for ctranslate2, one with all cores for
@@ -98,7 +99,8 @@ class EngineConfig:
         default="auto",
         metadata={
             "help": "engine that runs the model",
-            "default": "auto: ctranslate2 for a CTranslate2 folder, otherwise transformers",
+            "default": "auto: the fastest that costs no accuracy; on a CPU the first of packed, "
+            "ctranslate2, transformers that runs the model with these options",
         },
     )
     device: str = field(

@@ -13,8 +13,8 @@ from packhorse.models.resolve import (
     GgufFile,
     HubModel,
     HuggingFaceFolder,
+    default_engine_of,
     resolve,
-    resolve_engine,
 )
 
 
@@ -135,20 +135,16 @@ def test_no_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "engine", "resolved"),
+    ("names", "engine"),
     [
-        (["config.json"], "auto", "transformers"),
-        (["config.json"], "ctranslate2", "ctranslate2"),
-        (["config.json", "model.bin", "vocabulary.json"], "auto", "ctranslate2"),
+        (["config.json"], "transformers"),
+        (["config.json", "model.bin", "vocabulary.json"], "ctranslate2"),
     ],
 )
-def test_engines(tmp_path: Path, names: list[str], engine: str, resolved: str) -> None:
-    folder = folder_of(tmp_path / "model", *names)
-    assert resolve_engine(str(folder), engine) == resolved
-
-
-def test_the_fake_engine_needs_no_model() -> None:
-    assert resolve_engine("anything", "fake") == "fake"
+def test_engines_that_run_every_model_of_a_form(
+    tmp_path: Path, names: list[str], engine: str
+) -> None:
+    assert default_engine_of(str(folder_of(tmp_path / "model", *names))) == engine
 
 
 def test_catalog_names_and_pins_are_well_formed() -> None:

@@ -27,7 +27,7 @@ def test_prepare_for_a_program(tiny: Tiny, home: Path, capsys: Captured) -> None
     folder = tiny("llama")
     assert main(["prepare", str(folder), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["engine"] == "transformers"
+    assert document["engine"] == "packed"
     assert document["folder"] == str(folder)
     assert document["quantization"] == "float32"
     assert len(document["fingerprint"]) == 64

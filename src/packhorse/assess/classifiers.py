@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,11 +20,13 @@ from packhorse.assess.language_model import (
 )
 from packhorse.assess.priors import divide_out_prior
 from packhorse.assess.saved_classifier import Card, ClassicPart, ModelPart, read_card, read_fitted
+from packhorse.batching.policies import AUTO
 from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
 from packhorse.inference.model import Model, load_prepared, prepare_for
 from packhorse.inputs import format_value
+from packhorse.models import default_engine_of
 
 By = Literal["classic", "model"]
 StageCallback = Callable[[str], None]
@@ -194,13 +196,16 @@ def open_model(
     date: datetime | None = None,
 ) -> LanguageModel:
     """Load the language model of a saved classifier, preparing it if needed; date: see Model."""
-    prepared = prepare_for(part.model, part.engine, report=report)
+    engine = part.engine
+    if engine.engine == AUTO:
+        engine = replace(engine, engine=default_engine_of(part.model))
+    prepared = prepare_for(part.model, engine, report=report)
     if prepared.fingerprint != part.fingerprint:
         raise ModelError(
             f"{part.model} is not the model this classifier was saved with: its files differ",
             "run packhorse assess again with this model",
         )
-    model = load_prepared(prepared, part.engine, batching, report)
+    model = load_prepared(prepared, engine, batching, report)
     model.date = date
     return LanguageModel(model, part, card.classes)
 

@@ -192,7 +192,7 @@ class _ModelContest:
         return ModelPart(
             model=self.config.model,
             fingerprint=self.model.prepared.fingerprint,
-            engine=self.config.engine,
+            engine=replace(self.config.engine, engine=self.model.prepared.engine),
             answers="choice" if answers == "choice" else "text",
             prompting=prompting,
             prior=prior,

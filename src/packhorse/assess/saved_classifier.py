@@ -53,6 +53,7 @@ class ModelPart:
     Attributes:
         model: as given by the user.
         fingerprint: of its files.
+        engine: as it ran; "auto" in cards of versions that saved what was asked for.
         prior: divided out of the label probabilities; None for none.
     """
 

@@ -18,8 +18,8 @@ from packhorse.errors import ConfigError, EngineError, first_line
 
 GROUP = "packhorse.engines"
 BUILT_IN = ("transformers", "ctranslate2", "packed", "fake")
-"""Built-in engines. The first one that loads a kind of model is the default for that kind; hints
-name the last one first, since it is the fastest."""
+"""Built-in engines, a faster one after a slower one. The first one that loads a kind of model runs
+every model of that kind; `models.engine_support.choose_engines` prefers the last one."""
 _ENTRIES = "packhorse.engines.entries"
 
 ModelKind = Literal["huggingface", "ctranslate2", "none"]
@@ -39,12 +39,15 @@ class EngineEntry:
             safetensors; "ctranslate2": a converted folder; "none": no files at all, prompts are
             then encoded as UTF-8 bytes.
         number_formats: values of `--quantization` that it runs, besides "auto".
+        format_rule: `(device) -> formats`, those of `number_formats` that this machine's device
+            computes; "" is all of them.
         device_rule: `(device) -> device` that decides "auto" as the engine does; "" is always the
             CPU.
         refusal: `(transformers config) -> str | None`, the part of a model that the engine does not
             run. Only engines with this function are suggested in hints.
         is_continuous: rows join and leave at every step, so `continuous` is its only batching
             policy. What "auto" becomes otherwise follows from `EngineCapabilities`.
+        runs_side_by_side: it can be loaded with several workers.
         loads_int8_folders: it loads folders whose int8 weights packhorse prepared
             (`packhorse.models.int8_folder`), and no other quantized checkpoint.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
@@ -56,9 +59,11 @@ class EngineEntry:
     loader: str
     model_kind: ModelKind
     number_formats: tuple[str, ...]
+    format_rule: str = ""
     device_rule: str = ""
     refusal: str = ""
     is_continuous: bool = False
+    runs_side_by_side: bool = False
     loads_int8_folders: bool = False
     gives_logits: bool = False
     requirement: str = ""
@@ -75,6 +80,18 @@ class EngineEntry:
 
     def runs_format(self, quantization: str) -> bool:
         return quantization in ("auto", *self.number_formats)
+
+    def computes_format(self, quantization: str, device: str) -> bool:
+        """Whether it runs a number format on this machine's "cpu" or "cuda"."""
+        if not self.runs_format(quantization):
+            return False
+        if quantization in ("auto", "float32") or not self.format_rule:
+            return True
+        return quantization in self.function(self.format_rule)(device)
+
+    def takes_policy(self, policy: str) -> bool:
+        """Whether it batches rows by a policy, with "auto" left to the engine."""
+        return policy == "auto" or (policy == "continuous") == self.is_continuous
 
     def device(self, asked: str) -> str:
         """`asked`, with "auto" decided as the engine decides it."""
@@ -134,7 +151,7 @@ def unknown_engine(name: str) -> ConfigError:
 
 
 def default_engine(kind: ModelKind) -> str:
-    """Return the engine that runs a kind of model if none is named."""
+    """Return the engine that runs every model of a kind."""
     return next(each.name for each in built_in_engines() if each.model_kind == kind)
 
 

@@ -20,8 +20,10 @@ ENTRIES = (
         loader="packhorse.engines.ctranslate2.engine:load",
         model_kind=CTRANSLATE2,
         number_formats=tuple(name for name in QUANTIZATIONS if name != "auto"),
+        format_rule="packhorse.engines.ctranslate2.loading:supported_formats",
         device_rule="packhorse.engines.ctranslate2.loading:available_device",
         refusal="packhorse.models.engine_support:ctranslate2_refusal",
+        runs_side_by_side=True,
         gives_logits=True,
     ),
     EngineEntry(

@@ -250,19 +250,25 @@ def load(
         ...     for answer in model.generate(["What is the capital of France?"]):
         ...         print(answer.text)
     """
-    chosen = engine or EngineConfig()
-    prepared = prepare_for(model, chosen, allow_pickle=allow_pickle, report=report)
-    return load_prepared(prepared, chosen, batching or BatchingConfig(), report)
+    chosen, batching = engine or EngineConfig(), batching or BatchingConfig()
+    prepared = prepare_for(
+        model, chosen, policy=batching.policy, allow_pickle=allow_pickle, report=report
+    )
+    return load_prepared(prepared, chosen, batching, report)
 
 
 def prepare_for(
     model: str,
     engine: EngineConfig,
     *,
+    policy: str = AUTO,
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
-    """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`."""
+    """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`.
+
+    The engine "auto" is one that batches rows by `policy`; `PreparedModel.engine` says which.
+    """
     check_engine(engine)
     return prepare(
         model,
@@ -270,6 +276,8 @@ def prepare_for(
         quantization=engine.quantization,
         device=engine.device,
         quantization_method=engine.quantization_method,
+        policy=policy,
+        workers=engine.workers,
         allow_pickle=allow_pickle,
         report=report,
     )
@@ -293,6 +301,7 @@ def load_prepared(
         codec: Tokenizer of the model, if it is already loaded.
     """
     check_batching(batching)
+    engine = replace(engine, engine=prepared.engine)
     facts = model_facts(prepared)
     known = stored_calibration(prepared, engine)
     loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))

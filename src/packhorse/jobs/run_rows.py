@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from packhorse.batching.policies import AUTO
 from packhorse.config import JobConfig
 from packhorse.data import Completion, Failure, Request, SamplingParams
+from packhorse.engine_protocol.registry import model_engines
 from packhorse.inference.log_probs import log_probs_note
 from packhorse.inference.model import (
     check_batching,
@@ -58,6 +60,7 @@ class Generation:
     def __init__(self, config: JobConfig) -> None:
         self._config = config
         self._prepared: PreparedModel | None = None
+        self._started_with = ""
 
     def settings(self) -> dict[str, Any]:
         return settings(self._config)
@@ -67,11 +70,20 @@ class Generation:
         if is_openai:
             check_openai_output(self._config.output)
         journal.set_meta("openai", {"model": self._config.model} if is_openai else None)
+        self._started_with = (journal.meta("settings") or {}).get("engine", "")
 
     def prepare(self, report: Callable[[str], None]) -> dict[str, Any]:
         config = self._config
+        engine = config.engine
+        if engine.engine == AUTO and self._started_with in model_engines():
+            engine = replace(engine, engine=self._started_with)
+            report(f"engine {engine.engine}: this output was started with it")
         self._prepared = prepare_for(
-            config.model, config.engine, allow_pickle=config.allow_pickle, report=report
+            config.model,
+            engine,
+            policy=config.batching.policy,
+            allow_pickle=config.allow_pickle,
+            report=report,
         )
         return {"model": self._prepared.fingerprint, "engine": self._prepared.engine}
 

@@ -15,7 +15,7 @@ from packhorse.models.prepare import (
     torch_device,
 )
 from packhorse.models.prepared import PreparedModel
-from packhorse.models.resolve import resolve_engine
+from packhorse.models.resolve import default_engine_of
 from packhorse.models.storage import cache_root
 
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
     "PreparedModel",
     "cache_root",
     "cached_models",
+    "default_engine_of",
     "model_facts",
     "prepare",
     "prepare_embedding_model",
-    "resolve_engine",
     "resolve_quantization",
     "torch_device",
 ]

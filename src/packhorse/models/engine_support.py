@@ -1,11 +1,20 @@
-"""Tell which engines run a model, by its config alone; every hint that names an engine uses it."""
+"""Tell which engines run a model, by its config alone; "auto" and every hint that names an engine
+use it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packhorse.engine_protocol.registry import built_in_engines
+from packhorse.engine_protocol.registry import (
+    HUGGINGFACE,
+    EngineEntry,
+    built_in_engines,
+    default_engine,
+)
+from packhorse.errors import ConfigError, first_line
 from packhorse.models.quantized_formats import (
     OWN_METHOD,
     needed_package,
@@ -26,6 +35,94 @@ CTRANSLATE2_FAMILIES = (
 
 `tests/models/test_engine_support.py` converts one model of each."""
 _CTRANSLATE2_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """The options that an engine must be able to run.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        quantization: Number format, or "auto".
+        policy: Batching policy, or "auto".
+        workers: Batches in flight at once, None to leave it to the engine.
+    """
+
+    device: str = "cpu"
+    quantization: str = "auto"
+    policy: str = "auto"
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine that "auto" stands for, and the reason in one clause."""
+
+    name: str
+    reason: str
+
+
+def choose_engine(
+    config: Any, request: EngineRequest, failures: Mapping[str, str] | None = None
+) -> EngineChoice:
+    """Return the engine that "auto" stands for.
+
+    On a CPU it is the fastest built-in engine that runs the model with the requested options; in
+    float32 no engine costs accuracy. On a GPU it is the slowest, which runs every model.
+
+    Args:
+        config: transformers config of the model, None if transformers cannot read it.
+        request: Options that the engine must run.
+        failures: By engine, why it turned out not to run the model ("does not ...").
+
+    Raises:
+        ConfigError: No engine runs the model with these options.
+    """
+    entries = [entry for entry in built_in_engines() if entry.refusal]
+    if config is None:
+        return EngineChoice(default_engine(HUGGINGFACE), "transformers cannot read the config")
+    on_cpu, form = request.device == "cpu", request.quantization
+    reasons: list[str] = []
+    for entry in reversed(entries) if on_cpu else entries:
+        refusal = (
+            (failures or {}).get(entry.name)
+            or _option_refusal(entry, request)
+            or _model_refusal(entry, config)
+        )
+        if refusal is None:
+            loss = "without accuracy loss" if form in ("auto", "float32") else f"in {form}"
+            best = f"fastest {loss} for {config.model_type} on this CPU"
+            return EngineChoice(
+                entry.name, "; ".join(reasons) or (best if on_cpu else "default on a GPU")
+            )
+        reasons.append(f"{entry.name} {refusal}")
+    raise ConfigError(
+        f"no engine runs this {config.model_type} model as requested: {'; '.join(reasons)}",
+        "change --quantization, --batching, --device or --workers",
+    )
+
+
+def _option_refusal(entry: EngineEntry, request: EngineRequest) -> str | None:
+    """Return why an engine does not run the options, as a predicate; None if it does."""
+    if request.device != "cpu" and not entry.device_rule:
+        return f"does not run on {request.device}"
+    if not entry.computes_format(request.quantization, request.device):
+        here = f" on this {request.device}" if entry.runs_format(request.quantization) else ""
+        return f"does not run {request.quantization}{here}"
+    if not entry.takes_policy(request.policy):
+        return f"does not batch rows by {request.policy}"
+    if not entry.runs_side_by_side and request.workers not in (None, 1):
+        return f"does not run {request.workers} workers"
+    return None
+
+
+def _model_refusal(entry: EngineEntry, config: Any) -> str | None:
+    """Return why an engine does not run a model, as a predicate; None if it does."""
+    try:
+        refusal = entry.function(entry.refusal)(config)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        return f"does not read its config: {first_line(error)}"  # sizes of a wrong type
+    return None if refusal is None else f"does not run {refusal.partition(', only ')[0]}"
 
 
 def other_engines(config: Any, refusing: str, quantization: str = "auto") -> tuple[str, ...]:

@@ -19,7 +19,12 @@ from packhorse.models import cache, ctranslate2_folder
 from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
-from packhorse.models.engine_support import engines_of_folder
+from packhorse.models.engine_support import (
+    EngineRequest,
+    choose_engine,
+    config_of,
+    engines_of_folder,
+)
 from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
@@ -38,7 +43,7 @@ from packhorse.models.resolve import (
     HubModel,
     HuggingFaceFolder,
     Source,
-    engine_for,
+    check_engine,
     resolve,
 )
 from packhorse.quantization.methods import AUTO, PLAIN, require_known, supported_methods
@@ -53,6 +58,8 @@ def prepare(
     quantization: str = "auto",
     device: str = "cpu",
     quantization_method: str = AUTO,
+    policy: str = AUTO,
+    workers: int | None = None,
     allow_pickle: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
@@ -62,12 +69,13 @@ def prepare(
 
     Args:
         model: Name or path, see `resolve`.
-        engine: Name of an engine; "auto" chooses one by the form of the model.
+        engine: Name of an engine; "auto" chooses one, see `engine_support.choose_engine`.
         quantization: Number format of the weights that a conversion to CTranslate2 stores;
             transformers converts them while it loads.
         device: "cpu", "cuda" or "auto"; determines the format that "auto" stands for.
         quantization_method: How the model is prepared for int8 (`quantization.methods`). "auto" is
             the recipe that `packhorse quantize` stored, or the best method for the model's family.
+        policy, workers: Batching policy and workers that the engine "auto" must be able to run.
         allow_pickle: Accept PyTorch pickles as weights.
         report: Receives a line before each long step.
 
@@ -80,7 +88,15 @@ def prepare(
     _check_names(quantization, device)
     require_known(quantization_method)
     request = PrepareRequest(
-        model, engine, quantization, device, quantization_method, allow_pickle, report
+        model,
+        engine,
+        quantization,
+        device,
+        quantization_method,
+        policy,
+        workers,
+        allow_pickle,
+        report,
     )
     with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
         try:
@@ -101,6 +117,8 @@ class PrepareRequest:
     quantization: str
     device: str
     method: str
+    policy: str
+    workers: int | None
     allow_pickle: bool
     report: Report
 
@@ -109,22 +127,59 @@ def _prepare(request: PrepareRequest) -> PreparedModel:
     if isinstance(resolve(request.model), HubModel):
         _check_formats(request.engine, request.quantization)
     source = find_source(request.model, allow_pickle=request.allow_pickle, report=request.report)
-    chosen = engine_for(source, request.engine)
-    _check_formats(chosen, request.quantization, source)
+    chosen = request.engine
+    if chosen == AUTO and isinstance(source, CTranslate2Folder):
+        chosen = default_engine(CTRANSLATE2)
+        request.report(f"engine {chosen}: the model is a CTranslate2 folder")
+    if chosen != AUTO:
+        check_engine(source, chosen)
+        _check_formats(chosen, request.quantization, source)
     if isinstance(source, CTranslate2Folder):
         return _prepare_ctranslate2_folder(request.model, source.path, chosen, request.report)
     assert not isinstance(source, HubModel)
     _check_method(request)
     original = Original(source, request.allow_pickle, request.report)
-    entry = engine_entry(chosen)
+    if chosen == AUTO:
+        return _prepare_for_best(original, request)
+    return _prepare_for(original, request, chosen)
+
+
+def _prepare_for_best(original: Original, request: PrepareRequest) -> PreparedModel:
+    """Return the model in the form of the engine that "auto" stands for, and report which it is.
+
+    If the model cannot be converted for one engine, the next one is chosen.
+    """
+    wanted = EngineRequest(
+        torch_device(request.device), request.quantization, request.policy, request.workers
+    )
+    config = config_of(original.checkpoint().folder)
+    failures: dict[str, str] = {}
+    while True:
+        chosen = choose_engine(config, wanted, failures)
+        request.report(f"engine {chosen.name}: {chosen.reason}")
+        try:
+            return _prepare_for(original, request, chosen.name)
+        except ModelError as error:
+            if engine_entry(chosen.name).model_kind == HUGGINGFACE:
+                raise
+            failures[chosen.name] = f"does not run it: {error}"
+            try:
+                choose_engine(config, wanted, failures)
+            except ConfigError:
+                raise error from None
+
+
+def _prepare_for(original: Original, request: PrepareRequest, engine: str) -> PreparedModel:
+    """Return the model in the form that a named engine loads."""
+    entry = engine_entry(engine)
     if entry.model_kind == CTRANSLATE2:
-        return _prepare_for_ctranslate2(original, request, chosen)
+        return _prepare_for_ctranslate2(original, request, engine)
     if entry.loads_int8_folders:
         if (own := original.own_folder()) and not is_int8_folder(own.config):
             require_unquantized(own)
         if request.quantization == "int8":
-            return _prepare_int8_folder(original, request, chosen)
-    return replace(original.prepared(request.model), asked_engine=chosen)
+            return _prepare_int8_folder(original, request, engine)
+    return replace(original.prepared(request.model), asked_engine=engine)
 
 
 def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:

@@ -85,34 +85,29 @@ def resolve(model: str) -> Source:
     raise _unknown_model(model)
 
 
-def resolve_engine(model: str, engine: str = "auto") -> str:
-    """Return the engine that will run a model.
+def default_engine_of(model: str) -> str:
+    """Return the engine that runs every model of the form that `model` names.
 
-    "auto" is ctranslate2 for a CTranslate2 folder and transformers for everything else. The engine
-    of a hub repository is known once it is fetched, see `PreparedModel.engine`.
+    It is ctranslate2 for a CTranslate2 folder and transformers for everything else.
     """
-    if engine != "auto":
-        return engine
-    return engine_for(resolve(model), engine)
+    return default_engine(
+        CTRANSLATE2 if isinstance(resolve(model), CTranslate2Folder) else HUGGINGFACE
+    )
 
 
-def engine_for(source: Source, engine: str) -> str:
-    """Return `engine` with "auto" resolved for `source`; ConfigError if it cannot run it."""
-    is_converted = isinstance(source, CTranslate2Folder)
-    if engine == "auto":
-        return default_engine(CTRANSLATE2 if is_converted else HUGGINGFACE)
+def check_engine(source: Source, engine: str) -> None:
+    """Raise ConfigError if an engine does not run the form of `source`."""
     entry = engine_entry(engine)
     if not entry.runs_model:
         raise ConfigError(
             f"the engine {engine!r} does not run models", f"use {' or '.join(model_engines())}"
         )
-    if is_converted and entry.model_kind != CTRANSLATE2:
+    if isinstance(source, CTranslate2Folder) and entry.model_kind != CTRANSLATE2:
         raise ConfigError(
             f"a CTranslate2 folder cannot run on {engine}",
             f"use --engine {default_engine(CTRANSLATE2)}, or give the Hugging Face folder it was "
             "made from",
         )
-    return engine
 
 
 def classify_folder(path: Path) -> CTranslate2Folder | HuggingFaceFolder:

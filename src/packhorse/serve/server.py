@@ -60,7 +60,11 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
         stack.enter_context(contextlib.closing(listener))
         stack.enter_context(claimed_state_folder(config.state))
         prepared = prepare_for(
-            config.model, config.engine, allow_pickle=config.allow_pickle, report=report
+            config.model,
+            config.engine,
+            policy=config.batching.policy,
+            allow_pickle=config.allow_pickle,
+            report=report,
         )
         encoder = _encoder(config.embeddings, report)
         config = _within_open_files(config, report)

@@ -114,7 +114,7 @@ def combinations(
         for quantization in dict.fromkeys(quantizations)
         if quantization in _formats(entry)
         for batching in dict.fromkeys(batchings)
-        if (batching == CONTINUOUS) == entry.is_continuous
+        if entry.takes_policy(batching)
     ]
     if not grid:
         shown = [*built_in_engines(), *(each for each in entries if each.name not in BUILT_IN)]

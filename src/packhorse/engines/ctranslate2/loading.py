@@ -98,11 +98,17 @@ def available_device(asked: str) -> str:
     return asked if asked != "auto" else "cuda" if count else "cpu"
 
 
+def supported_formats(device: str) -> set[str]:
+    """Return the number formats that CTranslate2 computes on this machine's "cpu" or "cuda"."""
+    found: set[str] = ctranslate2.get_supported_compute_types(device)
+    return found
+
+
 def supported_compute_type(quantization: str, device: str) -> str:
     """Return CTranslate2's name of a quantization; EngineError if the device cannot run it."""
     if quantization == "auto":
         return "default"
-    supported = ctranslate2.get_supported_compute_types(device)
+    supported = supported_formats(device)
     if quantization not in supported:
         raise EngineError(
             f"CTranslate2 does not run {quantization} on this {device}",
