@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := build/demo
+DEMO_ROWS ?= 64
 # Processes that run tests: one more than there are cores, since tests of servers and signals wait a lot.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
@@ -15,10 +16,19 @@ LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/t
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# uv installs from its cache of unpacked wheels in seconds; pip installs where uv finds no index.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+
+$(VENV)/.packhorse: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "packhorse needs Python 3.11 or newer: make PYTHON=python3.11 install")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	-$(BIN)/pip install --quiet --no-compile --disable-pip-version-check uv
+	$(INSTALL) -e '.[serve]' || $(PIP_INSTALL) -e '.[serve]'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.packhorse
+	$(INSTALL) -e '.[dev]' || $(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
 lint: install
@@ -48,10 +58,15 @@ test-lowest:
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python pytest pytest-timeout hypothesis
 	$(LOWEST)/bin/python -m pytest -p no:cacheprovider -o filterwarnings=default $(LOWEST_TESTS)
 
-demo: install
+# The same rows twice, in float32 and in int8, and what int8 changed.
+DEMO_RUN := $(BIN)/packhorse run smollm2-135m-instruct examples/prompts.jsonl --limit $(DEMO_ROWS) --max-new-tokens 32
+
+demo: $(VENV)/.packhorse
 	rm -rf $(DEMO)
 	mkdir -p $(DEMO)
-	$(BIN)/packhorse run smollm2-135m-instruct examples/prompts.jsonl -o $(DEMO)/answers.jsonl --max-new-tokens 32
+	$(DEMO_RUN) -o $(DEMO)/float32.jsonl
+	$(DEMO_RUN) -o $(DEMO)/int8.jsonl --quantization int8
+	$(BIN)/python examples/what_changed.py $(DEMO)/float32.jsonl $(DEMO)/int8.jsonl
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ different length on every engine, and compares the texts with those of transform
 greedy, a row at a time, in float32. Sliding windows and trained lengths are shorter than the
 prompts. "yes" means that every text is the same. [How to read it](benchmarks.md#families).
 
-`--engine auto` is transformers for a Hugging Face folder.
+`--engine auto` is on a CPU the first of packed, ctranslate2 and transformers that runs a model.
 
 ## Families that more than one engine runs
 

@@ -60,3 +60,20 @@ def test_embeddings(tmp_path: Path) -> None:
         done = run("embeddings.py", server.address)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
+
+
+def test_what_changed(tmp_path: Path) -> None:
+    source, outputs = tmp_path / "in.jsonl", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    source.write_text("".join(json.dumps({"prompt": f"row {i}"}) + "\n" for i in range(6)))
+    for output, form in zip(outputs, ("float32", "int8"), strict=True):
+        words = ["run", "any", str(source), "-o", str(output), "--engine", "fake"]
+        command = [sys.executable, "-m", "packhorse", *words, "--quantization", form]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    done = run("what_changed.py", *outputs)
+    assert done.returncode == 0, done.stderr
+    assert "the same 6 rows" in done.stdout
+    assert "fake float32" in done.stdout
+    assert "identical rows" in done.stdout
+    absent = run("what_changed.py", tmp_path / "absent.jsonl", outputs[1])
+    assert absent.returncode == 1
+    assert "absent.jsonl" in absent.stderr

@@ -7,9 +7,12 @@ import pytest
 
 from packhorse.cli import options
 from packhorse.cli import run as cli_run
+from packhorse.compare.config import CompareConfig
 from packhorse.config import InputConfig, JobConfig
 from packhorse.data import SamplingParams
+from packhorse.engine_protocol.registry import model_engines
 from packhorse.errors import ConfigError
+from packhorse.estimate import EstimateConfig
 from packhorse.techniques.grid import Combination, combinations, engine_config
 
 
@@ -25,6 +28,17 @@ def test_formats_an_engine_does_not_know_are_left_out() -> None:
         "ctranslate2 int8 single",
         "ctranslate2 int8 sorted",
     ]
+
+
+@pytest.mark.parametrize("config", [CompareConfig, EstimateConfig])
+def test_the_default_grid_has_every_engine(config: type[CompareConfig | EstimateConfig]) -> None:
+    chosen = config("any", "rows.jsonl")
+    grid = combinations(chosen.engines, chosen.quantizations, chosen.batchings, 8)
+    assert [each.name for each in grid if each.batching == "continuous"] == [
+        "packed float32 continuous",
+        "packed int8 continuous",
+    ]
+    assert {each.engine for each in grid} == set(model_engines())
 
 
 def test_packed_int8_may_be_made_ready_in_any_way() -> None:
