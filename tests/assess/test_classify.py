@@ -75,6 +75,18 @@ def test_a_language_model_on_the_packed_engine_labels_as_on_transformers(tmp_pat
         assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-4)
 
 
+def test_a_card_of_a_version_that_saved_auto_keeps_its_engine(tmp_path: Path, home: Path) -> None:
+    folder = str(tiny_models.tiny_gptj(tmp_path / "gptj"))
+    assert prepare_for(folder, EngineConfig()).engine == "ctranslate2"
+    prompting = PromptTemplate("Which?", (("bad", "bad"), ("good", "good")), ())
+    fingerprint = prepare_for(folder, EngineConfig("transformers")).fingerprint
+    part = ModelPart(folder, fingerprint, EngineConfig(), "choice", prompting, None)
+    write_card(tmp_path / "saved", Card("model", "title", ("bad", "good"), model=part))
+    source = write_csv(tmp_path / "in.csv", FRESH[:3])
+    report = classify(ClassifyConfig(tmp_path / "saved", str(source), tmp_path / "out.jsonl"))
+    assert report.counts.completed == 3
+
+
 def test_csv_and_parquet_hold_the_same(winner: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in.csv", FRESH[:9])
     for name in ("out.jsonl", "out.csv", "out.parquet"):

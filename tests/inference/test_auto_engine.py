@@ -130,6 +130,17 @@ def test_a_conversion_that_fails_its_check(
         prepare(str(tmp_path), engine="ctranslate2")
 
 
+def test_a_conversion_that_memory_may_not_hold(
+    tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(Family("gemma"), tmp_path)
+    monkeypatch.setattr("packhorse.models.prepare.available_bytes", lambda: 1000)
+    assert prepare(str(tmp_path), report=messages.append).engine == "transformers"
+    assert "its conversion takes 0.0 GB of memory" in messages[-1]
+    assert prepare(str(tmp_path), engine="ctranslate2").engine == "ctranslate2"
+    assert prepare(str(tmp_path)).engine == "ctranslate2"  # there is one already
+
+
 def test_forms_of_a_model(tiny: Tiny, home: Path, tmp_path: Path, messages: list[str]) -> None:
     folder = tiny("llama")
     converted = prepare(str(folder), engine="ctranslate2").folder

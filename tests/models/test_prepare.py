@@ -192,7 +192,10 @@ def test_a_quantized_checkpoint_is_not_converted(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization": "int8"}, "transformers engine does not run int8"),
+        (
+            {"engine": "transformers", "quantization": "int8"},
+            "transformers engine does not run int8",
+        ),
         ({"quantization": "int3"}, "no quantization 'int3'"),
         ({"device": "tpu"}, "no device 'tpu'"),
         ({"engine": "vllm"}, "engine 'vllm'"),

@@ -8,9 +8,9 @@ cached_models        list the models in the cache
 from packhorse.models.cache import CachedModel, cached_models
 from packhorse.models.catalog import CATALOG, CatalogEntry
 from packhorse.models.facts import ModelFacts, model_facts
+from packhorse.models.fetch import prepare_embedding_model
 from packhorse.models.prepare import (
     prepare,
-    prepare_embedding_model,
     resolve_quantization,
     torch_device,
 )

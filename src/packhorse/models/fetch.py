@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from packhorse.errors import ModelError, first_line
-from packhorse.models.catalog import CatalogEntry
+from packhorse.models import cache
+from packhorse.models.catalog import CATALOG, CatalogEntry, names
 from packhorse.models.hashing import file_sha256
 from packhorse.models.prepared import Report
 from packhorse.models.storage import full_disk, require_free_bytes, storage_errors
 
+_warn: Report = logging.getLogger("packhorse.models").warning
 HUB_FILES = (
     "*.safetensors",
     "*.json",
@@ -29,6 +32,38 @@ HUB_FILES = (
     "vocabulary.*",
 )
 HUB_LEFT_OUT = ("*/*.safetensors", "*/*.bin", "*/*.json", "consolidated*", "*.onnx.*")
+
+
+def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
+    """Return a verified folder in the layout of sentence-transformers.
+
+    Args:
+        name_or_folder: A name of the catalog, or a folder.
+        report: Receives a line before each long step.
+
+    Raises:
+        ModelError: There is no such model, or the folder has another layout.
+    """
+    path = Path(name_or_folder).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+            raise ModelError(
+                f"{path} is no sentence-transformers folder with safetensors weights",
+                f"it needs config.json and model.safetensors; or use {names('embedding')[0]}",
+            )
+        return path
+    entry = CATALOG.get(name_or_folder.lower())
+    if entry is None or entry.purpose != "embedding":
+        raise ModelError(
+            f"no embedding model {name_or_folder!r}: it is neither a folder nor a catalog name",
+            f"embedding models of the catalog: {', '.join(names('embedding'))}",
+        )
+    key = cache.Key(entry.name, "huggingface", "embedding", "float32", (entry.sha256, entry.member))
+
+    def build(contents: Path, scratch: Path) -> None:
+        fetch_members(entry, contents, scratch, report)
+
+    return cache.obtain(key, build, report).folder
 
 
 def fetch_members(entry: CatalogEntry, folder: Path, scratch: Path, report: Report) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from packhorse.batching.memory import available_bytes
 from packhorse.config import DEVICES, QUANTIZATIONS
 from packhorse.engine_protocol.registry import (
     CTRANSLATE2,
@@ -16,7 +17,6 @@ from packhorse.engine_protocol.registry import (
 )
 from packhorse.errors import ConfigError, ModelError, model_errors
 from packhorse.models import cache, ctranslate2_folder
-from packhorse.models.catalog import CATALOG, names
 from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
 from packhorse.models.engine_support import (
@@ -25,7 +25,6 @@ from packhorse.models.engine_support import (
     config_of,
     engines_of_folder,
 )
-from packhorse.models.fetch import fetch_members
 from packhorse.models.hashing import file_digests, fingerprint
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.int8_preparation import (
@@ -182,38 +181,6 @@ def _prepare_for(original: Original, request: PrepareRequest, engine: str) -> Pr
     return replace(original.prepared(request.model), asked_engine=engine)
 
 
-def prepare_embedding_model(name_or_folder: str, report: Report = _warn) -> Path:
-    """Return a verified folder in the layout of sentence-transformers.
-
-    Args:
-        name_or_folder: A name of the catalog, or a folder.
-        report: Receives a line before each long step.
-
-    Raises:
-        ModelError: There is no such model, or the folder has another layout.
-    """
-    path = Path(name_or_folder).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-            raise ModelError(
-                f"{path} is no sentence-transformers folder with safetensors weights",
-                f"it needs config.json and model.safetensors; or use {names('embedding')[0]}",
-            )
-        return path
-    entry = CATALOG.get(name_or_folder.lower())
-    if entry is None or entry.purpose != "embedding":
-        raise ModelError(
-            f"no embedding model {name_or_folder!r}: it is neither a folder nor a catalog name",
-            f"embedding models of the catalog: {', '.join(names('embedding'))}",
-        )
-    key = cache.Key(entry.name, "huggingface", "embedding", "float32", (entry.sha256, entry.member))
-
-    def build(contents: Path, scratch: Path) -> None:
-        fetch_members(entry, contents, scratch, report)
-
-    return cache.obtain(key, build, report).folder
-
-
 def resolve_quantization(quantization: str, device: str) -> str:
     """Return `quantization`, with "auto" replaced by float32 on a CPU and float16 on a GPU.
 
@@ -244,13 +211,14 @@ def _prepare_for_ctranslate2(
     choice = plain
     if is_int8:
         choice = choose_method(request.method, original.title, identity, request.report)
+    is_checked = request.engine == AUTO
     try:
-        entry = _obtain_converted(original, identity, form, choice)
+        entry = _obtain_converted(original, identity, form, choice, is_checked)
     except CannotFoldError as error:
         if request.method != AUTO:
             raise
         request.report(f"{error}: it is converted as it is, and may lose much of its accuracy")
-        entry = _obtain_converted(original, identity, form, plain)
+        entry = _obtain_converted(original, identity, form, plain, is_checked)
     return PreparedModel(
         name=request.model,
         kind=CTRANSLATE2,
@@ -265,13 +233,28 @@ def _prepare_for_ctranslate2(
 
 
 def _obtain_converted(
-    original: Original, identity: tuple[str, ...], form: str, choice: QuantizationMethodChoice
+    original: Original,
+    identity: tuple[str, ...],
+    form: str,
+    choice: QuantizationMethodChoice,
+    is_checked: bool,
 ) -> cache.Entry:
-    """Return the cached CTranslate2 folder of a model with weights in `form`, built if missing."""
+    """Return the cached CTranslate2 folder of a model with weights in `form`, built if missing.
+
+    With `is_checked`, ModelError is raised before a conversion that memory may not hold: two copies
+    of the weights in float32.
+    """
     report = original.report
 
     def build(contents: Path, _: Path) -> None:
         checkpoint = original.checkpoint()
+        needed, free = 8 * checkpoint.weight_count, available_bytes()
+        if is_checked and needed > free:
+            raise ModelError(
+                f"its conversion takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB "
+                "are free",
+                "free some memory",
+            )
         if choice.is_plain:
             report(f"converting {original.title} to CTranslate2 {form}")
             convert_checkpoint(checkpoint, form, contents)
