@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def test_a_conversion_that_memory_may_not_hold(
     tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(Family("gemma"), tmp_path)
-    monkeypatch.setattr("packhorse.models.prepare.available_bytes", lambda: 1000)
+    module = import_module("packhorse.models.prepare")  # its package has a function of this name
+    monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     assert prepare(str(tmp_path), report=messages.append).engine == "transformers"
     assert "its conversion takes 0.0 GB of memory" in messages[-1]
     assert prepare(str(tmp_path), engine="ctranslate2").engine == "ctranslate2"
