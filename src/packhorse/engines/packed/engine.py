@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("float32", "int8")
 MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 512
-import os
-SHARED_ROWS = int(os.environ.get('SR', 32))
+SHARED_ROWS = 32
 """Up to this number of running rows, all threads compute one step together."""
 DEFAULT_CACHE_TOKENS = 1 << 16
 LONGEST_ROW = 1 << 20
