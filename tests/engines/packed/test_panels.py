@@ -35,7 +35,7 @@ INPUTS = (16, 576, 4 * BLOCK_STEPS + 64)
 """Input channels; the last have more than one block."""
 
 
-@njit  # type: ignore[misc]
+@njit  # type: ignore[untyped-decorator]
 def multiply(
     sums: Any, outputs: Any, rows_in: Any, inputs: Any, rows: Any, panels: Any, starts: Any,
     factor: Any, zeros: Any,
@@ -55,7 +55,7 @@ def product(
     chance = np.random.default_rng(rows)
     zeros = np.zeros(PANEL, np.int32)
     if kind is np.float32:
-        weights = chance.standard_normal((outputs, inputs)).astype(np.float32)
+        weights: Any = chance.standard_normal((outputs, inputs)).astype(np.float32)
         given = chance.standard_normal((rows, inputs)).astype(np.float32)
         panels: Any = pack_float_panels(weights)
         activations, starts = given, np.zeros(panels.shape[0] * PANEL, np.float32)
@@ -113,7 +113,9 @@ def test_panels_unpack_to_the_same_weights(shape: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(FAMILIES["llama"], tmp_path_factory.mktemp("llama"))
+    path = tmp_path_factory.mktemp("llama")
+    saved(FAMILIES["llama"], path)
+    return path
 
 
 def engine(folder: Path, quantization: str, threads: int = 2) -> PackedEngine:
@@ -125,14 +127,12 @@ def engine(folder: Path, quantization: str, threads: int = 2) -> PackedEngine:
 
 def rows(count: int, new: int = 12) -> Iterator[Batch]:
     chance = np.random.default_rng(3)
-    prompts = [
-        Prompt(
-            index,
-            tuple(chance.integers(3, 250, int(chance.integers(1, 40))).tolist()),
-            SamplingParams(max_new_tokens=new, **({"temperature": 0.8, "seed": index} if index % 5 == 4 else {})),
-        )
-        for index in range(count)
-    ]
+    prompts = []
+    for index in range(count):
+        token_ids = chance.integers(8, 200, int(chance.integers(1, 40))).tolist()
+        heat = 0.8 if index % 5 == 4 else 0.0
+        options = SamplingParams(new, temperature=heat, seed=index)
+        prompts.append(Prompt(index, tuple(token_ids), options))
     return iter([Batch(tuple(prompts))])
 
 
@@ -161,7 +161,8 @@ def test_a_step_whose_helper_fails_is_computed_again(
 ) -> None:
     made = engine(folder, "int8")
     expected = texts(made, rows(6))
-    join, failed = PanelNetwork.join, []
+    join = PanelNetwork.join
+    failed: list[int] = []
 
     def fail_once(self: PanelNetwork, step: Any, tables: Any, shared: Any, own: Any) -> None:
         if shared is not own and not failed:

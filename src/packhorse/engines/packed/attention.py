@@ -93,9 +93,7 @@ def attend(
                     rows, width, value_sums, 0, width, scores, (block - begin) * BLOCK,
                     scores.shape[1], values, offset * width, width,
                 )  # fmt: skip
-            _write_output(
-                rows, pair, group, head, width, row_out, value_sums, inverse_sums, output
-            )
+            _write_output(rows, pair, group, head, width, row_out, value_sums, inverse_sums, output)
 
 
 @inlined

@@ -105,9 +105,9 @@ class PackedEngine:
         _check_options(quantization, device)
         quantized = quantization == "int8"
         arch = read_architecture(folder, quantization)
-        if quantized and not int8_matmul_is_exact():
-            _log.warning(_NO_VNNI)
         read, panels = arch, has_panel_kernels()
+        if quantized and not panels and not int8_matmul_is_exact():
+            _log.warning(_NO_VNNI)
         weights = _allocate(folder, lambda: load_weights(folder, read, quantized=quantized))
         arch = replace(arch, ties_head=weights.ties_head)
         return_freed_memory()
@@ -126,8 +126,12 @@ class PackedEngine:
             network = network_type(arch, weights, cache, context)
             return network, [
                 Scratch(
-                    arch, self._max_num_batched_tokens, max_num_seqs, context,
-                    quantized=quantized, panels=panels,
+                    arch,
+                    self._max_num_batched_tokens,
+                    max_num_seqs,
+                    context,
+                    quantized=quantized,
+                    panels=panels,
                 )
                 for _ in range(self._threads)
             ]

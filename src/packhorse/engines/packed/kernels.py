@@ -209,7 +209,8 @@ def choose_best(
 ) -> None:  # fmt: skip
     """Update the largest logit of each row and its token id; the first of equal ones wins.
 
-    The columns begin at `start` in the vocabulary; rows are `stride` columns apart. Rows with NaN keep their previous values.
+    The columns begin at `start` in the vocabulary; rows are `stride` columns apart. Rows with NaN
+    keep their previous values.
     """
     for row in range(count):
         scale, whole, first = splat(row_scales[row]), width - width % LANES, row * stride
@@ -227,14 +228,18 @@ def choose_best(
 
 @kernel
 def write_logits(
-    accumulators: Any, row_scales: Any, column_scales: Any, start: int, count: int, width: int,
-    logits: Any,
+    accumulators: Any, row_scales: Any, column_scales: Any, start: int, first: int, count: int,
+    width: int, stride: int, logits: Any,
 ) -> None:  # fmt: skip
-    """Set logits[row, start + column] to the dequantized accumulators."""
-    for row in range(count):
+    """Set logits[i, start + column] to the dequantized accumulators of row first + i.
+
+    Rows are `stride` columns apart, `width` of which are used.
+    """
+    for number in range(count):
+        row = first + number
         for column in range(width):
             scale = row_scales[row] * column_scales[start + column]
-            logits[row, start + column] = np.float32(accumulators[row * width + column]) * scale
+            logits[number, start + column] = np.float32(accumulators[row * stride + column]) * scale
 
 
 @inlined

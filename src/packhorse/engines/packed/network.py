@@ -37,8 +37,11 @@ from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, 
 from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 SAMPLED_AT_ONCE = 16
 """Number of rows whose full logits are materialized at the same time."""
+SPAN_TOKENS = 48
+"""Maximum number of tokens per span, so that threads can share the attention of a long prompt."""
 PHASES = ("matmul", "attention", "head", "elementwise")
 COUNTS = ("steps", "tokens", "pairs", "logits")
 
@@ -54,7 +57,7 @@ class Step:
         spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
             token.
         logit_tokens: [num_logits] packed tokens whose logits are needed.
-        num_best: First `num_best` of the logit tokens of which only the most probable token is needed.
+        num_best: Only the most probable token is needed for the first `num_best` logit tokens.
     """
 
     tokens: Ints
@@ -71,7 +74,8 @@ class Step:
 def empty_step(tokens: int, rows: int) -> Step:
     """Return a step with room for `tokens` tokens of `rows` rows."""
     ids, positions, table_rows = np.empty((3, tokens), np.int32)
-    return Step(ids, positions, table_rows, np.empty((rows, 5), np.int32), np.empty(rows, np.int32))
+    spans = np.empty((rows + tokens // SPAN_TOKENS, 5), np.int32)
+    return Step(ids, positions, table_rows, spans, np.empty(rows, np.int32))
 
 
 class Scratch:
@@ -82,6 +86,7 @@ class Scratch:
         counts: Steps, tokens, attended pairs of tokens (windows ignored) and computed logit rows so
             far.
         counters: Progress of a step that threads share.
+        logits: All logits of the `num_full` rows after the first `num_best` of the last step.
         helpers: Buffers of the other threads that computed the last step.
     """
 
@@ -121,10 +126,14 @@ class Scratch:
         self.best_logits, self.best_ids = np.empty(rows, np.float32), np.empty(rows, np.int64)
         self.head_sums = np.empty(rows * PANEL if panels else 0, accumulator_type)
         self.cycles = np.zeros(NUM_KINDS, np.int64)
+        self.logits: Floats = np.empty((0, arch.vocabulary), np.float32)
+        self.num_best = self.num_full = 0
         self.counters, self.helpers = np.zeros(0, np.int64), list[Scratch]()
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
-        second_size = tokens * arch.qkv_width if quantized and not panels and arch.qkv_digits > 1 else 0
+        second_size = (
+            tokens * arch.qkv_width if quantized and not panels and arch.qkv_digits > 1 else 0
+        )
         if quantized and not panels and not int8_matmul_is_exact():
             second_size = size
         self.second_accumulators = np.empty(second_size, accumulator_type)
@@ -271,7 +280,7 @@ class Network:
         for start, width in self._head_parts(rows, scratch):
             write_logits(
                 scratch.accumulators, scratch.scales[rows], self._head_scales, start,
-                rows.stop - rows.start, width, logits,
+                0, rows.stop - rows.start, width, width, logits,
             )  # fmt: skip
         scratch.record_phase("head")
         return logits
@@ -302,7 +311,8 @@ class Network:
         self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
             scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, 0,
-            step.num_tokens, step.positions, block_tables, step.table_rows, number, self._cosines, self._sines,
+            step.num_tokens, step.positions, block_tables, step.table_rows, number, self._cosines,
+            self._sines,
             layer.query_norm, layer.key_norm, arch.head_size, self._epsilon, scratch.row_buffer,
             scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
         )  # fmt: skip
@@ -315,12 +325,17 @@ class Network:
         cache = self.cache
         attend(
             spans, 0, num_spans * self.arch.kv_heads, self.arch.group, block_tables, number,
-            self.arch.windows[number], scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
+            self.arch.windows[number], scratch.queries, cache.keys, cache.values,
+            cache.key_scales, cache.value_scales,
             scratch.scores, scratch.value_sums, scratch.inverse_sums, scratch.attention_output,
         )  # fmt: skip
         scratch.record_phase("attention")
         write_activations(
-            scratch.attention_output, 0, count, scratch.row_buffer, scratch.activations,
+            scratch.attention_output,
+            0,
+            count,
+            scratch.row_buffer,
+            scratch.activations,
             scratch.scales,
         )
         scratch.record_phase("elementwise")
@@ -346,7 +361,8 @@ class Network:
         arch = self.arch
         self._multiply(layer.up, count, scratch)
         activate(
-            scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, 0, count, arch.inner,
+            scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, 0, count,
+            arch.inner,
             arch.is_gated, self._hadamard_order,
             scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """Matrix multiplication of rows with one panel of weights, in registers.
 
-A tile of up to 6 rows and 64 output channels has 24 accumulators of 16 lanes. Each step of the inner
-loop loads four vectors of weights and broadcasts four bytes of every row, which are four int8 input
-channels (`vpdpbusd`, exact int32 sums) or one float32 channel (fused multiply-add).
+A tile of up to 6 rows and 64 output channels has 24 accumulators of 16 lanes. Each step of the
+inner loop loads four vectors of weights and broadcasts four bytes of every row, which are four int8
+input channels (`vpdpbusd`, exact int32 sums) or one float32 channel (fused multiply-add).
 
 The order of every sum is fixed: a row gives the same bits in a tile of any height.
 """
@@ -112,9 +112,7 @@ def _build_tile(rows: int) -> Any:
             for vector in range(_VECTORS):
                 before = builder.block
                 with builder.if_then(is_written[vector]):
-                    held = [
-                        _read(builder, each, vector * _VECTOR_BYTES, kind) for each in outputs
-                    ]
+                    held = [_read(builder, each, vector * _VECTOR_BYTES, kind) for each in outputs]
                     inside = builder.block
                 for row in range(rows):
                     previous = builder.phi(kind)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.network import (
+    SAMPLED_AT_ONCE,
     Ints,
     Network,
     Scratch,
@@ -47,7 +48,10 @@ class PanelNetwork(Network):
     ) -> None:
         super().__init__(arch, weights, cache, context)
         self._kept: list[Any] = []
-        linears, norms, head_norms, program = [], [], [], [(EMBED, 0, 0, 0)]
+        linears: list[list[int]] = []
+        norms: list[list[int]] = []
+        head_norms: list[list[int]] = []
+        program = [(EMBED, 0, 0, 0)]
         for number, layer in enumerate(weights.layers):
             first = len(linears)
             linears += map(self._describe, (layer.qkv, layer.out, layer.up, layer.down))
@@ -90,6 +94,12 @@ class PanelNetwork(Network):
             scratch.counters = np.zeros(len(self._program) * LINE, np.int64)
         scratch.counters[:] = 0
         scratch.helpers.clear()
+        num_full = step.num_logits - step.num_best
+        if num_full > SAMPLED_AT_ONCE:
+            num_full = 0
+        if num_full and not scratch.logits.size:
+            scratch.logits = np.empty((SAMPLED_AT_ONCE, self.arch.vocabulary), np.float32)
+        scratch.num_best, scratch.num_full = step.num_best, num_full
         write_logit_spans(step, scratch.last_spans)
 
     def join(self, step: Step, block_tables: Ints, shared: Scratch, own: Scratch) -> None:
@@ -103,11 +113,11 @@ class PanelNetwork(Network):
                 shared.counters, self._program, self._linears, self._norms, self._head_norms,
                 self._windows, step.tokens, step.positions, step.table_rows, step.spans,
                 shared.last_spans, step.logit_tokens, step.num_tokens, step.num_spans,
-                step.num_logits, step.num_best, block_tables, weights.embeddings,
+                step.num_logits, step.num_best, shared.num_full, block_tables, weights.embeddings,
                 weights.position_embeddings, self._cosines, self._sines, self._head_scales,
                 cache.keys, cache.values, cache.key_scales, cache.value_scales,
                 shared.residual, shared.last_residual, shared.queries, shared.attention_output,
-                shared.accumulators, shared.activations, shared.scales,
+                shared.accumulators, shared.activations, shared.scales, shared.logits,
                 own.row_buffer, own.scores, own.value_sums, own.inverse_sums, own.head_sums,
                 own.best_logits, own.best_ids, own.cycles,
                 arch.inner, arch.head_size, arch.is_gated, self._is_layer_norm, self._epsilon,
@@ -130,6 +140,8 @@ class PanelNetwork(Network):
         return best, ids
 
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
+        if scratch.num_full and rows.start >= scratch.num_best:
+            return scratch.logits[rows.start - scratch.num_best : rows.stop - scratch.num_best]
         logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
         head_logits(
             self._linears, self._first_head, scratch.activations, scratch.scales,

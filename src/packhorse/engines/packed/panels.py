@@ -1,8 +1,9 @@
 """Layout of weights for the matrix multiplication of `panel_kernels`.
 
 A panel holds the weights of 64 output channels. For int8 it holds four input channels at a time, so
-that one 64-byte vector is what `vpdpbusd` reads for 16 output channels. Weights are packed once, for any number of
-rows; the prepared int8 folder stores them in this layout, so loading it is a memory map.
+that one 64-byte vector is what `vpdpbusd` reads for 16 output channels. Weights are packed once,
+for any number of rows. The prepared int8 folder stores them in this layout, so loading it is a
+memory map.
 """
 
 from __future__ import annotations

@@ -190,9 +190,7 @@ class Run:
             torch.set_num_threads(usual)
             self._results.put(_WorkerExit(error))
 
-    def _next_work(
-        self, step: Step, scratch: Scratch
-    ) -> list[tuple[Sequence, int]] | _SharedStep:
+    def _next_work(self, step: Step, scratch: Scratch) -> list[tuple[Sequence, int]] | _SharedStep:
         """Wait for work: the rows of the next step, or a step to help with; nothing at the end."""
         with self._changed:
             while not self._is_cancelled and self._has_work():

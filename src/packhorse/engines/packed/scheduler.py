@@ -29,7 +29,7 @@ from packhorse.engines.common.rows import Row
 from packhorse.engines.common.sampling import wants_all_logits
 from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import Step
+from packhorse.engines.packed.network import SPAN_TOKENS, Step
 from packhorse.engines.packed.tiles import BLOCK
 
 ADMISSION_WINDOW = 64
@@ -387,8 +387,14 @@ def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
         step.tokens[packed] = sequence.next_tokens(count)
         step.positions[packed] = np.arange(position, position + count)
         step.table_rows[packed] = sequence.table_row
-        step.spans[step.num_spans] = (first, count, position, sequence.table_row, first)
-        step.num_tokens, step.num_spans = first + count, step.num_spans + 1
+        for begin in range(0, count, SPAN_TOKENS):
+            size = min(SPAN_TOKENS, count - begin)
+            start = first + begin
+            step.spans[step.num_spans] = (
+                start, size, position + begin, sequence.table_row, start,
+            )  # fmt: skip
+            step.num_spans += 1
+        step.num_tokens = first + count
         wants_all = wants_all_logits(sequence.row.prompt.decoding)
         wanted = max(sequence.logits_start - position, 0)
         ends[wants_all].extend((sequence, first + place) for place in range(wanted, count))

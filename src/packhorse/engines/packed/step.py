@@ -3,7 +3,8 @@
     EMBED, then per layer QKV, HEADS, ATTENTION, ATTENDED, OUT, NORM, UP, ACTIVATION, DOWN, NORM
     and, for rows that take their most probable token, HEAD
 
-In the last layer KEEP follows HEADS: from there on only tokens whose logits are needed are computed.
+In the last layer KEEP follows HEADS: from there on only tokens whose logits are needed are
+computed.
 Matrix multiplications are divided by panels of 64 output channels, everything else by tokens.
 """
 
@@ -26,6 +27,7 @@ from packhorse.engines.packed.kernels import (
     normalize,
     split_heads,
     write_activations,
+    write_logits,
 )
 from packhorse.engines.packed.panel_kernels import multiply_panel
 from packhorse.engines.packed.panels import PANEL
@@ -36,7 +38,8 @@ EMBED, MATMUL, HEADS, KEEP, ATTENTION, ATTENDED, NORM, ACTIVATION, HEAD = range(
 """Kinds of phases."""
 NUM_KINDS = 9
 KIND, LAYER, LINEAR, FOLLOWING = range(4)
-"""Columns of a program. LINEAR is a row of the table of linear layers, FOLLOWING one of the norms."""
+"""Columns of a program. LINEAR is a row of the table of linear layers, FOLLOWING one of the norms,
+or for HEAD the first token id."""
 (PANELS, STARTS, LOW_PANELS, LOW_STARTS, SCALES, BIAS, INPUTS, OUTPUTS) = range(8)
 """Columns of the table of linear layers: six addresses and two sizes."""
 TOKENS_PER_CHUNK = 16
@@ -82,11 +85,12 @@ def _multiply(
 def run_step(
     counters: Any, program: Any, linears: Any, norms: Any, head_norms: Any, windows: Any,
     tokens: Any, positions: Any, table_rows: Any, spans: Any, last_spans: Any, logit_tokens: Any,
-    num_tokens: int, num_spans: int, num_logits: int, num_best: int, block_tables: Any,
+    num_tokens: int, num_spans: int, num_logits: int, num_best: int, num_full: int,
+    block_tables: Any,
     embeddings: Any, position_embeddings: Any, cosines: Any, sines: Any, head_scales: Any,
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     residual: Any, last_residual: Any, queries: Any, attention_output: Any,
-    accumulators: Any, activations: Any, scales: Any,
+    accumulators: Any, activations: Any, scales: Any, logits: Any,
     row_buffer: Any, scores: Any, value_sums: Any, inverse_sums: Any, head_sums: Any,
     best_logits: Any, best_ids: Any, spent: Any,
     inner: int, head_size: int, is_gated: bool, is_layer_norm: bool, epsilon: Any,
@@ -105,7 +109,9 @@ def run_step(
         head_norms: [layers, 2] addresses of query and key norms; 0 without head norms.
         windows: [layers] see `attention.attend`.
         last_spans: `spans` of the logit tokens alone.
-        num_best: First `num_best` of the logit tokens get their most probable token.
+        num_best: The first `num_best` logit tokens get their most probable token.
+        num_full: All logits of the next `num_full` logit tokens are written to `logits`.
+        logits: [num_full, vocabulary] output.
         head_sums: [rows x PANEL] scratch.
         best_logits: [rows] -inf; receives the largest logit that this thread found.
         best_ids: [rows] receives its token id.
@@ -116,7 +122,6 @@ def run_step(
     """
     hidden, width = residual.shape[1], queries.shape[3]
     kv_heads, group = queries.shape[0], queries.shape[2]
-    none = np.empty(0, np.float32)
     zeros = np.zeros(PANEL, np.int32)
     rows, some_spans, num = num_tokens, spans, num_spans
     stream = residual
@@ -129,7 +134,7 @@ def run_step(
             chunks = (outputs + PANEL - 1) // PANEL
         elif kind == HEAD:
             outputs = linears[linear, OUTPUTS]
-            chunks = (outputs + PANEL - 1) // PANEL if num_best else 0
+            chunks = (outputs + PANEL - 1) // PANEL if num_best + num_full else 0
         elif kind == ATTENTION:
             heads_at_once = 1 if num < ROWS_PER_SPAN_CHUNK else kv_heads
             chunks = num * kv_heads // heads_at_once
@@ -155,11 +160,17 @@ def run_step(
                 )  # fmt: skip
             elif kind == HEAD:
                 _multiply(
-                    head_sums, 0, PANEL, linears, linear, chunk, activations, num_best, zeros
-                )
+                    head_sums, 0, PANEL, linears, linear, chunk, activations, num_best + num_full,
+                    zeros,
+                )  # fmt: skip
+                columns, start = min(PANEL, outputs - chunk * PANEL), following + chunk * PANEL
                 choose_best(
-                    head_sums, scales, head_scales, following + chunk * PANEL, num_best,
-                    min(PANEL, outputs - chunk * PANEL), PANEL, best_logits, best_ids,
+                    head_sums, scales, head_scales, start, num_best, columns, PANEL, best_logits,
+                    best_ids,
+                )  # fmt: skip
+                write_logits(
+                    head_sums, scales, head_scales, start, num_best, num_full, columns, PANEL,
+                    logits,
                 )  # fmt: skip
             elif kind == KEEP:
                 for row in range(num_logits):
@@ -229,9 +240,8 @@ def head_logits(
                 head_sums, 0, PANEL, linears, linear, panel, activations[first * hidden :],
                 last - first, zeros,
             )  # fmt: skip
-            for row in range(last - first):
-                for column in range(min(PANEL, outputs - panel * PANEL)):
-                    to = start + panel * PANEL + column
-                    scale = scales[first + row] * head_scales[to]
-                    logits[row, to] = np.float32(head_sums[row * PANEL + column]) * scale
+            write_logits(
+                head_sums, scales[first:], head_scales, start + panel * PANEL, 0, last - first,
+                min(PANEL, outputs - panel * PANEL), PANEL, logits,
+            )  # fmt: skip
         start += outputs

@@ -83,7 +83,7 @@ def cycles(typing: Any) -> Any:
 
 
 @inlined
-def take_chunk(counters: Any, phase: int) -> int:
+def take_chunk(counters: Any, phase: int) -> Any:
     """Return the next chunk of a phase; it may be past the last one."""
     return _add(counters, phase * LINE, np.int64(1))
 
