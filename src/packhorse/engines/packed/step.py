@@ -32,7 +32,8 @@ from packhorse.engines.packed.kernels import (
 from packhorse.engines.packed.panel_kernels import multiply_panel
 from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.threads import cycles, finish_chunk, take_chunk, wait_for_chunks
-from packhorse.engines.packed.vectors import LANES
+from packhorse.engines.packed.vectors import LANES, load, store
+from packhorse.engines.packed.weights import LOW_DIGIT_STEPS
 
 EMBED, MATMUL, HEADS, KEEP, ATTENTION, ATTENDED, NORM, ACTIVATION, HEAD = range(9)
 """Kinds of phases."""
@@ -68,17 +69,15 @@ def _multiply(
     inputs = linears[linear, INPUTS]
     size = inputs * activations.itemsize * PANEL
     vectors = min(PANEL, stride - at) // LANES
-    empty = zeros.ctypes.data
-    starts, low = linears[linear, STARTS] + panel * PANEL * 4, linears[linear, LOW_PANELS]
-    multiply_panel(
-        sums, at, stride, vectors, activations, 0, inputs, rows,
-        linears[linear, PANELS] + panel * size, starts, 0, empty,
-    )  # fmt: skip
-    if low:
+    weights, starts, factor = linears[linear, PANELS], linears[linear, STARTS], np.int64(0)
+    begin, zeros_address = np.int64(0), zeros.ctypes.data
+    for _digit in range(2 if linears[linear, LOW_PANELS] else 1):
         multiply_panel(
-            sums, at, stride, vectors, activations, 0, inputs, rows, low + panel * size,
-            linears[linear, LOW_STARTS] + panel * PANEL * 4, 16, empty,
+            sums, at, stride, vectors, activations, begin, inputs, rows, weights + panel * size,
+            starts + panel * PANEL * 4, factor, zeros_address,
         )  # fmt: skip
+        weights, starts = linears[linear, LOW_PANELS], linears[linear, LOW_STARTS]
+        factor = np.int64(LOW_DIGIT_STEPS)
 
 
 @kernel
@@ -123,6 +122,7 @@ def run_step(
     hidden, width = residual.shape[1], queries.shape[3]
     kv_heads, group = queries.shape[0], queries.shape[2]
     zeros = np.zeros(PANEL, np.int32)
+    first_column, head_stride = np.int64(0), np.int64(PANEL)
     rows, some_spans, num = num_tokens, spans, num_spans
     stream = residual
     for phase in range(len(program)):
@@ -160,8 +160,8 @@ def run_step(
                 )  # fmt: skip
             elif kind == HEAD:
                 _multiply(
-                    head_sums, 0, PANEL, linears, linear, chunk, activations, num_best + num_full,
-                    zeros,
+                    head_sums, first_column, head_stride, linears, linear, chunk, activations,
+                    num_best + num_full, zeros,
                 )  # fmt: skip
                 columns, start = min(PANEL, outputs - chunk * PANEL), following + chunk * PANEL
                 choose_best(
@@ -174,8 +174,9 @@ def run_step(
                 )  # fmt: skip
             elif kind == KEEP:
                 for row in range(num_logits):
-                    token = logit_tokens[row]
-                    last_residual[row] = residual[token]
+                    to, start = row * hidden, np.int64(logit_tokens[row]) * hidden
+                    for column in range(0, hidden, LANES):
+                        store(last_residual, to + column, load(residual, start + column))
             else:
                 first, last = chunk * at_once, min(rows, (chunk + 1) * at_once)
                 if kind == HEADS:
@@ -231,14 +232,14 @@ def head_logits(
 ) -> None:  # fmt: skip
     """Set logits [last - first, vocabulary] to those of rows `first` to `last`."""
     hidden = linears[first_linear, INPUTS]
-    zeros = np.zeros(PANEL, np.int32)
-    start = 0
+    zeros, start = np.zeros(PANEL, np.int32), 0
+    first_column, head_stride = np.int64(0), np.int64(PANEL)
     for linear in range(first_linear, len(linears)):
         outputs = linears[linear, OUTPUTS]
         for panel in range((outputs + PANEL - 1) // PANEL):
             _multiply(
-                head_sums, 0, PANEL, linears, linear, panel, activations[first * hidden :],
-                last - first, zeros,
+                head_sums, first_column, head_stride, linears, linear, panel,
+                activations[first * hidden :], last - first, zeros,
             )  # fmt: skip
             write_logits(
                 head_sums, scales[first:], head_scales, start + panel * PANEL, 0, last - first,
