@@ -45,8 +45,9 @@ class EngineEntry:
             run. Only engines with this function are suggested in hints.
         is_continuous: rows join and leave at every step, so `continuous` is its only batching
             policy. What "auto" becomes otherwise follows from `EngineCapabilities`.
-        loads_int8_folders: it loads folders whose int8 weights packhorse prepared
-            (`packhorse.models.int8_folder`), and no other quantized checkpoint.
+        int8_writer: `(folder, target, rounded, advance)`, which writes the folder of int8 weights
+            that the engine loads (`packhorse.models.int8_folder`); it loads no other quantized
+            checkpoint. "": it loads no such folders.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
         requirement: what `pip install` needs if the loader's module lacks a library.
@@ -59,7 +60,7 @@ class EngineEntry:
     device_rule: str = ""
     refusal: str = ""
     is_continuous: bool = False
-    loads_int8_folders: bool = False
+    int8_writer: str = ""
     gives_logits: bool = False
     requirement: str = ""
 
@@ -67,6 +68,11 @@ class EngineEntry:
     def runs_model(self) -> bool:
         """Whether it runs a real model."""
         return self.model_kind != NO_MODEL
+
+    @property
+    def loads_int8_folders(self) -> bool:
+        """Whether it loads folders of int8 weights that packhorse prepared."""
+        return bool(self.int8_writer)
 
     @property
     def takes_quantization_methods(self) -> bool:
