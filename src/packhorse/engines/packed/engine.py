@@ -108,7 +108,9 @@ class PackedEngine:
         read, panels = arch, has_panel_kernels()
         if quantized and not panels and not int8_matmul_is_exact():
             _log.warning(_NO_VNNI)
-        weights = _allocate(folder, lambda: load_weights(folder, read, quantized=quantized))
+        weights = _allocate(
+            folder, lambda: load_weights(folder, read, quantized=quantized, native=panels)
+        )
         arch = replace(arch, ties_head=weights.ties_head)
         return_freed_memory()
         token_bytes = bytes_per_token(arch, quantized=quantized)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from packhorse.engines.packed.compiling import inlined, kernel
+from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.vectors import (
     LANES,
@@ -49,12 +50,23 @@ def embed(
     position_embeddings: Any,
     residual: Any,
 ) -> None:
-    """Set residual[token] to its embedding, plus its position embedding if there are any."""
+    """Set residual[token] to its embedding, plus its position embedding if there are any.
+
+    `embeddings` are [vocabulary, width], or float32 panels [panels, width, PANEL].
+    """
     width = residual.shape[1]
+    numbers_of = embeddings.reshape(embeddings.size)
     for token in range(first, last):
         row, offset = np.int64(tokens[token]) * width, token * width
+        if embeddings.ndim == 3:
+            start = np.int64(tokens[token]) // PANEL * width * PANEL + tokens[token] % PANEL
+            for column in range(width):
+                residual[token, column] = numbers_of[start + column * PANEL]
         for column in range(0, width, LANES):
-            numbers = load(embeddings, row + column)
+            if embeddings.ndim == 3:
+                numbers = load(residual, offset + column)
+            else:
+                numbers = load(embeddings, row + column)
             if position_embeddings.size:
                 numbers = numbers + load(
                     position_embeddings, np.int64(positions[token]) * width + column

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,6 @@ from packhorse.engines.packed.network import (
     Step,
     write_logit_spans,
 )
-from packhorse.engines.packed.panels import PANEL, column_offsets, pack_float_panels, pack_panels
 from packhorse.engines.packed.step import (
     ACTIVATION,
     ATTENDED,
@@ -47,14 +45,13 @@ class PanelNetwork(Network):
         self, arch: Architecture, weights: Weights, cache: KeyValueCache, context: int
     ) -> None:
         super().__init__(arch, weights, cache, context)
-        self._kept: list[Any] = []
         linears: list[list[int]] = []
         norms: list[list[int]] = []
         head_norms: list[list[int]] = []
         program = [(EMBED, 0, 0, 0)]
         for number, layer in enumerate(weights.layers):
             first = len(linears)
-            linears += map(self._describe, (layer.qkv, layer.out, layer.up, layer.down))
+            linears += map(_describe, (layer.qkv, layer.out, layer.up, layer.down))
             norms += [_addresses(layer.attention_norm), _addresses(layer.mlp_norm)]
             has_norms = layer.query_norm.size > 0
             pair = (layer.query_norm, layer.key_norm)
@@ -77,7 +74,7 @@ class PanelNetwork(Network):
         self._first_head, start = len(linears), 0
         for part in weights.head:
             program.append((HEAD, 0, len(linears), start))
-            linears.append(self._describe(part))
+            linears.append(_describe(part))
             start += linears[-1][-1]
         self._program = np.array(program, np.int64)
         self._linears, self._norms = np.array(linears, np.int64), np.array(norms, np.int64)
@@ -150,27 +147,15 @@ class PanelNetwork(Network):
         scratch.record_phase("head")
         return logits
 
-    def _describe(self, linear: Linear) -> list[int]:
-        """Return the row of a layer in the table of `step`; its arrays are kept alive."""
-        outputs, inputs = linear.weight.shape[1], linear.weight.shape[0]
-        low, low_offsets = 0, 0
-        weight = np.ascontiguousarray(linear.weight.t().numpy())
-        if weight.dtype == np.float32:
-            panels: Any = pack_float_panels(weight)
-            offsets = np.zeros(len(panels) * PANEL, np.int32)
-        else:
-            panels = pack_panels(weight)
-            offsets = column_offsets(panels)
-        if linear.low_digit is not None:
-            second = pack_panels(np.ascontiguousarray(linear.low_digit.t().numpy()))
-            second_offsets = column_offsets(second)
-            self._kept += [second, second_offsets]
-            low, low_offsets = second.ctypes.data, second_offsets.ctypes.data
-        self._kept += [panels, offsets]
-        return [
-            panels.ctypes.data, offsets.ctypes.data, low, low_offsets,
-            linear.scales.ctypes.data, linear.bias.ctypes.data, inputs, outputs,
-        ]  # fmt: skip
+
+def _describe(linear: Linear) -> list[int]:
+    """Return the row of a layer in the table of `step`."""
+    low = (linear.low_panels, linear.low_offsets)
+    return [
+        linear.panels.ctypes.data, linear.offsets.ctypes.data,
+        *(each.ctypes.data if each.size else 0 for each in low),
+        linear.scales.ctypes.data, linear.bias.ctypes.data, linear.inputs, linear.outputs,
+    ]  # fmt: skip
 
 
 def _addresses(norm: Norm) -> list[int]:

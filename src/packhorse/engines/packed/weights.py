@@ -1,7 +1,7 @@
 """Weights of a model in the layout of the engine's matrix multiplications.
 
-float32 weights are kept unchanged. int8 weights have one scale per output channel and activations
-one per row, so the result of a row never depends on its neighbours. The input of the MLP's down
+float32 weights are arranged, not changed. int8 weights have one scale per output channel and
+activations one per row, so the result of a row never depends on its neighbours. The input of the MLP's down
 projection is rotated at run time (`quantization.online_hadamard`). Prepared int8 weights
 (`models.int8_folder`) are mapped into memory as they are. Those of another folder are rotated
 (`checkpoint_tensors`) and rounded to nearest here, and the QKV weights, which lose most to
@@ -37,7 +37,13 @@ from packhorse.engines.packed.int8_matmul import (
     int8_matmul_is_exact,
     split_in_two,
 )
-from packhorse.engines.packed.panels import OFFSET, PANEL, pack_panels, unpack_panels
+from packhorse.engines.packed.panels import (
+    OFFSET,
+    PANEL,
+    pack_float_panels,
+    pack_panels,
+    unpack_panels,
+)
 from packhorse.errors import EngineError
 from packhorse.models.int8_folder import map_int8_tensors
 from packhorse.profiling.cores import usable_cores
@@ -76,8 +82,9 @@ class Linear:
             one digit suffices.
         remainder: Second part of the int8 weights if multiplying the whole would not be exact (see
             `int8_matmul`); None otherwise.
-        panels: int8 weights in the layout of `panels`; empty without panel kernels.
-        offsets: [padded outputs], what sums over `panels` start with (`panels.column_offsets`).
+        panels: int8 or float32 weights in the layout of `panels`; empty without panel kernels.
+        offsets: [padded outputs], what sums over `panels` start with (`panels.column_offsets`);
+            zeros for float32.
         low_panels: Second digit like `panels`; empty if one digit suffices.
         low_offsets: Like `offsets`.
     """
@@ -89,7 +96,7 @@ class Linear:
     weight: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     low_digit: Tensor | None = None
     remainder: Tensor | None = None
-    panels: NDArray[np.int8] = field(default_factory=_no_bytes)
+    panels: NDArray[Any] = field(default_factory=_no_bytes)
     offsets: NDArray[np.int32] = field(default_factory=_no_sums)
     low_panels: NDArray[np.int8] = field(default_factory=_no_bytes)
     low_offsets: NDArray[np.int32] = field(default_factory=_no_sums)
@@ -162,7 +169,8 @@ class Weights:
     """Weights of a model.
 
     Attributes:
-        embeddings: [vocabulary, hidden] float32, or the bits of float16 with int8 weights.
+        embeddings: [vocabulary, hidden] float32, or the bits of float16 with int8 weights; a tied
+            float32 head in panels is used as it is, [panels, hidden, PANEL].
         position_embeddings: [positions, hidden]; empty if positions use RoPE.
         layers: Decoder layers.
         final_norm: Norm before the head.
@@ -178,7 +186,8 @@ class Weights:
     @property
     def ties_head(self) -> bool:
         """Whether the head uses the memory of the embeddings."""
-        return self.head[0].weight.data_ptr() == self.embeddings.ctypes.data
+        address = self.embeddings.ctypes.data
+        return address in (self.head[0].weight.data_ptr(), self.head[0].panels.ctypes.data)
 
     @property
     def head_scales(self) -> Floats:
@@ -194,7 +203,7 @@ def load_weights(
         folder: A Hugging Face folder, or one of prepared int8 weights, which are mapped.
         arch: Sizes of the model.
         quantized: Whether the weights become int8.
-        native: Whether int8 weights stay in panels.
+        native: Whether weights are arranged in panels.
 
     Raises:
         ModelError: Weights are missing or their shape differs from the config.
@@ -224,6 +233,10 @@ def arrange(tensors: CheckpointTensors, quantized: bool, native: bool) -> Weight
             np.concatenate(list(in_order(build.half_embeddings()))),
             positions, layers, norm, tuple(in_order(build.head())),
         )  # fmt: skip
+    if native:
+        head, parts = build.float_head()
+        table = head if tensors.ties_head else tensors.embeddings().numpy()
+        return Weights(table, positions, layers, norm, parts)
     embeddings = tensors.embeddings()
     head = embeddings if tensors.ties_head else tensors.head()
     parts = [build.linear(head[rows]) for rows in row_slices(arch.vocabulary, HEAD_COLUMNS)]
@@ -270,7 +283,7 @@ class WeightBuilder:
     Attributes:
         tensors: The tensors of its checkpoint.
         quantized: Whether linear layers become int8.
-        native: Whether int8 weights stay in panels.
+        native: Whether weights are arranged in panels.
         qkv_digits: int8 digits of QKV weights.
     """
 
@@ -306,6 +319,20 @@ class WeightBuilder:
         for rows in row_slices(self.arch.vocabulary, HEAD_COLUMNS):
             yield partial(lambda rows: self.linear(self.tensors.head(rows)), rows)
 
+    def float_head(self) -> tuple[Floats, tuple[Linear, ...]]:
+        """Return the panels of the float32 head, and its parts, which share their memory."""
+        vocabulary, hidden = self.arch.vocabulary, self.arch.hidden
+        panels = np.empty((-(-vocabulary // PANEL), hidden, PANEL), np.float32)
+        parts = []
+        for rows in row_slices(vocabulary, HEAD_COLUMNS):
+            first, count = rows.start // PANEL, rows.stop - rows.start
+            some = panels[first : first - (-count // PANEL)]
+            some[:] = pack_float_panels(self.tensors.head(rows).numpy())
+            ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
+            offsets = np.zeros(len(some) * PANEL, np.int32)
+            parts.append(Linear(count, hidden, ones, zeros, panels=some, offsets=offsets))
+        return panels, tuple(parts)
+
     def final_norm(self) -> Norm:
         return self.norm("ln_f" if self.arch.family == "gpt2" else "norm")
 
@@ -321,7 +348,12 @@ class WeightBuilder:
         outputs, inputs = weight.shape
         if not self.quantized:
             offsets = np.zeros(outputs, np.float32) if bias is None else bias.contiguous().numpy()
-            return Linear(outputs, inputs, np.ones(outputs, np.float32), offsets, weight.t())
+            ones = np.ones(outputs, np.float32)
+            if not self.native:
+                return Linear(outputs, inputs, ones, offsets, weight.t())
+            packed = pack_float_panels(weight.numpy())
+            zeros = np.zeros(len(packed) * PANEL, np.int32)
+            return Linear(outputs, inputs, ones, offsets, panels=packed, offsets=zeros)
         padded = -(-outputs // PANEL) * PANEL
         shape = padded // PANEL, -(-inputs // 4), PANEL, 4
         panels = [np.empty(shape, np.int8) for _ in range(digits)]
