@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def saved(config: Any, folder: Path) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         builder: Any = transformers.AutoModelForCausalLM
-        model = builder.from_config(config, attn_implementation="eager")
+        model = builder.from_config(copy.deepcopy(config), attn_implementation="eager")
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=1.0 if "emb" in name else 0.2)

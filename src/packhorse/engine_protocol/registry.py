@@ -48,8 +48,9 @@ class EngineEntry:
         is_continuous: rows join and leave at every step, so `continuous` is its only batching
             policy. What "auto" becomes otherwise follows from `EngineCapabilities`.
         runs_side_by_side: it can be loaded with several workers.
-        loads_int8_folders: it loads folders whose int8 weights packhorse prepared
-            (`packhorse.models.int8_folder`), and no other quantized checkpoint.
+        int8_writer: `(folder, target, rounded, advance)`, which writes the folder of int8 weights
+            that the engine loads (`packhorse.models.int8_folder`); it loads no other quantized
+            checkpoint. "": it loads no such folders.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
         requirement: what `pip install` needs if the loader's module lacks a library.
@@ -64,7 +65,7 @@ class EngineEntry:
     refusal: str = ""
     is_continuous: bool = False
     runs_side_by_side: bool = False
-    loads_int8_folders: bool = False
+    int8_writer: str = ""
     gives_logits: bool = False
     requirement: str = ""
 
@@ -72,6 +73,11 @@ class EngineEntry:
     def runs_model(self) -> bool:
         """Whether it runs a real model."""
         return self.model_kind != NO_MODEL
+
+    @property
+    def loads_int8_folders(self) -> bool:
+        """Whether it loads folders of int8 weights that packhorse prepared."""
+        return bool(self.int8_writer)
 
     @property
     def takes_quantization_methods(self) -> bool:

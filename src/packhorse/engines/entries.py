@@ -33,7 +33,7 @@ ENTRIES = (
         number_formats=("float32", "int8"),
         refusal="packhorse.models.engine_support:packed_refusal",
         is_continuous=True,
-        loads_int8_folders=True,
+        int8_writer="packhorse.engines.packed.int8_writer:write_int8",
         gives_logits=True,
     ),
     EngineEntry(

@@ -1,14 +1,12 @@
-"""Write the folder of int8 weights that the packed engine reads.
+"""The folder of int8 weights that the packed engine reads.
 
 It is a Hugging Face folder whose weights no other library takes for ordinary ones:
 
-    config.json         the model's own, and
-                        "quantization_config": {"quant_method": "packhorse", "version": 1}
-    model.safetensors   each projection as NAME.weight, int8, and NAME.weight_scale, float32, shaped
-                        so that their product is the weight; the embedding in float16, the rest in
-                        float32
+    config.json         the model's own, and "quantization_config":
+                        {"quant_method": "packhorse", "version": 2, "qkv_digits": 1 or 2}
+    model.safetensors   what the engine holds in memory, see `engines.packed.int8_writer`
 
-Weights of the MLP's down projection expect a rotated input (`quantization.online_hadamard`).
+The file is mapped into memory, so it loads in no time, and processes share its memory.
 """
 
 from __future__ import annotations
@@ -22,11 +20,14 @@ from packhorse.models.quantized_formats import OWN_METHOD
 from packhorse.storage.atomic_files import write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
-    from packhorse.quantization.foldable_model import FoldableModel, Projection
-
-_VERSION = 1
+WEIGHTS = "model.safetensors"
+INT8_VERSION = 2
+_AGAIN = (
+    "give the model it was made from: --engine packed --quantization int8 prepares it again "
+    "(packhorse prepare shows the folder)"
+)
 
 
 def is_int8_folder(config: Mapping[str, Any]) -> bool:
@@ -34,50 +35,52 @@ def is_int8_folder(config: Mapping[str, Any]) -> bool:
     found = config.get("quantization_config")
     if not isinstance(found, dict) or found.get("quant_method") != OWN_METHOD:
         return False
-    if found.get("version") != _VERSION:
+    if found.get("version") != INT8_VERSION:
         raise ModelError(
-            f"int8 weights of version {found.get('version')!r} are not known, only {_VERSION}",
-            "prepare the model again with this version of packhorse",
+            f"int8 weights of version {found.get('version')!r} are not known, only {INT8_VERSION}",
+            _AGAIN,
+        )
+    if found.get("qkv_digits") not in (1, 2):
+        raise ModelError(
+            f"int8 weights with {found.get('qkv_digits')!r} digits are not known, only 1 or 2",
+            _AGAIN,
         )
     return True
 
 
-def write_int8_folder(foldable: FoldableModel, folder: Path) -> None:
-    """Write a model whose weights were rounded by `quantization.gptq`.
+def write_int8_config(folder: Path, config: Mapping[str, Any], qkv_digits: int) -> None:
+    """Write the config.json of such a folder.
 
-    The embedding is rounded to float16, nothing else is changed.
+    Args:
+        folder: The folder.
+        config: config.json of the model.
+        qkv_digits: Number of int8 digits per weight of queries, keys and values.
     """
-    from safetensors.torch import save_file
-
-    projections = {
-        id(projection.module): projection
-        for group in foldable.groups
-        for projection in group.projections
-    }
-    tensors: dict[str, Tensor] = {}
-    for path, module in foldable.model.named_modules():
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            projection = projections.get(id(module))
-            if projection is not None and name.endswith("weight"):
-                tensors |= _integers(name, projection, parameter)
-            elif module is foldable.embedding:
-                tensors[name] = parameter.half()
-            else:
-                tensors[name] = parameter.detach().contiguous()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = foldable.model.config.to_dict()
-    config.pop("_name_or_path", None)
-    config["quantization_config"] = {"quant_method": OWN_METHOD, "version": _VERSION}
-    write_json(folder / "config.json", config)
+    kept = {name: value for name, value in config.items() if name != "_name_or_path"}
+    settings = {"quant_method": OWN_METHOD, "version": INT8_VERSION, "qkv_digits": qkv_digits}
+    write_json(folder / "config.json", {**kept, "quantization_config": settings})
 
 
-def _integers(name: str, projection: Projection, parameter: Tensor) -> dict[str, Tensor]:
-    import torch
+class Int8Tensors:
+    """The mapped tensors of such a folder."""
 
-    from packhorse.quantization.int8 import row_scale
+    def __init__(self, path: Path) -> None:
+        from packhorse.models.safetensors_data import map_tensors
 
-    scale = row_scale(projection.weight)
-    values, steps = torch.round(projection.weight * scale).to(torch.int8), 1 / scale
-    if values.shape != parameter.shape or projection.weight.stride() != parameter.stride():
-        values, steps = values.T, steps.T
-    return {name: values.contiguous(), f"{name}_scale": steps.contiguous()}
+        self._path, self._tensors = path, map_tensors(path)
+
+    def get(self, name: str, kind: Any, *shape: int) -> NDArray[Any]:
+        """Return a tensor of a numpy type and shape; ModelError if there is no such tensor."""
+        found = self._tensors.get(name)
+        if found is None or found.shape != shape or found.dtype != kind:
+            held = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise ModelError(
+                f"{self._path} holds {held} as {name}, expected {list(shape)}",
+                "the files are damaged: prepare the model again",
+            )
+        return found
+
+
+def map_int8_tensors(folder: Path) -> Int8Tensors:
+    """Map the weights of such a folder into memory."""
+    return Int8Tensors(folder / WEIGHTS)

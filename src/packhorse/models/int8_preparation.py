@@ -8,7 +8,7 @@ Each converted folder names the method it was prepared with (`quantization.json`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,8 +21,7 @@ from packhorse.models.checkpoint import Checkpoint, require_own_class, require_u
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.ctranslate2_folder import NOTE
 from packhorse.models.facts import stated_context
-from packhorse.models.int8_folder import write_int8_folder
-from packhorse.models.loading import load_float32, loaded_size
+from packhorse.models.loading import load_config, load_float32, loaded_size
 from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, supported_methods
@@ -43,8 +42,18 @@ if TYPE_CHECKING:
     from packhorse.quantization.foldable_model import FoldableModel
 
 _STEPS = {"loading": 1, "reading prompts": 3, "rounding weights": 6, "converting": 2}
+_QUICK_NOTE = (
+    "preparing {0} for int8 by the quick method, once; packhorse quantize {0} may lose less accuracy "
+    "(smollm2-135m-instruct: KL 0.0026 instead of 0.0041)"
+)
+_LAYERS_AT_ONCE = 3
+_QUICK_STEPS = {"rounding weights": 4, "checking": 1}
 _LIBRARIES_BYTES = 1_000_000_000
 """Memory for code and buffers of torch, and for the activations of a batch of calibration rows."""
+
+
+Int8Writer = Callable[[Path, Path, Mapping[str, Any] | None, Callable[[float], None]], None]
+"""See `EngineEntry.int8_writer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,28 +130,71 @@ def convert_to_int8(
 def write_packed_int8(
     checkpoint: Checkpoint,
     choice: QuantizationMethodChoice,
+    writer: Int8Writer,
     folder: Path,
     title: str,
     report: Report,
 ) -> None:
     """Prepare a checkpoint for int8 and write it as a folder for the packed engine.
 
-    Arguments and errors are those of `convert_to_int8`. In addition the input of the MLP's down
-    projection is rotated online (`quantization.online_hadamard`).
-    """
-    from packhorse.quantization.gptq import round_weights
-    from packhorse.quantization.online_hadamard import rotate_inputs_online
+    The input of the MLP's down projection is rotated online (`quantization.online_hadamard`). The
+    quick method needs no calibration: it rotates and rounds to nearest one layer at a time. It is
+    `PLAIN` for this engine, and "auto" for families that can be rotated if there is no recipe.
 
-    steps = StepProgress(f"preparing {title} for int8", _STEPS, report)
-    foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
-    rotate_inputs_online(foldable)
-    round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
-    steps.begin("converting")
-    write_int8_folder(foldable, folder)
+    Args:
+        checkpoint: The checkpoint.
+        choice: Method or recipe.
+        writer: `EngineEntry.int8_writer` of the engine.
+        folder: An empty folder.
+        title: Name of the model for progress lines.
+        report: Receives progress lines.
+
+    Raises:
+        CannotFoldError: The model's family is not supported, or there is too little memory.
+    """
+    quick = choice.is_plain or _is_quick_by_default(choice, checkpoint)
+    if quick:
+        if not choice.is_plain:
+            report(_QUICK_NOTE.format(title))
+        steps = StepProgress(f"preparing {title} for int8", _QUICK_STEPS, report)
+        reference = _round_to_nearest(checkpoint, writer, folder, steps)
+        note = {"method": PLAIN, "recipe": "default"}
+    else:
+        from packhorse.quantization.gptq import round_weights
+        from packhorse.quantization.online_hadamard import rotate_inputs_online
+
+        steps = StepProgress(f"preparing {title} for int8", _STEPS, report)
+        foldable, recipe, reference = _load_and_fold(checkpoint, choice, steps)
+        rotate_inputs_online(foldable)
+        round_weights(foldable, recipe.rows, steps.begin("rounding weights"))
+        rounded = dict(foldable.model.named_parameters())
+        writer(checkpoint.folder, folder, rounded, steps.begin("converting"))
+        note = _describe_method(choice, recipe)
     checkpoint.copy_tokenizer(folder)
     if reference is not None:
         reference.save(folder)
-    write_json(folder / NOTE, _describe_method(choice, recipe))
+    write_json(folder / NOTE, note)
+
+
+def _is_quick_by_default(choice: QuantizationMethodChoice, checkpoint: Checkpoint) -> bool:
+    methods = FAMILIES.get(str(checkpoint.config["model_type"]), ())
+    is_default = choice.recipe is None and choice.requested == AUTO
+    return is_default and any(method.startswith("rotate") for method in methods)
+
+
+def _round_to_nearest(
+    checkpoint: Checkpoint, writer: Int8Writer, folder: Path, steps: StepProgress
+) -> ReferenceLogits | None:
+    """Write int8 weights rounded to nearest; return the reference logits of the model."""
+    from packhorse.models.reference_logits import stream_reference_logits
+
+    require_own_class(checkpoint)
+    require_unquantized(checkpoint)
+    needed = quick_preparation_bytes(checkpoint)
+    require_memory("preparing the model for int8", needed, "use a smaller model")
+    writer(checkpoint.folder, folder, None, steps.begin("rounding weights"))
+    steps.begin("checking")
+    return stream_reference_logits(checkpoint)
 
 
 def _describe_method(choice: QuantizationMethodChoice, recipe: Recipe) -> dict[str, str]:
@@ -213,6 +265,17 @@ def preparation_bytes(checkpoint: Checkpoint) -> int:
     size = loaded_size(checkpoint)
     converting = size.model // 4 + 3 * size.head
     return size.model + max(working_bytes(size.channels), converting) + _LIBRARIES_BYTES
+
+
+def quick_preparation_bytes(checkpoint: Checkpoint) -> int:
+    """Return the most memory that rounding to nearest takes (bytes).
+
+    Layers are read, rounded and written one after the other, a few at a time.
+    """
+    config = load_config(checkpoint.folder)
+    size = loaded_size(checkpoint)
+    layers = max(1, config.num_hidden_layers)
+    return _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
 
 
 def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:

@@ -26,7 +26,7 @@ from packhorse.models.engine_support import (
     engines_of_folder,
 )
 from packhorse.models.hashing import file_digests, fingerprint
-from packhorse.models.int8_folder import is_int8_folder
+from packhorse.models.int8_folder import INT8_VERSION, is_int8_folder
 from packhorse.models.int8_preparation import (
     CannotFoldError,
     QuantizationMethodChoice,
@@ -35,6 +35,7 @@ from packhorse.models.int8_preparation import (
     read_quantization_method,
     write_packed_int8,
 )
+from packhorse.models.loading import load_config
 from packhorse.models.original import Original, find_source, report_if_long
 from packhorse.models.prepared import PreparedModel, Report, model_without_files
 from packhorse.models.resolve import (
@@ -269,36 +270,45 @@ def _obtain_converted(
 def _prepare_int8_folder(original: Original, request: PrepareRequest, engine: str) -> PreparedModel:
     """Return a folder of int8 weights.
 
-    The model's own folder is returned if it holds such weights, if the method is plain, or if the
-    model cannot be folded; in the last two cases the engine rounds while it loads. A GGUF file is
-    unpacked only if the int8 folder is not in the cache.
+    The model's own folder is returned if it holds such weights, or if the engine does not run the
+    model, which it then reports. A GGUF file is unpacked only if the int8 folder is not in the
+    cache.
     """
     identity, own = original.identity(), original.own_folder()
     if own and is_int8_folder(own.config):
         return _int8_model(request, engine, own.folder, identity[-1], own.bytes_on_disk)
-
-    def unchanged() -> PreparedModel:
+    entry = engine_entry(engine)
+    if own and entry.refusal and entry.function(entry.refusal)(load_config(own.folder)):
         return replace(original.prepared(request.model, PLAIN), asked_engine=engine)
-
     choice = choose_method(request.method, original.title, identity, request.report)
-    if choice.is_plain or (
-        own and not supported_methods(str(own.config["model_type"]), request.method)
-    ):
-        return unchanged()
-
-    def build(contents: Path, _: Path) -> None:
-        write_packed_int8(original.checkpoint(), choice, contents, original.title, request.report)
-
-    origin = (*identity, version("transformers"), *choice.cache_key_parts())
-    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", origin)
+    if own and not choice.is_plain:
+        supported_methods(str(own.config["model_type"]), request.method)
     try:
-        entry = cache.obtain(key, build, request.report)
+        held = _obtain_int8_folder(original, identity, choice, engine)
     except CannotFoldError as error:
-        if request.method != AUTO:
+        if request.method != AUTO or choice.is_plain:
             raise
         request.report(f"{error}: its weights are rounded to nearest, which is less accurate")
-        return unchanged()
-    return _int8_model(request, engine, entry.folder, entry.fingerprint, entry.size_bytes)
+        plain = QuantizationMethodChoice(PLAIN)
+        held = _obtain_int8_folder(original, identity, plain, engine)
+    return _int8_model(request, engine, held.folder, held.fingerprint, held.size_bytes)
+
+
+def _obtain_int8_folder(
+    original: Original, identity: tuple[str, ...], choice: QuantizationMethodChoice, engine: str
+) -> cache.Entry:
+    """Return the cached folder of int8 weights of a model, built if missing."""
+    entry = engine_entry(engine)
+
+    def build(contents: Path, _: Path) -> None:
+        writer = entry.function(entry.int8_writer)
+        checkpoint = original.checkpoint()
+        write_packed_int8(checkpoint, choice, writer, contents, original.title, original.report)
+
+    parts = choice.cache_key_parts()
+    origin = (*identity, version("transformers"), f"int8-{INT8_VERSION}", *parts)
+    key = cache.Key(original.title, "huggingface", choice.variant("packed-int8"), "int8", origin)
+    return cache.obtain(key, build, original.report)
 
 
 def _int8_model(

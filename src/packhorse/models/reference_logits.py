@@ -13,11 +13,12 @@ An evenly spread part of the vocabulary is stored; every logit depends on all la
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,11 @@ from numpy.typing import NDArray
 from packhorse.errors import ModelError, first_line
 from packhorse.models.cache import REFERENCE_LOGITS
 
+if TYPE_CHECKING:
+    from packhorse.models.checkpoint import Checkpoint
+
 FILE = REFERENCE_LOGITS
+_HEAD_ROWS = 8192
 TEXT_TOKENS = 24
 MOST_TOKENS = 96
 """Maximum length of a text that must be longer than a small attention window (tokens)."""
@@ -144,6 +149,109 @@ def check_text(vocabulary: int, context: int, window: int = 0) -> tuple[int, ...
     return tuple(chosen.tolist())
 
 
+def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
+    """Compute the reference logits of a checkpoint without loading it as a whole.
+
+    transformers' model is built without memory; each module gets its weights in float32 when it
+    runs, and gives them back. Embeddings and head are read in parts.
+
+    Returns:
+        The logits; None if they are not finite, or if the checkpoint is pickled or its model cannot
+        be built so.
+
+    Raises:
+        ModelError: transformers cannot run the model, or weights are missing.
+    """
+    import torch
+    import transformers
+
+    from packhorse.models.loading import load_config
+    from packhorse.models.quiet import quiet_transformers
+    from packhorse.models.safetensors_data import SafetensorsReader
+
+    if checkpoint.pickled:
+        return None
+    config = load_config(checkpoint.folder)
+    loader: Any = transformers.AutoModelForCausalLM
+    with quiet_transformers(), torch.device("meta"):
+        model = loader.from_config(config, trust_remote_code=False).eval()
+    body = model.base_model
+    for name, module in list(body.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            if not name.endswith("rotary_emb"):
+                return None
+            body.set_submodule(name, type(module)(config))
+    readers = [SafetensorsReader(checkpoint.folder / name) for name in checkpoint.weights]
+    held = {name: reader for reader in readers for name in reader.entries}
+
+    def read(name: str, rows: slice = slice(None)) -> Any:
+        for full in (name, f"{model.base_model_prefix}.{name}"):
+            if full in held:
+                return held[full].read(full, rows)
+        raise ModelError(f"{checkpoint.folder} lacks the weights {name}", "copy it again")
+
+    table = next(n for n, m in body.named_modules() if m is model.get_input_embeddings())
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    token_ids = _check_text_of(config, vocabulary)
+    rows = [read(f"{table}.weight", slice(token, token + 1)) for token in token_ids]
+    with torch.no_grad(), _streamed_weights(body, read), _transformers_errors(config.model_type):
+        last = body(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state[0]
+    is_own = not config.tie_word_embeddings or "lm_head.weight" in held
+    head = "lm_head.weight" if is_own else f"{table}.weight"
+    parts = [
+        last @ read(head, slice(start, start + _HEAD_ROWS)).T
+        for start in range(0, vocabulary, _HEAD_ROWS)
+    ]
+    found = torch.cat(parts, dim=1).numpy()
+    return ReferenceLogits.of(token_ids, found) if np.isfinite(found).all() else None
+
+
+@contextmanager
+def _streamed_weights(body: Any, read: Callable[[str], Any]) -> Iterator[None]:
+    """Read the weights of each module while it runs."""
+    import torch
+
+    def fill(name: str, module: Any, _inputs: Any) -> None:
+        for own, parameter in list(module.named_parameters(recurse=False)):
+            tensor = read(f"{name}.{own}")
+            if tensor.shape != parameter.shape:
+                raise ModelError(f"the weights {name}.{own} have another shape", "copy it again")
+            setattr(module, own, torch.nn.Parameter(tensor, requires_grad=False))
+
+    def empty(module: Any, _inputs: Any, _output: Any) -> None:
+        for own, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, own, torch.nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    hooks = []
+    for name, module in body.named_modules():
+        hooks.append(module.register_forward_pre_hook(partial(fill, name)))
+        hooks.append(module.register_forward_hook(empty, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_text_of(config: Any, vocabulary: int) -> tuple[int, ...]:
+    """Return the check text of a model by its transformers config."""
+    context = getattr(config, "max_position_embeddings", None) or MOST_TOKENS
+    return check_text(vocabulary, context, getattr(config, "sliding_window", None) or 0)
+
+
+@contextmanager
+def _transformers_errors(model_type: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # a forward pass may raise anything
+        raise ModelError(
+            f"transformers cannot compute this {model_type} model: {first_line(error)}",
+            "copy or fetch the model again",
+        ) from error
+
+
 def reference_logits(model: Any) -> ReferenceLogits | None:
     """Compute reference logits with a transformers model on the CPU, always in float32.
 
@@ -156,19 +264,12 @@ def reference_logits(model: Any) -> ReferenceLogits | None:
     import torch
 
     text = model.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or MOST_TOKENS
-    window = getattr(text, "sliding_window", None) or 0
-    token_ids = check_text(model.get_input_embeddings().weight.shape[0], context, window)
+    token_ids = _check_text_of(text, model.get_input_embeddings().weight.shape[0])
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _float32_weights(model):
+        with torch.no_grad(), _float32_weights(model), _transformers_errors(text.model_type):
             logits = model(input_ids=torch.tensor([token_ids]), use_cache=False).logits
-    except Exception as error:  # a forward pass may raise anything
-        raise ModelError(
-            f"transformers cannot compute this {text.model_type} model: {first_line(error)}",
-            "copy or fetch the model again",
-        ) from error
     finally:
         model.train(was_training)
     found = logits[0].float().numpy()

@@ -68,6 +68,12 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
+def data_start(path: Path) -> int:
+    """Return where the data of a safetensors file begins (bytes)."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
 def bytes_by_dtype(tensors: Mapping[str, TensorEntry]) -> Counter[str]:
     """Return bytes of tensor data by number format ("float32", "bfloat16", ...)."""
     found: Counter[str] = Counter()

@@ -14,6 +14,7 @@ size in common use: 576 = 36 x 16, 768 = 12 x 64, 896 = 28 x 32, 960 = 60 x 16, 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,13 +52,71 @@ def rotation_matrix(size: int, seed: int | None) -> Tensor:
         orthogonal: Tensor = torch.linalg.qr(drawn).Q
         return orthogonal
     if seed is not None:
-        signs = torch.randint(0, 2, (size, 1), generator=generator) * 2 - 1
-        matrix = matrix * signs
+        matrix = matrix * _signs(size, generator)
     return matrix / math.sqrt(size)
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The matrix Q of `rotation_matrix` in float32, as factors: diag(signs) (left (x) right).
+
+    (x) is the Kronecker product. Two products with small matrices take 2 (a + b) operations per
+    number where one with the whole takes 2 a b.
+
+    Attributes:
+        signs: [size].
+        left: [a, a]; a b = size.
+        right: [b, b].
+    """
+
+    signs: Tensor
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def of(cls, size: int, seed: int | None) -> Rotation:
+        """Return the factors of `rotation_matrix(size, seed)`."""
+        order = _RIGHT
+        while size % order or (left := hadamard_matrix(size // order)) is None:
+            if order == 1:  # there is no Hadamard matrix
+                dense = rotation_matrix(size, seed).float()
+                return cls(torch.ones(size), dense, torch.ones(1, 1))
+            order //= 2
+        right = hadamard_matrix(order)
+        assert right is not None, "powers of two have one"
+        signs = torch.ones(size, dtype=torch.float64)
+        if seed is not None:
+            signs = _signs(size, torch.Generator().manual_seed(seed))[:, 0].double()
+        return cls(
+            signs.float(),
+            (left / math.sqrt(len(left))).float(),
+            (right / math.sqrt(order)).float(),
+        )
+
+    def rotate_inputs(self, weight: Tensor) -> Tensor:
+        """Return weight [outputs, size] @ Q."""
+        count = weight.shape[0]
+        signed = (weight * self.signs).view(-1, len(self.right)) @ self.right
+        blocks = signed.view(count, len(self.left), len(self.right))
+        return torch.matmul(self.left.T, blocks).view(count, -1)
+
+    def rotate_outputs(self, weight: Tensor) -> Tensor:
+        """Return Q^T @ weight [size, inputs]."""
+        inputs = weight.shape[1]
+        signed = (weight * self.signs[:, None]).view(len(self.left), -1)
+        blocks = (self.left.T @ signed).view(len(self.left), len(self.right), inputs)
+        return torch.matmul(self.right.T, blocks).view(-1, inputs)
+
+
+_RIGHT = 64
+"""Largest size of the right factor of a rotation."""
 _PAIR = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
 _PALEY_PAIR = torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+
+
+def _signs(size: int, generator: torch.Generator) -> Tensor:
+    """Return random signs, [size, 1] of +1 and -1."""
+    return torch.randint(0, 2, (size, 1), generator=generator) * 2 - 1
 
 
 def _core(order: int) -> Tensor | None:

@@ -52,7 +52,7 @@ class Case:
         scores = np.empty((TILE_ROWS, self.per_row * BLOCK), np.float32)
         sums = np.empty((TILE_ROWS, width), np.float32)
         attend(
-            np.array(spans, np.int32), len(spans), group, self.tables, 1, self.window,
+            np.array(spans, np.int32), 0, len(spans) * kv, group, self.tables, 1, self.window,
             self.queries, self.keys, self.values, *self.scales,
             scores, sums, np.empty(TILE_ROWS, np.float32), output,
         )  # fmt: skip

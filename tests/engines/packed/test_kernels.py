@@ -49,7 +49,7 @@ def test_norms(is_layer_norm: bool) -> None:
     residual, weight, bias = floats(ROWS, WIDTH), floats(WIDTH, seed=5), floats(WIDTH, seed=6)
     output, scales = np.empty(ROWS * WIDTH, np.float32), np.ones(ROWS, np.float32)
     row_buffer, epsilon = np.empty(WIDTH, np.float32), np.float32(1e-5)
-    normalize(residual, ROWS, weight, bias, is_layer_norm, epsilon, row_buffer, output, scales)
+    normalize(residual, 0, ROWS, weight, bias, is_layer_norm, epsilon, row_buffer, output, scales)
     given, shape = torch.from_numpy(residual), (WIDTH,)
     if is_layer_norm:
         expected = torch.layer_norm(given, shape, torch.tensor(weight), torch.tensor(bias), 1e-5)
@@ -67,7 +67,7 @@ def test_an_int8_row_is_accurate_and_independent_of_its_neighbours() -> None:
         count = len(residual)
         output, scales = np.empty(count * WIDTH, np.int8), np.empty(count, np.float32)
         add_and_normalize(
-            sums[rows].ravel(), by_row[rows].copy(), by_column, bias, residual, count,
+            sums[rows].ravel(), by_row[rows].copy(), by_column, bias, residual, 0, count,
             weight, bias, False, np.float32(1e-5), np.empty(WIDTH, np.float32), output, scales,
         )  # fmt: skip
         return output, scales, residual
@@ -89,7 +89,7 @@ def test_activations(gated: bool, hadamard_order: int) -> None:
     sums, by_row, by_column, bias, numbers = product(ROWS, columns)
     output, scales = np.empty(ROWS * WIDTH, np.int8), np.empty(ROWS, np.float32)
     activate(
-        sums.ravel(), by_row, by_column, bias, ROWS, WIDTH, gated, hadamard_order,
+        sums.ravel(), by_row, by_column, bias, 0, ROWS, WIDTH, gated, hadamard_order,
         np.empty(WIDTH, np.float32), output, scales,
     )  # fmt: skip
     gate = torch.from_numpy(numbers)
@@ -114,7 +114,7 @@ def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     for start in (0, width):
         part = np.ascontiguousarray(sums[:, start : start + width]).ravel()
         scales = np.ones(2 * width, np.float32)
-        choose_best(part, ones, scales, start, 40, width, best, at)
+        choose_best(part, ones, scales, start, 40, width, width, best, at)
     expected = sums.argmax(axis=1)
     assert best[3] == -np.inf
     expected[3] = 0
@@ -132,7 +132,7 @@ def test_attention_scores_survive_an_outlier_channel(kind: type) -> None:
     key_scales, value_scales = np.ones((2, 1, 1, 1, BLOCK), np.float32)
     ones, zeros = np.ones(numbers.size, np.float32), np.zeros(numbers.size, np.float32)
     split_heads(
-        numbers, ones, ones, zeros, BLOCK, np.arange(BLOCK, dtype=np.int32),
+        numbers, ones, ones, zeros, 0, BLOCK, np.arange(BLOCK, dtype=np.int32),
         np.zeros((1, 1), np.int32), np.zeros(BLOCK, np.int32), 0, none, none, none.ravel(),
         none.ravel(), width, np.float32(1e-5), np.empty(width, np.float32),
         queries, keys, values, key_scales, value_scales,

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.engines.packed.checkpoint_tensors import RotatedTensors
+from packhorse.engines.packed.int8_writer import write_int8
 from packhorse.engines.packed.weights import LOW_DIGIT_STEPS, load_weights
 from packhorse.errors import EngineError
-from packhorse.models.int8_folder import write_int8_folder
 from packhorse.quantization.foldable_model import make_foldable
 from packhorse.quantization.gptq import round_weights
 from packhorse.quantization.online_hadamard import rotate_inputs_online
@@ -62,7 +62,7 @@ def prepared_model(name: str, folder: Path) -> Any:
     rotate_inputs_online(foldable)
     rows = [CalibrationRow(tuple(range(start, start + 40, 2))) for start in (1, 30, 90)]
     round_weights(foldable, rows)
-    write_int8_folder(foldable, folder)
+    write_int8(folder, folder, dict(model.named_parameters()))
     return model
 
 
@@ -79,17 +79,18 @@ def test_prepared_int8_weights_are_used_unchanged(name: str, tmp_path: Path) -> 
 
 
 def test_prepared_int8_weights_keep_every_value(tmp_path: Path) -> None:
-    prepared_model("qwen3", tmp_path)
+    model = prepared_model("qwen3", tmp_path)
     built = read_architecture(tmp_path)
-    stored = load_file(tmp_path / "model.safetensors")
     layer = load_weights(tmp_path, built, quantized=True).layers[1]
     assert layer.qkv.low_digit is None
-    for linear, name in ((layer.out, "self_attn.o_proj"), (layer.down, "mlp.down_proj")):
-        weight = stored[f"model.layers.1.{name}.weight"]
-        steps = stored[f"model.layers.1.{name}.weight_scale"]
-        assert weight.dtype == torch.int8
-        assert torch.equal(linear.weight, weight.t())
-        assert linear.scales == pytest.approx(steps[:, 0].numpy(), rel=1e-6)
+    attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
+    for linear, weight in (
+        (layer.out, attention.o_proj.weight),
+        (layer.down, mlp.down_proj.weight),
+    ):
+        scales = torch.from_numpy(linear.scales)[: linear.outputs]
+        assert linear.weight.dtype == torch.int8
+        assert torch.allclose(linear.weight * scales, weight.t(), rtol=1e-5, atol=1e-7)
 
 
 def test_prepared_int8_weights_do_not_run_in_float32(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ class Architecture:
 
     @property
     def qkv_digits(self) -> int:
-        """Number of int8 digits per QKV weight: 2 if the weights are rounded while loading."""
-        return 1 if self.holds_int8 else 2
+        """Number of int8 digits per QKV weight: 2 if the weights were rounded to nearest."""
+        prepared = getattr(self.config, "quantization_config", None)
+        return int(prepared["qkv_digits"]) if prepared is not None else 2
 
     @property
     def padded_head(self) -> int:

@@ -26,11 +26,14 @@ _MASKED = np.float32(-np.inf)
 
 @kernel
 def attend(
-    spans: Any, count: int, group: int, block_tables: Any, layer: int, window: int, queries: Any,
+    spans: Any, begin_unit: int, end_unit: int, group: int, block_tables: Any, layer: int,
+    window: int, queries: Any,
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     scores: Any, value_sums: Any, inverse_sums: Any, output: Any,
 ) -> None:  # fmt: skip
-    """Compute attention for `count` spans of consecutive tokens, each from one row.
+    """Compute attention for spans of consecutive tokens, each from one row.
+
+    Unit i is key/value head i % heads of span i // heads.
 
     A tile is TILE_ROWS pairs of token and query head that share a key/value head. All scores of a
     tile are computed before their softmax, so the sums of a row have the same order in any tile.
@@ -38,7 +41,8 @@ def attend(
     Args:
         spans: [n, 5] first packed token, number of tokens, position of the first, row of
             `block_tables`, first row of `output`.
-        count: Number of spans.
+        begin_unit: First unit to compute.
+        end_unit: End of the units to compute.
         group: Query heads per key/value head.
         block_tables: [rows, blocks] cache blocks of each row, in order.
         layer: Index of the layer.
@@ -54,44 +58,42 @@ def attend(
         output: [rows, kv heads x group x width].
     """
     kv_heads, width = queries.shape[0], queries.shape[3]
-    for number in range(count):
+    for unit in range(begin_unit, end_unit):
+        number, head = divmod(unit, kv_heads)
         first, tokens, position = spans[number, 0], spans[number, 1], spans[number, 2]
         block_table, row_out = block_tables[spans[number, 3]], spans[number, 4]
-        for head in range(kv_heads):
-            plane = (np.int64(layer) * keys.shape[1] * kv_heads + head) * BLOCK
-            query = (head * queries.shape[1] + first) * group * width
-            for pair in range(0, tokens * group, TILE_ROWS):
-                rows = min(TILE_ROWS, tokens * group - pair)
-                last_position = position + (pair + rows - 1) // group
-                begin = _first_attended(position + pair // group, window) // BLOCK
-                end = last_position // BLOCK + 1
-                for block in range(begin, end):
-                    offset = plane + np.int64(block_table[block]) * kv_heads * BLOCK
-                    if pair == 0:
-                        _prefetch_block(values, value_scales, offset, width)
-                    score_rows(
-                        rows, scores, (block - begin) * BLOCK, scores.shape[1],
-                        queries, query + pair * width, width,
-                        keys, offset * width, width, key_scales, offset,
-                    )  # fmt: skip
-                for row in range(rows):
-                    own = position + (pair + row) // group
-                    value_sums[row] = 0.0
-                    inverse_sums[row] = _softmax(
-                        scores, row, _first_attended(own, window), own, begin, end,
-                        value_scales, block_table, plane, kv_heads,
-                    )  # fmt: skip
-                for block in range(begin, end):
-                    offset = plane + np.int64(block_table[block]) * kv_heads * BLOCK
-                    if pair == 0 and head + 1 < kv_heads:
-                        _prefetch_block(keys, key_scales, offset + BLOCK, width)
-                    add_weighted_values(
-                        rows, width, value_sums, 0, width, scores, (block - begin) * BLOCK,
-                        scores.shape[1], values, offset * width, width,
-                    )  # fmt: skip
-                _write_output(
-                    rows, pair, group, head, width, row_out, value_sums, inverse_sums, output
-                )
+        plane = (np.int64(layer) * keys.shape[1] * kv_heads + head) * BLOCK
+        query = (head * queries.shape[1] + first) * group * width
+        for pair in range(0, tokens * group, TILE_ROWS):
+            rows = min(TILE_ROWS, tokens * group - pair)
+            last_position = position + (pair + rows - 1) // group
+            begin = _first_attended(position + pair // group, window) // BLOCK
+            end = last_position // BLOCK + 1
+            for block in range(begin, end):
+                offset = plane + np.int64(block_table[block]) * kv_heads * BLOCK
+                if pair == 0:
+                    _prefetch_block(values, value_scales, offset, width)
+                score_rows(
+                    rows, scores, (block - begin) * BLOCK, scores.shape[1],
+                    queries, query + pair * width, width,
+                    keys, offset * width, width, key_scales, offset,
+                )  # fmt: skip
+            for row in range(rows):
+                own = position + (pair + row) // group
+                value_sums[row] = 0.0
+                inverse_sums[row] = _softmax(
+                    scores, row, _first_attended(own, window), own, begin, end,
+                    value_scales, block_table, plane, kv_heads,
+                )  # fmt: skip
+            for block in range(begin, end):
+                offset = plane + np.int64(block_table[block]) * kv_heads * BLOCK
+                if pair == 0 and head + 1 < kv_heads:
+                    _prefetch_block(keys, key_scales, offset + BLOCK, width)
+                add_weighted_values(
+                    rows, width, value_sums, 0, width, scores, (block - begin) * BLOCK,
+                    scores.shape[1], values, offset * width, width,
+                )  # fmt: skip
+            _write_output(rows, pair, group, head, width, row_out, value_sums, inverse_sums, output)
 
 
 @inlined

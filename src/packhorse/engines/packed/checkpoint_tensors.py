@@ -11,7 +11,8 @@ projection are rotated in the same way within each head (QuaRot, Ashkboos et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,148 +22,186 @@ from torch import Tensor
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.errors import ModelError, first_line
 from packhorse.models.checkpoint import open_checkpoint
-from packhorse.quantization.hadamard import rotation_matrix
+from packhorse.models.safetensors_data import SafetensorsReader
+from packhorse.quantization.hadamard import Rotation
 
 _HEAD = "lm_head.weight"
+_ALL = slice(None)
+_ROWS_AT_ONCE = 4096
 _AGAIN = "copy or fetch the model again, preferably as safetensors"
 _DAMAGED = "the files do not match their config: copy or fetch the model again"
 
 
 class CheckpointTensors:
-    """Tensors of a Hugging Face folder as float32, read on demand."""
+    """Tensors of a Hugging Face folder as float32, each read when it is asked for.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Nothing is kept in memory and no safetensors file is mapped: the peak is that of one tensor.
+
+    Args:
+        folder: The folder.
+        arch: Sizes of the model.
+    """
+
+    rotates = False
+    """Whether `get` rotates the residual stream."""
+
+    def __init__(self, folder: Path, arch: Architecture) -> None:
+        self._folder, self.arch = folder, arch
         self._tensors: dict[str, tuple[Any, str]] = {}
         checkpoint = open_checkpoint(folder, allow_pickle=True)
         for file in checkpoint.weights:
-            for name, opened in _open(folder / file, checkpoint.pickled):
-                bare = name.removeprefix("model.").removeprefix("transformer.")
-                self._tensors[bare] = (opened, name)
+            if checkpoint.pickled:
+                opened: Any = _unpickled(folder / file)
+                names = list(opened)
+            else:
+                opened = SafetensorsReader(folder / file)
+                names = list(opened.entries)
+            self._tensors |= {_bare(name): (opened, name) for name in names}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def read(self, name: str, *shape: int) -> Tensor:
-        """Return a stored tensor; int8 is multiplied by its scales.
+    def _shape(self, name: str) -> tuple[int, ...]:
+        opened, full = self._tensors[name]
+        return tuple(opened[full].shape if isinstance(opened, dict) else opened.entries[full].shape)
+
+    def read(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
+        """Return a stored tensor, or some of its rows, in memory of its own.
+
+        Args:
+            name: Name without the prefix of the model.
+            shape: The expected shape.
+            rows: Part of the first dimension.
 
         Raises:
             ModelError: The tensor is missing or has another shape.
         """
         if name not in self:
             raise ModelError(f"{self._folder} lacks the weights {name}", _DAMAGED)
-        opened, full = self._tensors[name]
-        tensor = self._tensor(opened, full)
-        if tuple(tensor.shape) != shape:
+        if self._shape(name) != shape:
             raise ModelError(
-                f"the weights {name} in {self._folder} have shape {list(tensor.shape)}, "
+                f"the weights {name} in {self._folder} have shape {list(self._shape(name))}, "
                 f"expected {list(shape)}",
                 _DAMAGED,
             )
-        if f"{name}_scale" in self:
-            opened, full = self._tensors[f"{name}_scale"]
-            return (tensor * self._tensor(opened, full)).contiguous()
-        floats = tensor.float().contiguous()
+        opened, full = self._tensors[name]
+        if isinstance(opened, SafetensorsReader):
+            return opened.read(full, rows)
+        found: Tensor = opened[full][rows] if shape else opened[full]
         # A view of the mapped file would keep the whole file in memory and change with it.
-        return floats.clone() if floats.data_ptr() == tensor.data_ptr() else floats
+        return found.detach().to(torch.float32, copy=True).contiguous()
 
-    def _tensor(self, opened: Any, full: str) -> Tensor:
-        from safetensors import SafetensorError
-
-        try:
-            found: Tensor = opened[full] if isinstance(opened, dict) else opened.get_tensor(full)
-        except SafetensorError as error:
-            raise ModelError(
-                f"the weights {full} in {self._folder} cannot be read: {first_line(error)}", _AGAIN
-            ) from error
-        return found
-
-    def get(self, name: str, *shape: int) -> Tensor:
-        """Return a tensor as the model computes with it."""
-        return self.read(name, *shape)
+    def get(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
+        """Return a tensor, or some of its rows, as the model computes with it."""
+        return self.read(name, *shape, rows=rows)
 
     def bias(self, name: str, outputs: int, *, has_bias: bool) -> Tensor:
         """Return the bias of a module, or zeros if the model has none, whatever is stored."""
         return self.get(f"{name}.bias", outputs) if has_bias else torch.zeros(outputs)
 
-    def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
-        """Return the weights [vocabulary, hidden] of the output head.
+    def embeddings(self, rows: slice = _ALL) -> Tensor:
+        """Return rows of the embeddings [vocabulary, hidden]."""
+        return self.get(self.embedding_name, self.arch.vocabulary, self.arch.hidden, rows=rows)
 
-        Args:
-            arch: Sizes of the model.
-            embeddings: The embeddings that `get` returned.
-        """
-        if self._ties_head(arch):
-            return embeddings
-        return self.get(_HEAD, arch.vocabulary, arch.hidden)
+    def head(self, rows: slice = _ALL) -> Tensor:
+        """Return rows of the output head [vocabulary, hidden]."""
+        return self.get(self.head_name, self.arch.vocabulary, self.arch.hidden, rows=rows)
 
-    def _ties_head(self, arch: Architecture) -> bool:
-        """Return whether the head is tied, following transformers.
+    @property
+    def embedding_name(self) -> str:
+        return "wte.weight" if self.arch.family == "gpt2" else "embed_tokens.weight"
+
+    @property
+    def head_name(self) -> str:
+        return self.embedding_name if self.ties_head else _HEAD
+
+    @cached_property
+    def ties_head(self) -> bool:
+        """Whether the head is tied, following transformers.
 
         A head that is stored although the config ties it is tied only if it equals the embeddings.
         """
-        if not arch.ties_head or _HEAD not in self:
-            return arch.ties_head
-        name = "wte.weight" if arch.family == "gpt2" else "embed_tokens.weight"
-        shape = arch.vocabulary, arch.hidden
-        return torch.equal(self.read(name, *shape), self.read(_HEAD, *shape))
+        if not self.arch.ties_head or _HEAD not in self:
+            return self.arch.ties_head
+        shape = self.arch.vocabulary, self.arch.hidden
+        return all(
+            torch.equal(
+                self.read(self.embedding_name, *shape, rows=rows),
+                self.read(_HEAD, *shape, rows=rows),
+            )
+            for rows in row_slices(self.arch.vocabulary, _ROWS_AT_ONCE)
+        )
 
 
 class RotatedTensors(CheckpointTensors):
     """Tensors of a Llama-like model with rotated residual stream and values; see the module."""
 
-    def __init__(self, folder: Path, arch: Architecture) -> None:
-        super().__init__(folder)
-        self._residual_rotation = rotation_matrix(arch.hidden, seed=0).float()
-        self._head_rotation = rotation_matrix(arch.head_size, None).float()
+    rotates = True
 
-    def get(self, name: str, *shape: int) -> Tensor:
-        tensor, owner = self.read(name, *shape), name.split(".")[-2]
+    def __init__(self, folder: Path, arch: Architecture) -> None:
+        super().__init__(folder, arch)
+        self._residual = Rotation.of(arch.hidden, seed=0)
+        self._values = Rotation.of(arch.head_size, None)
+
+    def get(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
+        tensor, owner = self.read(name, *shape, rows=rows), name.split(".")[-2]
         if name == "norm.weight" or owner in ("input_layernorm", "post_attention_layernorm"):
             return torch.ones_like(tensor)
         if owner in ("v_proj", "o_proj"):
             tensor = self._rotate_heads(tensor, owner)
         if owner == "embed_tokens":
-            return tensor @ self._residual_rotation
+            return self._residual.rotate_inputs(tensor)
         if owner in ("o_proj", "down_proj"):
-            return (tensor.t() @ self._residual_rotation).t().contiguous()
+            columns = tensor if tensor.dim() > 1 else tensor[:, None]
+            return self._residual.rotate_outputs(columns).view(tensor.shape)
         if name.endswith(".bias") or owner in ("q_norm", "k_norm"):
             return tensor
         norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
         return self._fold_norm_and_rotate(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
 
-    def head(self, arch: Architecture, embeddings: Tensor) -> Tensor:
-        """Return the rotated head; a tied head gets weights of its own."""
-        name = "embed_tokens.weight" if self._ties_head(arch) else _HEAD
-        return self._fold_norm_and_rotate(self.read(name, *embeddings.shape), "norm.weight")
+    def head(self, rows: slice = _ALL) -> Tensor:
+        shape = self.arch.vocabulary, self.arch.hidden
+        return self._fold_norm_and_rotate(
+            self.read(self.head_name, *shape, rows=rows), "norm.weight"
+        )
 
     def _fold_norm_and_rotate(self, weight: Tensor, norm: str) -> Tensor:
         """Fold the norm before a projection into its weights [outputs, hidden], and rotate."""
-        return (weight * self.read(norm, weight.shape[1])) @ self._residual_rotation
+        return self._residual.rotate_inputs(weight.mul_(self.read(norm, weight.shape[1])))
 
     def _rotate_heads(self, tensor: Tensor, owner: str) -> Tensor:
         """Rotate each head: outputs of v_proj, inputs of o_proj."""
-        size = len(self._head_rotation)
+        size = self.arch.head_size
         if owner == "v_proj":
-            heads = tensor.reshape(-1, size, tensor.numel() // len(tensor))
-            return torch.einsum("hdi,de->hei", heads, self._head_rotation).reshape(tensor.shape)
+            heads = tensor.reshape(-1, size, tensor.numel() // len(tensor)).transpose(1, 2)
+            rotated = self._values.rotate_inputs(heads.reshape(-1, size))
+            return rotated.view(heads.shape).transpose(1, 2).reshape(tensor.shape)
         if tensor.dim() == 1:
             return tensor
-        return (tensor.reshape(-1, size) @ self._head_rotation).reshape(tensor.shape)
+        return self._values.rotate_inputs(tensor.reshape(-1, size)).view(tensor.shape)
 
 
-def _open(file: Path, pickled: bool) -> Iterator[tuple[str, Any]]:
-    if pickled:
-        loaded = _unpickled(file)
-        yield from ((name, loaded) for name in loaded)
-    else:
-        from safetensors import SafetensorError, safe_open
+class ModelTensors(CheckpointTensors):
+    """Tensors of a transformers model whose weights are changed and rounded already.
 
-        try:
-            opened: Any = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} cannot be read: {first_line(error)}", _AGAIN) from error
-        yield from ((name, opened) for name in opened.keys())  # noqa: SIM118 - not a dict
+    Args:
+        tensors: Its parameters by name, float32.
+        arch: Sizes of the model.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], arch: Architecture) -> None:
+        self._folder, self.arch = Path("model"), arch
+        opened = dict(tensors)
+        self._tensors = {_bare(name): (opened, name) for name in opened}
+
+
+def row_slices(count: int, step: int) -> list[slice]:
+    """Return the parts of `count` rows, `step` at a time."""
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("transformer.")
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_fo
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
+from packhorse.engines.packed.panel_network import PanelNetwork
+from packhorse.engines.packed.panels import has_panel_kernels
 from packhorse.engines.packed.run import Result as Outcome
 from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("float32", "int8")
 MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 512
+SHARED_ROWS = 32
+"""Up to this number of running rows, all threads compute one step together."""
 DEFAULT_CACHE_TOKENS = 1 << 16
 LONGEST_ROW = 1 << 20
 """Maximum row length (tokens) that the default cache is sized for, whatever a config claims."""
@@ -101,10 +105,12 @@ class PackedEngine:
         _check_options(quantization, device)
         quantized = quantization == "int8"
         arch = read_architecture(folder, quantization)
-        if quantized and not int8_matmul_is_exact():
+        read, panels = arch, has_panel_kernels()
+        if quantized and not panels and not int8_matmul_is_exact():
             _log.warning(_NO_VNNI)
-        read = arch
-        weights = _allocate(folder, lambda: load_weights(folder, read, quantized=quantized))
+        weights = _allocate(
+            folder, lambda: load_weights(folder, read, quantized=quantized, native=panels)
+        )
         arch = replace(arch, ties_head=weights.ties_head)
         return_freed_memory()
         token_bytes = bytes_per_token(arch, quantized=quantized)
@@ -118,10 +124,16 @@ class PackedEngine:
 
         def allocate() -> tuple[Network, list[Scratch]]:
             cache = KeyValueCache(arch, blocks, quantized=quantized)
-            network = Network(arch, weights, cache, context)
+            network_type = PanelNetwork if panels else Network
+            network = network_type(arch, weights, cache, context)
             return network, [
                 Scratch(
-                    arch, self._max_num_batched_tokens, max_num_seqs, context, quantized=quantized
+                    arch,
+                    self._max_num_batched_tokens,
+                    max_num_seqs,
+                    context,
+                    quantized=quantized,
+                    panels=panels,
                 )
                 for _ in range(self._threads)
             ]
@@ -191,8 +203,9 @@ class PackedEngine:
                 scoring.require(self._network.arch.vocabulary)
             cache, context = self._network.cache, self._capabilities.max_context
             scheduler = Scheduler(
-                cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads, context
-            )
+                cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads, context,
+                shared_rows=SHARED_ROWS if self._network.shares_steps else 0,
+            )  # fmt: skip
             run = self._run = Run(
                 self._network, scheduler, self._scratches, self._end_ids, context, on_token, scoring
             )

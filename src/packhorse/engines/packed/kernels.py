@@ -5,9 +5,10 @@ Each kernel makes one pass per token. Arguments that all of them share:
     accumulators  [rows x columns] output of a matrix multiplication, int32 or float32. Its value is
                   accumulators x row_scales[row] x column_scales[column] + bias[column]; the scales
                   of float32 are 1.
-    output        [rows x columns] activations for the next matrix multiplication, float32 or int8;
-                  each int8 row is divided by its own scale.
+    output        [rows x columns] activations for the next matrix multiplication, float32, or 8-bit
+                  integers with a scale per row: int8, or uint8 with panels.OFFSET added.
     row_buffer    scratch for one row.
+    first, last   rows that are computed: first <= row < last.
 
 Sizes are multiples of 16.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from packhorse.engines.packed.compiling import inlined, kernel
+from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.vectors import (
     LANES,
@@ -42,17 +44,29 @@ _LEVELS = np.float32(127.0)
 def embed(
     tokens: Any,
     positions: Any,
-    count: int,
+    first: int,
+    last: int,
     embeddings: Any,
     position_embeddings: Any,
     residual: Any,
 ) -> None:
-    """Set residual[token] to its embedding, plus its position embedding if there are any."""
+    """Set residual[token] to its embedding, plus its position embedding if there are any.
+
+    `embeddings` are [vocabulary, width], or float32 panels [panels, width, PANEL].
+    """
     width = residual.shape[1]
-    for token in range(count):
+    numbers_of = embeddings.reshape(embeddings.size)
+    for token in range(first, last):
         row, offset = np.int64(tokens[token]) * width, token * width
+        if embeddings.ndim == 3:
+            start = np.int64(tokens[token]) // PANEL * width * PANEL + tokens[token] % PANEL
+            for column in range(width):
+                residual[token, column] = numbers_of[start + column * PANEL]
         for column in range(0, width, LANES):
-            numbers = load(embeddings, row + column)
+            if embeddings.ndim == 3:
+                numbers = load(residual, offset + column)
+            else:
+                numbers = load(embeddings, row + column)
             if position_embeddings.size:
                 numbers = numbers + load(
                     position_embeddings, np.int64(positions[token]) * width + column
@@ -62,11 +76,11 @@ def embed(
 
 @kernel
 def normalize(
-    residual: Any, count: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
+    residual: Any, first: int, last: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
     row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
     """Compute output = norm(residual): LayerNorm, or RMSNorm (Zhang and Sennrich 2019)."""
-    for row in range(count):
+    for row in range(first, last):
         _norm_row(residual, row, weight, bias, is_layer_norm, epsilon, row_buffer)
         _write_row(row_buffer, row, residual.shape[1], output, scales)
 
@@ -74,12 +88,12 @@ def normalize(
 @kernel
 def add_and_normalize(
     accumulators: Any, row_scales: Any, column_scales: Any, product_bias: Any, residual: Any,
-    count: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
+    first: int, last: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
     row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
     """Compute residual += accumulators + product_bias, then output = norm(residual)."""
     width = residual.shape[1]
-    for row in range(count):
+    for row in range(first, last):
         scale, offset = splat(row_scales[row]), row * width
         for column in range(0, width, LANES):
             numbers = _dequantize(
@@ -92,7 +106,7 @@ def add_and_normalize(
 
 @kernel
 def split_heads(
-    accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, count: int,
+    accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, first: int, last: int,
     positions: Any, block_tables: Any, table_rows: Any, layer: int, cosines: Any, sines: Any,
     query_norm: Any, key_norm: Any, head_size: int, epsilon: Any, row_buffer: Any,
     queries: Any, keys: Any, values: Any, key_scales: Any, value_scales: Any,
@@ -121,7 +135,7 @@ def split_heads(
     query_scale = splat(np.float32(1.0 / (hadamard_order * np.sqrt(head_size))))
     flat_key_scales = key_scales.reshape(key_scales.size)
     flat_value_scales = value_scales.reshape(value_scales.size)
-    for row in range(count):
+    for row in range(first, last):
         position, scale = np.int64(positions[row]), splat(row_scales[row])
         block = np.int64(block_tables[table_rows[row], position // BLOCK])
         offset = (np.int64(layer) * keys.shape[1] + block) * kv_heads
@@ -160,8 +174,8 @@ def split_heads(
 
 @kernel
 def activate(
-    accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, count: int, width: int,
-    gated: bool, hadamard_order: int, row_buffer: Any, output: Any, scales: Any,
+    accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, first: int, last: int,
+    width: int, gated: bool, hadamard_order: int, row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
     """Compute the MLP's activation and, for int8, its online Hadamard rotation.
 
@@ -171,7 +185,7 @@ def activate(
     """
     columns = 2 * width if gated else width
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
-    for row in range(count):
+    for row in range(first, last):
         scale, start = splat(row_scales[row]), row * columns
         for column in range(0, width, LANES):
             gate = _dequantize(accumulators, start + column, scale, column_scales, bias, column)
@@ -189,10 +203,12 @@ def activate(
 
 
 @kernel
-def write_activations(rows: Any, count: int, row_buffer: Any, output: Any, scales: Any) -> None:
+def write_activations(
+    rows: Any, first: int, last: int, row_buffer: Any, output: Any, scales: Any
+) -> None:
     """Write float32 rows to `output`, quantized if it is int8."""
     width = rows.shape[1]
-    for row in range(count):
+    for row in range(first, last):
         for column in range(0, width, LANES):
             store(row_buffer, column, load(rows, row * width + column))
         _write_row(row_buffer, row, width, output, scales)
@@ -201,14 +217,15 @@ def write_activations(rows: Any, count: int, row_buffer: Any, output: Any, scale
 @kernel
 def choose_best(
     accumulators: Any, row_scales: Any, column_scales: Any, start: int, count: int, width: int,
-    best_logits: Any, best_ids: Any,
+    stride: int, best_logits: Any, best_ids: Any,
 ) -> None:  # fmt: skip
     """Update the largest logit of each row and its token id; the first of equal ones wins.
 
-    The columns begin at `start` in the vocabulary. Rows with NaN keep their previous values.
+    The columns begin at `start` in the vocabulary; rows are `stride` columns apart. Rows with NaN
+    keep their previous values.
     """
     for row in range(count):
-        scale, whole, first = splat(row_scales[row]), width - width % LANES, row * width
+        scale, whole, first = splat(row_scales[row]), width - width % LANES, row * stride
         peak = splat(best_logits[row])
         for column in range(0, whole, LANES):
             scales = scale * load(column_scales, start + column)
@@ -216,21 +233,25 @@ def choose_best(
         if reduce_max(peak) > best_logits[row] or whole < width:
             for column in range(width):
                 factor = row_scales[row] * column_scales[start + column]
-                logit = np.float32(accumulators[row * width + column]) * factor
+                logit = np.float32(accumulators[row * stride + column]) * factor
                 if logit > best_logits[row]:
                     best_logits[row], best_ids[row] = logit, start + column
 
 
 @kernel
 def write_logits(
-    accumulators: Any, row_scales: Any, column_scales: Any, start: int, count: int, width: int,
-    logits: Any,
+    accumulators: Any, row_scales: Any, column_scales: Any, start: int, first: int, count: int,
+    width: int, stride: int, logits: Any,
 ) -> None:  # fmt: skip
-    """Set logits[row, start + column] to the dequantized accumulators."""
-    for row in range(count):
+    """Set logits[i, start + column] to the dequantized accumulators of row first + i.
+
+    Rows are `stride` columns apart, `width` of which are used.
+    """
+    for number in range(count):
+        row = first + number
         for column in range(width):
             scale = row_scales[row] * column_scales[start + column]
-            logits[row, start + column] = np.float32(accumulators[row * width + column]) * scale
+            logits[number, start + column] = np.float32(accumulators[row * stride + column]) * scale
 
 
 @inlined

@@ -30,13 +30,18 @@ from packhorse.engines.packed.kernels import (
     write_activations,
     write_logits,
 )
+from packhorse.engines.packed.panels import PANEL
+from packhorse.engines.packed.step import NUM_KINDS
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
 from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, Weights
 from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 SAMPLED_AT_ONCE = 16
 """Number of rows whose full logits are materialized at the same time."""
+SPAN_TOKENS = 48
+"""Maximum number of tokens per span, so that threads can share the attention of a long prompt."""
 PHASES = ("matmul", "attention", "head", "elementwise")
 COUNTS = ("steps", "tokens", "pairs", "logits")
 
@@ -52,6 +57,7 @@ class Step:
         spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
             token.
         logit_tokens: [num_logits] packed tokens whose logits are needed.
+        num_best: Only the most probable token is needed for the first `num_best` logit tokens.
     """
 
     tokens: Ints
@@ -62,12 +68,14 @@ class Step:
     num_tokens: int = 0
     num_spans: int = 0
     num_logits: int = 0
+    num_best: int = 0
 
 
 def empty_step(tokens: int, rows: int) -> Step:
     """Return a step with room for `tokens` tokens of `rows` rows."""
     ids, positions, table_rows = np.empty((3, tokens), np.int32)
-    return Step(ids, positions, table_rows, np.empty((rows, 5), np.int32), np.empty(rows, np.int32))
+    spans = np.empty((rows + tokens // SPAN_TOKENS, 5), np.int32)
+    return Step(ids, positions, table_rows, spans, np.empty(rows, np.int32))
 
 
 class Scratch:
@@ -77,14 +85,25 @@ class Scratch:
         seconds: Time spent in each of PHASES so far.
         counts: Steps, tokens, attended pairs of tokens (windows ignored) and computed logit rows so
             far.
+        counters: Progress of a step that threads share.
+        logits: All logits of the `num_full` rows after the first `num_best` of the last step.
+        helpers: Buffers of the other threads that computed the last step.
     """
 
     def __init__(
-        self, arch: Architecture, tokens: int, rows: int, context: int, *, quantized: bool
+        self,
+        arch: Architecture,
+        tokens: int,
+        rows: int,
+        context: int,
+        *,
+        quantized: bool,
+        panels: bool = False,
     ) -> None:
-        accumulator_type, activation_type = (
-            (np.int32, np.int8) if quantized else (np.float32, np.float32)
-        )
+        accumulator_type: Any = np.int32 if quantized else np.float32
+        activation_type: Any = np.float32
+        if quantized:
+            activation_type = np.uint8 if panels else np.int8
         attention_width = arch.heads * arch.padded_head
         widest = max(arch.qkv_width, arch.activation_width, arch.hidden)
         columns = min(HEAD_COLUMNS, arch.vocabulary)
@@ -105,10 +124,17 @@ class Scratch:
         self.inverse_sums = np.empty(TILE_ROWS, np.float32)
         self.last_spans = np.empty((rows, 5), np.int32)
         self.best_logits, self.best_ids = np.empty(rows, np.float32), np.empty(rows, np.int64)
+        self.head_sums = np.empty(rows * PANEL if panels else 0, accumulator_type)
+        self.cycles = np.zeros(NUM_KINDS, np.int64)
+        self.logits: Floats = np.empty((0, arch.vocabulary), np.float32)
+        self.num_best = self.num_full = 0
+        self.counters, self.helpers = np.zeros(0, np.int64), list[Scratch]()
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
-        second_size = tokens * arch.qkv_width if quantized and arch.qkv_digits > 1 else 0
-        if quantized and not int8_matmul_is_exact():
+        second_size = (
+            tokens * arch.qkv_width if quantized and not panels and arch.qkv_digits > 1 else 0
+        )
+        if quantized and not panels and not int8_matmul_is_exact():
             second_size = size
         self.second_accumulators = np.empty(second_size, accumulator_type)
         self._tensors = torch.from_numpy(self.accumulators), torch.from_numpy(self.activations)
@@ -159,6 +185,9 @@ class Network:
         context: Maximum number of positions per row.
     """
 
+    shares_steps = False
+    """Whether several threads can compute a step together (`join`)."""
+
     def __init__(
         self, arch: Architecture, weights: Weights, cache: KeyValueCache, context: int
     ) -> None:
@@ -185,6 +214,7 @@ class Network:
         embed(
             step.tokens,
             step.positions,
+            0,
             count,
             weights.embeddings,
             weights.position_embeddings,
@@ -192,7 +222,7 @@ class Network:
         )
         first = weights.layers[0].attention_norm
         normalize(
-            residual, count, first.weight, first.bias, self._is_layer_norm, self._epsilon,
+            residual, 0, count, first.weight, first.bias, self._is_layer_norm, self._epsilon,
             scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
@@ -211,6 +241,21 @@ class Network:
             self._activate(layer, count, scratch)
             self._add_to_residual(layer.down, following, residual, count, scratch)
 
+    def open(self, step: Step, scratch: Scratch) -> None:
+        """Prepare a step that threads then `join`. Only some networks can."""
+        raise NotImplementedError
+
+    def join(self, step: Step, block_tables: Ints, shared: Scratch, own: Scratch) -> None:
+        """Compute the part of a step that other threads do not take.
+
+        Args:
+            step: The step.
+            block_tables: [rows, blocks] cache blocks of each row.
+            shared: Buffers of the thread that opened the step.
+            own: Buffers of the calling thread.
+        """
+        raise NotImplementedError
+
     def choose(self, count: int, scratch: Scratch) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the largest logit and its token id for the first `count` rows with logits.
 
@@ -223,7 +268,7 @@ class Network:
             for start, width in self._head_parts(rows, scratch):
                 choose_best(
                     scratch.accumulators, scratch.scales[rows], self._head_scales, start,
-                    rows.stop - rows.start, width,
+                    rows.stop - rows.start, width, width,
                     scratch.best_logits[rows], scratch.best_ids[rows],
                 )  # fmt: skip
         scratch.record_phase("head")
@@ -235,7 +280,7 @@ class Network:
         for start, width in self._head_parts(rows, scratch):
             write_logits(
                 scratch.accumulators, scratch.scales[rows], self._head_scales, start,
-                rows.stop - rows.start, width, logits,
+                0, rows.stop - rows.start, width, width, logits,
             )  # fmt: skip
         scratch.record_phase("head")
         return logits
@@ -265,8 +310,9 @@ class Network:
         arch, cache = self.arch, self.cache
         self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
-            scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, step.num_tokens,
-            step.positions, block_tables, step.table_rows, number, self._cosines, self._sines,
+            scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, 0,
+            step.num_tokens, step.positions, block_tables, step.table_rows, number, self._cosines,
+            self._sines,
             layer.query_norm, layer.key_norm, arch.head_size, self._epsilon, scratch.row_buffer,
             scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
         )  # fmt: skip
@@ -278,13 +324,19 @@ class Network:
     ) -> None:  # fmt: skip
         cache = self.cache
         attend(
-            spans, num_spans, self.arch.group, block_tables, number, self.arch.windows[number],
-            scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
+            spans, 0, num_spans * self.arch.kv_heads, self.arch.group, block_tables, number,
+            self.arch.windows[number], scratch.queries, cache.keys, cache.values,
+            cache.key_scales, cache.value_scales,
             scratch.scores, scratch.value_sums, scratch.inverse_sums, scratch.attention_output,
         )  # fmt: skip
         scratch.record_phase("attention")
         write_activations(
-            scratch.attention_output, count, scratch.row_buffer, scratch.activations, scratch.scales
+            scratch.attention_output,
+            0,
+            count,
+            scratch.row_buffer,
+            scratch.activations,
+            scratch.scales,
         )
         scratch.record_phase("elementwise")
 
@@ -299,7 +351,7 @@ class Network:
         """Add a projection to the residual stream and normalize it for the next one."""
         self._multiply(linear, count, scratch)
         add_and_normalize(
-            scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, count,
+            scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, 0, count,
             norm.weight, norm.bias, self._is_layer_norm, self._epsilon,
             scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
@@ -309,7 +361,8 @@ class Network:
         arch = self.arch
         self._multiply(layer.up, count, scratch)
         activate(
-            scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, count, arch.inner,
+            scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, 0, count,
+            arch.inner,
             arch.is_gated, self._hadamard_order,
             scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
@@ -328,14 +381,16 @@ class Network:
         np.take(
             scratch.residual, logit_tokens, axis=0, out=scratch.last_residual[:count], mode="clip"
         )
-        spans = scratch.last_spans
-        spans[:count, 0], spans[:count, 1] = logit_tokens, 1
-        spans[:count, 2], spans[:count, 3] = (
-            step.positions[logit_tokens],
-            step.table_rows[logit_tokens],
-        )
-        spans[:count, 4] = np.arange(count)
-        return scratch.last_residual, spans
+        write_logit_spans(step, scratch.last_spans)
+        return scratch.last_residual, scratch.last_spans
+
+
+def write_logit_spans(step: Step, spans: Ints) -> None:
+    """Write the spans of the `logit_tokens` alone."""
+    logit_tokens, count = step.logit_tokens[: step.num_logits], step.num_logits
+    spans[:count, 0], spans[:count, 1] = logit_tokens, 1
+    spans[:count, 2], spans[:count, 3] = step.positions[logit_tokens], step.table_rows[logit_tokens]
+    spans[:count, 4] = np.arange(count)
 
 
 def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -33,6 +33,25 @@ class _WorkerExit:
     error: BaseException | None
 
 
+@dataclass(slots=True)
+class _SharedStep:
+    """A step that several threads compute together.
+
+    Attributes:
+        step: The step.
+        scratch: Buffers of the thread that leads it.
+        is_open: Whether other threads may join.
+        num_helpers: Threads that joined and have not left.
+        error: What a helper raised.
+    """
+
+    step: Step
+    scratch: Scratch
+    is_open: bool = False
+    num_helpers: int = 0
+    error: BaseException | None = None
+
+
 NEEDS_INPUT = object()
 """Wakes the caller's thread because there is room for more rows."""
 
@@ -68,6 +87,7 @@ class Run:
         self._changed = threading.Condition()
         self._has_input, self._is_cancelled = True, False
         self._input_requested = self._was_closed = False
+        self._shared: _SharedStep | None = None
         self._threads = [
             threading.Thread(target=self._run_steps, args=(scratch,), name="packed", daemon=True)
             for scratch in scratches
@@ -157,8 +177,11 @@ class Run:
         torch.set_num_threads(1)
         try:
             step = empty_step(len(scratch.residual), len(self._scheduler.block_tables))
-            while chosen := self._schedule_step():
-                self._compute(chosen, step, scratch)
+            while work := self._next_work(step, scratch):
+                if isinstance(work, _SharedStep):
+                    self._help(work, scratch)
+                else:
+                    self._compute(work, step, scratch)
         except CallbackError as raised:
             error = raised.error
         except BaseException as raised:  # noqa: BLE001 - `results` raises it in the caller's thread
@@ -167,28 +190,69 @@ class Run:
             torch.set_num_threads(usual)
             self._results.put(_WorkerExit(error))
 
-    def _schedule_step(self) -> list[tuple[Sequence, int]]:
-        """Wait for the next step and return its rows; return nothing if no work is left."""
+    def _next_work(self, step: Step, scratch: Scratch) -> list[tuple[Sequence, int]] | _SharedStep:
+        """Wait for work: the rows of the next step, or a step to help with; nothing at the end."""
         with self._changed:
             while not self._is_cancelled and self._has_work():
-                chosen = self._scheduler.schedule()
-                if self._has_input and len(self._scheduler.waiting) < self._queue_rows:
-                    if not self._input_requested:
-                        self._results.put(NEEDS_INPUT)
-                    self._input_requested = True
-                if chosen:
-                    return chosen
+                if self._shared is None:
+                    chosen = self._scheduler.schedule()
+                    if self._has_input and len(self._scheduler.waiting) < self._queue_rows:
+                        if not self._input_requested:
+                            self._results.put(NEEDS_INPUT)
+                        self._input_requested = True
+                    if chosen and self._scheduler.shares_step:
+                        self._shared = _SharedStep(step, scratch)
+                    if chosen:
+                        return chosen
+                elif self._shared.is_open and scratch not in self._shared.scratch.helpers:
+                    self._shared.num_helpers += 1
+                    self._shared.scratch.helpers.append(scratch)
+                    return self._shared
                 self._changed.wait()
             self._changed.notify_all()
             return []
 
+    def _help(self, shared: _SharedStep, scratch: Scratch) -> None:
+        """Help another thread to compute its step."""
+        block_tables = self._scheduler.block_tables
+        try:
+            self._network.join(shared.step, block_tables, shared.scratch, scratch)
+        except Exception as error:  # noqa: BLE001 - the leading thread handles it
+            shared.error = error
+        with self._changed:
+            shared.num_helpers -= 1
+            self._changed.notify_all()
+
+    def _run_network(self, step: Step, scratch: Scratch) -> None:
+        """Compute a step, together with other threads if it is shared."""
+        block_tables, shared = self._scheduler.block_tables, self._shared
+        if shared is None or shared.step is not step:
+            self._network.run(step, block_tables, scratch)
+            return
+        scratch.start(step)
+        self._network.open(step, scratch)
+        with self._changed:
+            shared.is_open = True
+            self._changed.notify_all()
+        try:
+            self._network.join(step, block_tables, scratch, scratch)
+        finally:
+            with self._changed:
+                shared.is_open = False
+                while shared.num_helpers:
+                    self._changed.wait()
+        if shared.error is not None:
+            raise shared.error
+
     def _compute(self, chosen: list[tuple[Sequence, int]], step: Step, scratch: Scratch) -> None:
         try:
             ending = pack(chosen, step)
-            self._network.run(step, self._scheduler.block_tables, scratch)
+            if self._scoring is not None:
+                step.num_best = 0
+            self._run_network(step, scratch)
             results = self._collect_results(ending, step, scratch)
         except Exception as error:  # noqa: BLE001 - libraries may raise anything
-            self._retry_separately(chosen, error)
+            self._retry_separately(chosen, step, error)
             return
         with self._changed:
             for sequence, count in chosen:
@@ -197,9 +261,15 @@ class Run:
                     self._scheduler.remove(sequence, is_damaged=sequence.row.failed)
                 elif sequence.pending_paths:
                     self._scheduler.fork(sequence)
-            self._changed.notify_all()
+            self._end_step(step)
         for outcome in results:
             self._results.put(outcome)
+
+    def _end_step(self, step: Step) -> None:
+        """Let the next step begin; called with the lock."""
+        if self._shared is not None and self._shared.step is step:
+            self._shared = None
+        self._changed.notify_all()
 
     def _collect_results(
         self, ending: list[Sequence], step: Step, scratch: Scratch
@@ -246,7 +316,9 @@ class Run:
             tokens += chosen
         return tokens, log_probs
 
-    def _retry_separately(self, chosen: list[tuple[Sequence, int]], error: Exception) -> None:
+    def _retry_separately(
+        self, chosen: list[tuple[Sequence, int]], step: Step, error: Exception
+    ) -> None:
         """Retry the rows of a failed step one by one; a row that ran alone fails."""
         with self._changed:
             for sequence, _ in reversed(chosen):
@@ -256,4 +328,4 @@ class Run:
                 self._scheduler.remove(sequence, is_damaged=True)
                 if not sequence.row.answered:
                     self._results.put(sequence.row.fail(*diagnose(error)))
-            self._changed.notify_all()
+            self._end_step(step)

@@ -29,7 +29,7 @@ from packhorse.engines.common.rows import Row
 from packhorse.engines.common.sampling import wants_all_logits
 from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import Step
+from packhorse.engines.packed.network import SPAN_TOKENS, Step
 from packhorse.engines.packed.tiles import BLOCK
 
 ADMISSION_WINDOW = 64
@@ -108,6 +108,7 @@ class Scheduler:
         max_num_seqs: Maximum number of running rows.
         max_num_batched_tokens: Maximum number of tokens per step; more than `max_num_seqs`.
         workers: Number of steps computed at the same time.
+        shared_rows: Up to this number of running rows, all threads compute one step together.
         context: Maximum number of tokens per row.
     """
 
@@ -118,6 +119,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         workers: int,
         context: int,
+        shared_rows: int = 0,
     ) -> None:
         self.block_tables = np.zeros((max_num_seqs, -(-context // BLOCK)), np.int32)
         self.waiting: deque[Sequence] = deque()
@@ -128,6 +130,7 @@ class Scheduler:
         self._free_table_rows = list(range(max_num_seqs - 1, -1, -1))
         self._prefix_publishers: dict[tuple[int, ...], Sequence] = {}
         self._alone_first = True
+        self._shared_rows, self.shares_step = shared_rows, False
 
     @property
     def num_free_blocks(self) -> int:
@@ -142,6 +145,9 @@ class Scheduler:
 
         Empty if nothing can be computed before a running step ends or rows are added.
         """
+        self.shares_step = self._shared_rows > 0 and len(self.running) <= self._shared_rows
+        if self.shares_step and any(sequence.is_busy for sequence in self.running):
+            return []
         chosen = self._schedule_alone() if self._alone_first else []
         chosen = chosen or self._schedule_together() or self._schedule_alone()
         self._alone_first = not (chosen and chosen[0][0].steps_alone)
@@ -271,7 +277,7 @@ class Scheduler:
         decoding = [
             each for each in self.running if each.num_remaining_tokens == 1 and not each.steps_alone
         ]
-        share = -(-len(decoding) // self._workers)
+        share = len(decoding) if self.shares_step else -(-len(decoding) // self._workers)
         ready = [each for each in decoding if not each.is_busy]
         yield from ((each, 1) for each in ready[:share] if each.table_row >= 0)
         for sequence in list(self.running):
@@ -381,12 +387,18 @@ def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
         step.tokens[packed] = sequence.next_tokens(count)
         step.positions[packed] = np.arange(position, position + count)
         step.table_rows[packed] = sequence.table_row
-        step.spans[step.num_spans] = (first, count, position, sequence.table_row, first)
-        step.num_tokens, step.num_spans = first + count, step.num_spans + 1
+        for begin in range(0, count, SPAN_TOKENS):
+            size = min(SPAN_TOKENS, count - begin)
+            start = first + begin
+            step.spans[step.num_spans] = (
+                start, size, position + begin, sequence.table_row, start,
+            )  # fmt: skip
+            step.num_spans += 1
+        step.num_tokens = first + count
         wants_all = wants_all_logits(sequence.row.prompt.decoding)
         wanted = max(sequence.logits_start - position, 0)
         ends[wants_all].extend((sequence, first + place) for place in range(wanted, count))
     every = [*ends[False], *ends[True]]
-    step.num_logits = len(every)
+    step.num_logits, step.num_best = len(every), len(ends[False])
     step.logit_tokens[: len(every)] = [token for _, token in every]
     return [sequence for sequence, _ in every]

@@ -134,7 +134,7 @@ def logits_after(
         step.table_rows[: len(chunk)] = 0
         step.spans[0] = (0, len(chunk), first, 0, 0)
         ends = np.arange(max(0, wanted - first), len(chunk))
-        step.num_logits = len(ends)
+        step.num_logits, step.num_best = len(ends), 0
         step.logit_tokens[: len(ends)] = ends
         network.run(step, block_tables, scratch)
         for start in range(0, len(ends), SAMPLED_AT_ONCE):

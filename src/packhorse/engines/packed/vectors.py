@@ -26,6 +26,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from packhorse.engines.packed.compiling import inlined
+from packhorse.engines.packed.panels import OFFSET
 
 LANES = 16
 _FLOAT, _INT32, _INT64, _INT8 = (ir.FloatType(), *(ir.IntType(bits) for bits in (32, 64, 8)))
@@ -33,6 +34,7 @@ _ELEMENTS = {
     types.float32: _FLOAT,
     types.int16: ir.IntType(16),
     types.int8: _INT8,
+    types.uint8: _INT8,
     types.int32: _INT32,
 }
 
@@ -146,12 +148,16 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, offset: Any, values: Any) -> Any:
+    """Store 16 numbers as float32, int8, or uint8 with OFFSET added."""
+
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
         held, at, numbers = given
-        if array.dtype == types.int8:
+        if array.dtype in (types.int8, types.uint8):
             whole = builder.fptosi(
                 call_llvm_intrinsic(builder, "rint", [numbers]), _vector_type(_INT32)
             )
+            if array.dtype == types.uint8:
+                whole = builder.add(whole, ir.Constant(_vector_type(_INT32), [OFFSET] * LANES))
             numbers = builder.trunc(whole, _vector_type(_INT8))
         write(builder, element_pointer(context, builder, array, held, at), numbers)
         return context.get_dummy_value()

@@ -1,0 +1,105 @@
+"""Atomic counters by which threads share the phases of a step inside Numba functions.
+
+A phase is divided into chunks. Every thread takes the next chunk until none is left, then waits
+until all are done. So a thread may join late, and a slow one delays the others by one chunk only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from packhorse.engines.packed.compiling import inlined
+
+LINE = 8
+"""Counters of one phase, a cache line of int64: chunks taken, and LINE / 2 on, chunks done."""
+_SPINS = 2000
+"""Polls before a waiting thread gives its core to others."""
+_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+@intrinsic
+def _add(typing: Any, counters: Any, index: Any, amount: Any) -> Any:
+    """Add to a counter and return its previous value."""
+
+    def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        pointer = _pointer(context, builder, counters, *given[:2])
+        return builder.atomic_rmw("add", pointer, given[2], "seq_cst")
+
+    return types.int64(counters, types.intp, types.int64), build
+
+
+@intrinsic
+def _read(typing: Any, counters: Any, index: Any) -> Any:
+    def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        pointer = _pointer(context, builder, counters, *given)
+        return builder.load_atomic(pointer, "seq_cst", 8)
+
+    return types.int64(counters, types.intp), build
+
+
+@intrinsic
+def _pause(typing: Any) -> Any:
+    """Tell the core that this thread polls."""
+
+    def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [])
+        name = "llvm.x86.sse2.pause"
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def _yield_core(typing: Any) -> Any:
+    def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        kind = ir.FunctionType(_INT32, [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@intrinsic
+def cycles(typing: Any) -> Any:
+    """Return the processor's cycle counter."""
+
+    def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        kind = ir.FunctionType(_INT64, [])
+        name = "llvm.readcyclecounter"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+
+    return types.int64(), build
+
+
+@inlined
+def take_chunk(counters: Any, phase: int) -> Any:
+    """Return the next chunk of a phase; it may be past the last one."""
+    return _add(counters, phase * LINE, np.int64(1))
+
+
+@inlined
+def finish_chunk(counters: Any, phase: int) -> None:
+    _add(counters, phase * LINE + LINE // 2, np.int64(1))
+
+
+@inlined
+def wait_for_chunks(counters: Any, phase: int, chunks: int) -> None:
+    """Wait until all chunks of a phase are done."""
+    spins = 0
+    while _read(counters, phase * LINE + LINE // 2) < chunks:
+        spins += 1
+        if spins < _SPINS:
+            _pause()
+        else:
+            _yield_core()
