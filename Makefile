@@ -11,7 +11,7 @@ LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/t
 	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
 	tests/serve
 
-.PHONY: install check test dist test-lowest lint demo clean
+.PHONY: install check test dist test-lowest lint docs demo clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ check: install lint
 
 test: install lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Writes the parts of the documentation that are generated: the page of --help texts.
+docs: install
+	$(BIN)/cog -r docs/cli.md
 
 dist: install
 	$(BIN)/pip install --quiet --disable-pip-version-check build
