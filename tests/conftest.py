@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 import tiny_models
+from packhorse.models.storage import cache_root
 from servers import FAKE, Served, served
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; libraries that are loaded later would each take all of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels depend on the source and the machine only: tests with an empty model cache share them.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
 
 # A busy machine is no failure: laws are about results, not about milliseconds. In CI every run has
 # the same examples, so that what failed fails again; everywhere else they are new each time.
