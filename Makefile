@@ -11,7 +11,7 @@ LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/t
 	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
 	tests/serve
 
-.PHONY: install check test dist test-lowest lint docs demo clean
+.PHONY: install check test dist test-lowest lint docs lock demo clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,13 @@ test: install lint
 # Writes the parts of the documentation that are generated: the page of --help texts.
 docs: install
 	$(BIN)/cog -r docs/cli.md
+
+# To install exactly this: pip install -r requirements-dev.lock, then pip install --no-deps -e .
+lock: install
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	(sed '/^#/!d' requirements-dev.lock; $(BIN)/uv pip compile --quiet pyproject.toml --extra dev \
+		-c constraints.txt --universal --python-version 3.11 --no-annotate --no-header) > $(VENV)/lock
+	mv $(VENV)/lock requirements-dev.lock
 
 dist: install
 	$(BIN)/pip install --quiet --disable-pip-version-check build

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
 import hypothesis
 import pytest
 
@@ -86,29 +88,43 @@ def tiny(built: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where each of the assessments below lies: a contest is held once and serves many tests."""
-    return {name: tmp_path_factory.mktemp(name) for name in ("learnable", "hidden", "both")}
+    """The folder of each of the assessments below, by name; all test processes share them."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    return {name: root / f"contest-{name}" for name in ("learnable", "hidden", "both")}
 
 
 @pytest.fixture(scope="session")
 def learnable(folders: dict[str, Path]) -> Assessment:
     from contests import hold_learnable
 
-    return hold_learnable(folders["learnable"])
+    return held_once(folders["learnable"], hold_learnable)
 
 
 @pytest.fixture(scope="session")
 def hidden(folders: dict[str, Path]) -> Assessment:
     from contests import hold_hidden
 
-    return hold_hidden(folders["hidden"])
+    return held_once(folders["hidden"], hold_hidden)
 
 
 @pytest.fixture(scope="session")
 def both(folders: dict[str, Path]) -> Assessment:
     from contests import hold_both
 
-    return hold_both(folders["both"])
+    return held_once(folders["both"], hold_both)
+
+
+def held_once(folder: Path, hold: Callable[[Path], Assessment]) -> Assessment:
+    """Hold a contest in a folder unless another test process of this run has held it there."""
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        result = folder / "assessment.pickle"
+        if not result.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            result.write_bytes(pickle.dumps(hold(folder)))
+        assessment: Assessment = pickle.loads(result.read_bytes())  # noqa: S301
+        return assessment
 
 
 @pytest.fixture(scope="session")
