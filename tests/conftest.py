@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; libraries that are loaded later would each take all of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of a process that waits for a core otherwise spin: small operations then take 10 times the
+# CPU time as soon as there are more busy threads than cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Kernels depend on the source and the machine only: tests with an empty model cache share them.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
 
