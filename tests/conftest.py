@@ -40,11 +40,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 
 
+CONTESTS = {"learnable", "hidden", "both"}
+"""Fixtures that hold an assessment, which takes about 15 s."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that load the demonstration model by the fixture they ask for."""
+    """Mark tests that load the demonstration model, or that need an assessment, by fixtures."""
     for item in items:
-        if "demo_model_folder" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "demo_model_folder" in fixtures:
             item.add_marker(pytest.mark.real_model)
+        if fixtures & CONTESTS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +101,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each of the assessments below, by name; all test processes share them."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    return {name: root / f"contest-{name}" for name in ("learnable", "hidden", "both")}
+    return {name: root / f"contest-{name}" for name in CONTESTS}
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,11 @@ def test_make_targets_exist(page: str) -> None:
         assert words[1] in targets, f"{page}: {' '.join(words)}"
 
 
+def test_the_makefile_names_files_that_exist() -> None:
+    for path in re.findall(r"\b(?:tests|docs|examples)/[\w./-]+", text_of("Makefile")):
+        assert (ROOT / path).exists(), path
+
+
 def scripts(page: str) -> list[list[str]]:
     """The commands of a page that run a script of this project."""
     inline = (code.split() for code in inline_code(page) if code.startswith("python "))

@@ -42,6 +42,7 @@ def greedy_ctranslate2(folder: Path, tokens: list[str], count: int, end: list[in
     return [int(token) for token in result.sequences_ids[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "tied", "gpt2"])
 def test_a_converted_model_says_what_the_original_says(tiny: Tiny, home: Path, name: str) -> None:
     from transformers import AutoTokenizer
@@ -61,6 +62,7 @@ def test_a_converted_model_says_what_the_original_says(tiny: Tiny, home: Path, n
     assert greedy_ctranslate2(prepared.folder, tokens, 40, end) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["int8", "int8_float32", "int16", "float16", "bfloat16"])
 def test_quantized_weights_are_smaller_and_known(
@@ -78,6 +80,7 @@ def test_quantized_weights_are_smaller_and_known(
     assert stored.fingerprint == small.fingerprint
 
 
+@pytest.mark.slow
 def test_an_entry_needs_nothing_beside_it(tiny: Tiny, home: Path, messages: list[str]) -> None:
     folder = tiny("llama")
     prepared = prepare(str(folder), engine="ctranslate2", report=messages.append)
@@ -100,6 +103,7 @@ def test_an_entry_needs_nothing_beside_it(tiny: Tiny, home: Path, messages: list
     assert len(messages) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_changed_is_converted_anew(tiny: Tiny, home: Path) -> None:
     import tiny_models
 
@@ -112,6 +116,7 @@ def test_a_model_that_changed_is_converted_anew(tiny: Tiny, home: Path) -> None:
     assert len(cached_models(verify=True)) == 2
 
 
+@pytest.mark.slow
 def test_a_conversion_gives_the_same_bytes_again(tiny: Tiny, home: Path) -> None:
     folder = str(tiny("llama"))
     first = prepare(folder, engine="ctranslate2", quantization="int8")
@@ -129,6 +134,7 @@ prepare(sys.argv[1], engine="ctranslate2", report=print)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(tiny: Tiny, home: Path) -> None:
     command = [sys.executable, "-c", PREPARE, str(tiny("llama"))]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -152,6 +158,7 @@ except ModelError as error:
 """
 
 
+@pytest.mark.slow
 def test_no_room_for_the_converted_weights(tiny: Tiny, home: Path) -> None:
     command = [sys.executable, "-c", SMALL_DISK, str(tiny("llama"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -236,6 +243,7 @@ def ready(tiny: Tiny, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_ready_folder(ready: Path, home: Path) -> None:
     prepared = prepare(str(ready))
     assert (prepared.engine, prepared.quantization) == ("ctranslate2", "int8_float32")
@@ -243,6 +251,7 @@ def test_a_ready_folder(ready: Path, home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_a_ready_folder_without_tokenizer(ready: Path) -> None:
     (ready / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer") as caught:
@@ -250,6 +259,7 @@ def test_a_ready_folder_without_tokenizer(ready: Path) -> None:
     assert "copy tokenizer.json" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [3, 20, 200, 20_000, -1])
 def test_a_truncated_ready_folder(ready: Path, kept: int) -> None:
     weights = ready / "model.bin"
@@ -258,6 +268,7 @@ def test_a_truncated_ready_folder(ready: Path, kept: int) -> None:
         prepare(str(ready))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [(0, b"\x09", "has format 9"), (6, b"X", "holds a XransformerDecoderSpec")],
