@@ -154,6 +154,7 @@ SMALL = {
 """Options that are added to README's commands, so that each takes a second."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("project")
 def test_the_readme_runs(fake_server: Served) -> None:
     done: dict[str, list[str]] = {}
@@ -181,6 +182,7 @@ def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("0 ")
 
 
+@pytest.mark.slow
 def test_the_client_of_the_serving_page_runs() -> None:
     (code,) = code_blocks("serving.md", "python")
     address = "http://127.0.0.1:8000"
