@@ -223,6 +223,17 @@ def test_quantization_auto_costs_no_accuracy(quantization: str, device: str, res
     assert resolve_quantization(quantization, device) == resolved
 
 
+@pytest.mark.parametrize("engine", ["fake", "packed"])
+def test_engines_of_the_cpu_do_not_look_for_a_gpu(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for one loads torch, which takes longer than a whole run of the fake engine."""
+    module = sys.modules["packhorse.models.prepare"]
+    monkeypatch.setattr(module, "torch_device", lambda _: "cuda")
+    assert resolve_quantization("auto", "auto", engine) == "float32"
+    assert resolve_quantization("auto", "auto", "transformers") == "float16"
+
+
 def test_the_fake_engine_prepares_nothing(home: Path) -> None:
     prepared = prepare("whatever", engine="fake")
     assert (prepared.kind, prepared.engine, prepared.bytes_on_disk) == ("none", "fake", 0)
