@@ -9,10 +9,10 @@ WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 LOWEST := build/lowest
 # Fast tests that import every dependency; they need no model that has to be fetched.
 LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/test_cli.py \
-	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved.py \
+	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved_classifier.py \
 	tests/serve
 
-.PHONY: install check test dist test-lowest lint demo clean
+.PHONY: install check test fast-tests all-tests dist test-lowest lint docs lock demo clean
 
 install: $(VENV)/.installed
 
@@ -37,11 +37,30 @@ lint: install
 	$(BIN)/mypy
 
 # What to run before every commit: nothing here loads the demonstration model or takes long.
-check: install lint
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not real_model and not browser"
+# Types are checked while tests run: mypy has one thread.
+check: install
+	$(MAKE) --jobs=2 lint fast-tests
 
-test: install lint
+test: install
+	$(MAKE) --jobs=2 lint all-tests
+
+fast-tests: install
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=5 \
+		-m "not slow and not real_model and not browser"
+
+all-tests: install
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Writes the parts of the documentation that are generated: the page of --help texts.
+docs: install
+	$(BIN)/cog -r docs/cli.md
+
+# To install exactly this: pip install -r requirements-dev.lock, then pip install --no-deps -e .
+lock: install
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	(sed '/^#/!d' requirements-dev.lock; $(BIN)/uv pip compile --quiet pyproject.toml --extra dev \
+		-c constraints.txt --universal --python-version 3.11 --no-annotate --no-header) > $(VENV)/lock
+	mv $(VENV)/lock requirements-dev.lock
 
 dist: install
 	$(BIN)/pip install --quiet --disable-pip-version-check build

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import filelock
 import hypothesis
 import pytest
 
 import tiny_models
+from packhorse.models.storage import cache_root
 from servers import FAKE, Served, served
 
 if TYPE_CHECKING:
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores; libraries that are loaded later would each take all of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads of a process that waits for a core otherwise spin: small operations then take 10 times the
+# CPU time as soon as there are more busy threads than cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Kernels depend on the source and the machine only: tests with an empty model cache share them.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
 
 # A busy machine is no failure: laws are about results, not about milliseconds. In CI every run has
 # the same examples, so that what failed fails again; everywhere else they are new each time.
@@ -32,11 +40,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 
 
+CONTESTS = {"learnable", "hidden", "both"}
+"""Fixtures that hold an assessment, which takes about 15 s."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that load the demonstration model by the fixture they ask for."""
+    """Mark tests that load the demonstration model, or that need an assessment, by fixtures."""
     for item in items:
-        if "demo_model_folder" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "demo_model_folder" in fixtures:
             item.add_marker(pytest.mark.real_model)
+        if fixtures & CONTESTS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -83,29 +98,43 @@ def tiny(built: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where each of the assessments below lies: a contest is held once and serves many tests."""
-    return {name: tmp_path_factory.mktemp(name) for name in ("learnable", "hidden", "both")}
+    """The folder of each of the assessments below, by name; all test processes share them."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    return {name: root / f"contest-{name}" for name in CONTESTS}
 
 
 @pytest.fixture(scope="session")
 def learnable(folders: dict[str, Path]) -> Assessment:
     from contests import hold_learnable
 
-    return hold_learnable(folders["learnable"])
+    return held_once(folders["learnable"], hold_learnable)
 
 
 @pytest.fixture(scope="session")
 def hidden(folders: dict[str, Path]) -> Assessment:
     from contests import hold_hidden
 
-    return hold_hidden(folders["hidden"])
+    return held_once(folders["hidden"], hold_hidden)
 
 
 @pytest.fixture(scope="session")
 def both(folders: dict[str, Path]) -> Assessment:
     from contests import hold_both
 
-    return hold_both(folders["both"])
+    return held_once(folders["both"], hold_both)
+
+
+def held_once(folder: Path, hold: Callable[[Path], Assessment]) -> Assessment:
+    """Hold a contest in a folder unless another test process of this run has held it there."""
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        result = folder / "assessment.pickle"
+        if not result.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            result.write_bytes(pickle.dumps(hold(folder)))
+        assessment: Assessment = pickle.loads(result.read_bytes())  # noqa: S301
+        return assessment
 
 
 @pytest.fixture(scope="session")

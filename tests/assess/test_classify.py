@@ -54,6 +54,7 @@ def test_rows_come_back_in_order_with_label_and_confidence(winner: Path, tmp_pat
     assert manifest["model"]["classes"] == ["bad", "good"]
 
 
+@pytest.mark.slow
 def test_a_language_model_on_the_packed_engine_labels_as_on_transformers(tmp_path: Path) -> None:
     folder = str(tiny_models.tiny_llama(tmp_path / "llama"))
     prompting = PromptTemplate(
@@ -204,6 +205,7 @@ def test_a_model_alone_that_knows_no_label_fails_that_row(
     assert "contains no label" in str(lines(tmp_path / "out.jsonl")[0]["error"])
 
 
+@pytest.mark.slow
 def test_killed_it_keeps_what_is_labelled_and_goes_on(
     hidden: Assessment, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def labelled(journal: Path) -> int:
         return read.counts().completed
 
 
+@pytest.mark.slow
 def test_the_command_line(winner: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("id,text\n1,sunny glad calm\n2,\n")

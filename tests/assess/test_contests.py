@@ -77,6 +77,7 @@ def test_a_cascade_wins_where_both_know_something(
     assert card.model is not None
 
 
+@pytest.mark.slow
 def test_twenty_rows_are_too_small(tmp_path: Path) -> None:
     found = hold(tmp_path, texts(20, learnable=True), known=True)
     assert found.verdict.kind == "too-small-to-say"
@@ -125,6 +126,7 @@ def test_the_reports_can_be_read_back(learnable: Assessment, folders: dict[str, 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_nobody_wins_what_nobody_knows(tmp_path: Path) -> None:
     """In groups, from JSON lines, with labels that are numbers."""
     path = tmp_path / "rows.jsonl"

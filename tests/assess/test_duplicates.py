@@ -53,6 +53,7 @@ def test_conflicting_labels_are_counted_and_the_first_row_stays() -> None:
     assert (found.exact, found.near, found.conflicting) == (1, 0, 1)
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([LONG, LONG + "!", "one", "two", "One.", LONG[:200]]), max_size=12))
 def test_counts_reconcile(given_texts: list[str]) -> None:
     if not given_texts:

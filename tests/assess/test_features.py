@@ -90,6 +90,7 @@ def test_every_family_learns_what_can_be_learnt() -> None:
     assert [tuned.accuracy > 0.9 for tuned in tune(families, known, cut)] == [True] * 3
 
 
+@pytest.mark.slow
 def test_three_classes() -> None:
     pairs = [(f"{word} {number} {number * 7919}", word) for word in ("red", "green", "blue")
              for number in range(15)]  # fmt: skip

@@ -21,6 +21,7 @@ LABELS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(LABELS)
 def test_means_over_classes_are_sklearns(pairs: list[tuple[str, str]]) -> None:
     truth, given_labels = [list(each) for each in zip(*pairs, strict=True)]
@@ -61,6 +62,7 @@ def test_answers_that_are_no_label_are_wrong_and_counted_apart() -> None:
     assert found.calibration_error is found.brier is None
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_what_it_should() -> None:
     """Draws of rows by counts: the interval of balanced accuracy against one by rows."""
     chance = np.random.default_rng(0)

@@ -239,6 +239,7 @@ def test_a_row_that_fails_has_no_label_and_costs_no_other(fake: Model) -> None:
     assert generate_labels(fake, prompting, ["fine", too_long]).predictions.failed == 1
 
 
+@pytest.mark.slow
 def test_texts_and_examples_are_cut_to_the_context(tmp_path: Path) -> None:
     """The small model has 256 tokens: two examples of each of three labels do not fit into half."""
     folder = tiny_models.tiny_llama(tmp_path / "llama")
@@ -260,6 +261,7 @@ def test_an_instruction_that_fills_the_context(fake: Model) -> None:
         run_model_contestants(fake, config, parts, lambda message: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "packed"])
 def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path) -> None:
     """Each then gets the token that ends an answer; scores are those of the whole answers."""
@@ -281,6 +283,7 @@ def test_a_label_that_begins_another_is_told_from_it(engine: str, tmp_path: Path
     assert ours == pytest.approx(label_probabilities(whole, [len(each) for each in ids]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_engines_choose_alike_on_the_demonstration_model(demo_model_folder: Path) -> None:
     """float32 on every engine, behind a shared instruction."""
     said = [

@@ -20,8 +20,10 @@ from packhorse.assess.terminal import table
 from packhorse.evaluation.statistics import Estimate
 from packhorse.reports.documents import json_text, read_document
 
+SLOW = pytest.mark.slow
 
-@pytest.fixture(params=["learnable", "hidden", "both"])
+
+@pytest.fixture(params=[pytest.param(name, marks=SLOW) for name in ("learnable", "hidden", "both")])
 def assessment(request: pytest.FixtureRequest) -> Assessment:
     found: Assessment = request.getfixturevalue(request.param)
     return found

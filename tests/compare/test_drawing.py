@@ -57,6 +57,7 @@ class TestAxes:
 class TestLabels:
     ROOM = Box(0, 0, 500, 500)
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(COORDINATE, COORDINATE, st.floats(2, 12)), max_size=15))
     def test_cover_neither_each_other_nor_a_point_nor_the_edge(
         self, places: list[tuple[float, float, float]]

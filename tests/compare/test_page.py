@@ -65,6 +65,7 @@ class TestSelfContained:
     def test_links_inside_lead_somewhere(self, text: str) -> None:
         check_links(text)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rows", [64, 2_000])
     def test_is_small(self, rows: int) -> None:
         assert len(html_text(comparison(rows=rows)).encode()) < 2_000_000

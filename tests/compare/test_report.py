@@ -83,6 +83,7 @@ class TestFolder:
         assert [path.name for path in paths] == NAMES
         assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
 
+    @pytest.mark.slow
     def test_replaces_older_reports(self, document: Comparison, tmp_path: Path) -> None:
         write_reports(document, tmp_path)
         write_reports(replace(document, model="other"), tmp_path)

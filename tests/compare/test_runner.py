@@ -57,6 +57,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CompareConfig:
     )
 
 
+@pytest.mark.slow
 def test_a_planted_slow_engine_and_a_planted_wrong_engine_are_found(config: CompareConfig) -> None:
     comparison = runner.compare(config, Notes())
     trials = {trial.name: trial for trial in comparison.trials}
@@ -82,6 +83,7 @@ def test_a_planted_slow_engine_and_a_planted_wrong_engine_are_found(config: Comp
     assert read_report(config.output / "report.json").to_json() == comparison.to_json()
 
 
+@pytest.mark.slow
 def test_labels_are_judged(config: CompareConfig) -> None:
     chosen = replace(config, labels="label", quantizations=("int8",), repeats=1)
     comparison = runner.compare(chosen, Notes())
@@ -99,6 +101,7 @@ def test_labels_are_judged(config: CompareConfig) -> None:
     assert "nrefs:1" in comparison.reference["chrf_signature"]
 
 
+@pytest.mark.slow
 def test_limits_choose(config: CompareConfig) -> None:
     chosen = replace(config, limits=UserLimits(min_agreement=0.99, max_p95=30.0), repeats=1)
     recommendation = runner.compare(chosen, Notes()).recommendation
@@ -106,12 +109,14 @@ def test_limits_choose(config: CompareConfig) -> None:
     assert recommendation.command.startswith("packhorse run fake")
 
 
+@pytest.mark.slow
 def test_one_row(config: CompareConfig) -> None:
     comparison = runner.compare(replace(config, sample=1, repeats=1), Notes())
     assert all(trial.status == "ok" for trial in comparison.trials)
     assert comparison.sample["rows"] == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_comparison_runs_only_what_is_missing(config: CompareConfig) -> None:
     runner.compare(config, Notes())
     lost = config.output / "runs" / "fake-int8-sorted" / "1" / "outcome.json"
@@ -123,6 +128,7 @@ def test_a_resumed_comparison_runs_only_what_is_missing(config: CompareConfig) -
     assert kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_repeats_beside_other_work_are_flagged(config: CompareConfig) -> None:
     runner.compare(config, Notes())
     path = config.output / "runs" / "fake-int8-sorted" / "1" / "outcome.json"
@@ -177,6 +183,7 @@ def test_a_wrong_sentence_model_is_noticed_before_anything_runs(
     assert not config.output.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_comparison_is_left_alone(config: CompareConfig) -> None:
     small = replace(config, repeats=1, quantizations=("float32",), batchings=("single",))
     runner.compare(small, Notes())
@@ -188,6 +195,7 @@ def test_a_folder_of_another_comparison_is_left_alone(config: CompareConfig) -> 
     assert (config.output / "report.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_a_row_with_a_reason(
     config: CompareConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +226,7 @@ def test_a_reference_that_fails_says_so_at_once(
         runner.compare(config, Notes())
 
 
+@pytest.mark.slow
 def test_the_reference_is_run_once_and_kept(config: CompareConfig) -> None:
     small = replace(config, repeats=1, quantizations=("float32",), batchings=("single",))
     runner.compare(small, Notes())
@@ -226,6 +235,7 @@ def test_the_reference_is_run_once_and_kept(config: CompareConfig) -> None:
     assert any("was found in the cache" in line for line in notes.lines)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_report_time_keeps_what_was_measured(
     config: CompareConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +253,7 @@ def test_a_full_disk_at_report_time_keeps_what_was_measured(
     assert kept.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(config: CompareConfig, tmp_path: Path) -> None:
     arguments = [
         sys.executable, "-m", "packhorse", "compare", "fake", config.input, "-o",
@@ -286,6 +297,7 @@ def test_a_repeat_measures_its_process(tmp_path: Path) -> None:
     assert finished_repeat(tmp_path / "0") == outcome
 
 
+@pytest.mark.slow
 def test_nothing_is_calibrated_within_a_trial(config: CompareConfig) -> None:
     """Else the first repeats would run with other workers than the later ones."""
     chosen = replace(config, quantizations=("float32",), batchings=("single", "planned"))

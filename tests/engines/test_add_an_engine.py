@@ -63,6 +63,7 @@ def test_the_page_is_short() -> None:
         assert len(page.read_text().splitlines()) < 120
 
 
+@pytest.mark.slow
 def test_the_engine_of_the_page_conforms(site: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(site / "test_toy.py")],
@@ -73,6 +74,7 @@ def test_the_engine_of_the_page_conforms(site: Path) -> None:
     assert int(done.stdout.split(" passed")[0].split()[-1]) > 25
 
 
+@pytest.mark.slow
 def test_run_takes_the_engine_of_the_page(site: Path, tmp_path: Path) -> None:
     source, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"Row {n}"}) + "\n" for n in range(5)))

@@ -111,6 +111,7 @@ def test_traits_say_what_a_planner_needs(subject: Subject, engine: Engine) -> No
     assert capabilities.device == "cpu"
 
 
+@pytest.mark.slow
 @LAW
 @given(seed=st.integers(0, 99), rows=st.integers(1, 30), batch=st.integers(1, 11))
 def test_every_row_is_answered_once(
@@ -123,6 +124,7 @@ def test_every_row_is_answered_once(
         assert len(results[prompt.index]) <= prompt.decoding.max_new_tokens
 
 
+@pytest.mark.slow
 @LAW
 @given(seed=st.integers(0, 99), batch=st.integers(2, 12))
 def test_a_row_alone_equals_the_row_in_any_batch_and_order(
@@ -136,6 +138,7 @@ def test_a_row_alone_equals_the_row_in_any_batch_and_order(
     assert tokens(run(engine, prompts, batch)) == expected
 
 
+@pytest.mark.slow
 @LAW
 @given(seed=st.integers(0, 99), shared=st.integers(1, 40), rows=st.integers(1, 9))
 def test_a_shared_prefix_changes_no_token(
@@ -194,6 +197,7 @@ def test_an_end_token_ends_its_row_and_is_not_part_of_it(subject: Subject) -> No
         assert result.finish_reason == ("stop" if ends else "length")
 
 
+@pytest.mark.slow
 def test_a_prompt_may_fill_the_context_but_not_more(subject: Subject, engine: Engine) -> None:
     lengths = {0: (255, 1), 1: (250, 6), 2: (256, 1), 3: (250, 7), 4: (3, 253), 5: (10, 5)}
     prompts = [
@@ -238,6 +242,7 @@ def rows_ahead(engine: Engine, batch: int) -> int:
     return (engine.capabilities.workers + 2) * batch + batch - 1
 
 
+@pytest.mark.slow
 def test_batches_are_pulled_as_there_is_room(subject: Subject, engine: Engine) -> None:
     pulled = answered = 0
 
@@ -368,6 +373,7 @@ def sampled(subject: Subject, rows: int, **options: Any) -> list[Prompt]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 50, "top_p": 0.9}],
@@ -397,6 +403,7 @@ def test_without_a_seed_no_two_runs_agree(subject: Subject, engine: Engine) -> N
     assert tokens(run(engine, prompts, 4)) != tokens(run(engine, prompts, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"temperature": 1e-6}, {"temperature": 1e-40}])
 def test_sampling_that_leaves_no_choice_is_greedy(
     subject: Subject, engine: Engine, options: dict[str, Any]
@@ -464,6 +471,7 @@ def test_log_probs_are_given_where_they_are_asked_for(
                 assert each.alternatives[0] == (each.token_id, each.log_prob)
 
 
+@pytest.mark.slow
 @LAW
 @given(seed=st.integers(0, 99), batch=st.integers(2, 12), shared=st.integers(0, 20))
 def test_batch_mates_change_no_log_prob(

@@ -122,6 +122,7 @@ def test_scores_beyond_the_window(model: Model, engine: CTranslate2Engine, share
             assert score == pytest.approx(wanted, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["single", "planned"])
 def test_common_beginnings_longer_than_the_window(
     model: Model, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -82,6 +82,7 @@ def test_loaded_with_the_facts_of_its_folder(built: dict[str, Path], folder: Pat
     assert alone(engine, prompts) == alone(engine_of(folder), prompts)
 
 
+@pytest.mark.slow
 def test_rotations_of_llama_3_answer_as_with_transformers(tmp_path: Path) -> None:
     """Past the 64 positions the model was made for before its rotations were scaled."""
     config = LlamaConfig(**{**SIZES, "vocab_size": 300, "head_dim": 20}, rope_parameters=LLAMA3)
@@ -288,6 +289,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [[], ["suspended"], ["seeded"], ["seeded", "suspended"]], ids=str)
 def test_the_process_ends_without_aborting(folder: Path, mode: list[str]) -> None:
     """CTranslate2's workers may still destroy callbacks when results are there."""

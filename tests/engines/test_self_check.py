@@ -71,6 +71,7 @@ def answers(engine: TransformersEngine, batches: Sequence[Batch]) -> dict[int, t
     return tokens(by_index(engine.run(iter(batches))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*STATES, *TRAINED_LENGTHS, *WINDOWS, *THRESHOLDS])
 def test_every_policy_equals_generate(folders: dict[str, Path], name: str) -> None:
     """Rows below, across and beyond what the model was trained for, in one job; one token, too."""
@@ -87,6 +88,7 @@ def test_every_policy_equals_generate(folders: dict[str, Path], name: str) -> No
     assert answers(engine, [Batch(tuple(prompts))]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRAINED_LENGTHS, *WINDOWS])
 def test_a_shared_prefix_changes_no_row(folders: dict[str, Path], name: str) -> None:
     engine = engine_of(folders[name])
@@ -151,6 +153,7 @@ def stepped(engine: TransformersEngine, prompt: Prompt, continuation: tuple[int,
     return sum(each.log_prob for each in result.log_probs)
 
 
+@pytest.mark.slow
 def test_what_planners_are_told(folders: dict[str, Path]) -> None:
     told = {name: engine_of(folder).capabilities for name, folder in folders.items()}
     alone = {name for name, capabilities in told.items() if capabilities.rows_alone}

@@ -65,6 +65,7 @@ def prediction(quantization: str, seconds: float) -> Prediction:
     return Prediction("e", quantization, "planned", seconds, seconds / 2, seconds * 2, 1, 1, "")
 
 
+@pytest.mark.slow
 def test_every_technique_is_predicted_fastest_first(config: EstimateConfig) -> None:
     found = estimate(config, silent)
     assert (found.rows, found.unusable_rows) == (40, 0)
@@ -79,6 +80,7 @@ def test_every_technique_is_predicted_fastest_first(config: EstimateConfig) -> N
     assert 0 < found.new_tokens <= 40 * 16
 
 
+@pytest.mark.slow
 def test_equal_rows_need_not_run(config: EstimateConfig) -> None:
     """40 rows of 7 texts; if sampled without a seed, each has to run."""
     assert estimate(config, silent).equal_rows == 33

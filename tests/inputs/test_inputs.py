@@ -242,6 +242,7 @@ def test_a_line_of_100_mb_is_not_held_in_memory(tmp_path: Path) -> None:
     assert peak_bytes < 2.5 * lines.MAX_LINE_BYTES
 
 
+@pytest.mark.slow
 def test_rows_stream(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(jsonl(*({"id": n, "prompt": "x" * 1000} for n in range(10_000))))

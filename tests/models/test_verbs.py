@@ -14,6 +14,7 @@ Tiny = Callable[[str], Path]
 Captured = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_prepare_for_a_person(tiny: Tiny, home: Path, capsys: Captured) -> None:
     folder = tiny("llama")
     assert main(["prepare", str(folder), "--engine", "ctranslate2", "--quantization", "int16"]) == 0
@@ -43,6 +44,7 @@ def test_a_mistake_is_one_line_and_a_hint(home: Path, capsys: Captured) -> None:
     assert "did you mean smollm2-135m-instruct?" in hint
 
 
+@pytest.mark.slow
 def test_models_for_a_person(tiny: Tiny, home: Path, capsys: Captured) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
@@ -57,6 +59,7 @@ def test_models_for_a_person(tiny: Tiny, home: Path, capsys: Captured) -> None:
     assert "0.5 MB" in out
 
 
+@pytest.mark.slow
 def test_models_verified_for_a_program(tiny: Tiny, home: Path, capsys: Captured) -> None:
     main(["prepare", str(tiny("llama")), "--engine", "ctranslate2"])
     (folder,) = home.glob("llama-*")

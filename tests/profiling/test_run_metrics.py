@@ -100,6 +100,7 @@ def test_peak_memory_is_at_least_what_is_held() -> None:
     assert peak_memory_bytes() >= 64 << 20
 
 
+@pytest.mark.slow
 def test_what_others_take_of_the_machine_is_seen() -> None:
     endless = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(endless) for _ in range(os.cpu_count() or 1)]

@@ -129,6 +129,7 @@ print((peak_memory_bytes() - before) / channels**2)
 """
 
 
+@pytest.mark.slow
 def test_the_inverse_takes_no_more_than_is_said() -> None:
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     said = gptq.working_bytes(20_000) - 5 * gptq._PART_BYTES - 4 * 20_000**2

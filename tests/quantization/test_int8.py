@@ -37,6 +37,7 @@ def test_integers_of_a_row(row: list[float], expected: list[int]) -> None:
     torch.testing.assert_close(fake_quantize(values), torch.tensor(expected) / row_scale(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_models.tiny_llama, tiny_models.tiny_gpt2])
 def test_simulated_and_real_int8_say_the_same(make: Any, tmp_path: Path, home: Path) -> None:
     folder = make(tmp_path / "model")

@@ -55,6 +55,7 @@ def kl(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return float(torch.cat(total).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_the_cost_of_rounding_one_group_is_predicted(family: str) -> None:
     """Compared with the divergence measured with that one group rounded."""

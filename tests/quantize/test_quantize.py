@@ -41,6 +41,7 @@ def test_the_shipped_prompts_are_many_and_mixed() -> None:
     assert sum("assistant" in row for row in roles) >= 4
 
 
+@pytest.mark.slow
 def test_what_is_found_is_kept_and_used(tiny: Tiny, home: Path, tmp_path: Path) -> None:
     folder, lines = str(tiny_models.with_outlier(tiny("llama"))), list[str]()
     output = tmp_path / "copy"
@@ -67,6 +68,7 @@ def test_what_is_found_is_kept_and_used(tiny: Tiny, home: Path, tmp_path: Path) 
     json.dumps(report.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_run_says_which_method_ran(tiny: Tiny, home: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("The packhorse carries\nWho wrote this?\n")
     folder, said = str(tiny("llama")), dict[str, Any]()
@@ -87,6 +89,7 @@ def test_a_run_says_which_method_ran(tiny: Tiny, home: Path, tmp_path: Path) -> 
     assert said == {"auto": "rotate-smooth", "plain": "plain"}
 
 
+@pytest.mark.slow
 def test_calibration_rows_of_ones_own(tiny: Tiny, home: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("question\n" + "".join(f"What is {n} times {n}?\n" for n in range(20)))
@@ -105,6 +108,7 @@ def test_calibration_rows_of_ones_own(tiny: Tiny, home: Path, tmp_path: Path) ->
     assert len(kept["rows"]) == 10
 
 
+@pytest.mark.slow
 def test_the_summary_shows_both(tiny: Tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", str(tiny("gpt2")), "--rows", "12"]) == 0
     shown = capsys.readouterr()
@@ -113,6 +117,7 @@ def test_the_summary_shows_both(tiny: Tiny, home: Path, capsys: pytest.CaptureFi
         assert part in shown.out
 
 
+@pytest.mark.slow
 def test_back_to_plain(tiny: Tiny, home: Path) -> None:
     folder = str(tiny("llama"))
     report = quantize(QuantizeConfig(folder, method="plain", rows=9, max_new_tokens=4))
@@ -152,6 +157,7 @@ def test_what_cannot_be_done(tiny: Tiny, home: Path, options: dict[str, Any], me
     assert not list(home.glob("recipes/*"))
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_costs_no_search(
     tiny: Tiny, home: Path, tmp_path: Path
 ) -> None:

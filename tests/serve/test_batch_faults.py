@@ -175,6 +175,7 @@ async def interrupted(server: Local, folder: Path) -> str:
     return identifier
 
 
+@pytest.mark.slow
 def test_a_server_with_another_format_does_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_server_with_another_format_does_not_go_on(
     ran(test)
 
 
+@pytest.mark.slow
 def test_answers_outlive_their_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(monkeypatch)
 

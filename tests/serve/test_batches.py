@@ -176,6 +176,7 @@ def test_a_file_that_is_no_input_fails_its_batch(server: Served) -> None:
     assert "same id" in batch.errors.data[0].message
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_cancelled_and_outlives_its_server(tmp_path: Path) -> None:
     state = ("--state", str(tmp_path))
     lines = [line(number) for number in range(150)]
@@ -203,6 +204,7 @@ def test_a_batch_can_be_cancelled_and_outlives_its_server(tmp_path: Path) -> Non
         assert_counts_agree(client, batch)
 
 
+@pytest.mark.slow
 def test_a_row_that_ends_the_engine_fails_alone(tmp_path: Path) -> None:
     """It is tried beside others, then alone; those that were beside it are answered."""
     options = ("--state", str(tmp_path), "--stall-seconds", "0.5")

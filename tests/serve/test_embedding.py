@@ -62,6 +62,7 @@ def vectors_of(answer: Any) -> Vectors:
     return np.array([each.embedding for each in answer.data], np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}, {"dimensions": 32}])
 @pytest.mark.parametrize("count", [1, 3, 100])
 def test_vectors_are_those_of_the_library(
@@ -132,6 +133,7 @@ def test_without_an_embedding_model_the_option_is_named(fake_server: Served) -> 
     assert "start it with --embeddings" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_texts_and_answers_at_once(server: Served, encoder: SentenceEncoder) -> None:
     """Generation goes on while many texts are embedded, and no vector goes to another's request."""
     before = server.metric("packhorse_embedded_texts_total")
@@ -269,6 +271,7 @@ def test_names_that_would_be_the_same(folder: Path, capsys: pytest.CaptureFixtur
     assert "no embedding model 'no-such-model'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_catalog_model_knows_meaning() -> None:
     name = "all-minilm-l6-v2"
     texts = ["The cat sat on the mat.", "A cat was sitting on a mat.", "Interest rates rose."]

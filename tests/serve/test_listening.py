@@ -60,6 +60,7 @@ def test_the_queue_stays_long() -> None:
             peer.close()
 
 
+@pytest.mark.slow
 def test_more_connections_than_files() -> None:
     """They cost neither the processor nor the log, and the server answers when they are gone."""
     limit = ["prlimit", "--nofile=40:40"]
@@ -86,6 +87,7 @@ def test_more_connections_than_files() -> None:
             assert client.post("/v1/completions", json=body).status_code == 200
 
 
+@pytest.mark.slow
 def test_time_in_which_nothing_ran_is_no_stall() -> None:
     """All processes are stopped for longer than an engine may give no sign."""
     options = ("--stall-seconds", "1.5")

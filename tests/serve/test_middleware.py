@@ -232,6 +232,7 @@ def asking(port: int, *headers: bytes, buffer_bytes: int = BUFFER_BYTES) -> Iter
         yield connection
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "sent_bytes", "taken_bytes"),
     [(2_000_000, BUFFER_BYTES, BUFFER_BYTES), (6_000_000, 2 << 20, 2 * BUFFER_BYTES)],

@@ -41,6 +41,7 @@ def asked(file: str, endpoint: str = "/v1/completions") -> dict[str, str]:
     return {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"}
 
 
+@pytest.mark.slow
 def test_files_and_batches_belong_to_a_key(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(tmp_path) as server:

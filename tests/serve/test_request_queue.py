@@ -175,6 +175,7 @@ ARRIVALS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(ARRIVALS, st.sampled_from(UNCALIBRATED), st.integers(1, 3), st.floats(0, 3))
 def test_every_row_runs_once_and_no_row_waits_for_ever(
     arrivals: list[tuple[float, int, int]], policy: str, workers: int, patience: float
@@ -225,6 +226,7 @@ def test_rows_join_in_the_order_they_came(lengths: list[int]) -> None:
     assert order == list(range(len(lengths)))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_tokens_are_those_of_the_rows_that_wait(data: st.DataObject) -> None:
     rows = waiting()

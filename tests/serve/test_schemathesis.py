@@ -22,17 +22,20 @@ PROPER = hypothesis.settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_request_is_the_servers_fault(fake_server: Served, method: str) -> None:
     assert requests_answered(fake_server, method) >= 3 - (method == "POST")
 
 
+@pytest.mark.slow
 def test_no_request_for_embeddings_is_the_servers_fault(tmp_path: Path) -> None:
     encoder = tiny_encoder(tmp_path / "tiny-encoder")
     with served(*FAKE, "--embeddings", str(encoder)) as server:
         assert requests_answered(server, "POST", "/v1/embeddings") == 1
 
 
+@pytest.mark.slow
 def test_no_request_for_files_and_batches_is_the_servers_fault(tmp_path: Path) -> None:
     with served(*FAKE, "--state", str(tmp_path)) as server:
         for path, method, least in [

@@ -115,6 +115,7 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     assert "--on-too-long" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_equal_prompts_at_once_get_equal_texts(fake_server: Served) -> None:
     def ask(number: int) -> tuple[int, str]:
         with fake_server.client() as client:
@@ -171,6 +172,7 @@ def test_a_client_that_leaves_frees_its_place(slow_server: Served) -> None:
     assert slow_server.metric("packhorse_rows_abandoned_total") == left + 2
 
 
+@pytest.mark.slow
 def test_too_many_are_told_when_to_come_back(slow_server: Served) -> None:
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         prompts = [f"crowd {number}" for number in range(24)]
@@ -204,6 +206,7 @@ def test_an_engine_that_dies_costs_what_it_ran(slow_server: Served) -> None:
     assert slow_server.metric("packhorse_engine_restarts_total") == 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_makes_no_progress_is_restarted() -> None:
     """Rows with it get 503, those that wait are answered by the next one."""
     options = ("--stall-seconds", "0.8", "--workers", "1")
@@ -229,6 +232,7 @@ def test_an_engine_that_makes_no_progress_is_restarted() -> None:
         assert any("it made no progress for 0.8 s" in line for line in server.lines)
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_stopped_makes_no_progress() -> None:
     with served(*FAKE, "--stall-seconds", "0.8", seconds_per_token=0.02) as server:
         engine = server.engine()
@@ -242,6 +246,7 @@ def test_an_engine_that_is_stopped_makes_no_progress() -> None:
         assert stalled(server, 3).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_slow_or_idle_is_left_alone() -> None:
     options = ("--stall-seconds", "0.8")
     with served(*FAKE, *options, seconds_per_token=0.3) as server:
@@ -253,6 +258,7 @@ def test_an_engine_that_is_slow_or_idle_is_left_alone() -> None:
         assert server.metric("packhorse_engine_stalls_total") == 0
 
 
+@pytest.mark.slow
 def test_a_signal_lets_what_runs_end() -> None:
     with served(*FAKE, seconds_per_token=0.02) as server:
         engine = server.engine()
@@ -269,6 +275,7 @@ def test_a_signal_lets_what_runs_end() -> None:
         wait_until(lambda: not psutil.pid_exists(engine.pid))
 
 
+@pytest.mark.slow
 def test_a_drain_ends_at_its_deadline() -> None:
     arguments = ("--drain-seconds", "0.3")
     with served(*FAKE, *arguments, seconds_per_token=0.2) as server:
@@ -281,6 +288,7 @@ def test_a_drain_ends_at_its_deadline() -> None:
         assert server.process.wait(20) == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_leaves_no_engine() -> None:
     with served(*FAKE) as server:
         engine = server.engine()

@@ -15,6 +15,8 @@ from packhorse import EngineConfig
 from servers import Served, served
 from tiny_models import ENDOFTEXT, IM_END, IM_START, tiny_llama
 
+pytestmark = pytest.mark.slow  # its servers load a model
+
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 TOKENS = 40
 

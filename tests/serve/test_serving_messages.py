@@ -14,6 +14,8 @@ import chat_template_shapes as shapes
 import tiny_models
 from servers import Served, served
 
+pytestmark = pytest.mark.slow  # its servers load a model
+
 HI = {"role": "user", "content": "hi"}
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
 

@@ -173,6 +173,7 @@ def damaged_place(folder: Path, kind: str) -> Path:
     return place / f"{kind}.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["file", "batch"])
 @pytest.mark.parametrize("damage", [*DAMAGE, "folder", "missing", "fifo"])
 def test_a_damaged_document_is_reported_once_kept_and_not_served(

@@ -115,6 +115,7 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_an_engine_that_cannot_come_back(
     answers: Path, messages: list[str]
 ) -> None:
@@ -143,6 +144,7 @@ def test_nobody_waits_for_an_engine_that_cannot_come_back(
     assert sum("does not come back" in line for line in messages) == 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_after_each_batch_is_not_one_that_cannot_start(
     answers: Path, messages: list[str]
 ) -> None:
@@ -155,6 +157,7 @@ def test_an_engine_that_dies_after_each_batch_is_not_one_that_cannot_start(
     supervised(test, messages)
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_an_engine_that_hangs_while_it_is_loaded(
     answers: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,7 @@ def test_nobody_waits_for_an_engine_that_hangs_while_it_is_loaded(
     supervised(test, messages)
 
 
+@pytest.mark.slow
 def test_an_engine_that_the_system_cannot_start_is_tried_again(
     answers: Path, messages: list[str]
 ) -> None:
@@ -216,6 +220,7 @@ def test_a_row_is_answered_only_with_all_of_its_tokens(said: int, outcome: type)
     assert isinstance(asyncio.run(run()).outcome, outcome)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", ["broken", "closed", "full", "unread"])
 def test_lines_that_nobody_can_read_end_nothing(tmp_path: Path, stderr: str) -> None:
     """The engine dies twice, and each time is reported to a stream that takes nothing."""
@@ -280,6 +285,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", ["packhorse.serve.batches.Batches", "packhorse.serve.supervisor.Supervisor"]
 )
@@ -317,6 +323,7 @@ def test_a_background_task_that_ends_shows(tmp_path: Path, fault: str) -> None:
         assert not any("Traceback" in each for each in server.lines)
 
 
+@pytest.mark.slow
 def test_rows_of_a_batch_wait_until_the_engine_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_fuzzed_bodies(client: httpx.Client) -> None:
     """Each is answered or refused for a field that it has, or lacks; none is an error of ours."""
     chance = random.Random(11)

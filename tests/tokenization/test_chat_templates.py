@@ -274,6 +274,7 @@ GROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", HANGS)
 def test_a_template_that_does_not_end_is_ended(
     template: str, monkeypatch: pytest.MonkeyPatch

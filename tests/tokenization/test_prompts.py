@@ -168,6 +168,7 @@ class Later(datetime):
         return cls(2031, 5, 6, 7, 8, 9)
 
 
+@pytest.mark.slow
 def test_a_job_has_one_date(model_with: ModelWith, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two equal prompts are one prompt, though the second runs five years later."""
     longer_later = "{% if strftime_now('%Y') == '2031' %}xxxxx{% endif %}"
@@ -324,6 +325,7 @@ def test_a_long_earlier_turn_is_not_refused_with_the_option_that_was_given(llama
     assert "--on-too-long truncate-left" in whole.message
 
 
+@pytest.mark.slow
 def test_the_demonstration_model_gets_what_it_got(demo_model_folder: Path) -> None:
     codec = HuggingFaceCodec(demo_model_folder)
     chat = [

@@ -170,7 +170,8 @@ def settings(config: JobConfig) -> dict[str, Any]:
 
     Batching is not part of it: in float32 it changes nothing but speed.
     """
-    quantization = resolve_quantization(config.engine.quantization, config.engine.device)
+    engine = config.engine
+    quantization = resolve_quantization(engine.quantization, engine.device, engine.engine)
     return {
         "input": input_identity(config.input),
         "system": config.reading.system,

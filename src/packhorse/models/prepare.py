@@ -182,14 +182,17 @@ def _prepare_for(original: Original, request: PrepareRequest, engine: str) -> Pr
     return replace(original.prepared(request.model), asked_engine=engine)
 
 
-def resolve_quantization(quantization: str, device: str) -> str:
+def resolve_quantization(quantization: str, device: str, engine: str = AUTO) -> str:
     """Return `quantization`, with "auto" replaced by float32 on a CPU and float16 on a GPU.
 
-    Device "auto" is a GPU if torch finds one.
+    Device "auto" is a GPU if torch finds one; torch is not loaded for engines that run on the CPU
+    only.
     """
     _check_names(quantization, device)
     if quantization != "auto":
         return quantization
+    if device == "auto" and engine != AUTO and not engine_entry(engine).device_rule:
+        return "float32"
     return "float16" if torch_device(device) == "cuda" else "float32"
 
 

@@ -75,6 +75,7 @@ def run_on(isa: str, script: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [*ISAS, "DEFAULT"])
 def test_matmul_in_two_parts_is_exact_and_whole_if_reported(isa: str) -> None:
     said_exact, wrong_whole, wrong_in_parts = run_on(isa, PRODUCTS)
@@ -82,6 +83,7 @@ def test_matmul_in_two_parts_is_exact_and_whole_if_reported(isa: str) -> None:
     assert said_exact == (wrong_whole == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_cpu_without_vnni_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     """Covers int8 that is rounded while loading, whose second digits also need scratch."""

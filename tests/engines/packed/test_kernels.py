@@ -121,6 +121,7 @@ def test_the_first_of_the_largest_logits_is_chosen(width: int) -> None:
     assert at.tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [np.float32, np.int8])
 def test_attention_scores_survive_an_outlier_channel(kind: type) -> None:
     width, group, none = 64, 3, np.empty((0, 0), np.float32)

@@ -122,6 +122,7 @@ def test_weights_are_as_large_as_the_architecture_says(
     assert held <= weight_bytes(built, quantized=quantized) <= 1.25 * held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantization", "isa"), [("float32", "DEFAULT"), ("int8", "DEFAULT"), ("int8", "AVX2")]
 )
@@ -141,6 +142,7 @@ def test_a_full_cache_and_steps_take_what_was_stated(
     assert 0.6 * stated < grown < stated + 6e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -137,6 +137,7 @@ def some_rows(
     return prompts, prefixes
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), blocks=st.integers(4, 14))
 def test_rows_find_their_own_tokens_however_few_blocks_there_are(seed: int, blocks: int) -> None:
     chance, simulation = random.Random(seed), Simulation(blocks)
@@ -191,6 +192,7 @@ def test_a_failed_step_is_tried_again_row_by_row(rows: int) -> None:
     assert sorted(result.index for result in simulation.done) == list(range(rows))
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 10**6),
     blocks=st.integers(4, 20),

@@ -109,6 +109,7 @@ def test_a_cache_that_cannot_be_allocated(tmp_path: Path) -> None:
     assert "--cache-gb" in refused.value.hint
 
 
+@pytest.mark.slow
 def test_a_context_larger_than_memory(tmp_path: Path) -> None:
     saved(transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 1 << 26}), tmp_path)
     engine = engine_of(tmp_path, max_context=1 << 26)
