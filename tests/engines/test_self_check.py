@@ -209,6 +209,14 @@ def test_a_model_that_forgets_is_refused(tmp_path: Path) -> None:
     assert error.value.hint
 
 
+def test_a_window_of_one_token_names_the_engine_that_runs_it(tmp_path: Path) -> None:
+    config = transformers.MistralConfig(**SIZES, sliding_window=1)
+    folder = sharpened(config, tmp_path / "model")
+    with pytest.raises(ModelError, match="computes other logits token by token") as error:
+        engine_of(folder)
+    assert error.value.hint == "use --engine packed"
+
+
 def test_a_model_that_sees_padding_runs_rows_of_equal_length(tmp_path: Path) -> None:
     folder = sharpened(UnmaskedConfig(**SIZES), tmp_path / "model")
     engine = engine_of(folder)

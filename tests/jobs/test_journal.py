@@ -143,9 +143,19 @@ def test_numbers_that_are_ids_keep_their_text(journal: Journal, text: str) -> No
 
 def test_other_settings_are_refused_and_shown(journal: Journal) -> None:
     journal.store_settings({"temperature": 0.0, "seed": None})
+    journal.record(answer("k0"))
     journal.store_settings({"temperature": 0.0, "seed": None})
     with pytest.raises(JobChangedError, match=r"temperature was 0\.0, is 0\.7"):
         journal.store_settings({"temperature": 0.7, "seed": None})
+
+
+def test_settings_without_results_bind_nothing(journal: Journal) -> None:
+    journal.store_settings({"temperature": 0.0, "seed": None})
+    journal.store_settings({"temperature": 0.7, "seed": None})
+    assert journal.meta("settings") == {"temperature": 0.7, "seed": None}
+    journal.record(Failure(0, "engine_error", "lightning", "r0", 1, "k0"))
+    with pytest.raises(JobChangedError, match=r"temperature was 0\.7, is 0\.0"):
+        journal.store_settings({"temperature": 0.0, "seed": None})
 
 
 def test_results_survive_without_closing(tmp_path: Path) -> None:

@@ -164,6 +164,28 @@ def test_changed_settings_are_refused_with_the_difference(
     assert job.output.read_bytes() == before
 
 
+class RefusesToBegin(Silent):
+    """Raises before the first row runs, as a model that is refused while it loads."""
+
+    def begin(self, counts: Counts, meter: Meter) -> None:
+        raise RuntimeError("refused")
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_a_run_that_was_refused_before_its_first_row_binds_no_later_one(
+    job: JobConfig, name: str, change: Callable[[JobConfig], JobConfig]
+) -> None:
+    dated = replace(job, reading=replace(job.reading, date="2026-01-31"))
+    with pytest.raises(RuntimeError, match="refused"):
+        packhorse.run(dated, RefusesToBegin())
+    report = packhorse.run(change(job))
+    assert report.counts.completed == 20
+    settings = json.loads(report.manifest.read_text())["settings"]
+    assert settings["date"] != "2026-01-31T00:00:00"
+    with pytest.raises(JobChangedError, match=name):
+        packhorse.run(job)
+
+
 def test_another_input_for_the_same_output_is_refused(job: JobConfig, tmp_path: Path) -> None:
     packhorse.run(job)
     other = write_lines(tmp_path / "other.jsonl", [{"prompt": "mine"}])

@@ -250,7 +250,7 @@ def test_a_second_run_is_refused_while_the_first_works(source: Path, tmp_path: P
     output = tmp_path / "out.jsonl"
     arguments = command("fake", source, output, *FAKE)
     process = start(arguments, 0.1)
-    wait_for(output, Journal.has_settings)
+    wait_for(output, lambda journal: journal.meta("settings") is not None)
     second = finish(arguments)
     process.kill()
     process.communicate()

@@ -354,3 +354,19 @@ def test_json_is_whole_or_an_error(folder: Path) -> None:
     code, said = ended(folder, "status done.jsonl --json", "")
     assert code == 0
     assert json.loads(said)["completed"] == 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_part_of_the_output_counts_as_incomplete(tmp_path: Path, unbuffered: str) -> None:
+    """Python's own unbuffered streams ignore that a write took only a part."""
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; exec {PACKHORSE} --help > out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (tmp_path / "out").stat().st_size == 1024
+    assert done.returncode == 2
+    assert "cannot write all of standard output: File too large" in done.stderr

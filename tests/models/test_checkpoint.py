@@ -11,6 +11,7 @@ import pytest
 from packhorse.errors import ModelError
 from packhorse.models import prepare
 from packhorse.models.checkpoint import open_checkpoint
+from random_models import SIZES, saved
 
 Tiny = Callable[[str], Path]
 
@@ -257,3 +258,19 @@ def test_a_config_does_not_choose_how_attention_runs(tiny: Tiny, name: str, valu
     folder = tiny("llama")
     configure(folder, **{name: value})
     assert load_float32(open_checkpoint(folder)).config._attn_implementation == "sdpa"
+
+
+def test_experts_that_are_stored_one_by_one_bound_nothing(tmp_path: Path) -> None:
+    """The router has an output per expert, so it is as wide as there are experts."""
+    import transformers
+    from safetensors import safe_open
+
+    experts: dict[str, Any] = {"num_experts": 256, "num_experts_per_tok": 2, "head_dim": 16}
+    sizes: dict[str, Any] = {**SIZES, "moe_intermediate_size": 8, "num_hidden_layers": 1}
+    saved(transformers.Qwen3MoeConfig(**sizes, **experts), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert sum(".experts." in name for name in file.keys()) >= 3 * 256  # noqa: SIM118
+    open_checkpoint(tmp_path)
+    configure(tmp_path, num_experts=257)
+    with pytest.raises(ModelError, match="num_experts must be a whole number from 0 to 256"):
+        open_checkpoint(tmp_path)

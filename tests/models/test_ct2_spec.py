@@ -15,7 +15,7 @@ from ctranslate2.converters import TransformersConverter
 
 from packhorse.engines.ctranslate2.engine import CTranslate2Engine
 from packhorse.errors import ModelError
-from packhorse.models import ct2_spec, prepare, reference_logits
+from packhorse.models import ct2_spec, int8_preparation, prepare, reference_logits
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.convert import convert_checkpoint
 from random_models import LLAMA3, YARN, saved
@@ -61,6 +61,7 @@ WHOLE: dict[str, Any] = {
     ),
     "gemma": transformers.GemmaConfig(**GEMMA),
     "gemma3": transformers.Gemma3TextConfig(**GEMMA, query_pre_attn_scalar=12),
+    "gemma3, another scale": transformers.Gemma3TextConfig(**GEMMA, query_pre_attn_scalar=24),
     "gemma2, no cap of attention": transformers.Gemma2Config(
         **GEMMA, query_pre_attn_scalar=12, attn_logit_softcapping=None, final_logit_softcapping=5.0
     ),
@@ -160,22 +161,61 @@ def test_weights_of_16_bits_are_converted_like_others(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("quantization", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["float32", "bfloat16", "int8", "int8_float32", "int16"])
 @pytest.mark.parametrize(
     "changes",
-    [{"layer_norm_epsilon": 0.5}, {"scale_attn_weights": False}],
+    [{"layer_norm_epsilon": 0.01}, {"scale_attn_by_inverse_layer_idx": True}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_whatever_a_converter_drops_shows_in_the_logits(
     changes: dict[str, Any], quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing that packhorse knows of and puts back."""
+    """With nothing that packhorse knows of and puts back, and less than rounding may come to."""
     saved(transformers.GPT2Config(**GPT2, **changes), tmp_path)
     monkeypatch.setattr(ct2_spec, "complete_spec", lambda spec, config: None)
-    if quantization == "bfloat16" and "layer_norm_epsilon" in changes:
-        pytest.skip("as much as rounding may come to")
     with pytest.raises(ModelError, match="computes other logits than transformers"):
         converted(tmp_path, quantization)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_a_dropped_query_scale_shows_in_the_logits(
+    quantization: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = transformers.Gemma3TextConfig(**GEMMA, query_pre_attn_scalar=24)
+    saved(config, tmp_path).to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    complete = ct2_spec.complete_spec
+
+    def drop(spec: Any, config: Any) -> None:
+        complete(spec, config)
+        for layer in spec.decoder.layer:
+            del vars(layer.self_attention)["queries_scale"]
+
+    monkeypatch.setattr(ct2_spec, "complete_spec", drop)
+    with pytest.raises(ModelError, match="computes other logits than transformers"):
+        converted(tmp_path, quantization)
+
+
+@pytest.mark.parametrize("is_dropped", [True, False])
+def test_what_is_dropped_from_a_prepared_model_shows_before_it_is_rounded(
+    is_dropped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared for int8: the weights that are converted are not those of the checkpoint."""
+    saved(transformers.LlamaConfig(**SIZES, rms_norm_eps=0.01), tmp_path)
+    (tmp_path / "converted").mkdir()
+
+    def drop(spec: Any, config: Any) -> None:
+        spec.config.layer_norm_epsilon = 1e-6
+
+    if is_dropped:
+        monkeypatch.setattr(ct2_spec, "complete_spec", drop)
+    choice = int8_preparation.QuantizationMethodChoice("auto")
+    arguments = (open_checkpoint(tmp_path), "int8", choice, tmp_path / "converted", "tiny", print)
+    if not is_dropped:
+        int8_preparation.convert_to_int8(*arguments)
+        return
+    with pytest.raises(ModelError, match="computes other logits than transformers"):
+        int8_preparation.convert_to_int8(*arguments)
 
 
 def test_a_small_difference_shows_in_float32(

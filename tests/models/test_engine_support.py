@@ -82,6 +82,7 @@ def test_ctranslate2_is_named_for_families_with_a_converter_alone(family: str) -
          ("transformers",)),
         (config_of("mistral", sliding_window=11), "auto", ("transformers",),
          ("packed", "transformers")),
+        (config_of("mistral", sliding_window=1), "auto", (), ("packed",)),
         (config_of("gpt2", scale_attn_weights=False), "auto", ("ctranslate2", "transformers"),
          ("transformers",)),
         (config_of("gpt_bigcode", multi_query=False), "auto", ("transformers",), ("transformers",)),

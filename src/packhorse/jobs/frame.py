@@ -132,8 +132,7 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
         Journal(workspace.journal) as journal,
         SignalGuard(lambda: reporter.stage(_STOPPING), journal.commit) as interruption,
     ):
-        if journal.has_settings():
-            journal.check(handler.settings())
+        journal.check(handler.settings())
         with meter.stage("read"):
             with interruption.raising():
                 source = _source(job, workspace)
@@ -181,7 +180,7 @@ def _date_setting(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any
 
     A journal of a version that stored no date has none among its settings.
     """
-    known = journal.meta("settings")
+    known = journal.binding_settings()
     if reading.date is None and known is not None:
         if "date" not in known:
             return {}, date_of(None)

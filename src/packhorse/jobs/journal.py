@@ -135,13 +135,19 @@ class Journal:
         self.check(settings)
         self.set_meta("settings", settings)
 
-    def has_settings(self) -> bool:
-        """Report whether a run has stored its settings."""
-        return self.meta("settings") is not None
+    def binding_settings(self) -> dict[str, Any] | None:
+        """Return the settings that the results were computed with, None if there are no results.
+
+        A run that was refused or ended before its first row binds no later run.
+        """
+        with self._database.held() as connection:
+            found = connection.execute("SELECT 1 FROM results LIMIT 1").fetchone()
+        known: dict[str, Any] | None = self.meta("settings") if found else None
+        return known
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Raise JobChangedError, showing the difference, if other settings are stored."""
-        known = self.meta("settings")
+        """Raise JobChangedError, showing the difference, if results have other settings."""
+        known = self.binding_settings()
         if known is None:
             return
         changed = [name for name, value in settings.items() if known.get(name) != value]

@@ -9,6 +9,7 @@ for hours, so every packhorse process (the command line, the engine of a server,
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import sys
@@ -144,10 +145,10 @@ def guarded_streams() -> Iterator[GuardedStream]:
     before = (sys.stdin, sys.stdout, sys.stderr)
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115
-    out = GuardedStream(sys.stdout or _null_stream())
+    out = GuardedStream(_buffered(sys.stdout or _null_stream()))
     if sys.stdout is None:
         out.failure = OSError(errno.EBADF, "it is closed")
-    err = GuardedStream(sys.stderr or _null_stream(), _STDERR_WAIT_SECONDS)
+    err = GuardedStream(_buffered(sys.stderr or _null_stream()), _STDERR_WAIT_SECONDS)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         yield out
@@ -155,6 +156,19 @@ def guarded_streams() -> Iterator[GuardedStream]:
         out.close_out()
         err.close_out()
         sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _buffered(stream: TextIO) -> TextIO:
+    """Return the stream, or a line-buffered one on its descriptor if it has no buffer.
+
+    Without a buffer (PYTHONUNBUFFERED) the text layer ignores that a write took only a part.
+    """
+    if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        return stream
+    return open(  # noqa: SIM115 - the descriptor stays open
+        stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors,
+        closefd=False,
+    )  # fmt: skip
 
 
 def _null_stream() -> TextIO:

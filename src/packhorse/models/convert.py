@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +56,9 @@ def convert_checkpoint(
     """Convert a checkpoint and write it as a CTranslate2 folder.
 
     The result is loaded once, and its logits are compared with those of the original, which are
-    stored beside it (`reference_logits`).
+    stored beside it (`reference_logits`). Rounding to another format than float32 hides the loss of
+    small settings, such as an epsilon. So if memory and disk allow, the model is first written and
+    compared as it is before rounding.
 
     The tokenizer is written to `tokenizer/` together with the Hugging Face config: AutoTokenizer
     chooses its class by a config.json beside tokenizer.json, and CTranslate2 has its own
@@ -77,15 +80,23 @@ def convert_checkpoint(
     _require_space(checkpoint, quantization, folder)
     hint = instead_for_folder(checkpoint.folder, "ctranslate2", quantization)
     original = _convert(checkpoint, quantization, folder, model, reference, hint)
-    _require_same_model(checkpoint, folder, original, hint)
+    _require_same_model(checkpoint, folder, original, original.logits, hint)
     checkpoint.copy_tokenizer(folder / TOKENIZER, "config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class _OriginalModel:
-    """The model that a conversion is compared with; `elements` are those of its layers' weights."""
+    """The model that a conversion is compared with.
+
+    Attributes:
+        logits: Logits of the checkpoint; None if they are not finite.
+        converted_logits: Logits of what is converted, before rounding: of the checkpoint, or of the
+            changed model.
+        elements: Elements of the weights of its layers.
+    """
 
     logits: ReferenceLogits | None
+    converted_logits: ReferenceLogits | None
     elements: int
 
 
@@ -109,6 +120,8 @@ def _convert(
     )
     from packhorse.models.reference_logits import reference_logits
 
+    is_rounded = quantization != "float32"
+
     class WholeModelConverter(TransformersConverter):  # type: ignore[misc]
         """A converter that refuses missing weights and the model's own code, completes settings of
         attention, and names every token id."""
@@ -123,9 +136,8 @@ def _convert(
                 )
                 require_all_weights(loading)
             self.config, self.rotary_embeddings = model.config, read_rotary_embeddings(model)
-            self.original = _OriginalModel(
-                reference or reference_logits(model), text_elements(model)
-            )
+            own = reference_logits(model) if is_rounded or reference is None else None
+            self.original = _OriginalModel(reference or own, own, text_elements(model))
             self.token_ids = model.get_input_embeddings().weight.shape[0]
             return model
 
@@ -147,8 +159,17 @@ def _convert(
     try:
         with quiet_transformers():
             converter = WholeModelConverter(str(checkpoint.folder))
-            converter.convert(str(folder), quantization=quantization, force=True)
-        original: _OriginalModel = converter.original
+            spec = converter._load()  # noqa: SLF001 - the steps of `convert`, with a check between
+            original: _OriginalModel = converter.original
+            spec.validate()
+            spec.optimize(None)
+            if is_rounded and _has_room_for_exact(checkpoint, folder):
+                spec.save(str(folder))
+                _require_same_model(
+                    checkpoint, folder, original, original.converted_logits, hint, unrounded=True
+                )
+            spec._quantize(quantization)  # noqa: SLF001
+            spec.save(str(folder))
         return original
     except ModelLostError as error:
         raise ModelError(str(error), hint) from error
@@ -176,10 +197,32 @@ def _why_not_converted(family: str, error: Exception) -> str:
     return f"CTranslate2 cannot convert this {family} model: {reason}"
 
 
+def _has_room_for_exact(checkpoint: Checkpoint, folder: Path) -> bool:
+    """Return whether the model fits on disk as it is, and in memory in float32."""
+    widened = checkpoint.weight_count * BYTES_PER_WEIGHT["float32"]
+    on_disk = shutil.disk_usage(folder).free
+    return widened < min(available_bytes() * SHARE_OF_FREE_MEMORY, on_disk)
+
+
 def _require_same_model(
-    checkpoint: Checkpoint, folder: Path, original: _OriginalModel, hint: str
+    checkpoint: Checkpoint,
+    folder: Path,
+    original: _OriginalModel,
+    logits: ReferenceLogits | None,
+    hint: str,
+    *,
+    unrounded: bool = False,
 ) -> None:
-    """Load the converted model, compare it with the original, and store the reference logits."""
+    """Load the converted model, compare it with the original, and store the reference logits.
+
+    Args:
+        checkpoint: The checkpoint.
+        folder: The converted model.
+        original: The model it was converted from.
+        logits: Logits to compare with and to store; None for no comparison.
+        hint: Hint of the error.
+        unrounded: Whether the weights are those of the checkpoint, in whatever format.
+    """
     import ctranslate2
 
     from packhorse.models.ct2_check import require_same_logits
@@ -188,12 +231,11 @@ def _require_same_model(
     family = str(checkpoint.config["model_type"])
     variables = read_variables(folder)
     require_all_weights_used(family, layer_elements(variables), original.elements, hint)
-    if original.logits is None:
+    if logits is None:
         return
-    original.logits.save(folder)
-    stored = stored_quantization(variables)
-    size = (folder / "model.bin").stat().st_size
-    widened = size * 4 // BYTES_PER_WEIGHT.get(stored, 1)
+    logits.save(folder)
+    stored = "float32" if unrounded else stored_quantization(variables)
+    widened = checkpoint.weight_count * BYTES_PER_WEIGHT["float32"]
     exact = stored == "float32" or widened < available_bytes() * SHARE_OF_FREE_MEMORY
     try:
         generator = ctranslate2.Generator(

@@ -3,9 +3,9 @@
 A converter turns a transformers model into a tree of weights and settings, a spec. CTranslate2 4.8
 writes no factors and no original length for RoPE of type llama3, without which positions rotate as
 in a model that was never extended; no head size for Llama and Qwen2; no epsilon for most families;
-and no scale of GPT-2's attention. It reads other settings under names of older versions of
-transformers, and uses a default if they are missing. None of this is an error there: the model
-computes other results, in float32 too.
+and no scale of GPT-2's and Gemma 3's attention. It reads other settings under names of older
+versions of transformers, and uses a default if they are missing. None of this is an error there:
+the model computes other results, in float32 too.
 """
 
 from __future__ import annotations
@@ -195,7 +195,12 @@ def _own_head_size(text: Any) -> int | None:
 
 
 def _query_scale(text: Any, layer: int) -> float | None:
-    """Return the factor of queries if GPT-2's settings change it from 1/sqrt(head size)."""
+    """Return the factor of queries if settings change it from 1/sqrt(head size), else None.
+
+    These are `query_pre_attn_scalar` of Gemma 2 and 3, and two settings of GPT-2.
+    """
+    if squared := getattr(text, "query_pre_attn_scalar", None):
+        return float(squared) ** -0.5
     is_scaled = getattr(text, "scale_attn_weights", True)
     by_layer = getattr(text, "scale_attn_by_inverse_layer_idx", False)
     if is_scaled and not by_layer:

@@ -192,6 +192,8 @@ def transformers_refusal(config: Any) -> str | None:
     method = _method(config)
     if method and not runs_on_transformers(method):
         return f"checkpoints quantized with {method}"
+    if attention_window(config.get_text_config()) == 1:  # its cache then keeps all tokens
+        return "attention windows of one token"
     return None
 
 

@@ -27,6 +27,7 @@ from packhorse.engines.transformers.prefix_states import PrefixStates
 from packhorse.engines.transformers.row_cache import state_name
 from packhorse.engines.transformers.thresholds import lowered, thresholds
 from packhorse.errors import ModelError, first_line
+from packhorse.models.engine_support import instead_of, other_engines
 
 TOLERANCES = {torch.float32: 3e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 """Difference of logits, as a share of their spread, up to which they count as the same. A state
@@ -91,7 +92,7 @@ def examine(model: PreTrainedModel, folder: Path) -> Findings:
     shares = PrefixStates(model).possible
     if rule.limit is None or rule.limit >= check.longest:
         if not check.holds(_Check.beside_a_longer_row):
-            _require_steps(check, folder, family)
+            _require_steps(check, folder, model.config)
             alone = not check.holds(_Check.beside_an_equal_row)
             rule = replace(rule, mixes_up_to=0, shares_up_to=0 if alone else None)
         shares = shares and check.holds(_Check.after_a_prefix)
@@ -115,17 +116,19 @@ def _cannot_run(model: PreTrainedModel, folder: Path, error: Exception) -> Model
     return ModelError(
         f"{folder} cannot be run: {family} models do not take a cache of keys and values as other "
         f"families do: {first_line(error)}",
-        "give a model of another family",
+        instead_of(model.config, "transformers"),
     )
 
 
-def _require_steps(check: _Check, folder: Path, family: str) -> None:
+def _require_steps(check: _Check, folder: Path, config: Any) -> None:
     """ModelError if a single row is not computed right either."""
     if not check.holds(_Check.alone):
         raise ModelError(
-            f"{folder} cannot be run: this {family} model computes other logits token by token "
+            f"{folder} cannot be run: this {config.model_type} model computes other logits token by token "
             "than for a whole text, so its text would be wrong",
-            "another version of transformers may run it: pip install --upgrade transformers",
+            instead_of(config, "transformers")
+            if other_engines(config, "transformers")
+            else "another version of transformers may run it: pip install --upgrade transformers",
         )
 
 
