@@ -171,21 +171,49 @@ def summarize(events: list[Figures]) -> Figures:
     }
 
 
-class Benchmark:
-    """The files that all systems share, in the working folder."""
+class Workspace:
+    """A checkpoint without end tokens, and what the peers made of it.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        name = Path(options.model).name
-        self.folder = options.work.absolute() / name
+    Attributes:
+        folder: Holds all of it.
+        checkpoint: The checkpoint that packhorse and the exports read.
+        peers: Interpreters by the name of the peer.
+    """
+
+    def __init__(self, model: str, work: Path, peers: list[str]) -> None:
+        self.folder = work.absolute() / Path(model).name
         self.checkpoint = self.folder / "checkpoint"
-        self.peers = dict(each.split("=", 1) for each in options.peers)
+        self.peers = dict(each.split("=", 1) for each in peers)
         if unknown := set(self.peers) - set(PEERS):
             sys.exit(f"no peer is named {unknown.pop()!r}; peers: {', '.join(PEERS)}")
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self.checkpoint.is_dir():
-            copy_checkpoint(options.model, self.checkpoint)
+            copy_checkpoint(model, self.checkpoint)
         self.config = json.loads((self.checkpoint / "config.json").read_text())
+
+    def command(self, verb: str, peer: str, *arguments: object) -> list[str]:
+        return [self.peers[peer], str(PEERS_FILE), verb, peer, *map(str, arguments)]
+
+    def target(self, peer: str) -> Path:
+        return self.folder / peer
+
+    def export(self, peer: str) -> Figures:
+        """Export for a peer if that was not done; return its seconds and peak memory."""
+        target, record = self.target(peer), self.folder / f"{peer}.json"
+        if not record.is_file():
+            shutil.rmtree(target, ignore_errors=True)
+            command = self.command("export", peer, self.checkpoint, target)
+            last = watch(System(f"export for {peer}", command))[-1]
+            record.write_text(json.dumps({"seconds": last["at"], "peak": last["peak"]}))
+        found: Figures = json.loads(record.read_text())
+        return found
+
+
+class Benchmark(Workspace):
+    """The groups of rows, and the commands of the systems."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options.model, options.work, options.peers)
+        self.options = options
         sizes = [WARM_UP_ROWS, *options.rows]
         self.contents = read_contents(options.input, sum(sizes))
         ids = token_ids(self.checkpoint, self.contents)
@@ -217,24 +245,8 @@ class Benchmark:
         ]  # fmt: skip
         return System(name, command, {"PACKHORSE_HOME": str(home)} if home else {})
 
-    def target(self, peer: str) -> Path:
-        return self.folder / peer
-
-    def export(self, peer: str) -> Figures:
-        """Export for a peer; return seconds and peak memory, those of the first time."""
-        target, record = self.target(peer), self.folder / f"{peer}.json"
-        if not record.is_file():
-            shutil.rmtree(target, ignore_errors=True)
-            command = [self.peers[peer], str(PEERS_FILE), "export", peer, str(self.checkpoint),
-                       str(target)]  # fmt: skip
-            last = watch(System(f"export for {peer}", command))[-1]
-            record.write_text(json.dumps({"seconds": last["at"], "peak": last["peak"]}))
-        found: Figures = json.loads(record.read_text())
-        return found
-
     def peer(self, peer: str, label: str, setting: Figures, prompts: Path) -> System:
-        command = [self.peers[peer], str(PEERS_FILE), "run", peer, str(self.target(peer)),
-                   str(prompts), json.dumps(setting)]  # fmt: skip
+        command = self.command("run", peer, self.target(peer), prompts, json.dumps(setting))
         return System(f"{peer} {label}", command)
 
     def fastest(self, peer: str, label: str) -> Figures:
@@ -257,7 +269,7 @@ def copy_checkpoint(model: str, target: Path) -> None:
     from random_model import copy_without_end
 
     source = prepare(model, engine="transformers").folder.absolute()
-    target.mkdir()
+    target.mkdir(parents=True)
     copy_without_end(source, target)
     for file in source.glob("model*.safetensors*"):
         try:

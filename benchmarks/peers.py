@@ -1,8 +1,8 @@
 """Other engines for engines.py and serve_throughput.py, each run by an interpreter of its own.
 
     PYTHON benchmarks/peers.py export PEER CHECKPOINT TARGET
-    PYTHON benchmarks/peers.py run PEER TARGET PROMPTS.json SETTING.json
-    PYTHON benchmarks/peers.py serve openvino-ir TARGET PORT
+    PYTHON benchmarks/peers.py run PEER TARGET PROMPTS.json SETTING
+    PYTHON benchmarks/peers.py serve {openvino-ir,openvino-q8_0} TARGET PORT SETTING
 
 PYTHON has the peer and not packhorse. Make a virtual environment for each (`--find-links` names a
 folder or index page with the CPU build of torch, if PyPI's build for CUDA is not wanted):
@@ -24,12 +24,16 @@ all else goes to standard error. `SETTINGS` of a peer are alternatives that chan
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -133,6 +137,7 @@ def fixed_length(new_tokens: int) -> Any:
 
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.do_sample, config.ignore_eos = new_tokens, False, True
+    config.set_eos_token_id(0)  # ignored; the checkpoint names none, which is refused
     return config
 
 
@@ -324,10 +329,87 @@ def run(name: str, target: str, prompts: str, setting: str) -> None:
     os._exit(0)  # engines end with threads of their own, which some of them do not stop
 
 
+def serve_openvino(name: str, target: str, port: str, setting: str) -> None:
+    """Serve /v1/chat/completions as streams, until the process is ended.
+
+    A thin stand-in for OpenVINO Model Server, which is no PyPI package: the same pipeline, HTTP in
+    Python, each token as one event. It answers what serve_throughput.py asks, and nothing else.
+    """
+    peer = PEERS[name]()
+    assert isinstance(peer, OpenVinoIr)
+    pipeline = peer.pipeline(Path(target), json.loads(setting))
+    tokenizer = pipeline.get_tokenizer()
+    requests: dict[int, tuple[Any, queue.SimpleQueue[list[int]]]] = {}
+    numbers, arrived = itertools.count(), threading.Event()
+
+    def step_forever() -> None:
+        while True:
+            if not pipeline.has_non_finished_requests():
+                arrived.wait()
+                arrived.clear()
+                continue
+            pipeline.step()
+            for handle, outputs in list(requests.values()):
+                if handle.can_read():
+                    for output in handle.read().values():
+                        outputs.put(list(output.generated_ids))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.answer({"data": [{"id": "model"}]})
+
+        def answer(self, document: Setting) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not asked.get("stream"):
+                self.answer({"choices": []})
+                return
+            prompt = tokenizer.apply_chat_template(asked["messages"], add_generation_prompt=True)
+            new_tokens, number = asked["max_tokens"], next(numbers)
+            outputs: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+            handle = pipeline.add_request(number, prompt, fixed_length(new_tokens))
+            requests[number] = handle, outputs
+            arrived.set()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            count = 0
+            while count < new_tokens:
+                ids = outputs.get()
+                count += len(ids)
+                self.event({"choices": [{"delta": {"content": tokenizer.decode(ids)}}]})
+            del requests[number]
+            self.event({"choices": [{"delta": {}, "finish_reason": "length"}]})
+            self.event({"choices": [], "usage": {"completion_tokens": count}})
+            self.wfile.write(b"data: [DONE]\n\n")
+            self.close_connection = True
+
+        def event(self, document: Setting) -> None:
+            self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    threading.Thread(target=step_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
+    server.serve_forever()
+
+
 def main() -> None:
     verb, name, *rest = sys.argv[1:]
     if verb == "export":
         PEERS[name]().export(Path(rest[0]), Path(rest[1]))
+    elif verb == "serve":
+        serve_openvino(name, *rest)
     else:
         run(name, *rest)
 
