@@ -46,6 +46,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, product
 from pathlib import Path
 from statistics import mean, median
@@ -364,7 +365,7 @@ def limits_trial(outputs: int, inputs: int) -> None:
         )
 
     rates = [
-        on_all_cores(lambda kind=kind, rows=rows: kind(rows)) * 2 * rows * outputs * inputs
+        on_all_cores(partial(kind, rows)) * 2 * rows * outputs * inputs
         for kind, rows in product((int_mm, onednn), (256, 512))
     ]
     read = max(on_all_cores(total), on_all_cores(dot)) * (4 << 26)

@@ -254,7 +254,8 @@ class LlamaBatches:
         self, prompts: Rows, outputs: Rows, computed: list[int], running: dict[int, int]
     ) -> list[tuple[int, int]]:
         """Fill the batch; return (place in the batch, slot) of the rows that get a token."""
-        batch, asked = self._batch, []
+        batch = self._batch
+        asked: list[tuple[int, int]] = []
         batch.n_tokens = 0
         decoding = sorted(running, key=lambda slot: not outputs[running[slot]])
         for slot in decoding:
