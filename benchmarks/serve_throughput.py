@@ -48,7 +48,7 @@ from packhorse.load_test.config import LoadTestConfig
 from packhorse.load_test.results import Trial
 from packhorse.load_test.runner import load_test
 from packhorse.profiling.run_metrics import quantile
-from peers import PEERS, VLLM_ENVIRONMENT
+from peers import PEERS, environment_of
 
 PACKHORSE = [sys.executable, "-m", "packhorse"]
 
@@ -124,9 +124,9 @@ def peer_server(workspace: Workspace, peer: str) -> Iterator[str]:
         port = free.getsockname()[1]
     kind = PEERS[peer]()
     setting = {**kind.screened[-1], **next(iter(kind.settings.values()))}
-    target, environment = workspace.target(peer), dict(os.environ)
+    target = workspace.target(peer)
+    environment = {**os.environ, **environment_of(peer, workspace.peers[peer])}
     if peer == "vllm":
-        environment |= VLLM_ENVIRONMENT
         command = [workspace.peers[peer], "-m", "vllm.entrypoints.openai.api_server", "--model",
                    str(target), "--host", "127.0.0.1", "--port", str(port), "--max-model-len",
                    "4096", "--dtype", "bfloat16"]  # fmt: skip
