@@ -39,12 +39,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, product
@@ -144,21 +146,39 @@ def watch(system: System) -> list[Figures]:
     """Run a system; return its events with `at` (seconds since its start) and `peak` (bytes)."""
     environment = {**os.environ, **system.environment}
     started = time.monotonic()
-    process = subprocess.Popen(system.command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        system.command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
     memory = MemoryWatch(process.pid)
     memory.start()
     events: list[Figures] = []
     assert process.stdout is not None
-    for line in process.stdout:
-        at = time.monotonic() - started
-        memory.sample()
-        events.append({**json.loads(line), "at": at, "peak": memory.peak})
-    code = process.wait()
-    memory.stop()
+    try:
+        for line in process.stdout:
+            at = time.monotonic() - started
+            memory.sample()
+            events.append({**json.loads(line), "at": at, "peak": memory.peak})
+            if events[-1]["event"] == "end":
+                break
+        code = 0 if events and events[-1]["event"] == "end" else process.wait()
+    finally:
+        memory.stop()
+        end_group(process)
     if code:
         sys.exit(f"{system.name} failed with exit code {code}: {' '.join(system.command)}")
     events.append({"event": "exit", "at": time.monotonic() - started, "peak": memory.peak})
     return events
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a session, and those of its children that are still there."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def summarize(events: list[Figures]) -> Figures:
@@ -331,7 +351,6 @@ def packhorse_trial(options: argparse.Namespace) -> None:
 
     measure(report, generate, groups[0], groups[1:], options.max_new_tokens)
     report("end")
-    model.close()
 
 
 def limits_trial(outputs: int, inputs: int) -> None:

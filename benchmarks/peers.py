@@ -20,7 +20,8 @@ folder or index page with the CPU build of torch, if PyPI's build for CUDA is no
 
 A run loads, generates a warm-up, then every group of prompts with a fixed number of new tokens;
 end tokens are ignored, sampling is greedy. It reports one JSON object per line on standard output,
-all else goes to standard error. `SETTINGS` of a peer are alternatives that change speed only.
+all else goes to standard error; the last is "end", after which it may be killed. `settings` of a
+peer are alternatives that change speed and memory only.
 """
 
 from __future__ import annotations
@@ -342,7 +343,6 @@ def run(name: str, target: str, prompts: str, setting: str) -> None:
     report("ready")
     measure(report, generate, given["warm_up"], given["groups"], given["new_tokens"])
     report("end")
-    os._exit(0)  # engines end with threads of their own, which some of them do not stop
 
 
 def serve_openvino(name: str, target: str, port: str, setting: str) -> None:

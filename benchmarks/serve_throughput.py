@@ -33,7 +33,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines import Workspace, range_of
+from engines import Workspace, end_group, range_of
 from packhorse.config import InputConfig
 from packhorse.data import Request
 from packhorse.inputs import read_rows
@@ -132,14 +132,13 @@ def peer_server(workspace: Workspace, peer: str) -> Iterator[str]:
                    "4096", "--dtype", "bfloat16"]  # fmt: skip
     else:
         command = workspace.command("serve", peer, target, port, json.dumps(setting))
-    process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
+    process = subprocess.Popen(command, stdout=sys.stderr, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(address, process)
         yield address
     finally:
-        process.terminate()
-        process.wait()
+        end_group(process)
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], seconds: float = 900) -> None:
