@@ -360,13 +360,13 @@ def serve_openvino(name: str, target: str, port: str, setting: str) -> None:
 
     def step_forever() -> None:
         while True:
-            if not pipeline.has_non_finished_requests():
+            if pipeline.has_non_finished_requests():
+                pipeline.step()
+            else:
                 arrived.wait()
-                arrived.clear()
-                continue
-            pipeline.step()
+            arrived.clear()
             for handle, outputs in list(requests.values()):
-                if handle.can_read():
+                while handle.can_read():
                     for output in handle.read().values():
                         outputs.put(list(output.generated_ids))
 
