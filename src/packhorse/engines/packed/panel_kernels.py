@@ -185,8 +185,8 @@ _tile_1, _tile_2, _tile_3, _tile_4, _tile_5, _tile_6 = map(_build_tile, range(1,
 
 @inlined
 def multiply_panel(
-    sums: Any, at: int, stride: int, vectors: int, activations: Any, first: int, inputs: int,
-    rows: int, panel: int, starts: int, factor: int, zeros: int,
+    sums: Any, at: Any, stride: Any, vectors: int, activations: Any, first: Any, inputs: int,
+    rows: int, panel: int, starts: int, factor: Any, zeros: int,
 ) -> None:  # fmt: skip
     """Multiply rows with one panel: sums = starts + factor x sums + activations . panel.
 

@@ -62,7 +62,7 @@ def _floats(address: int, count: int) -> Any:
 
 @kernel
 def _multiply(
-    sums: Any, at: int, stride: int, linears: Any, linear: int, panel: int, activations: Any,
+    sums: Any, at: Any, stride: Any, linears: Any, linear: int, panel: int, activations: Any,
     rows: int, zeros: Any,
 ) -> None:  # fmt: skip
     """Multiply rows of activations with one panel of a linear layer."""

@@ -234,9 +234,9 @@ def arrange(tensors: CheckpointTensors, quantized: bool, native: bool) -> Weight
             positions, layers, norm, tuple(in_order(build.head())),
         )  # fmt: skip
     if native:
-        head, parts = build.float_head()
-        table = head if tensors.ties_head else tensors.embeddings().numpy()
-        return Weights(table, positions, layers, norm, parts)
+        panels, linears = build.float_head()
+        table = panels if tensors.ties_head else tensors.embeddings().numpy()
+        return Weights(table, positions, layers, norm, linears)
     embeddings = tensors.embeddings()
     head = embeddings if tensors.ties_head else tensors.head()
     parts = [build.linear(head[rows]) for rows in row_slices(arch.vocabulary, HEAD_COLUMNS)]
@@ -374,8 +374,8 @@ class WeightBuilder:
             for place, number in enumerate(numbers):
                 digit = number.to(torch.int8)
                 first = rows.start // PANEL
-                packed = pack_panels(digit.numpy())
-                panels[place][first : first + len(packed)] = packed
+                some = pack_panels(digit.numpy())
+                panels[place][first : first + len(some)] = some
                 sums[place][rows] = digit.sum(dim=1, dtype=torch.int32).mul_(-OFFSET).numpy()
         low = {"low_panels": panels[1], "low_offsets": sums[1]} if digits > 1 else {}
         found = Linear(outputs, inputs, scales, biases, panels=panels[0], offsets=sums[0], **low)  # type: ignore[arg-type]
