@@ -271,6 +271,7 @@ def prepare_for(
         device=engine.device,
         quantization_method=engine.quantization_method,
         allow_pickle=allow_pickle,
+        verify=engine.verify,
         report=report,
     )
 

@@ -1,15 +1,76 @@
-"""Digests of files, and the fingerprint of a model."""
+"""Digests of files, and the fingerprint of a model.
+
+The digest of a large file is stored, and used again as long as the file keeps its device, inode,
+size and times:
+
+    $PACKHORSE_HOME/digests/<device>-<inode>.json    size, mtime_ns, ctime_ns, sha256
+
+`verify_all` reads every byte instead.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+
+from packhorse.errors import ModelError, OutputError
+from packhorse.models.storage import cache_root
+from packhorse.storage.atomic_files import write_json
+from packhorse.storage.json_files import read_object
+
+STORED_BYTES = 1 << 20
+"""Smallest file whose digest is stored."""
+_SETTLED_SECONDS = 2.0
+"""Age from which a change of a file surely changes its times, whatever the resolution of both."""
+_verifies_all: ContextVar[bool] = ContextVar("verifies_all", default=False)
+
+
+@contextmanager
+def verify_all(enabled: bool = True) -> Iterator[None]:
+    """Use no stored digest within the context if `enabled`."""
+    token = _verifies_all.set(enabled or _verifies_all.get())
+    try:
+        yield
+    finally:
+        _verifies_all.reset(token)
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file (hex)."""
+    """Return the sha256 of a file (hex), read unless it is stored."""
+    found = path.stat()
+    if found.st_size < STORED_BYTES:
+        return _compute(path)
+    stamp = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
+    stored = _stored_path(found)
+    if stored is not None and not _verifies_all.get():
+        with suppress(ModelError, OSError):
+            document = read_object(stored)
+            if document == {**stamp, "sha256": document.get("sha256")}:
+                return str(document["sha256"])
+    started = time.time()
+    digest = _compute(path)
+    is_settled = started - max(found.st_mtime, found.st_ctime) > _SETTLED_SECONDS
+    if stored is not None and is_settled:
+        with suppress(OSError, OutputError):  # a cache that cannot be written costs time only
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            write_json(stored, {**stamp, "sha256": digest})
+    return digest
+
+
+def _stored_path(found: os.stat_result) -> Path | None:
+    try:
+        return cache_root() / "digests" / f"{found.st_dev}-{found.st_ino}.json"
+    except ModelError:
+        return None
+
+
+def _compute(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

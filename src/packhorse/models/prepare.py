@@ -21,7 +21,7 @@ from packhorse.models.checkpoint import require_unquantized
 from packhorse.models.convert import convert_checkpoint, converter_version
 from packhorse.models.engine_support import engines_of_folder
 from packhorse.models.fetch import fetch_members
-from packhorse.models.hashing import file_digests, fingerprint
+from packhorse.models.hashing import file_digests, fingerprint, verify_all
 from packhorse.models.int8_folder import INT8_VERSION, is_int8_folder
 from packhorse.models.int8_preparation import (
     CannotFoldError,
@@ -55,6 +55,7 @@ def prepare(
     device: str = "cpu",
     quantization_method: str = AUTO,
     allow_pickle: bool = False,
+    verify: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
     """Return the verified folder of a model in the form that an engine loads.
@@ -70,6 +71,7 @@ def prepare(
         quantization_method: How the model is prepared for int8 (`quantization.methods`). "auto" is
             the recipe that `packhorse quantize` stored, or the best method for the model's family.
         allow_pickle: Accept PyTorch pickles as weights.
+        verify: Read every byte of the files, even of those that did not change (`hashing`).
         report: Receives a line before each long step.
 
     Raises:
@@ -83,7 +85,8 @@ def prepare(
     request = PrepareRequest(
         model, engine, quantization, device, quantization_method, allow_pickle, report
     )
-    with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
+    what = f"{model} cannot be prepared"
+    with model_errors(what, "copy or fetch the model again"), verify_all(verify):
         try:
             return _prepare(request)
         except OSError as error:
