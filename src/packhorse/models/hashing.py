@@ -43,24 +43,35 @@ def verify_all(enabled: bool = True) -> Iterator[None]:
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file (hex), read unless it is stored."""
-    found = path.stat()
-    if found.st_size < STORED_BYTES:
-        return _compute(path)
-    stamp = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
-    stored = _stored_path(found)
-    if stored is not None and not _verifies_all.get():
-        with suppress(ModelError, OSError):
-            document = read_object(stored)
-            if document == {**stamp, "sha256": document.get("sha256")}:
-                return str(document["sha256"])
-    started = time.time()
+    if digest := stored_sha256(path):
+        return digest
+    found, started = path.stat(), time.time()
     digest = _compute(path)
+    stored = _stored_path(found)
     is_settled = started - max(found.st_mtime, found.st_ctime) > _SETTLED_SECONDS
-    if stored is not None and is_settled:
+    if stored is not None and is_settled and found.st_size >= STORED_BYTES:
         with suppress(OSError, OutputError):  # a cache that cannot be written costs time only
             stored.parent.mkdir(parents=True, exist_ok=True)
-            write_json(stored, {**stamp, "sha256": digest})
+            write_json(stored, {**_stamp(found), "sha256": digest})
     return digest
+
+
+def stored_sha256(path: Path) -> str:
+    """Return the stored sha256 of a file that did not change since; "" if it must be read."""
+    found = path.stat()
+    stored = _stored_path(found)
+    if found.st_size < STORED_BYTES or stored is None or _verifies_all.get():
+        return ""
+    with suppress(ModelError, OSError):
+        document = read_object(stored)
+        digest = document.pop("sha256", "")
+        if document == _stamp(found):
+            return str(digest)
+    return ""
+
+
+def _stamp(found: os.stat_result) -> dict[str, int]:
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
 
 
 def _stored_path(found: os.stat_result) -> Path | None:

@@ -304,7 +304,7 @@ def _prepare_ctranslate2_folder(
     tokenizer = ctranslate2_folder.tokenizer_folder(folder)
     files = ctranslate2_folder.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
-    report_if_long(folder, size, report)
+    report_if_long(folder, files, report)
     return PreparedModel(
         name=model,
         kind=CTRANSLATE2,
