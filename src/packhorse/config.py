@@ -93,6 +93,8 @@ class EngineConfig:
             what `packhorse quantize` found for it, else the best that its family supports.
         cache_bytes: Memory for the key-value cache of an engine that allocates it once (packed);
             None is what 65,536 tokens take, at most half of the free memory.
+        verify: Compute the digests of all files of the model, even of those that kept inode, size
+            and times since it was last done.
     """
 
     engine: str = field(
@@ -145,6 +147,10 @@ class EngineConfig:
             "help": "allocate this much memory for the key-value cache of the packed engine",
             "default": "enough for 65,536 tokens, at most half of the free memory",
         },
+    )
+    verify: bool = field(
+        default=False,
+        metadata={"help": "verify every byte of the model, even of files that did not change"},
     )
 
 

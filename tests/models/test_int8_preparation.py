@@ -216,13 +216,19 @@ def packed_int8(folder: Path, method: str = "auto", **options: Any) -> PreparedM
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method"), [("tied", "rotate-smooth"), ("llama", "rotate-smooth"), ("gpt2", "smooth")]
+    ("name", "asked", "method"),
+    [
+        ("tied", "auto", "plain"),
+        ("llama", "rotate-smooth", "rotate-smooth"),
+        ("gpt2", "auto", "smooth"),
+        ("gpt2", "plain", "plain"),
+    ],
 )
 def test_the_packed_engine_gets_int8_weights(
-    tiny: Tiny, home: Path, name: str, method: str
+    tiny: Tiny, home: Path, name: str, asked: str, method: str
 ) -> None:
     folder = tiny(name)
-    prepared = packed_int8(folder)
+    prepared = packed_int8(folder, asked)
     assert (prepared.kind, prepared.engine) == ("huggingface", "packed")
     assert (prepared.quantization, prepared.quantization_method) == ("int8", method)
     assert prepared.codec().encode_fragment("loads") == prepare(
@@ -320,8 +326,8 @@ def test_packed_int8_follows_the_recipe_that_was_found(tiny: Tiny, home: Path) -
     int8_preparation.store_recipe(original.title, original.identity(), RECIPE, {})
     tuned = packed_int8(folder)
     assert tuned.folder.name.startswith("llama-packed-int8-tuned-")
-    assert tuned.quantization_method == "smooth"
-    assert packed_int8(folder, "rotate-smooth").quantization_method == quick.quantization_method
+    assert (quick.quantization_method, tuned.quantization_method) == ("plain", "smooth")
+    assert packed_int8(folder, "rotate-smooth").quantization_method == "rotate-smooth"
 
 
 def test_packed_int8_that_is_not_prepared(
@@ -329,14 +335,26 @@ def test_packed_int8_that_is_not_prepared(
 ) -> None:
     folder = tiny("gpt2")
     plain = packed_int8(folder, "plain")
-    assert (plain.folder, plain.quantization_method) == (folder, "plain")
+    assert plain.folder.name.startswith("gpt2-packed-int8-")
+    assert plain.quantization_method == "plain"
     with pytest.raises(ConfigError, match="cannot be quantized by rotate"):
         packed_int8(folder, "rotate")
     other = tiny_models.tiny_gptj(tmp_path / "gptj")
     assert packed_int8(other).folder == other, "the engine says what it cannot run"
-    monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 1_000_000_000)
-    assert packed_int8(folder, report=messages.append).folder == folder
+    monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 2_000_000_000)
+    assert packed_int8(folder, report=messages.append).folder == plain.folder
     assert messages == [
-        "preparing the model for int8 takes 3.1 GB of memory, and 1.0 GB are free: its weights "
+        "preparing the model for int8 takes 3.1 GB of memory, and 2.0 GB are free: its weights "
         "are rounded to nearest, which is less accurate"
     ]
+
+
+def test_the_quick_method_names_packhorse_quantize_and_takes_little_memory(
+    tiny: Tiny, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 2_000_000_000)
+    assert packed_int8(tiny("llama"), report=messages.append).quantization_method == "plain"
+    assert "packhorse quantize llama may lose less accuracy" in messages[0]
+    messages.clear()
+    packed_int8(tiny("llama"), report=messages.append)
+    assert messages == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from packhorse.quantization.hadamard import hadamard_matrix, rotation_matrix
+from packhorse.quantization.hadamard import Rotation, hadamard_matrix, rotation_matrix
 
 HIDDEN_SIZES = (
     1, 2, 4, 8, 12, 16, 20, 24, 28, 36, 48, 64, 72, 80, 96, 104, 112, 120, 128, 256, 320, 384, 448,
@@ -43,3 +43,13 @@ def test_the_seed_draws_the_signs() -> None:
     torch.testing.assert_close(signed, signs[:, None] * plain)
     assert torch.equal(signed, rotation_matrix(64, 3))
     assert not torch.equal(signed, rotation_matrix(64, 4))
+
+
+@pytest.mark.parametrize("size", [1, 20, 36, 64, 576, 896, 1600, 2048, 1288])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_factors_of_a_rotation_multiply_like_the_matrix(size: int, seed: int | None) -> None:
+    matrix, rotation = rotation_matrix(size, seed).float(), Rotation.of(size, seed)
+    weight = torch.randn(5, size)
+    assert torch.allclose(rotation.rotate_inputs(weight), weight @ matrix, atol=1e-4)
+    columns = weight.t().contiguous()
+    assert torch.allclose(rotation.rotate_outputs(columns), matrix.T @ columns, atol=1e-4)

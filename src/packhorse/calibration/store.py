@@ -147,7 +147,7 @@ def calibration_path(prepared: PreparedModel, config: EngineConfig) -> Path:
         "format": FORMAT,
         "model": prepared.fingerprint,
         "engine": prepared.engine,
-        "config": asdict(_resolved(prepared, config)),
+        "config": _results_config(_resolved(prepared, config)),
         "machine": machine(),
         "versions": library_versions(),
     }
@@ -157,6 +157,11 @@ def calibration_path(prepared: PreparedModel, config: EngineConfig) -> Path:
     except ModelError:  # no cache folder: nothing is found or stored
         root = Path(os.devnull)
     return root / "calibrations" / f"{digest[:24]}.json"
+
+
+def _results_config(config: EngineConfig) -> dict[str, Any]:
+    """Return the options that affect measurements."""
+    return {name: value for name, value in asdict(config).items() if name != "verify"}
 
 
 def _resolved(prepared: PreparedModel, config: EngineConfig) -> EngineConfig:

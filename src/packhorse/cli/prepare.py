@@ -11,7 +11,7 @@ from packhorse.engine_protocol.registry import model_engines
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser, JobConfig, "model", "allow_pickle")
-    names = ("engine", "quantization", "quantization_method", "device")
+    names = ("engine", "quantization", "quantization_method", "device", "verify")
     engine = {
         "help": "prepare the model for this engine",
         "type": options.engine_with_model,
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=config.device,
         quantization_method=config.quantization_method,
         allow_pickle="allow_pickle" in job,
+        verify=config.verify,
         report=print_progress,
     )
     facts = {

@@ -279,6 +279,7 @@ def prepare_for(
         policy=policy,
         workers=engine.workers,
         allow_pickle=allow_pickle,
+        verify=engine.verify,
         report=report,
     )
 

@@ -1,4 +1,4 @@
-"""Cache of fetched and converted models; every byte is verified each time an entry is used.
+"""Cache of fetched and converted models, verified each time an entry is used.
 
     $PACKHORSE_HOME/
         smollm2-135m-instruct-hf-0123456789ab/    an entry: its key is in its name
@@ -6,7 +6,8 @@
         .locks/<entry>.lock                       held while an entry is built
         .building~<entry>~<random>/               an entry being built; renamed when complete
 
-An altered or incomplete entry is never used; it is reported and built again.
+Digests of files that kept inode, size and times are not computed again (`hashing`). An altered or
+incomplete entry is never used; it is reported and built again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from packhorse import __version__
 from packhorse.engine_protocol.registry import ModelKind
 from packhorse.errors import ModelError
-from packhorse.models.hashing import file_sha256, fingerprint
+from packhorse.models.hashing import file_sha256, fingerprint, verify_all
 from packhorse.models.prepared import Report
 from packhorse.models.storage import cache_root, storage_errors
 from packhorse.storage.atomic_files import sync_folder
@@ -180,7 +181,8 @@ def obtain(key: Key, build: Build, report: Report) -> Entry:
 def cached_models(*, verify: bool = False) -> list[CachedModel]:
     """Return all entries by name; with `verify`, check every byte of them."""
     manifests = sorted(cache_root().glob(f"*/{MANIFEST}"))
-    return [_describe(manifest.parent, verify) for manifest in manifests]
+    with verify_all():
+        return [_describe(manifest.parent, verify) for manifest in manifests]
 
 
 def _describe(folder: Path, verify: bool) -> CachedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from packhorse.models import cache
 from packhorse.models.checkpoint import Checkpoint, open_checkpoint, require_own_class
 from packhorse.models.fetch import fetch_members, fetch_repository
 from packhorse.models.gguf import CONVERSION, convert_gguf
-from packhorse.models.hashing import file_digests, file_sha256, fingerprint
+from packhorse.models.hashing import file_digests, file_sha256, fingerprint, stored_sha256
 from packhorse.models.prepared import PreparedModel, Report
 from packhorse.models.resolve import (
     CatalogModel,
@@ -93,7 +94,7 @@ class Original:
     def _fingerprint(self) -> str:
         """Fingerprint of all files of a user's own folder that affect results."""
         checkpoint = self.checkpoint()
-        report_if_long(checkpoint.folder, checkpoint.bytes_on_disk, self.report)
+        report_if_long(checkpoint.folder, checkpoint.files, self.report)
         return fingerprint(file_digests(checkpoint.folder, checkpoint.files))
 
     @cached_property
@@ -148,7 +149,9 @@ def find_original(model: str, *, allow_pickle: bool, report: Report) -> Original
     return Original(source, allow_pickle, report)
 
 
-def report_if_long(folder: Path, size: int, report: Report) -> None:
-    """Report that a folder is read if it is large."""
+def report_if_long(folder: Path, names: Iterable[str], report: Report) -> None:
+    """Report that files of a folder are read if they are large."""
+    paths = [folder / name for name in names]
+    size = sum(path.stat().st_size for path in paths if not stored_sha256(path))
     if size >= REPORTED_BYTES:
         report(f"reading {size / 1e9:.1f} GB in {folder} to compute its fingerprint")

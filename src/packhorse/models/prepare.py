@@ -25,7 +25,7 @@ from packhorse.models.engine_support import (
     config_of,
     engines_of_folder,
 )
-from packhorse.models.hashing import file_digests, fingerprint
+from packhorse.models.hashing import file_digests, fingerprint, verify_all
 from packhorse.models.int8_folder import INT8_VERSION, is_int8_folder
 from packhorse.models.int8_preparation import (
     CannotFoldError,
@@ -61,6 +61,7 @@ def prepare(
     policy: str = AUTO,
     workers: int | None = None,
     allow_pickle: bool = False,
+    verify: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
     """Return the verified folder of a model in the form that an engine loads.
@@ -77,6 +78,7 @@ def prepare(
             the recipe that `packhorse quantize` stored, or the best method for the model's family.
         policy, workers: Batching policy and workers that the engine "auto" must be able to run.
         allow_pickle: Accept PyTorch pickles as weights.
+        verify: Read every byte of the files, even of those that did not change (`hashing`).
         report: Receives a line before each long step.
 
     Raises:
@@ -98,7 +100,8 @@ def prepare(
         allow_pickle,
         report,
     )
-    with model_errors(f"{model} cannot be prepared", "copy or fetch the model again"):
+    what = f"{model} cannot be prepared"
+    with model_errors(what, "copy or fetch the model again"), verify_all(verify):
         try:
             return _prepare(request)
         except OSError as error:
@@ -342,7 +345,7 @@ def _prepare_ctranslate2_folder(
     tokenizer = ctranslate2_folder.tokenizer_folder(folder)
     files = ctranslate2_folder.deciding_files(folder)
     size = sum((folder / name).stat().st_size for name in files)
-    report_if_long(folder, size, report)
+    report_if_long(folder, files, report)
     return PreparedModel(
         name=model,
         kind=CTRANSLATE2,

@@ -25,10 +25,7 @@ IDS = torch.arange(1, 60)[None]
 def test_a_rotated_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     model = saved(FAMILIES[name], tmp_path)
     expected = model(IDS).logits
-    rotated, built = (
-        RotatedTensors(tmp_path, read_architecture(tmp_path)),
-        read_architecture(tmp_path),
-    )
+    rotated = RotatedTensors(tmp_path, read_architecture(tmp_path))
     head = rotated.head()
     for full, parameter in model.named_parameters():
         bare = full.removeprefix("model.")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from packhorse.engines.packed import PackedEngine, read_architecture
 from packhorse.engines.packed.checkpoint_tensors import RotatedTensors

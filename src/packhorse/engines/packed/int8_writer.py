@@ -30,15 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from packhorse.engines.packed.architecture import Architecture, read_architecture
-from packhorse.engines.packed.checkpoint_tensors import ModelTensors
-from packhorse.engines.packed.weights import (
-    HEAD_COLUMNS,
-    Linear,
-    Norm,
-    WeightBuilder,
-    in_order,
-    open_tensors,
-)
+from packhorse.engines.packed.arrangement import WeightBuilder, in_order, open_tensors
+from packhorse.engines.packed.checkpoint_tensors import CheckpointTensors, ModelTensors
+from packhorse.engines.packed.layers import HEAD_COLUMNS, Linear, Norm
 from packhorse.models.int8_folder import WEIGHTS, write_int8_config
 from packhorse.models.safetensors_data import open_writer
 from packhorse.storage.json_files import read_object
@@ -70,7 +64,7 @@ def write_int8(
     """
     arch, digits = read_architecture(source), _ROUNDED_QKV_DIGITS
     if rounded is None:
-        tensors = open_tensors(source, arch, rotated=True)
+        tensors: CheckpointTensors = open_tensors(source, arch, rotated=True)
     else:
         arch, digits = replace(arch, ties_head=False), _PREPARED_QKV_DIGITS
         tensors = ModelTensors(rounded, arch)

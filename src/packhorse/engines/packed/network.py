@@ -30,10 +30,10 @@ from packhorse.engines.packed.kernels import (
     write_activations,
     write_logits,
 )
+from packhorse.engines.packed.layers import HEAD_COLUMNS, Layer, Linear, Norm, Weights
 from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.step import NUM_KINDS
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
-from packhorse.engines.packed.weights import HEAD_COLUMNS, Layer, Linear, Norm, Weights
 from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
+from packhorse.engines.packed.layers import Linear, Norm, Weights
 from packhorse.engines.packed.network import (
     SAMPLED_AT_ONCE,
     Ints,
@@ -31,7 +32,6 @@ from packhorse.engines.packed.step import (
     run_step,
 )
 from packhorse.engines.packed.threads import LINE
-from packhorse.engines.packed.weights import Linear, Norm, Weights
 
 _PHASE_OF_KIND = {MATMUL: "matmul", ATTENTION: "attention", HEAD: "head"}
 

@@ -29,11 +29,11 @@ from packhorse.engines.packed.kernels import (
     write_activations,
     write_logits,
 )
+from packhorse.engines.packed.layers import LOW_DIGIT_STEPS
 from packhorse.engines.packed.panel_kernels import multiply_panel
 from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.threads import cycles, finish_chunk, take_chunk, wait_for_chunks
 from packhorse.engines.packed.vectors import LANES, load, store
-from packhorse.engines.packed.weights import LOW_DIGIT_STEPS
 
 EMBED, MATMUL, HEADS, KEEP, ATTENTION, ATTENDED, NORM, ACTIVATION, HEAD = range(9)
 """Kinds of phases."""
