@@ -1,8 +1,8 @@
 """Weights of a model in the layout of the engine's matrix multiplications.
 
 float32 weights are arranged, not changed. int8 weights have one scale per output channel and
-activations one per row, so the result of a row never depends on its neighbours. The input of the MLP's down
-projection is rotated at run time (`quantization.online_hadamard`). Prepared int8 weights
+activations one per row, so the result of a row never depends on its neighbours. The input of the
+MLP's down projection is rotated at run time (`quantization.online_hadamard`). Prepared int8 weights
 (`models.int8_folder`) are mapped into memory as they are. Those of another folder are rotated
 (`checkpoint_tensors`) and rounded to nearest here, and the QKV weights, which lose most to
 rounding, get two int8 digits.
