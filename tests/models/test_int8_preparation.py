@@ -353,8 +353,9 @@ def test_the_quick_method_names_packhorse_quantize_and_takes_little_memory(
     tiny: Tiny, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8_preparation, "available_bytes", lambda: 2_000_000_000)
-    assert packed_int8(tiny("llama"), report=messages.append).quantization_method == "plain"
+    folder = tiny("llama")
+    assert packed_int8(folder, report=messages.append).quantization_method == "plain"
     assert "packhorse quantize llama may lose less accuracy" in messages[0]
     messages.clear()
-    packed_int8(tiny("llama"), report=messages.append)
+    packed_int8(folder, report=messages.append)
     assert messages == []

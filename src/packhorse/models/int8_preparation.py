@@ -274,7 +274,7 @@ def quick_preparation_bytes(checkpoint: Checkpoint) -> int:
     """
     config = load_config(checkpoint.folder)
     size = loaded_size(checkpoint)
-    layers = max(1, config.num_hidden_layers)
+    layers = max(1, int(config.num_hidden_layers))
     return _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
 
 

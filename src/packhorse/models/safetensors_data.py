@@ -65,7 +65,7 @@ class SafetensorsReader:
         found = torch.empty(shape, dtype=kind)
         row_bytes = found.nbytes // max(1, stop - first)
         if found.numel():
-            data = memoryview(found.view(-1).view(torch.uint8).numpy())
+            data = found.view(-1).view(torch.uint8).numpy().data
             self._fill(data, self._start + entry.data_offsets[0] + first * row_bytes)
         return found.float()
 
@@ -137,7 +137,7 @@ class SafetensorsWriter:
             self._describe(f"padding.{len(self._header)}", "U8", (self._end - begin,), begin)
 
     def _write(self, part: NDArray[Any]) -> None:
-        self._file.write(memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8)))
+        self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         self._end += part.nbytes
 
     def _describe(self, name: str, dtype: str, shape: tuple[int, ...], begin: int) -> None:

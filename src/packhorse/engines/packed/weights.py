@@ -11,6 +11,7 @@ rounding, get two int8 digits.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def _mapped(folder: Path, arch: Architecture, native: bool) -> Weights:
     def linear(name: str, outputs: int, inputs: int, digits: int = 1) -> Linear:
         padded = -(-outputs // PANEL)
         shape = padded, -(-inputs // 4), PANEL, 4
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for key, place in (("", 0), ("low_", 1)):
             if place < digits:
                 arrays[f"{key}panels"] = tensors.get(f"{name}.{key}panels", np.int8, *shape)
