@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "heads none": (config(num_attention_heads=0), "."),
     "heads seven": (config(num_attention_heads=7), "."),
     "experts many": (config(num_local_experts=10**6), "num_local_experts must be"),
+    "window text": (config(model_type="mistral", sliding_window="x"), "sliding_window"),
     "labels many": (config(num_labels=10**9), "num_labels must be"),
     "kv heads negative": (config(num_key_value_heads=-2), "num_key_value_heads must be"),
     "head size many": (config(head_dim=100_000), "."),

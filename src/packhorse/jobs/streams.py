@@ -165,7 +165,7 @@ def _buffered(stream: TextIO) -> TextIO:
     """
     if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
         return stream
-    return open(  # noqa: SIM115 - the descriptor stays open
+    return open(
         stream.fileno(), "w", buffering=1, encoding=stream.encoding, errors=stream.errors,
         closefd=False,
     )  # fmt: skip
