@@ -176,6 +176,8 @@ CASES: dict[str, tuple[Change, str]] = {
     "heads none": (config(num_attention_heads=0), "."),
     "heads seven": (config(num_attention_heads=7), "."),
     "experts many": (config(num_local_experts=10**6), "num_local_experts must be"),
+    "window text": (config(model_type="mistral", sliding_window="x"), "sliding_window"),
+    "labels many": (config(num_labels=10**9), "num_labels must be"),
     "kv heads negative": (config(num_key_value_heads=-2), "num_key_value_heads must be"),
     "head size many": (config(head_dim=100_000), "."),
     "context huge": (config(max_position_embeddings=10**12), "max_position_embeddings must be"),
@@ -298,6 +300,10 @@ CASES: dict[str, tuple[Change, str]] = {
     "tokenizer added": (edited("tokenizer.json", lambda t: {**t, "added_tokens": 1}), "tokenizer"),
     "tokenizer splitter": (
         edited("tokenizer.json", lambda t: {**t, "pre_tokenizer": {"type": "Own"}}),
+        "tokenizer",
+    ),
+    "tokenizer_config length": (
+        edited("tokenizer_config.json", lambda c: {**c, "model_max_length": "long"}),
         "tokenizer",
     ),
     "tokenizer_config list": (written("tokenizer_config.json", b"[]"), "must hold a JSON object"),

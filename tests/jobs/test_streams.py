@@ -360,7 +360,7 @@ def test_json_is_whole_or_an_error(folder: Path) -> None:
 def test_a_part_of_the_output_counts_as_incomplete(tmp_path: Path, unbuffered: str) -> None:
     """Python's own unbuffered streams ignore that a write took only a part."""
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 1; exec {PACKHORSE} --help > out"],
+        ["/bin/bash", "-c", f"ulimit -f 1; exec {PACKHORSE} --help > out"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         capture_output=True,

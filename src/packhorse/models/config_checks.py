@@ -95,6 +95,7 @@ def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSiz
         bounds = [(_LAYERS, 1, layers, held), (_CONTEXTS, 1, MAX_CONTEXT, "")]
         bounds += [(_WIDTHS, 1, widths, "no tensor in the files is larger" if is_text else "")]
         bounds += [(_EXPERTS, 0, widths, "")]  # the router has an output for each
+        bounds += [(("num_labels",), 0, _SANE_PARTS, "")]  # each gets a name
         bounds += [(_SIZES, 0, min(_MAX_SIZE, max(stored.elements, 1)), "")]
         for names, least, most, reason in bounds:
             for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packhorse.batching.memory import SHARE_OF_FREE_MEMORY, available_bytes
-from packhorse.errors import ModelError, first_line
+from packhorse.errors import ModelError, first_line, model_errors
 from packhorse.models.checkpoint import (
     BYTES_PER_WEIGHT,
     Checkpoint,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CONVERSION = "ctranslate2-3"
 """Version of the conversion; changes if the same checkpoint would give another folder."""
 
+_DAMAGED = "the files are damaged or do not belong together: copy or fetch the model again"
 _ROPE_TYPE = re.compile(r"RoPE scaling type '(\w+)' is not yet implemented")
 
 
@@ -130,10 +131,11 @@ def _convert(
             model = changed
             if model is None:
                 require_fitting_size(checkpoint.folder)
-                options["config"] = load_config(checkpoint.folder)
-                model, loading = model_class.from_pretrained(
-                    path, output_loading_info=True, **options
-                )
+                with model_errors(f"{checkpoint.folder} cannot be loaded", _DAMAGED):
+                    options["config"] = load_config(checkpoint.folder)
+                    model, loading = model_class.from_pretrained(
+                        path, output_loading_info=True, **options
+                    )
                 require_all_weights(loading)
             self.config, self.rotary_embeddings = model.config, read_rotary_embeddings(model)
             own = reference_logits(model) if is_rounded or reference is None else None

@@ -200,7 +200,7 @@ def _query_scale(text: Any, layer: int) -> float | None:
     These are `query_pre_attn_scalar` of Gemma 2 and 3, and two settings of GPT-2.
     """
     if squared := getattr(text, "query_pre_attn_scalar", None):
-        return float(squared) ** -0.5
+        return 1 / math.sqrt(squared)
     is_scaled = getattr(text, "scale_attn_weights", True)
     by_layer = getattr(text, "scale_attn_by_inverse_layer_idx", False)
     if is_scaled and not by_layer:

@@ -157,10 +157,10 @@ def instead_of(config: Any, refusing: str, quantization: str = "auto") -> str:
 
 
 def instead_for_folder(folder: Path, refusing: str, quantization: str = "auto") -> str:
-    """Return `instead_of` for a Hugging Face folder; transformers if its config is unreadable."""
+    """Return `instead_of` for a Hugging Face folder; no engine if its config is unreadable."""
     config = config_of(folder)
     if config is None:
-        return "use --engine transformers"
+        return "correct its config.json, or copy or fetch the model again"
     return instead_of(config, refusing, quantization)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from packhorse.errors import ModelError, model_errors
+from packhorse.errors import ModelError, first_line, model_errors
 
 _HINT = "the folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json"
 _PACKAGES: tuple[tuple[str, str, dict[str, str]], ...] = (
@@ -42,6 +42,11 @@ def _known_reason(folder: Path, error: Exception) -> ModelError | None:
             "that comes with a model",
             "give a model whose tokenizer is a tokenizer.json",
         )
+    if fault := _config_fault(folder):
+        return ModelError(
+            f"{folder}/config.json cannot be used: {fault}",
+            "it was changed or is for another version of transformers: copy or fetch it again",
+        )
     if (folder / "tokenizer.json").is_file():
         return None
     for files, what, packages in _PACKAGES:
@@ -52,6 +57,19 @@ def _known_reason(folder: Path, error: Exception) -> ModelError | None:
                 f"pip install {' '.join(missing)}",
             )
     return None
+
+
+def _config_fault(folder: Path) -> str:
+    """Return why transformers cannot read the config beside a tokenizer; "" if it can."""
+    if not (folder / "config.json").is_file():
+        return ""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds
+        return first_line(error)
+    return ""
 
 
 def _is_installed(module: str) -> bool:

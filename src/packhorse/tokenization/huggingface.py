@@ -19,6 +19,7 @@ from packhorse.openai_format.row_errors import RowError
 from packhorse.storage.json_files import read_object
 from packhorse.tokenization.chat_template import ChatTemplate
 from packhorse.tokenization.codecs import Refusal
+from packhorse.tokenization.errors import tokenizer_errors
 from packhorse.tokenization.loading import load_tokenizer
 from packhorse.tokenization.placeholders import ROLES
 from packhorse.tokenization.rendering import TemplateSource
@@ -38,6 +39,8 @@ class HuggingFaceCodec:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tokenizer = load_tokenizer(folder)
+        with tokenizer_errors(folder):  # some settings are first read when a text is encoded
+            self.encode_fragment("a")
         hidden = {_OPEN, *self._tokenizer.all_special_tokens, *self._added_specials()}
         self._special = re.compile("|".join(map(re.escape, sorted(hidden))))
 

@@ -124,8 +124,8 @@ def _require_steps(check: _Check, folder: Path, config: Any) -> None:
     """ModelError if a single row is not computed right either."""
     if not check.holds(_Check.alone):
         raise ModelError(
-            f"{folder} cannot be run: this {config.model_type} model computes other logits token by token "
-            "than for a whole text, so its text would be wrong",
+            f"{folder} cannot be run: this {config.model_type} model computes other logits token "
+            "by token than for a whole text, so its text would be wrong",
             instead_of(config, "transformers")
             if other_engines(config, "transformers")
             else "another version of transformers may run it: pip install --upgrade transformers",
