@@ -48,8 +48,9 @@ SHARED_ROWS = 32
 DEFAULT_CACHE_TOKENS = 1 << 16
 LONGEST_ROW = 1 << 20
 """Maximum row length (tokens) that the default cache is sized for, whatever a config claims."""
-CHECKED_TOKENS = 24
-"""Number of last tokens of the check text whose logits are also computed token by token."""
+CHECKED_TOKENS = 8
+"""Number of first tokens of the check text whose logits are also computed token by token; all of
+them if it exceeds an attention window."""
 INT8_TOLERANCE = Tolerance(largest=np.inf, typical=0.9)
 """Tolerance for int8 weights and activations: outlier tokens may differ a lot."""
 T = TypeVar("T")
@@ -251,16 +252,17 @@ class PackedEngine:
             ModelError: They differ.
         """
         reference, context = read_reference(folder), self._capabilities.max_context
+        window = min(filter(None, arch.windows), default=0)
         if reference is None or max(reference.token_ids) >= arch.vocabulary:
-            reference, text = None, check_text(arch.vocabulary, context, min(arch.windows))
+            reference, text = None, check_text(arch.vocabulary, context, window)
         else:
             text = reference.token_ids[:context]
         assert self._network is not None
-        scratch, count = self._scratches[0], min(len(text), CHECKED_TOKENS)
-        whole = logits_after(self._network, scratch, text, len(text))
+        first = text if 0 < window < len(text) else text[:CHECKED_TOKENS]
+        whole = logits_after(self._network, self._scratches[0], text, len(text))
         if not np.isfinite(whole).all():
             raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
-        if not are_near(self._compute_logits_token_by_token(text, count), whole[-count:], EXACT):
+        if not are_near(self._compute_logits_token_by_token(first), whole[: len(first)], EXACT):
             raise ModelError(
                 f"the packed engine computes other logits for a prompt in {folder} "
                 "than token by token",
@@ -273,12 +275,10 @@ class PackedEngine:
                 "use --engine transformers with the source model",
             )
 
-    def _compute_logits_token_by_token(
-        self, text: Sequence[int], count: int
-    ) -> NDArray[np.float32]:
-        """Return the logits of the last `count` tokens of a text, computed one by one."""
+    def _compute_logits_token_by_token(self, text: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits [tokens, vocabulary] of a text, computed one token at a time."""
         assert self._network is not None
-        return logits_after(self._network, self._scratches[0], text, count, at_once=1)
+        return logits_after(self._network, self._scratches[0], text, len(text), at_once=1)
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> PackedEngine:
