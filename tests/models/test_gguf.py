@@ -57,6 +57,7 @@ def test_a_gguf_file_becomes_the_model_it_was_made_from(tiny: Tiny, home: Path) 
     )
     text = "<|im_start|>user\nWhat is the capital of France?  It's 1998.<|im_end|>\n"
     assert tokenizer(text).input_ids == original(text).input_ids
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|endoftext|>")
     assert tokenizer.chat_template == tiny_models.CHAT_TEMPLATE
     assert tokenizer.model_max_length == tiny_models.MAX_CONTEXT
     facts = model_facts(prepared)

@@ -1,15 +1,16 @@
 """Convert a GGUF file to a Hugging Face folder: dequantize weights to float32, keep tokenizer and
 chat template.
 
-transformers does the conversion. Added here is what it leaves out: end-of-turn tokens, and the
-pre-tokenizer of some byte-level BPE vocabularies, without which token boundaries move.
+transformers does the conversion. Added here is what it leaves out or mistakes: end-of-turn tokens,
+the tokens that begin and end a text, and the pre-tokenizer of some byte-level BPE vocabularies,
+without which token boundaries move.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from packhorse.models.storage import require_free_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONVERSION = "gguf-1"
+CONVERSION = "gguf-2"
 """Version of the conversion; changes if the same GGUF file would give another folder."""
 
 END_OF_TURN = frozenset(
@@ -49,6 +50,8 @@ class GgufFacts:
         tokens: Vocabulary by token id.
         end_ids: Token ids that end a text or a turn.
         chat_template: Chat template, "" if not given.
+        special_tokens: The `bos_token` and `eos_token` by their attribute of a tokenizer, those
+            that the file gives.
     """
 
     architecture: str
@@ -59,6 +62,7 @@ class GgufFacts:
     tokens: Sequence[str]
     end_ids: tuple[int, ...]
     chat_template: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert_gguf(file: Path, folder: Path, scratch: Path, report: Report) -> None:
@@ -104,18 +108,27 @@ def read_facts(file: Path) -> GgufFacts:
     def value(name: str, kind: Any, otherwise: Any) -> Any:
         return read_field(file, header, name, kind, otherwise)
 
+    def token_id(name: str) -> Any:
+        return value(f"tokenizer.ggml.{name}_token_id", int, None)
+
     architecture = value("general.architecture", str, "")
-    names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    ends = [value(name, int, None) for name in names]
+    tokens = value("tokenizer.ggml.tokens", list[str], [])
+    edges = {f"{name}_token": token_id(name) for name in ("bos", "eos")}
+    ends = [token_id(name) for name in ("eos", "eot", "eom")]
     return GgufFacts(
         architecture=architecture,
         parameters=sum(tensor.elements for tensor in header.tensors.values()),
         context_length=value(f"{architecture}.context_length", int, None),
         vocabulary_kind=value("tokenizer.ggml.model", str, ""),
         split_kind=value("tokenizer.ggml.pre", str, "default"),
-        tokens=value("tokenizer.ggml.tokens", list[str], []),
+        tokens=tokens,
         end_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
         chat_template=value("tokenizer.chat_template", str, ""),
+        special_tokens={
+            name: tokens[index]
+            for name, index in edges.items()
+            if index is not None and 0 <= index < len(tokens)
+        },
     )
 
 
@@ -155,6 +168,8 @@ def _load_tokenizer(file: Path, facts: GgufFacts) -> PreTrainedTokenizerBase:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
+    for name, token in facts.special_tokens.items():
+        setattr(tokenizer, name, token)  # transformers 5.8 takes bos for eos and the reverse
     if facts.context_length:
         tokenizer.model_max_length = int(facts.context_length)
     return tokenizer
