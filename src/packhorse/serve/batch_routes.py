@@ -140,10 +140,12 @@ async def _keep(store: FileStore, request: Request, owner: Owner) -> dict[str, A
     parser = _Parser(request.headers, request.stream(), max_files=1, max_fields=8)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        message = f"the upload is refused: {error.message}"
-        if isinstance(error.__cause__, FormParserError):
-            message = "the upload is no multipart body with the boundary of its content-type"
+    except (MultiPartException, FormParserError) as error:
+        message = "the upload is no multipart body with the boundary of its content-type"
+        # Older Starlette does not wrap errors of the parser in its own.
+        cause = error.__cause__ or error
+        if isinstance(error, MultiPartException) and not isinstance(cause, FormParserError):
+            message = f"the upload is refused: {error.message}"
         raise APIError(400, "invalid_multipart", message) from None
     try:
         if not parser.is_whole:
