@@ -70,7 +70,7 @@ dist: install
 # The lowest version that pyproject.toml accepts of everything it names, except torch, whose old builds
 # are not on every index.
 test-lowest:
-	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 		-c constraints-lowest.txt -e '.[serve]'
