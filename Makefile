@@ -11,7 +11,7 @@ LOWEST := build/lowest
 # newer versions of them.
 LOWEST_TESTS := tests/jobs tests/outputs tests/inputs tests/tokenization tests/test_cli.py \
 	tests/engines/test_conformance.py tests/models/test_facts.py tests/models/test_gguf.py tests/assess/test_saved_classifier.py \
-	tests/serve --ignore tests/serve/test_schemathesis.py
+	tests/serve --ignore tests/serve/test_schemathesis.py -m "not real_model"
 
 .PHONY: install check test fast-tests all-tests dist test-lowest lint docs lock demo clean
 
