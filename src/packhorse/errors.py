@@ -19,6 +19,10 @@ from contextlib import contextmanager
 _LONGEST_REASON = 300
 
 
+_REFUSED_PICKLE = "Weights only load failed"
+"""What torch says of a pickle that it would have to run code for."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the message of an exception as one printable line, or its type if it is empty."""
     if isinstance(error, RecursionError):
@@ -26,6 +30,8 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if lines[0].startswith(_REFUSED_PICKLE):
+        return "the pickle holds objects that are no tensors, which may run code"
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     if isinstance(error, KeyError):
         line = f"{line} is not known (KeyError)"

@@ -40,7 +40,7 @@ def by_hand(logits: list[float], uniform: float, temperature: float, k: int, p: 
     total = sum(weights[token] for token in order)
     kept, reached = set(), 0.0
     for token in order:
-        if reached < p:
+        if reached < p or p == 1:  # 1 keeps every token, however improbable
             kept.add(token)
         reached += weights[token] / total
     target = uniform * sum(weights[token] for token in kept)

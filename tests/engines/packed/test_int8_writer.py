@@ -139,7 +139,7 @@ def test_folders_of_version_1_say_how_to_remake_them(tmp_path: Path) -> None:
     config["quantization_config"] = {"quant_method": "packhorse", "version": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="int8 weights of version 1 are not known") as refused:
-        open_checkpoint(tmp_path)
+        read_architecture(tmp_path)
     assert "give the model it was made from" in refused.value.hint
 
 

@@ -107,19 +107,21 @@ def test_weights_in_two_parts_are_counted_as_such(name: str, tmp_path: Path) -> 
     saved(FAMILIES[name], tmp_path)
     built = read_architecture(tmp_path)
     held = sum(dict(arrays(load_weights(tmp_path, built, quantized=True))).values())
-    assert held <= weight_bytes(built, quantized=True) <= 1.25 * held
+    assert held <= weight_bytes(built, quantized=True, panels=False) <= 1.25 * held
 
 
+@pytest.mark.parametrize("panels", [False, True])
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_are_as_large_as_the_architecture_says(
-    name: str, quantized: bool, tmp_path: Path
+    name: str, quantized: bool, panels: bool, tmp_path: Path
 ) -> None:
     """Allow for biases and norms that a family lacks: a quarter of models this small."""
     saved(FAMILIES[name], tmp_path)
     built = read_architecture(tmp_path)
-    held = sum(dict(arrays(load_weights(tmp_path, built, quantized=quantized))).values())
-    assert held <= weight_bytes(built, quantized=quantized) <= 1.25 * held
+    weights = load_weights(tmp_path, built, quantized=quantized, native=panels)
+    held = sum(dict(arrays(weights)).values())
+    assert held <= weight_bytes(built, quantized=quantized, panels=panels) <= 1.25 * held
 
 
 @pytest.mark.slow

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
+from packhorse.engines.packed.panels import PANEL, has_panel_kernels
 from packhorse.engines.packed.tiles import TILE_ROWS
 
-_CHANNEL_BYTES = 8
-"""Scale and bias of one output channel."""
 LOGIT_BYTES = 80
 """Memory per sampled logit (bytes).
 
@@ -23,31 +22,40 @@ Two float32 copies, five float64 steps of the sampling rule, and the sort of one
 """
 
 
-def weight_bytes(arch: Architecture, *, quantized: bool) -> int:
+def weight_bytes(arch: Architecture, *, quantized: bool, panels: bool | None = None) -> int:
     """Return the memory of the weights with their scales and biases (bytes).
 
-    In int8, embeddings take 16 bits and each weight takes two bytes if exact multiplication needs
-    two parts. In float32 the head may share the embeddings.
+    In int8, embeddings take 16 bits. In float32 the head may share the embeddings.
+
+    Args:
+        arch: Sizes of the model.
+        quantized: Whether weights are int8.
+        panels: Whether weights are in panels; None if they are on this CPU. Otherwise each int8
+            weight takes two bytes if exact multiplication needs two parts.
     """
+    in_panels = has_panel_kernels() if panels is None else panels
+    parts = 1 if in_panels or not quantized or int8_matmul_is_exact() else 2
+    number = 1 if quantized else 4
+
+    def linear(outputs: int, inputs: int, digits: int = 1, *, is_shared: bool = False) -> int:
+        padded = -(-outputs // PANEL) * PANEL
+        weights = (padded if in_panels else outputs) * inputs * number * (parts + digits - 1)
+        sums = 4 * padded * digits if in_panels else 0
+        return (0 if is_shared else weights) + 8 * (padded if quantized else outputs) + sums
+
     attention_width = arch.heads * arch.padded_head
-    qkv, number, embedded = 4, 4, 4
-    if quantized:
-        number, embedded = 1 if int8_matmul_is_exact() else 2, 2
-        qkv = number + arch.qkv_digits - 1
-    layer = arch.hidden * (
-        arch.qkv_width * qkv + (attention_width + arch.activation_width + arch.inner) * number
+    layer = (
+        linear(arch.qkv_width, arch.hidden, arch.qkv_digits if quantized else 1)
+        + linear(arch.hidden, attention_width)
+        + linear(arch.activation_width, arch.hidden)
+        + linear(arch.hidden, arch.inner)
+        + 4 * (4 * arch.hidden + 2 * arch.padded_head)
     )
-    channels = arch.qkv_width + arch.activation_width + 2 * arch.hidden
-    norms = 4 * (4 * arch.hidden + 2 * arch.padded_head)
-    table = arch.vocabulary * arch.hidden
-    head = 0 if arch.ties_head and not quantized else table * number
-    return (
-        arch.layers * (layer + channels * _CHANNEL_BYTES + norms)
-        + table * embedded
-        + head
-        + arch.vocabulary * _CHANNEL_BYTES
-        + 4 * (arch.positions + 2) * arch.hidden
-    )
+    is_shared = arch.ties_head and not quantized
+    rows = -(-arch.vocabulary // PANEL) * PANEL if is_shared and in_panels else arch.vocabulary
+    embeddings = (2 if quantized else 4) * rows * arch.hidden
+    head = linear(arch.vocabulary, arch.hidden, is_shared=is_shared)
+    return arch.layers * layer + embeddings + head + 4 * (arch.positions + 2) * arch.hidden
 
 
 def bytes_per_position(arch: Architecture, threads: int) -> int:
