@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 
 from packhorse.batching.memory import TokenBudget, available_bytes, token_budget
@@ -303,7 +304,8 @@ def load_prepared(
     """
     check_batching(batching)
     engine = replace(engine, engine=prepared.engine)
-    facts = model_facts(prepared)
+    load_codec = cache(lambda: codec or prepared.codec())
+    facts = model_facts(prepared, load_codec=load_codec)
     known = stored_calibration(prepared, engine)
     loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
     policy = _resolve_policy(batching.policy, loaded.capabilities)
@@ -319,8 +321,7 @@ def load_prepared(
         loaded = load_engine(prepared, facts, _with_measured_threads(engine, known))
     if known is not None and known.is_disturbed:
         report(describe_disturbance(known, prepared.name, engine))
-    codec = codec or prepared.codec()
-    return Model(prepared, loaded, codec, replace(batching, policy=policy), known)
+    return Model(prepared, loaded, load_codec(), replace(batching, policy=policy), known)
 
 
 def _with_measured_threads(engine: EngineConfig, known: Calibration | None) -> EngineConfig:

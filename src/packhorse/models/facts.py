@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from packhorse.models.config_checks import CONTEXT_KEYS
 from packhorse.models.ctranslate2_folder import read_variables, vocabulary
 from packhorse.models.prepared import PreparedModel, Report
 from packhorse.storage.json_files import read_object
-from packhorse.tokenization import HuggingFaceCodec
+from packhorse.tokenization import Codec, HuggingFaceCodec
 
 ASSUMED_CONTEXT = 2048
 SANE_CONTEXT = 10_000_000
@@ -39,22 +39,34 @@ class ModelFacts:
 WITHOUT_FILES = ModelFacts(max_context=32_768, eos_token_ids=(), vocab_size=256)
 
 
-def model_facts(prepared: PreparedModel, report: Report | None = None) -> ModelFacts:
+def model_facts(
+    prepared: PreparedModel,
+    report: Report | None = None,
+    load_codec: Callable[[], Codec] | None = None,
+) -> ModelFacts:
     """Return the facts of a prepared model, from its Hugging Face config if there is one.
 
     Without a config, they are read from the CTranslate2 folder. A context length that no file gives
     is assumed and reported.
+
+    Args:
+        prepared: The model.
+        report: Receives the assumption.
+        load_codec: Returns the model's tokenizer; None for `PreparedModel.codec`.
     """
     if not prepared.has_files:
         return WITHOUT_FILES
+    load_codec = load_codec or prepared.codec
     with model_errors(f"{prepared.folder} cannot be used", "copy or fetch the model again"):
-        return _read_facts(prepared, report)
+        return _read_facts(prepared, report, load_codec)
 
 
-def _read_facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
+def _read_facts(
+    prepared: PreparedModel, report: Report | None, load_codec: Callable[[], Codec]
+) -> ModelFacts:
     config = _read_huggingface_config(prepared)
     if config is None:
-        return _read_ctranslate2_facts(prepared, report)
+        return _read_ctranslate2_facts(prepared, report, load_codec)
     text = config.get("text_config")
     described = {**config, **text} if isinstance(text, dict) else config
     size = _first_positive(described, ("vocab_size",))
@@ -62,7 +74,7 @@ def _read_facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
     stated = [config.get("eos_token_id"), described.get("eos_token_id")]
     return ModelFacts(
         max_context=context or ASSUMED_CONTEXT,
-        eos_token_ids=_find_end_tokens(prepared, stated, size),
+        eos_token_ids=_find_end_tokens(prepared, stated, size, load_codec),
         vocab_size=size,
     )
 
@@ -75,7 +87,9 @@ def _read_huggingface_config(prepared: PreparedModel) -> dict[str, Any] | None:
     return None
 
 
-def _find_end_tokens(prepared: PreparedModel, stated: Iterable[Any], size: int) -> tuple[int, ...]:
+def _find_end_tokens(
+    prepared: PreparedModel, stated: Iterable[Any], size: int, load_codec: Callable[[], Codec]
+) -> tuple[int, ...]:
     """Return the ids of all end tokens in a model's files, generation_config.json first.
 
     A tokenizer's end token that is an ordinary word counts only if no other file names one: it
@@ -85,20 +99,25 @@ def _find_end_tokens(prepared: PreparedModel, stated: Iterable[Any], size: int) 
         prepared: The model.
         stated: Values of config.json.
         size: Size of the vocabulary, 0 if unknown.
+        load_codec: Returns the model's tokenizer.
     """
     folders = (prepared.tokenizer_folder, prepared.folder)
     generation = [_read_if_present(folder / "generation_config.json") for folder in folders]
     values = [*(each.get("eos_token_id") for each in generation), *stated]
     found = list(dict.fromkeys(each for value in values for each in _parse_ids(value)))
     if VOCABULARIES & set(tokenizer_files(prepared.tokenizer_folder)):
-        codec = HuggingFaceCodec(prepared.tokenizer_folder)
+        codec = load_codec()
+        if not isinstance(codec, HuggingFaceCodec):
+            codec = HuggingFaceCodec(prepared.tokenizer_folder)
         end = codec.end_token_id
         if end is not None and end not in found and not (found and codec.is_ordinary(end)):
             found.append(end)
     return tuple(each for each in found if not size or each < size)
 
 
-def _read_ctranslate2_facts(prepared: PreparedModel, report: Report | None) -> ModelFacts:
+def _read_ctranslate2_facts(
+    prepared: PreparedModel, report: Report | None, load_codec: Callable[[], Codec]
+) -> ModelFacts:
     variables = read_variables(prepared.folder)
     table = variables.get("decoder/position_encodings/encodings")
     context = table.shape[0] if table else _read_tokenizer_context(prepared.tokenizer_folder)
@@ -110,17 +129,19 @@ def _read_ctranslate2_facts(prepared: PreparedModel, report: Report | None) -> M
     size = variables["decoder/embeddings/weight"].shape[0]
     return ModelFacts(
         max_context=context or ASSUMED_CONTEXT,
-        eos_token_ids=_find_ctranslate2_end_tokens(prepared, size),
+        eos_token_ids=_find_ctranslate2_end_tokens(prepared, size, load_codec),
         vocab_size=size,
     )
 
 
-def _find_ctranslate2_end_tokens(prepared: PreparedModel, size: int) -> tuple[int, ...]:
+def _find_ctranslate2_end_tokens(
+    prepared: PreparedModel, size: int, load_codec: Callable[[], Codec]
+) -> tuple[int, ...]:
     """Return the end tokens of a CTranslate2 folder, whose config.json names a token, not an id."""
     named = _read_if_present(prepared.folder / "config.json").get("eos_token")
     tokens = vocabulary(prepared.folder)
     stated = [tokens.index(named)] if named in tokens else []
-    found = _find_end_tokens(prepared, [stated], size)
+    found = _find_end_tokens(prepared, [stated], size, load_codec)
     if not found:
         raise ModelError(
             f"{prepared.folder} does not tell which token ends a text",

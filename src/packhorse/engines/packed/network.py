@@ -400,13 +400,25 @@ def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any]
     """
     if arch.positions:
         return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    rotary = LlamaRotaryEmbedding(arch.config)
-    half, padding = arch.head_size // 2, arch.padded_head // 2 - arch.head_size // 2
-    found = rotary(torch.zeros(1), torch.arange(context)[None])
-    cosines, sines = (
-        np.pad(part[0, :, :half].numpy(), ((0, 0), (0, padding))).astype(np.float32, order="C")
-        for part in found
-    )
+    frequencies, factor = _rope_frequencies(arch)
+    half, width = arch.head_size // 2, arch.padded_head // 2
+    angles = torch.arange(context)[:, None].float() * frequencies
+    cosines, sines = np.zeros((2, context, width), np.float32)
+    cosines[:, :half], sines[:, :half] = angles.cos() * factor, angles.sin() * factor
     return cosines, sines
+
+
+def _rope_frequencies(arch: Architecture) -> tuple[Tensor, float]:
+    """Return the inverse frequencies [head size / 2] and the factor of cosines and sines.
+
+    transformers has functions for all RoPE types but the default one, which is part of its models;
+    their import takes seconds.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    settings = arch.config.rope_parameters
+    if (kind := settings["rope_type"]) != "default":
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](arch.config)
+        return frequencies, factor
+    exponents = torch.arange(0, arch.head_size, 2).float() / arch.head_size
+    return 1.0 / settings["rope_theta"] ** exponents, 1.0
