@@ -88,6 +88,7 @@ def test_equal_rows_need_not_run(config: EstimateConfig) -> None:
     assert estimate(sampled, silent).equal_rows == 0
 
 
+@pytest.mark.slow
 def test_the_packed_engine_is_predicted_in_both_formats(tmp_path: Path) -> None:
     """Like the command: calibrated in child processes by its own cost rule.
 

@@ -191,6 +191,7 @@ def test_rows_of_a_batch_file_that_ask_for_log_probabilities(
     assert (trial["answered"], trial["errors"]) == (4, {})
 
 
+@pytest.mark.slow
 def test_plain_prompts_for_a_model_without_a_chat_template(
     tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:

@@ -158,6 +158,7 @@ def test_streamed_reference_logits_are_those_of_the_loaded_model(name: str, tmp_
     assert streamed.logits == pytest.approx(whole.logits, abs=1e-5 * spread)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_peak_memory_is_that_of_a_few_layers(dtype: str, tmp_path: Path) -> None:
     """100M parameters; the float32 model alone would take 400 MB."""

@@ -205,6 +205,7 @@ def test_a_leader_that_fails_alone_costs_that_row_only(
     made.close()
 
 
+@pytest.mark.slow
 def test_without_panel_kernels_int8_gives_the_same_tokens(folder: Path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
