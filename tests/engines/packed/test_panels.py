@@ -65,7 +65,9 @@ def product(
         given = chance.integers(-127, 128, (rows, inputs)).astype(np.int8)
         panels = pack_panels(weights)
         activations = (given.astype(np.int16) + OFFSET).astype(np.uint8)
-        starts, sums = column_offsets(panels), np.full((rows, outputs), 7, np.int32)
+        starts = np.zeros(len(panels) * PANEL, np.int32)
+        starts[:outputs] = column_offsets(weights)
+        sums = np.full((rows, outputs), 7, np.int32)
     multiply(
         sums.reshape(-1), outputs, activations.reshape(-1), inputs, rows, panels.ctypes.data,
         starts.ctypes.data, factor, zeros.ctypes.data,

@@ -35,7 +35,13 @@ from packhorse.engines.packed.layers import (
     Norm,
     Weights,
 )
-from packhorse.engines.packed.panels import OFFSET, PANEL, pack_float_panels, pack_panels
+from packhorse.engines.packed.panels import (
+    PANEL,
+    column_offsets,
+    pack_float_panels,
+    pack_panels,
+    panels_shape,
+)
 from packhorse.profiling.cores import usable_cores
 from packhorse.quantization.online_hadamard import fuse_inverse_hadamard
 
@@ -105,6 +111,12 @@ def in_order(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
                 each.cancel()
 
 
+def _with_float_panels(panels: Floats, outputs: int, bias: Floats) -> Linear:
+    """Return a float32 layer with weights in panels [panels, inputs, PANEL]."""
+    ones, zeros = np.ones(outputs, np.float32), np.zeros(len(panels) * PANEL, np.int32)
+    return Linear(outputs, panels.shape[1], ones, bias, panels=panels, offsets=zeros)
+
+
 @dataclass(frozen=True, slots=True)
 class WeightBuilder:
     """Arranges the weights of a model.
@@ -157,9 +169,7 @@ class WeightBuilder:
             first, count = rows.start // PANEL, rows.stop - rows.start
             some = panels[first : first - (-count // PANEL)]
             some[:] = pack_float_panels(self.tensors.head(rows).numpy())
-            ones, zeros = np.ones(count, np.float32), np.zeros(count, np.float32)
-            offsets = np.zeros(len(some) * PANEL, np.int32)
-            parts.append(Linear(count, hidden, ones, zeros, panels=some, offsets=offsets))
+            parts.append(_with_float_panels(some, count, np.zeros(count, np.float32)))
         return panels, tuple(parts)
 
     def final_norm(self) -> Norm:
@@ -177,14 +187,12 @@ class WeightBuilder:
         outputs, inputs = weight.shape
         if not self.quantized:
             offsets = np.zeros(outputs, np.float32) if bias is None else bias.contiguous().numpy()
-            ones = np.ones(outputs, np.float32)
             if not self.native:
+                ones = np.ones(outputs, np.float32)
                 return Linear(outputs, inputs, ones, offsets, weight.t())
-            packed = pack_float_panels(weight.numpy())
-            zeros = np.zeros(len(packed) * PANEL, np.int32)
-            return Linear(outputs, inputs, ones, offsets, panels=packed, offsets=zeros)
-        padded = -(-outputs // PANEL) * PANEL
-        shape = padded // PANEL, -(-inputs // 4), PANEL, 4
+            return _with_float_panels(pack_float_panels(weight.numpy()), outputs, offsets)
+        shape = panels_shape(outputs, inputs)
+        padded = shape[0] * PANEL
         panels = [np.empty(shape, np.int8) for _ in range(digits)]
         sums = [np.zeros(padded, np.int32) for _ in range(digits)]
         scales, biases = np.ones(padded, np.float32), np.zeros(padded, np.float32)
@@ -201,11 +209,11 @@ class WeightBuilder:
                 step /= LOW_DIGIT_STEPS
             scales[rows] = step.numpy()
             for place, number in enumerate(numbers):
-                digit = number.to(torch.int8)
+                digit = number.to(torch.int8).numpy()
                 first = rows.start // PANEL
-                some = pack_panels(digit.numpy())
+                some = pack_panels(digit)
                 panels[place][first : first + len(some)] = some
-                sums[place][rows] = digit.sum(dim=1, dtype=torch.int32).mul_(-OFFSET).numpy()
+                sums[place][rows] = column_offsets(digit)
         low = {"low_panels": panels[1], "low_offsets": sums[1]} if digits > 1 else {}
         found = Linear(outputs, inputs, scales, biases, panels=panels[0], offsets=sums[0], **low)  # type: ignore[arg-type]
         return found if self.native else found.for_torch()

@@ -66,7 +66,7 @@ class CheckpointTensors:
         return tuple(opened[full].shape if isinstance(opened, dict) else opened.entries[full].shape)
 
     def read(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
-        """Return a stored tensor, or some of its rows, in memory of its own.
+        """Read a stored tensor, or some of its rows, into newly allocated memory.
 
         Args:
             name: Name without the prefix of the model.

@@ -13,12 +13,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from packhorse.engines.packed import vectors as v
 from packhorse.engines.packed.compiling import inlined
 from packhorse.engines.packed.panels import PANEL
+from packhorse.engines.packed.tiles import emit_loop, row_starts
 
 TILE = 6
 """Maximum number of rows per tile."""
@@ -35,11 +35,6 @@ _INTEGERS = ir.VectorType(_INT32, v.LANES)
 _FLOATS = ir.VectorType(ir.FloatType(), v.LANES)
 
 
-def _call(builder: Any, name: str, kind: Any, arguments: list[Any]) -> Any:
-    function = ir.FunctionType(kind, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
-
-
 def _read(builder: Any, pointer: Any, offset: int, kind: Any) -> Any:
     place = builder.gep(pointer, [_INT64(offset)])
     value = builder.load(builder.bitcast(place, kind.as_pointer()))
@@ -51,13 +46,7 @@ def _multiply_add(builder: Any, total: Any, number: Any, weights: Any) -> Any:
     if total.type == _FLOATS:
         return v.call_llvm_intrinsic(builder, "fma", [number, weights, total])
     name = "llvm.x86.avx512.vpdpbusd.512"
-    return _call(builder, name, _INTEGERS, [total, number, weights])
-
-
-def _splat(builder: Any, number: Any, kind: Any) -> Any:
-    undefined = ir.Constant(kind, ir.Undefined)
-    single = builder.insert_element(undefined, number, _INT32(0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(_INTEGERS, [0] * v.LANES))
+    return v.call_function(builder, name, _INTEGERS, [total, number, weights])
 
 
 def _build_tile(rows: int) -> Any:
@@ -86,13 +75,8 @@ def _build_tile(rows: int) -> Any:
 
             target = start_of(sums, sums_array, at)
             begin = start_of(activations, activations_array, first)
-            output_bytes = builder.mul(stride, _INT64(4))
-            outputs = [
-                builder.gep(target, [builder.mul(output_bytes, _INT64(row))]) for row in range(rows)
-            ]
-            inputs = [
-                builder.gep(begin, [builder.mul(row_bytes, _INT64(row))]) for row in range(rows)
-            ]
+            outputs = row_starts(builder, target, builder.mul(stride, _INT64(4)), rows)
+            inputs = row_starts(builder, begin, row_bytes, rows)
             is_written = [
                 builder.icmp_signed("<", _INT64(vector), vectors) for vector in range(_VECTORS)
             ]
@@ -107,7 +91,7 @@ def _build_tile(rows: int) -> Any:
             ready = builder.append_basic_block("ready")
             builder.cbranch(builder.icmp_signed("==", factor, _INT64(0)), ready, again)
             builder.position_at_end(again)
-            scale = _splat(builder, builder.trunc(factor, _INT32), _INTEGERS)
+            scale = v.splat_number(builder, builder.trunc(factor, _INT32))
             continued = {}
             for vector in range(_VECTORS):
                 before = builder.block
@@ -128,45 +112,40 @@ def _build_tile(rows: int) -> Any:
             after_again = builder.block
             builder.branch(ready)
             builder.position_at_end(ready)
-            first_totals = {cell: builder.phi(kind) for cell in cells}
-            for (row, vector), total in first_totals.items():
+            first_totals = []
+            for row, vector in cells:
+                total = builder.phi(kind)
                 total.add_incoming(offsets[vector], fresh)
                 total.add_incoming(continued[row, vector], after_again)
+                first_totals.append(total)
 
             weights = builder.inttoptr(panel, byte)
-            inside = builder.append_basic_block("inside")
-            after = builder.append_basic_block("after")
-            builder.branch(inside)
-            builder.position_at_end(inside)
-            index = builder.phi(_INT64)
-            index.add_incoming(_INT64(0), ready)
-            totals = {cell: builder.phi(kind) for cell in cells}
-            place = builder.gep(weights, [builder.mul(index, _INT64(STEP_BYTES))])
-            loaded = [
-                _read(builder, place, vector * _VECTOR_BYTES, kind) for vector in range(_VECTORS)
-            ]
-            distance = builder.mul(index, builder.mul(spacing, _INT64(_VECTORS)))
-            line = builder.gep(weights, [builder.add(ahead, distance)])
-            for _vector in range(_VECTORS):
-                options = [line, _INT32(0), _INT32(3), _INT32(1)]
-                _call(builder, "llvm.prefetch.p0", ir.VoidType(), options)
-                line = builder.gep(line, [spacing])
-            results = {}
-            for row in range(rows):
-                word = builder.gep(inputs[row], [builder.mul(index, _INT64(4))])
-                number = _splat(builder, _read(builder, word, 0, kind.element), kind)
-                for vector in range(_VECTORS):
-                    results[row, vector] = _multiply_add(
-                        builder, totals[row, vector], number, loaded[vector]
-                    )
-            following = builder.add(index, _INT64(1))
-            index.add_incoming(following, inside)
-            for cell, total in totals.items():
-                total.add_incoming(first_totals[cell], ready)
-                total.add_incoming(results[cell], inside)
-            builder.cbranch(builder.icmp_signed("<", following, steps), inside, after)
 
-            builder.position_at_end(after)
+            def step(index: Any, totals: list[Any]) -> list[Any]:
+                place = builder.gep(weights, [builder.mul(index, _INT64(STEP_BYTES))])
+                loaded = [
+                    _read(builder, place, vector * _VECTOR_BYTES, kind)
+                    for vector in range(_VECTORS)
+                ]
+                distance = builder.mul(index, builder.mul(spacing, _INT64(_VECTORS)))
+                line = builder.gep(weights, [builder.add(ahead, distance)])
+                for _vector in range(_VECTORS):
+                    v.prefetch_line(builder, line)
+                    line = builder.gep(line, [spacing])
+                word = builder.mul(index, _INT64(4))
+                results = []
+                for row, start in enumerate(inputs):
+                    number = _read(builder, builder.gep(start, [word]), 0, kind.element)
+                    spread = v.splat_number(builder, number)
+                    results += [
+                        _multiply_add(builder, total, spread, held)
+                        for total, held in zip(
+                            totals[row * _VECTORS : (row + 1) * _VECTORS], loaded, strict=True
+                        )
+                    ]
+                return results
+
+            results = dict(zip(cells, emit_loop(builder, steps, first_totals, step), strict=True))
             for vector in range(_VECTORS):
                 with builder.if_then(is_written[vector]):
                     for row in range(rows):

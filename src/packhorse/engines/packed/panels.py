@@ -37,6 +37,11 @@ def has_panel_kernels() -> bool:
     return os.environ.get("PACKHORSE_NATIVE") != "0" and all(map(features.get, wanted))
 
 
+def panels_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
+    """Return the shape of the panels of int8 weights [outputs, inputs]."""
+    return -(-outputs // PANEL), -(-inputs // GROUP), PANEL, GROUP
+
+
 def pack_float_panels(weights: Floats) -> Floats:
     """Return float32 weights [outputs, inputs] as [panels, inputs, PANEL], padded with zeros."""
     outputs, inputs = weights.shape
@@ -55,7 +60,7 @@ def pack_panels(weights: Bytes) -> Bytes:
     Both sizes are padded with zeros.
     """
     outputs, inputs = weights.shape
-    panels, groups = -(-outputs // PANEL), -(-inputs // GROUP)
+    panels, groups, _, _ = panels_shape(outputs, inputs)
     if (outputs, inputs) != (panels * PANEL, groups * GROUP):
         padding = ((0, panels * PANEL - outputs), (0, groups * GROUP - inputs))
         weights = np.pad(weights, padding)
@@ -70,11 +75,10 @@ def unpack_panels(panels: Bytes, outputs: int, inputs: int) -> Bytes:
     return np.ascontiguousarray(rows[:outputs, :inputs])
 
 
-def column_offsets(panels: Bytes) -> NDArray[np.int32]:
-    """Return what to add to sums over unsigned activations: -OFFSET x the sum of each channel.
+def column_offsets(weights: Bytes) -> NDArray[np.int32]:
+    """Return what sums over unsigned activations start with, [outputs].
 
-    Returns:
-        int32 [panels x PANEL].
+    It is -OFFSET x the sum of the weights [outputs, inputs] of each output channel.
     """
-    sums = panels.sum(axis=(1, 3), dtype=np.int32)
-    return np.ascontiguousarray(-OFFSET * sums).reshape(-1)
+    sums: NDArray[np.int32] = weights.sum(axis=1, dtype=np.int32)
+    return -OFFSET * sums

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from packhorse.engines.packed.compiling import inlined
+from packhorse.engines.packed.vectors import call_function, element_pointer
 
 LINE = 8
 """Counters of one phase, a cache line of int64: chunks taken, and LINE / 2 on, chunks done."""
@@ -23,16 +23,12 @@ _SPINS = 2000
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
 @intrinsic
 def _add(typing: Any, counters: Any, index: Any, amount: Any) -> Any:
     """Add to a counter and return its previous value."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        pointer = _pointer(context, builder, counters, *given[:2])
+        pointer = element_pointer(context, builder, counters, *given[:2])
         return builder.atomic_rmw("add", pointer, given[2], "seq_cst")
 
     return types.int64(counters, types.intp, types.int64), build
@@ -41,7 +37,7 @@ def _add(typing: Any, counters: Any, index: Any, amount: Any) -> Any:
 @intrinsic
 def _read(typing: Any, counters: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        pointer = _pointer(context, builder, counters, *given)
+        pointer = element_pointer(context, builder, counters, *given)
         return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(counters, types.intp), build
@@ -52,9 +48,7 @@ def _pause(typing: Any) -> Any:
     """Tell the core that this thread polls."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [])
-        name = "llvm.x86.sse2.pause"
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        call_function(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
         return context.get_dummy_value()
 
     return types.void(), build
@@ -63,8 +57,7 @@ def _pause(typing: Any) -> Any:
 @intrinsic
 def _yield_core(typing: Any) -> Any:
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        kind = ir.FunctionType(_INT32, [])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        call_function(builder, "sched_yield", _INT32, [])
         return context.get_dummy_value()
 
     return types.void(), build
@@ -75,9 +68,7 @@ def cycles(typing: Any) -> Any:
     """Return the processor's cycle counter."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        kind = ir.FunctionType(_INT64, [])
-        name = "llvm.readcyclecounter"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return call_function(builder, "llvm.readcyclecounter", _INT64, [])
 
     return types.int64(), build
 

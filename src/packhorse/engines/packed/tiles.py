@@ -27,7 +27,9 @@ _INT64 = ir.IntType(64)
 _ZERO = ir.Constant(ir.VectorType(ir.FloatType(), v.LANES), [0.0] * v.LANES)
 
 
-def _loop(builder: Any, count: Any, start: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+def emit_loop(
+    builder: Any, count: Any, start: list[Any], body: Callable[..., list[Any]]
+) -> list[Any]:
     """Emit a loop over 0 <= index < count (at least one iteration) with values in registers."""
     before = builder.block
     inside, after = builder.append_basic_block("tile"), builder.append_basic_block("done")
@@ -47,7 +49,8 @@ def _loop(builder: Any, count: Any, start: list[Any], body: Callable[..., list[A
     return results
 
 
-def _row_starts(builder: Any, start: Any, stride: Any, rows: int) -> list[Any]:
+def row_starts(builder: Any, start: Any, stride: Any, rows: int) -> list[Any]:
+    """Return pointers to the first element of each of `rows` rows."""
     return [builder.gep(start, [builder.mul(stride, _INT64(row))]) for row in range(rows)]
 
 
@@ -73,7 +76,7 @@ def _build_scores(rows: int) -> Any:
             target = v.element_pointer(context, builder, scores, scores_array, at)
             first = v.element_pointer(context, builder, queries, queries_array, query)
             block = v.element_pointer(context, builder, keys, keys_array, key)
-            starts = _row_starts(builder, first, query_stride, rows)
+            starts = row_starts(builder, first, query_stride, rows)
 
             def step(index: Any, sums: list[Any]) -> list[Any]:
                 lanes = builder.gep(block, [builder.mul(index, _INT64(BLOCK))])
@@ -85,7 +88,7 @@ def _build_scores(rows: int) -> Any:
                     for start, total in zip(starts, sums, strict=True)
                 ]
 
-            sums = _loop(builder, depth, [_ZERO] * rows, step)
+            sums = emit_loop(builder, depth, [_ZERO] * rows, step)
             if keys.dtype == types.int8:
                 scale = v.read(
                     builder,
@@ -93,7 +96,7 @@ def _build_scores(rows: int) -> Any:
                     key_scales,
                 )
                 sums = [builder.fmul(total, scale) for total in sums]
-            for start, total in zip(_row_starts(builder, target, stride, rows), sums, strict=True):
+            for start, total in zip(row_starts(builder, target, stride, rows), sums, strict=True):
                 v.write(builder, start, total)
             return context.get_dummy_value()
 
@@ -124,10 +127,10 @@ def _build_weighted_sum(rows: int, columns: int) -> Any:
             first = v.element_pointer(context, builder, weights, weights_array, weight)
             block = v.element_pointer(context, builder, values, values_array, value)
             target = v.element_pointer(context, builder, sums, sums_array, at)
-            starts = _row_starts(builder, first, weight_stride, rows)
+            starts = row_starts(builder, first, weight_stride, rows)
             places = [
                 builder.gep(start, [_INT64(BLOCK * column)])
-                for start in _row_starts(builder, target, stride, rows)
+                for start in row_starts(builder, target, stride, rows)
                 for column in range(columns)
             ]
 
@@ -150,7 +153,7 @@ def _build_weighted_sum(rows: int, columns: int) -> Any:
 
             initial = [v.read(builder, each, sums) for each in places]
             for each, total in zip(
-                places, _loop(builder, _INT64(BLOCK), initial, step), strict=True
+                places, emit_loop(builder, _INT64(BLOCK), initial, step), strict=True
             ):
                 v.write(builder, each, total)
             return context.get_dummy_value()

@@ -87,16 +87,27 @@ def write(builder: Any, element_pointer: Any, values: Any) -> None:
 
 
 def splat_number(builder: Any, number: Any) -> Any:
-    undefined = ir.Constant(_vector_type(_FLOAT), ir.Undefined)
+    """Return a vector that repeats a number of any type."""
+    undefined = ir.Constant(_vector_type(number.type), ir.Undefined)
     single = builder.insert_element(undefined, number, _INT32(0))
     return builder.shuffle_vector(single, undefined, ir.Constant(_vector_type(_INT32), [0] * LANES))
 
 
+def call_function(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    """Call a function of LLVM or of the C library, which returns the type `result`."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def prefetch_line(builder: Any, pointer: Any) -> None:
+    """Prefetch the cache line at a byte pointer."""
+    options = [_INT32(0), _INT32(3), _INT32(1)]
+    call_function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *options])
+
+
 def call_llvm_intrinsic(builder: Any, name: str, arguments: Sequence[Any]) -> Any:
     """Call an LLVM intrinsic on vectors."""
-    kind = ir.FunctionType(_vector_type(_FLOAT), [_vector_type(_FLOAT)] * len(arguments))
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
-    return builder.call(function, arguments)
+    return call_function(builder, f"llvm.{name}.v{LANES}f32", _vector_type(_FLOAT), arguments)
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
@@ -137,10 +148,8 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
     """Prefetch the cache line of an element."""
 
     def build(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        line = builder.bitcast(element_pointer(context, builder, array, *given), _INT8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [_INT8.as_pointer(), *[_INT32] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [line, _INT32(0), _INT32(3), _INT32(1)])
+        pointer = element_pointer(context, builder, array, *given)
+        prefetch_line(builder, builder.bitcast(pointer, _INT8.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), build

@@ -26,7 +26,7 @@ from packhorse.engines.packed.layers import (
     Norm,
     Weights,
 )
-from packhorse.engines.packed.panels import PANEL
+from packhorse.engines.packed.panels import PANEL, panels_shape
 from packhorse.errors import EngineError
 from packhorse.models.int8_folder import map_int8_tensors
 
@@ -60,17 +60,15 @@ def _mapped(folder: Path, arch: Architecture, native: bool) -> Weights:
     tensors = map_int8_tensors(folder)
 
     def linear(name: str, outputs: int, inputs: int, digits: int = 1) -> Linear:
-        padded = -(-outputs // PANEL)
-        shape = padded, -(-inputs // 4), PANEL, 4
+        shape = panels_shape(outputs, inputs)
+        padded = shape[0] * PANEL
         arrays: dict[str, Any] = {}
         for key, place in (("", 0), ("low_", 1)):
             if place < digits:
                 arrays[f"{key}panels"] = tensors.get(f"{name}.{key}panels", np.int8, *shape)
-                arrays[f"{key}offsets"] = tensors.get(
-                    f"{name}.{key}offsets", np.int32, padded * PANEL
-                )
+                arrays[f"{key}offsets"] = tensors.get(f"{name}.{key}offsets", np.int32, padded)
         scales, bias = (
-            tensors.get(f"{name}.{part}", np.float32, padded * PANEL) for part in ("scales", "bias")
+            tensors.get(f"{name}.{part}", np.float32, padded) for part in ("scales", "bias")
         )
         found = Linear(outputs, inputs, scales, bias, **arrays)
         return found if native else found.for_torch()
