@@ -1,4 +1,4 @@
-"""Other engines for engines.py and serve_throughput.py, each run by an interpreter of its own.
+"""Peer engines for engines.py and serve_throughput.py, each run by a separate Python interpreter.
 
     PYTHON benchmarks/peers.py export PEER CHECKPOINT TARGET
     PYTHON benchmarks/peers.py run PEER TARGET PROMPTS.json SETTING
