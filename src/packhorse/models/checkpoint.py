@@ -5,7 +5,6 @@ Only names, JSON and headers are read; no library is loaded unless a function sa
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from packhorse.errors import ModelError
 from packhorse.models.config_checks import (
     StoredSizes,
+    refuse_kernels,
     require_plausible,
     require_types,
     sizes_of_bytes,
@@ -49,7 +49,6 @@ TOKENIZER_NAMES = VOCABULARIES | {
 
 BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 _AGAIN = "copy or fetch it again"
-_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +149,6 @@ def tokenizer_files(folder: Path) -> list[str]:
     named = [folder / name for name in TOKENIZER_NAMES]
     found = {path for path in [*templates, *named] if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ModelError if a config asks for a kernel of a repository, at any depth.
-
-    transformers would fetch and run it. Vision-language models have configs inside their config.
-    """
-    pending: list[tuple[str, Any]] = list(config.items())
-    while pending:
-        name, value = pending.pop()
-        names_kernel = _IMPLEMENTATION.fullmatch(name) is not None
-        if isinstance(value, dict):
-            pending += [(name if names_kernel else key, each) for key, each in value.items()]
-        elif isinstance(value, list):
-            pending += [(name, each) for each in value]
-        elif names_kernel and isinstance(value, str) and "/" in value:
-            raise ModelError(
-                f"{folder}/config.json asks for the kernel {value!r} ({name}), "
-                "and packhorse runs no code that comes with a model",
-                f"remove {name} from config.json: transformers' own code is used then",
-            )
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:
