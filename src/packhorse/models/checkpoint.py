@@ -20,7 +20,7 @@ from packhorse.models.config_checks import (
     sizes_of_bytes,
     stored_sizes,
 )
-from packhorse.models.engine_support import instead_for_folder
+from packhorse.models.engine_support import CTRANSLATE2_FAMILIES, instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quantized_formats import quantization_method, require_known_format
 from packhorse.models.recognize import (
@@ -152,15 +152,17 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def require_own_class(checkpoint: Checkpoint) -> None:
-    """Raise ModelError unless transformers has its own class for the model. Imports transformers.
+    """Raise ModelError unless transformers has its own class for the model.
 
     packhorse runs no code that comes with weights. Int8 weights in the form of the packed engine
     are refused too.
     """
-    import transformers
-
     _require_usual_weights(checkpoint)
     model_type = str(checkpoint.config.get("model_type"))
+    if model_type in CTRANSLATE2_FAMILIES:
+        return  # without loading transformers, which takes a second
+    import transformers
+
     if model_type in transformers.CONFIG_MAPPING:
         _require_text_class(checkpoint.folder, model_type)
         return

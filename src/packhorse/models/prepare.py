@@ -203,6 +203,8 @@ def torch_device(device: str) -> str:
     """Return `device`, with "auto" replaced by "cuda" if torch finds a GPU, else by "cpu"."""
     if device != "auto":
         return device
+    if version("torch").endswith("+cpu"):
+        return "cpu"  # without loading torch, which takes a second
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -50,6 +50,9 @@ class ResolvedConfig:
         """Return the config of the language model; the config itself if it has no parts."""
         return self._values[self._text] if self._text else self
 
+    def standardize_rope_params(self) -> None:
+        """Do nothing: transformers' functions for rotary positions call it, and it was done."""
+
 
 def load_config(folder: Path) -> Any:
     """Return the transformers config of a folder, to be passed to `from_pretrained`.
