@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig, OutputConfig
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
 
@@ -34,6 +34,7 @@ __all__ = [
     "Interrupted",
     "JobConfig",
     "Model",
+    "OutputConfig",
     "PackhorseError",
     "RunReport",
     "SamplingParams",

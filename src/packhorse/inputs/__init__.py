@@ -10,8 +10,8 @@ a whole file in memory.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -154,7 +154,9 @@ def read_rows(
     layout = replace(layout, row_options=config.row_options)
     _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
-    return chain([next(rows)], rows)
+    rows = chain([next(rows)], rows)
+    # The columns of a table are known; JSON lines show only at the end that none has the id.
+    return rows if config.id_column is None or layout.columns else _checked_ids(path, layout, rows)
 
 
 def for_model(config: InputConfig, model: str) -> InputConfig:
@@ -225,8 +227,27 @@ def _rows(
         raise InputError(f"{input_name(path)} has no rows", "is it the right file?")
 
 
+def _checked_ids(
+    path: Path, layout: RowLayout, rows: Iterable[Request | Failure]
+) -> Iterator[Request | Failure]:
+    """Yield `rows`; raise InputError after the last one if none has the field of the ids."""
+    has_ids = False
+    for row in rows:
+        has_ids = has_ids or row.has_own_id
+        yield row
+    if has_ids:
+        return
+    known = dict[str, None]()
+    for record in islice(lines.read_objects(path), _LINES_CHECKED):
+        with suppress(RowError):
+            known |= dict.fromkeys(record.read())
+    if layout.id_field not in known:
+        advice = "name the field of the ids with --id-column"
+        raise missing_column_error(path, tuple(known), layout.id_field, advice, has_header=False)
+
+
 def _check_unicode(config: InputConfig) -> None:
-    for name in ("template", "prompt_column", "system"):
+    for name in ("template", "prompt_column", "id_column", "system"):
         try:
             (getattr(config, name) or "").encode("utf-8")
         except UnicodeEncodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from packhorse.inputs.columns import find_prompt_column
 from packhorse.inputs.rows import Record, Report, RowLayout, canonical_json
 from packhorse.inputs.template import Template
 from packhorse.openai_format.row_errors import RowError
+from packhorse.storage.table_json import json_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 1000
+_BATCH_BYTES = 16 * 2**20
 _BUFFER_BYTES = 2**20
 
 
@@ -38,12 +41,17 @@ def open_parquet(
     with _arrow_errors(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
     asked_for = template is not None or config.prompt_column is not None
-    if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
-        layout = RowLayout(columns=tuple(schema.names))
-    else:
-        layout = find_prompt_column(
-            path, schema.names, template, config.prompt_column, has_header=False
-        )
+    is_chat = not asked_for and "prompt" not in schema.names and "messages" in schema.names
+    layout = find_prompt_column(
+        path,
+        schema.names,
+        Template((("", "messages"),)) if is_chat else template,
+        config.prompt_column,
+        id_column=config.id_column,
+        has_header=False,
+    )
+    if is_chat:
+        layout = replace(layout, template=None)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
     columns = [name for name in layout.names if name in schema.names]
@@ -106,6 +114,91 @@ def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
             for row in zip(*values, strict=True):
                 number += 1
                 yield _record(number, columns, row)
+
+
+def column_schema(path: Path, names: Sequence[str]) -> pa.Schema:
+    """Return the schema of the named columns, without metadata of the file as a whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path), pq.ParquetFile(path) as file:
+        return pa.schema([file.schema_arrow.field(name) for name in names])
+
+
+def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the named columns in this order, at most _BATCH_ROWS rows and _BATCH_BYTES at a time.
+
+    The bytes are an estimate from the mean size of the rows.
+    """
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+        rows = _rows_per_batch(file.metadata)
+        for batch in file.iter_batches(rows, columns=list(names), use_threads=False):
+            yield batch.select(list(names))
+
+
+def _rows_per_batch(metadata: Any) -> int:
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(1, largest))))
+
+
+def json_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+    """Return the columns as lists of values for JSON, as `packhorse.storage.table_json` has it."""
+    return [_json_values(column) for column in batch.columns]
+
+
+def _json_values(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = _plain_type(column.type)
+    if isinstance(column.type, pa.BaseExtensionType) and not _is_uuid(column.type):
+        return _json_values(column.storage)
+    if types.is_float16(kind) or types.is_float32(kind):
+        return [_shortest(value, kind.bit_width) for value in column.to_pylist()]
+    try:
+        values = column.to_pylist(maps_as_pydicts="strict")
+    except (KeyError, ValueError, OverflowError, pa.ArrowException):
+        # A map with equal keys, a time that Python does not have, or text that is not UTF-8.
+        values = [_json_scalar(scalar) for scalar in column]
+    plain = (types.is_string, types.is_boolean, types.is_integer, types.is_float64)
+    return values if any(test(kind) for test in plain) else [json_value(each) for each in values]
+
+
+def _json_scalar(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
+    value = _value(scalar)
+    if isinstance(value, UnicodeDecodeError):
+        return json_value(value.object)
+    if isinstance(value, Exception):
+        return _json_values(pa.array([scalar]).cast(_without_times(scalar.type)))[0]
+    return value
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """Return `kind` with text in place of times, and bytes in place of text."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = _plain_type(kind)
+    if types.is_temporal(kind) and not types.is_duration(kind):
+        return pa.string()
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(_without_times(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_without_times(kind.key_type), _without_times(kind.item_type))
+    return kind
 
 
 def _record(number: int, columns: Sequence[str], row: Sequence[Any]) -> Record:
