@@ -306,7 +306,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind)
     except UnicodeEncodeError:
         return pa.array(_utf8(values), kind)
-    except pa.ArrowTypeError:  # bytes of a CSV cell that are not UTF-8
+    except pa.ArrowInvalid:  # bytes of a CSV cell that are not UTF-8
         return pa.array([_utf8(cell_text(value)) for value in values], kind)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,6 +170,8 @@ def _json_values(column: pa.Array) -> list[Any]:
 def _json_scalar(scalar: pa.Scalar) -> Any:
     import pyarrow as pa
 
+    with suppress(KeyError, ValueError, OverflowError, pa.ArrowException):
+        return scalar.as_py(maps_as_pydicts="strict")
     value = _value(scalar)
     if isinstance(value, UnicodeDecodeError):
         return json_value(value.object)
