@@ -304,6 +304,7 @@ def test_plain_text_keeps_its_lines_when_asked(tmp_path: Path, run: Any) -> None
          "'key'"),
         ("a.txt", "x\n", {"id_column": "a"}, "no ids", "leave"),
         ("a.csv", "prompt\nx\n", {"output_column": "id"}, "called id", "other than"),
+        ("a.csv", "prompt\nx\n", {"output_column": "input_error"}, "called input_error", "other"),
         ("a.csv", "prompt\nx\n", {"output_column": " "}, "must have a name", "name it"),
         ("a.csv", "prompt\nx\n", {"output_column": "\udcff"}, "must have a name", "name it"),
     ],
@@ -363,7 +364,8 @@ def test_ids_of_another_parquet_column(tmp_path: Path, run: Any) -> None:
 def test_options_of_columns_may_change_between_runs(tmp_path: Path, run: Any) -> None:
     source = write(tmp_path / "in.jsonl", {"prompt": "x", "a": 1})
     job = job_of(source, tmp_path / "out.jsonl", OutputConfig("none"))
-    (first,) = packhorse.run(job) and objects(job.output)
+    packhorse.run(job)
+    (first,) = objects(job.output)
     report = packhorse.run(replace(job, writing=OutputConfig("all", "answer")))
     (second,) = objects(job.output)
     assert report.session is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from packhorse.openai_format.responses import (
     response_head,
     usage_document,
 )
+from packhorse.outputs.columns import ERROR, TEXT, Columns, check_output_column, output_columns
 from packhorse.storage.atomic_files import atomic_file, write_json
 from packhorse.storage.table_json import cell_text, json_row
 
@@ -48,20 +49,6 @@ OutputFormat = Literal["jsonl", "csv", "parquet"]
 
 PARQUET_ROW_GROUP_ROWS = 10_000
 _GROUP_BYTES = 64 * 2**20
-TEXT = "text"
-_COLUMNS = (
-    "id",
-    TEXT,
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "error_code",
-    "error_message",
-)
-_LABEL_COLUMNS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
-_ERROR = "error"
-"""Field of a row of JSONL that failed."""
-_RENAMED = "input_"
 _TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
 Value = str | int | float | None
 
@@ -111,85 +98,6 @@ class OpenAIOutput:
 
     model: str
     created: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """Columns of an output, in the order id, kept columns of the input, results.
-
-    A kept column with the name of an output column, or with that name behind any number of
-    "input_", gets one more "input_". So the name of a column depends on no other column of the
-    input, and two never get the same one.
-
-    Attributes:
-        results: Name of each column of the output, and the attribute of an OutputRow that it holds.
-        kept: Columns of the input.
-    """
-
-    results: Mapping[str, str]
-    kept: KeptColumns | None = None
-    _names: dict[str, str] = field(default_factory=dict)
-
-    def name_of(self, name: str) -> str:
-        """Return the name in the output of a column of the input."""
-        found = self._names.get(name)
-        if found is None:
-            base = name
-            while base.startswith(_RENAMED) and base not in self.results:
-                base = base.removeprefix(_RENAMED)
-            is_taken = base in self.results or base == _ERROR
-            found = self._names[name] = f"{_RENAMED}{name}" if is_taken else name
-        return found
-
-    def with_kept(self, rows: Iterable[OutputRow]) -> Iterator[tuple[OutputRow, dict[str, Any]]]:
-        """Yield each row with the values of its kept columns."""
-        if self.kept is None:
-            yield from ((row, {}) for row in rows)
-            return
-        kept = self.kept.rows()
-        for row in rows:
-            values = next(kept, None)
-            if values is None:
-                raise _other_rows()
-            yield row, values
-        if next(kept, None) is not None:
-            raise _other_rows()
-
-
-def _other_rows() -> InputError:
-    return InputError(
-        "the input, whose columns are kept, has other rows than the journal",
-        "run the job's command again",
-    )
-
-
-def _columns(labels: bool, output_column: str, kept: KeptColumns | None) -> _Columns:
-    names = _LABEL_COLUMNS if labels else _COLUMNS
-    results = {output_column if name == TEXT else name: name for name in names}
-    if labels:
-        results["label"] = TEXT
-    return _Columns(results, kept)
-
-
-def check_output_column(name: str) -> None:
-    """Check the name of the column of the answers.
-
-    Raises:
-        ConfigError: If it is empty, not Unicode, or the name of another column of the output.
-    """
-    taken = [*(each for each in _COLUMNS if each != TEXT), _ERROR]
-    if name in taken:
-        raise ConfigError(
-            f"the output column must not be called {name}: the output has another column of this "
-            "name",
-            f"choose a name other than {', '.join(taken)}",
-        )
-    try:
-        is_empty = not name.encode("utf-8").strip()
-    except UnicodeEncodeError:
-        is_empty = True
-    if is_empty:
-        raise ConfigError(f"the output column must have a name of text, got {name!r}", "name it")
 
 
 def output_format(path: Path) -> OutputFormat:
@@ -261,11 +169,11 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        return _WRITERS[kind](file, rows, _columns(labels, output_column, kept))
+        return _WRITERS[kind](file, rows, output_columns(labels, output_column, kept))
 
 
-def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns) -> int:
-    documents = (_jsonl_line(*pair, columns) for pair in columns.with_kept(rows))
+def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
+    documents = (_jsonl_line(*pair, columns) for pair in _with_kept(rows, columns.kept))
     return _write_lines(file, documents, "id")
 
 
@@ -277,12 +185,12 @@ def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: 
     return count
 
 
-def _jsonl_line(row: OutputRow, kept: Mapping[str, Any], columns: _Columns) -> dict[str, Any]:
+def _jsonl_line(row: OutputRow, kept: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     document: dict[str, Any] = {"id": row.id}
     for name, value in kept.items():
         document[columns.name_of(name)] = value
     if row.error_code is not None:
-        document[_ERROR] = {
+        document[ERROR] = {
             "code": row.error_code, "message": row.error_message, "line": row.line,
         }  # fmt: skip
         return document
@@ -319,7 +227,7 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     )
 
 
-def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns) -> int:
+def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     # csv's own line end, "\r\n": only then do all Python versions quote both characters.
     writer = csv.writer(text)
@@ -327,7 +235,7 @@ def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns) ->
     kept_names = () if columns.kept is None else columns.kept.column_names()
     writer.writerow([own_id, *map(columns.name_of, kept_names), *results])
     count = 0
-    for row, kept in columns.with_kept(rows):
+    for row, kept in _with_kept(rows, columns.kept):
         cells = [cell_text(kept.get(name)) for name in kept_names]
         attributes = list(columns.results.values())[1:]
         writer.writerow([str(row.id), *cells, *(getattr(row, name) for name in attributes)])
@@ -336,7 +244,7 @@ def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns) ->
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -363,6 +271,23 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: _Columns
             writer.write_table(table, len(group))
             count += len(group)
     return count
+
+
+def _with_kept(
+    rows: Iterable[OutputRow], kept: KeptColumns | None
+) -> Iterator[tuple[OutputRow, dict[str, Any]]]:
+    """Yield each row with the values of its kept columns."""
+    if kept is None:
+        yield from ((row, {}) for row in rows)
+        return
+    remaining = kept.rows()
+    for row in rows:
+        values = next(remaining, None)
+        if values is None:
+            raise _other_rows()
+        yield row, values
+    if next(remaining, None) is not None:
+        raise _other_rows()
 
 
 def _groups(
@@ -392,6 +317,13 @@ def _groups(
         raise _other_rows()
 
 
+def _other_rows() -> InputError:
+    return InputError(
+        "the input, whose columns are kept, has other rows than the journal",
+        "run the job's command again",
+    )
+
+
 def _group(rows: Iterator[OutputRow], table: pa.Table) -> tuple[pa.Table, list[OutputRow]]:
     group = list(islice(rows, len(table)))
     if len(group) != len(table):
@@ -413,7 +345,7 @@ def _utf8(value: Value) -> Value:
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow], _Columns], int]] = {
+_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow], Columns], int]] = {
     "jsonl": _write_jsonl,
     "csv": _write_csv,
     "parquet": _write_parquet,
