@@ -4,7 +4,8 @@
 
 Each input has a prompt and 12 other columns: text, numbers, dates, decimals, lists and structs. The
 output has the format of the input. Every job is a process of its own. Prints the seconds of its
-stages, its peak memory and the load of the machine; the last line is one JSON document.
+stages and its CPU seconds, which other work on the machine disturbs less, its peak memory and the
+load; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,17 +88,25 @@ def run(source: Path, keep: str | None) -> dict[str, Any]:
     command += ["--engine", "fake", "--max-new-tokens", "4", "--json"]
     if keep is not None:
         command += ["--keep", keep]
+    before = cpu_seconds()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     session = json.loads(done.stdout.splitlines()[-1])["session"]
     manifest = json.loads(output.with_name(f"{output.name}.manifest.json").read_text())
     seconds = {name: round(session["seconds"].get(name, 0.0), 1) for name in STAGES}
     return {
         **seconds,
+        "cpu": round(cpu_seconds() - before, 1),
         "rows": manifest["counts"]["completed"],
         "peak_gb": round(session["peak_memory_bytes"] / 1e9, 2),
         "output_mb": round(output.stat().st_size / 1e6),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,15 @@ def open_parquet(
 
     with _arrow_errors(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
+    layout = find_layout(path, schema, template, config)
+    columns = [name for name in layout.names if name in schema.names]
+    return layout, records_of(_batches(path, columns))
+
+
+def find_layout(
+    path: Path, schema: pa.Schema, template: Template | None, config: InputConfig
+) -> RowLayout:
+    """Return the layout of an Arrow table; arguments and errors are those of `open_parquet`."""
     asked_for = template is not None or config.prompt_column is not None
     is_chat = not asked_for and "prompt" not in schema.names and "messages" in schema.names
     layout = find_prompt_column(
@@ -54,8 +63,7 @@ def open_parquet(
         layout = replace(layout, template=None)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
-    columns = [name for name in layout.names if name in schema.names]
-    return layout, _read(path, columns)
+    return layout
 
 
 def _check_is_text(path: Path, field: pa.Field) -> None:
@@ -103,17 +111,23 @@ def _holds_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    number = 0
     with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
         # Without threads: none survives into engines that fork, and memory stays small.
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            values = [_values(batch.column(name)) for name in columns]
-            for row in zip(*values, strict=True):
-                number += 1
-                yield _record(number, columns, row)
+        yield from file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+
+
+def records_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
+    """Yield a record per row of Arrow batches."""
+    number = 0
+    for batch in batches:
+        columns = batch.schema.names
+        values = [_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            number += 1
+            yield _record(number, columns, row)
 
 
 def column_schema(path: Path, names: Sequence[str]) -> pa.Schema:

@@ -19,8 +19,8 @@ from packhorse.inputs.kept import KeptColumns, select_columns
 from packhorse.jobs.journal import Journal
 from packhorse.outputs import TEXT
 
-NAME = "columns"
-"""Name of the journal's entry about columns of the output."""
+NAME = "output"
+"""Name of the journal's entry about the columns of the output."""
 
 
 class ChosenColumns:

@@ -173,8 +173,13 @@ def write_output(
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
-    documents = (_jsonl_line(*pair, columns) for pair in _with_kept(rows, columns.kept))
-    return _write_lines(file, documents, "id")
+    attributes = {
+        name: attribute
+        for name, attribute in columns.results.items()
+        if name != "id" and not attribute.startswith("error_")
+    }
+    pairs = _with_kept(rows, columns.kept)
+    return _write_lines(file, (_jsonl_line(*pair, columns, attributes) for pair in pairs), "id")
 
 
 def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: str) -> int:
@@ -185,18 +190,19 @@ def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: 
     return count
 
 
-def _jsonl_line(row: OutputRow, kept: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+def _jsonl_line(
+    row: OutputRow, kept: Mapping[str, Any], columns: Columns, attributes: Mapping[str, str]
+) -> dict[str, Any]:
     document: dict[str, Any] = {"id": row.id}
-    for name, value in kept.items():
-        document[columns.name_of(name)] = value
+    for name in kept:
+        document[columns.name_of(name)] = kept[name]
     if row.error_code is not None:
         document[ERROR] = {
             "code": row.error_code, "message": row.error_message, "line": row.line,
         }  # fmt: skip
         return document
-    for name, attribute in columns.results.items():
-        if name != "id" and not attribute.startswith("error_"):
-            document[name] = getattr(row, attribute)
+    for name, attribute in attributes.items():
+        document[name] = getattr(row, attribute)
     return document
 
 
@@ -234,11 +240,11 @@ def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> 
     own_id, *results = columns.results
     kept_names = () if columns.kept is None else columns.kept.column_names()
     writer.writerow([own_id, *map(columns.name_of, kept_names), *results])
+    attributes = list(columns.results.values())[1:]
     count = 0
     for row, kept in _with_kept(rows, columns.kept):
         cells = [cell_text(kept.get(name)) for name in kept_names]
-        attributes = list(columns.results.values())[1:]
-        writer.writerow([str(row.id), *cells, *(getattr(row, name) for name in attributes)])
+        writer.writerow([str(row.id), *cells, *[getattr(row, name) for name in attributes]])
         count += 1
     text.detach()  # flushes
     return count
