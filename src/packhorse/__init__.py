@@ -23,6 +23,7 @@ from packhorse.errors import Interrupted, PackhorseError
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load
     from packhorse.jobs.manifest import RunReport
+    from packhorse.jobs.mapping import map as map  # noqa: A004 (not in __all__: it hides the builtin)
     from packhorse.jobs.run_rows import run
 
 __all__ = [
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 _ON_DEMAND = {
     "Model": "packhorse.inference.model",
     "load": "packhorse.inference.model",
+    "map": "packhorse.jobs.mapping",
     "RunReport": "packhorse.jobs.manifest",
     "run": "packhorse.jobs.run_rows",
 }

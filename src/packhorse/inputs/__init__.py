@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Failure, Request
@@ -30,13 +30,16 @@ from packhorse.inputs.foreign_content import (
     reject_foreign_content,
     reject_json_document,
 )
-from packhorse.inputs.parquet import open_parquet
+from packhorse.inputs.parquet import find_layout, open_parquet, records_of
 from packhorse.inputs.rows import Record, Report, RowKeys, RowLayout, parse_row
 from packhorse.inputs.tables import allows_quotes, open_csv
 from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
 from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import describe_ambiguity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "FORMATS",
@@ -46,6 +49,7 @@ __all__ = [
     "for_model",
     "format_value",
     "quoting_settings",
+    "read_arrow",
     "read_fields",
     "read_rows",
 ]
@@ -141,13 +145,7 @@ def read_rows(
         raise ConfigError(
             f"limit must be at least 1 row, got {config.limit}", "leave it out to read all"
         )
-    if config.template is not None and config.prompt_column is not None:
-        raise ConfigError(
-            "both a template and a prompt column are given",
-            "use one of them: the template names the columns it needs",
-        )
-    _check_unicode(config)
-    template = None if config.template is None else Template.parse(config.template)
+    template = _template(config)
     input_format = FORMATS[detect_format(path)]
     with _input_errors(path):
         layout, records = input_format.open(path, template, config, report)
@@ -157,6 +155,35 @@ def read_rows(
     rows = chain([next(rows)], rows)
     # The columns of a table are known; JSON lines show only at the end that none has the id.
     return rows if config.id_column is None or layout.columns else _checked_ids(path, layout, rows)
+
+
+def read_arrow(
+    names: Sequence[str],
+    select: Callable[[Sequence[str]], tuple[pa.Schema, Iterable[pa.RecordBatch]]],
+    config: InputConfig,
+) -> Iterator[Request | Failure]:
+    """Yield every row of a table in memory, in order; rows have no ids of their own.
+
+    Args:
+        names: Names of all columns.
+        select: Returns the schema and the rows of some columns.
+        config: How rows become prompts.
+
+    Raises:
+        InputError: If the table has no text column for the prompt, before this function returns.
+        ConfigError: For the template or a combination of options, before this function returns.
+    """
+    import pyarrow as pa
+
+    template, data = _template(config), Path("the data")
+    schema = pa.schema([(name, pa.null()) for name in names])
+    layout = find_layout(data, schema, template, config)
+    schema, batches = select([name for name in layout.prompt_names if name in names])
+    find_layout(data, schema, template, config)  # checks the types of the columns
+    layout = replace(layout, row_options=config.row_options, id_field="\0")
+    keys = RowKeys()
+    records = enumerate(records_of(batches))
+    return (parse_row(index, record, layout, keys) for index, record in records)
 
 
 def for_model(config: InputConfig, model: str) -> InputConfig:
@@ -171,6 +198,17 @@ def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
     if path.suffix.lower() not in FORMATS["csv"].suffixes:
         return {}
     return {"csv_quoting": "minimal" if allows_quotes(path, config.csv_quoting) else "none"}
+
+
+def _template(config: InputConfig) -> Template | None:
+    """Return the template of a job, if it has one. Raises ConfigError."""
+    if config.template is not None and config.prompt_column is not None:
+        raise ConfigError(
+            "both a template and a prompt column are given",
+            "use one of them: the template names the columns it needs",
+        )
+    _check_unicode(config)
+    return None if config.template is None else Template.parse(config.template)
 
 
 def _check_columns(path: Path, layout: RowLayout) -> None:

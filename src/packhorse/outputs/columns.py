@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from packhorse.errors import ConfigError
@@ -28,25 +28,31 @@ _RENAMED = "input_"
 class Columns:
     """Columns of an output, in the order id, kept columns of the input, results.
 
-    A kept column with the name of an output column, or with that name behind any number of
-    "input_", gets one more "input_". So the name of a column depends on no other column of the
-    input, and two never get the same one.
-
     Attributes:
         results: Name of each column of the output, and the attribute of an OutputRow that it holds.
         kept: Columns of the input.
+        taken: Names that a kept column must not have, the same in every format.
     """
 
     results: Mapping[str, str]
-    kept: KeptColumns | None = None
+    kept: KeptColumns | None
+    taken: Collection[str]
 
     def name_of(self, name: str) -> str:
         """Return the name in the output of a column of the input."""
-        base = name
-        while base not in self.results and base.startswith(_RENAMED):
-            base = base.removeprefix(_RENAMED)
-        is_taken = base in self.results or base == ERROR
-        return f"{_RENAMED}{name}" if is_taken else name
+        return kept_name(name, self.taken)
+
+
+def kept_name(name: str, taken: Collection[str]) -> str:
+    """Return the name of a column of the input beside columns with the names `taken`.
+
+    A column that has one of these names, or one behind any number of "input_", gets one more
+    "input_". So the name depends on no other column of the input, and two never get the same one.
+    """
+    base = name
+    while base not in taken and base.startswith(_RENAMED):
+        base = base.removeprefix(_RENAMED)
+    return f"{_RENAMED}{name}" if base in taken else name
 
 
 def output_columns(labels: bool, output_column: str, kept: KeptColumns | None) -> Columns:
@@ -55,7 +61,7 @@ def output_columns(labels: bool, output_column: str, kept: KeptColumns | None) -
     results = {output_column if name == TEXT else name: name for name in names}
     if labels:
         results["label"] = TEXT
-    return Columns(results, kept)
+    return Columns(results, kept, {*results, ERROR})
 
 
 def check_output_column(name: str) -> None:
