@@ -196,7 +196,7 @@ def test_a_journal_continues_an_interrupted_call(
             yield outcome
 
     monkeypatch.setattr(Model, "generate", stops)
-    call = {"max_new_tokens": 4, "progress": False, "journal": tmp_path / "answers"}
+    call: Any = {"max_new_tokens": 4, "progress": False, "journal": tmp_path / "answers"}
     with pytest.raises(KeyboardInterrupt):
         packhorse.map(table, model, **call)
     assert packhorse.map(table, model, **call).equals(expected)

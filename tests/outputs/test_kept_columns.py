@@ -43,6 +43,7 @@ COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
     "moment": (pa.timestamp("ns", ZONE), [1, 1_700_000_000_123_456_789, None]),
     "far": (pa.timestamp("s"), [2**39, 0, None]),
     "clock": (pa.time64("us"), [time(1, 2, 3, 4), None, time(0)]),
+    "exact_clock": (pa.time64("ns"), [1, 1000, None]),
     "length": (pa.duration("us"), [timedelta(days=1, microseconds=1), None, timedelta(0)]),
     "price": (pa.decimal128(38, 10), [Decimal("12.3000000001"), None, Decimal(10) ** 27]),
     "bytes": (pa.binary(), [b"text", b"\xff\x00", None]),
@@ -128,6 +129,9 @@ def test_parquet_to_jsonl_has_a_form_for_every_type(tmp_path: Path, run: Any) ->
     assert second["moment"] == "2023-11-14 23:13:20.123456789+01:00"
     assert first["far"].startswith("19391-")
     assert first["clock"] == "01:02:03.000004"
+    assert (first["exact_clock"], second["exact_clock"]) == (
+        "00:00:00.000000001", "00:00:00.000001",
+    )  # fmt: skip
     assert '"length": 86400.000001,' in output.read_text()
     assert '"price": 12.3000000001,' in output.read_text()
     assert '"price": 1000000000000000000000000000' in output.read_text()

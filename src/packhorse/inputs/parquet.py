@@ -172,6 +172,8 @@ def _json_values(column: pa.Array) -> list[Any]:
         return _json_values(column.storage)
     if types.is_float16(kind) or types.is_float32(kind):
         return [_shortest(value, kind.bit_width) for value in column.to_pylist()]
+    if kind == pa.time64("ns"):
+        return [json_value(value) for value in _values(column)]
     try:
         values = column.to_pylist(maps_as_pydicts="strict")
     except (KeyError, ValueError, OverflowError, pa.ArrowException):
@@ -257,6 +259,8 @@ def _values(column: pa.Array) -> list[Any]:
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
         return _values(column.storage)
+    if kind == pa.time64("ns"):  # with pandas, to_pylist drops the nanoseconds
+        return [_value(scalar) for scalar in column]
     try:
         values = list(column.to_pylist())
     except (ValueError, OverflowError, pa.ArrowException):  # UnicodeDecodeError is a ValueError
