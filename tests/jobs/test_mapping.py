@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import packhorse
+from docs_code import code_blocks
 from packhorse import EngineConfig
 from packhorse.errors import PackhorseError
 from packhorse.inference.model import Model
@@ -213,6 +214,15 @@ def test_the_bar_shows_on_request(model: Model, capsys: pytest.CaptureFixture[st
     assert "2/2" not in capsys.readouterr().err
     packhorse.map(table, model, progress=True)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = code_blocks("dataframes.md", "python")
+    loads = 'load("smollm2-135m-instruct")'
+    assert loads in code
+    fake = 'load("fake", engine=packhorse.EngineConfig(engine="fake"))'
+    exec(code.replace(loads, fake), {})  # noqa: S102
+    assert str(["question", "input_text", *ADDED]) in capsys.readouterr().out
 
 
 def test_no_library_of_tables_is_imported() -> None:
