@@ -48,6 +48,7 @@ __all__ = [
     "detect_format",
     "for_model",
     "format_value",
+    "input_errors",
     "quoting_settings",
     "read_arrow",
     "read_fields",
@@ -94,7 +95,7 @@ def detect_format(path: Path) -> str:
     Raises:
         InputError: If the file cannot be read or its suffix is not known.
     """
-    with _input_errors(path):
+    with input_errors(path):
         _check_file(path)
         return _detect(path, path.suffix.lower())
 
@@ -147,7 +148,7 @@ def read_rows(
         )
     template = _template(config)
     input_format = FORMATS[detect_format(path)]
-    with _input_errors(path):
+    with input_errors(path):
         layout, records = input_format.open(path, template, config, report)
     layout = replace(layout, row_options=config.row_options)
     _check_columns(path, layout)
@@ -240,7 +241,7 @@ def read_fields(
     template = Template(tuple(("", name) for name in names))
     found: set[str] = set()
     known: tuple[str, ...] = ()
-    with _input_errors(path):
+    with input_errors(path):
         config = InputConfig(csv_quoting=csv_quoting)
         _, records = FORMATS[input_format].open(path, template, config, report)
         for index, record in enumerate(records):
@@ -258,7 +259,7 @@ def _rows(
 ) -> Iterator[Request | Failure]:
     keys = RowKeys()
     index = -1
-    with _input_errors(path):
+    with input_errors(path):
         for index, record in enumerate(islice(records, limit)):
             yield parse_row(index, record, layout, keys)
     if index < 0:
@@ -334,7 +335,7 @@ def _first_object(path: Path) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _input_errors(path: Path) -> Iterator[None]:
+def input_errors(path: Path) -> Iterator[None]:
     """Turn errors of the operating system into InputError."""
     try:
         yield

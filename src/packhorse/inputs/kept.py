@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.config import CsvQuoting, InputConfig, OutputConfig
 from packhorse.data import NumberId
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import FORMATS, detect_format
+from packhorse.inputs import FORMATS, detect_format, input_errors
 from packhorse.inputs.columns import missing_column_error
 from packhorse.inputs.foreign_content import input_name
 from packhorse.inputs.json_types import JsonTypes
@@ -76,10 +76,11 @@ class KeptColumns:
             rows = self._parquet_rows(names or ())
         else:
             rows = map(partial(_read, names=names), self._records(names or ()))
-        for row in islice(rows, self.limit):
-            if has_all and not with_id and self.id_field == "id":
-                row.pop("id", None)
-            yield row
+        with input_errors(self.path):
+            for row in islice(rows, self.limit):
+                if has_all and not with_id and self.id_field == "id":
+                    row.pop("id", None)
+                yield row
 
     def column_names(self) -> tuple[str, ...]:
         """Return the names of all columns; reads JSON lines once if all of theirs are kept."""
@@ -113,8 +114,8 @@ class KeptColumns:
         return schema, (_table(group, fields, schema) for group in groups)
 
     def digest(self) -> str:
-        """Return a digest of the bytes of the input."""
-        with self.path.open("rb") as file:
+        """Return a digest of the bytes of the input. Raises InputError."""
+        with input_errors(self.path), self.path.open("rb") as file:
             return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
     def _records(self, names: Sequence[str]) -> Iterator[Record]:

@@ -26,8 +26,8 @@ NAME = "output"
 class ChosenColumns:
     """The columns of a job's output.
 
-    Create it before the input is read, and `store` it when its rows are registered, so that rows
-    and columns are of one state of the file.
+    Create it before the input is read, and store its `entry` when the rows are registered, so that
+    rows and columns are of one state of the file.
 
     Args:
         source: The file that is read.
@@ -58,8 +58,12 @@ class ChosenColumns:
         self._writing = writing
         self._before = _state(source)
 
-    def store(self, journal: Journal) -> None:
-        """Store the columns in the journal. Raises InputError if the file has changed."""
+    def entry(self) -> dict[str, Any]:
+        """Return the columns as the journal stores them under NAME.
+
+        Raises:
+            InputError: The file has changed since this object was created.
+        """
         kept = None
         if self._kept is not None:
             kept = {**asdict(self._kept), "path": self._name, "digest": self._kept.digest()}
@@ -68,7 +72,7 @@ class ChosenColumns:
                     f"{input_name(self._kept.path)} changed while it was read",
                     "run the same command again when it is complete",
                 )
-        journal.set_meta(NAME, {"output_column": self._writing.output_column, "kept": kept})
+        return {"output_column": self._writing.output_column, "kept": kept}
 
 
 def stored_columns(
@@ -115,11 +119,8 @@ def _check_digest(kept: KeptColumns, digest: str) -> None:
     )
     try:
         is_same = kept.digest() == digest
-    except OSError as error:
-        raise InputError(
-            f"columns of {input_name(kept.path)} are kept, but it cannot be read: {error.strerror}",
-            hint,
-        ) from error
+    except InputError as error:
+        raise InputError(f"columns of the input are kept, but {error}", hint) from error
     if not is_same:
         raise InputError(
             f"columns of {input_name(kept.path)} are kept, but it changed since its rows were read",

@@ -18,7 +18,7 @@ from packhorse.config import InputConfig, OutputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import detect_format, format_value, read_rows
-from packhorse.jobs.columns import ChosenColumns, stored_columns
+from packhorse.jobs.columns import NAME, ChosenColumns, stored_columns
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
@@ -153,7 +153,8 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
             rows = interruption.checked(read_rows(source, job.reading, reporter.stage))
             journal.register_rows(rows, unit)
             with interruption.raising():
-                columns.store(journal)
+                entry = columns.entry()
+            journal.set_meta(NAME, entry)
             handler.on_rows_registered(source, journal)
             if damaged := journal.discard_damaged():
                 reporter.stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -72,8 +73,7 @@ def map(  # noqa: A001 (what pandas, polars and datasets call it)
         journal: Keep finished rows in `JOURNAL.packhorse/`. After an interruption, call `map` again
             with the same arguments: only unfinished rows run. By default, an interruption loses
             all.
-        progress: Show a progress bar, in a notebook or terminal. None: unless standard error is
-            redirected.
+        progress: Show a progress bar. None: in a notebook, or if standard error is a terminal.
         options: What `Model.generate` takes: `system`, `on_too_long` and sampling parameters.
 
     Raises:
@@ -128,8 +128,8 @@ def _mapped(
 
     frame = frame_of(data)
     rows = partial(read_arrow, frame.names, frame.arrow, reading)
-    is_hidden = None if progress is None else not progress
-    with tqdm(total=len(frame), unit="row", disable=is_hidden) as bar:
+    is_shown = _has_viewer() if progress is None else progress
+    with tqdm(total=len(frame), unit="row", disable=not is_shown) as bar:
         if not len(frame):
             results = []
         elif journal is None:
@@ -141,6 +141,11 @@ def _mapped(
     renamed = {name: kept_name(name, names) for name in frame.names}
     changed = {name: new for name, new in renamed.items() if new != name}
     return frame.extended(changed, _table(results, names))
+
+
+def _has_viewer() -> bool:
+    """Return whether this process is a notebook's or its standard error is a terminal."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def _answers(
