@@ -20,7 +20,7 @@ from packhorse.inference.model import Model
 ADDED = [
     "text", "finish_reason", "prompt_tokens", "completion_tokens", "error_code", "error_message",
 ]  # fmt: skip
-COLUMNS = {
+COLUMNS: dict[str, list[Any]] = {
     "question": ["one", "two", "", None, "one"],
     "text": ["a", "b", "c", "d", "e"],
     "seed": [5, 4, 3, 2, 1],
