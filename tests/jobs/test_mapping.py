@@ -86,7 +86,10 @@ def test_templates_messages_and_no_rows(model: Model, kind: str) -> None:
     )
     assert list(values(found)) == [*COLUMNS, "answer", *ADDED[1:]]
     assert values(found)["error_code"] == [None] * 5
-    chats = {"messages": [[{"role": "user", "content": "hello"}]], "id": [True]}
+    chats: dict[str, list[Any]] = {
+        "messages": [[{"role": "user", "content": "hello"}]],
+        "id": [True],
+    }
     found = packhorse.map(made(kind, chats), model, progress=False)
     assert list(values(found)) == ["messages", "id", *ADDED]
     assert values(found)["error_code"] == [None]
