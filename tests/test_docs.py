@@ -198,6 +198,7 @@ def test_every_python_block_is_run_by_a_test() -> None:
     pages = {page for page in PAGES if "```python\n" in text_of(page)}
     assert pages == {
         "README.md",
+        "docs/dataframes.md",
         "docs/serving.md",
         "docs/how-to/add-a-batching-policy.md",
         "docs/how-to/add-an-engine.md",

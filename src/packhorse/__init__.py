@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig, OutputConfig
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
 
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load
     from packhorse.jobs.manifest import RunReport
+    from packhorse.jobs.mapping import map as map  # noqa: A004 (not in __all__: it hides the builtin)
     from packhorse.jobs.run_rows import run
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Interrupted",
     "JobConfig",
     "Model",
+    "OutputConfig",
     "PackhorseError",
     "RunReport",
     "SamplingParams",
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 _ON_DEMAND = {
     "Model": "packhorse.inference.model",
     "load": "packhorse.inference.model",
+    "map": "packhorse.jobs.mapping",
     "RunReport": "packhorse.jobs.manifest",
     "run": "packhorse.jobs.run_rows",
 }

@@ -207,6 +207,7 @@ class InputConfig:
 
     Attributes:
         prompt_column: Column (CSV, Parquet) or field (JSONL) that holds the prompt.
+        id_column: Column or field that holds the id of a row; None is "id", which may be missing.
         template: Builds the prompt from a row's fields, e.g. "Summarise: {text}".
         system: System message for rows that have none (chat models only).
         limit: Maximum number of rows to read.
@@ -236,6 +237,14 @@ class InputConfig:
     limit: int | None = field(default=None, metadata={"help": "read at most N rows"})
     on_too_long: OnTooLong = field(
         default="error", metadata={"help": "what to do with a prompt that does not fit"}
+    )
+    id_column: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "column or field that holds the id of a row",
+            "default": "id, if there is one",
+        },
     )
     csv_quoting: CsvQuoting = field(default="auto", metadata=CSV_QUOTING_OPTION)
     served_model_name: tuple[str, ...] = field(
@@ -267,6 +276,30 @@ class InputConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """Which columns the output has. They may change from run to run: they decide no result.
+
+    Attributes:
+        keep: Columns of the input that the output repeats: their names, "all", "none", or "auto":
+            all if the prompt is made with `prompt_column` or `template`, else none.
+        output_column: Name of the column that holds the generated text.
+    """
+
+    keep: str | tuple[str, ...] = field(
+        default="auto",
+        metadata={
+            "metavar": "COLUMNS",
+            "help": "columns or fields of the input that the output repeats: all, none, or names "
+            "with commas between them",
+            "default": "all with --prompt-column or --template, else none",
+        },
+    )
+    output_column: str = field(
+        default="text", metadata={"metavar": "NAME", "help": "name of the column of the answers"}
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class JobConfig:
     """One run: a model over an input into an output.
 
@@ -288,6 +321,7 @@ class JobConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
     reading: InputConfig = field(default_factory=InputConfig)
+    writing: OutputConfig = field(default_factory=OutputConfig)
     retry_failed: bool = field(default=False, metadata=RETRY_FAILED_OPTION)
     allow_pickle: bool = field(default=False, metadata=ALLOW_PICKLE_OPTION)
     warmup_rows: int = field(

@@ -98,7 +98,7 @@ def test_the_command_is_the_job_that_was_asked_for(batching: str) -> None:
     """Read back by the command line, it comes to the same settings."""
     combination = Combination("ctranslate2", "int8:plain", batching, 16, 2048)
     decoding = SamplingParams(64, 0.5, 0.9, 40, 7, ("\n\n", "-- end"))
-    reading = InputConfig(None, "Say: {text}\n'now'", "-be brief", 10, "truncate-left")
+    reading = InputConfig(None, "Say: {text}\n'now'", "-be brief", 10, "truncate-left", "key")
     command = combination.command("m", "in put.csv", decoding, reading, allow_pickle=True)
     words = shlex.split(command)
     parser = argparse.ArgumentParser()

@@ -23,6 +23,7 @@ from packhorse.config import (
     RETRY_FAILED_OPTION,
     BatchingConfig,
     InputConfig,
+    OutputConfig,
 )
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
@@ -41,8 +42,8 @@ class ClassifyConfig:
 
     Attributes:
         saved: folder of a saved classifier.
-        input: as in `packhorse.config.JobConfig`, like output, reading and retry_failed; without a
-            column, the one of the assessment is used.
+        input: as in `packhorse.config.JobConfig`, like output, reading, writing and retry_failed;
+            without a column, the one of the assessment is used.
         batching: for a language model; window_rows also for a classic one.
     """
 
@@ -50,6 +51,7 @@ class ClassifyConfig:
     input: str = field(metadata=INPUT_OPTION)
     output: Path = field(metadata=OUTPUT_OPTION)
     reading: InputConfig = field(default_factory=InputConfig)
+    writing: OutputConfig = field(default_factory=OutputConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     retry_failed: bool = field(default=False, metadata=RETRY_FAILED_OPTION)
 
@@ -83,6 +85,7 @@ class Labelling:
             "classifier": self._digest,
             "text_column": reading.prompt_column,
             "template": reading.template,
+            "id_column": reading.id_column,
             **quoting_settings(self._config.input, reading),
         }
 
@@ -167,10 +170,17 @@ def _outcome(request: Request, decision: Decision, timing: Timing) -> Completion
 
 
 def _with_column(config: ClassifyConfig, card: Card) -> ClassifyConfig:
-    """Use the text column of the assessment if none was given and the input has columns."""
+    """Use the text column of the assessment if none was given and the input has columns.
+
+    Columns are kept by default only if the text's was given.
+    """
     reading = config.reading
     named = reading.prompt_column is not None or reading.template is not None
     has_columns = Path(config.input).suffix.lower() not in (".txt", "") and config.input != "-"
     if named or not has_columns or not card.text_column:
         return config
-    return replace(config, reading=replace(reading, prompt_column=card.text_column))
+    writing = config.writing
+    if writing.keep == "auto":
+        writing = replace(writing, keep="none")
+    reading = replace(reading, prompt_column=card.text_column)
+    return replace(config, reading=reading, writing=writing)

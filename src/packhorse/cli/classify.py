@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "help": "column that holds the text",
         "default": "the column that was assessed",
     }
-    names = ("prompt_column", "template", "limit", "csv_quoting")
+    names = ("prompt_column", "id_column", "template", "limit", "csv_quoting")
     options.add_input(parser, *names, prompt_column=text_column)
+    options.add_output(parser, "keep")
     options.add_batching(parser)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from packhorse.cli import EXIT_DONE
+from packhorse.cli import EXIT_DONE, options
+from packhorse.config import OutputConfig
 from packhorse.jobs.frame import export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="write to this file (default: OUTPUT with .partial before its suffix)",
     )
+    same = {"default": "those that the job keeps"}
+    options.add(parser, OutputConfig, "keep", keep={"type": options.columns, **same})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,6 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     target = arguments.to or output.with_name(f"{output.stem}.partial{output.suffix}")
     with Journal(Workspace(output).journal, read_only=True) as journal:
         counts = journal.counts()
-        written = export_journal(journal, target)
+        written = export_journal(journal, target, writing=options.read(arguments, OutputConfig))
     print(f"{target}: {written:,} rows, {counts.pending:,} of them pending")
     return EXIT_DONE

@@ -7,6 +7,7 @@ read(arguments, JobConfig)                   the config with what was given, nes
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -15,7 +16,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from packhorse.batching import AUTO, POLICIES
-from packhorse.config import BatchingConfig, EngineConfig, InputConfig
+from packhorse.config import BatchingConfig, EngineConfig, InputConfig, OutputConfig
 from packhorse.data import SamplingParams
 from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
 
@@ -102,6 +103,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **changes: Mapping[str, Any]) -> None:
     add(parser.add_argument_group("input"), InputConfig, *names, **changes)
+
+
+def add_output(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the options of the columns of the output."""
+    add(parser.add_argument_group("output"), OutputConfig, *names, keep={"type": columns})
+
+
+def columns(given: str) -> str | tuple[str, ...]:
+    """Return the value of --keep: a word, or names with commas between them, quoted as in CSV."""
+    given = text(given)
+    if given in ("auto", "all", "none"):
+        return given
+    names = tuple(filter(None, next(csv.reader([given]), [])))
+    if not names:
+        raise argparse.ArgumentTypeError("name columns, or say all or none")
+    return names
 
 
 def engine(name: str) -> str:

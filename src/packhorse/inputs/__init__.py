@@ -10,13 +10,13 @@ a whole file in memory.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Failure, Request
@@ -30,13 +30,16 @@ from packhorse.inputs.foreign_content import (
     reject_foreign_content,
     reject_json_document,
 )
-from packhorse.inputs.parquet import open_parquet
+from packhorse.inputs.parquet import find_layout, open_parquet, records_of
 from packhorse.inputs.rows import Record, Report, RowKeys, RowLayout, parse_row
 from packhorse.inputs.tables import allows_quotes, open_csv
 from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
 from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import describe_ambiguity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "FORMATS",
@@ -45,7 +48,9 @@ __all__ = [
     "detect_format",
     "for_model",
     "format_value",
+    "input_errors",
     "quoting_settings",
+    "read_arrow",
     "read_fields",
     "read_rows",
 ]
@@ -90,7 +95,7 @@ def detect_format(path: Path) -> str:
     Raises:
         InputError: If the file cannot be read or its suffix is not known.
     """
-    with _input_errors(path):
+    with input_errors(path):
         _check_file(path)
         return _detect(path, path.suffix.lower())
 
@@ -141,20 +146,45 @@ def read_rows(
         raise ConfigError(
             f"limit must be at least 1 row, got {config.limit}", "leave it out to read all"
         )
-    if config.template is not None and config.prompt_column is not None:
-        raise ConfigError(
-            "both a template and a prompt column are given",
-            "use one of them: the template names the columns it needs",
-        )
-    _check_unicode(config)
-    template = None if config.template is None else Template.parse(config.template)
+    template = _template(config)
     input_format = FORMATS[detect_format(path)]
-    with _input_errors(path):
+    with input_errors(path):
         layout, records = input_format.open(path, template, config, report)
     layout = replace(layout, row_options=config.row_options)
     _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
-    return chain([next(rows)], rows)
+    rows = chain([next(rows)], rows)
+    # The columns of a table are known; JSON lines show only at the end that none has the id.
+    return rows if config.id_column is None or layout.columns else _checked_ids(path, layout, rows)
+
+
+def read_arrow(
+    names: Sequence[str],
+    select: Callable[[Sequence[str]], tuple[pa.Schema, Iterable[pa.RecordBatch]]],
+    config: InputConfig,
+) -> Iterator[Request | Failure]:
+    """Yield every row of a table in memory, in order; rows have no ids of their own.
+
+    Args:
+        names: Names of all columns.
+        select: Returns the schema and the rows of some columns.
+        config: How rows become prompts.
+
+    Raises:
+        InputError: If the table has no text column for the prompt, before this function returns.
+        ConfigError: For the template or a combination of options, before this function returns.
+    """
+    import pyarrow as pa
+
+    template, data = _template(config), Path("the data")
+    schema = pa.schema([(name, pa.null()) for name in names])
+    layout = find_layout(data, schema, template, config)
+    schema, batches = select([name for name in layout.prompt_names if name in names])
+    find_layout(data, schema, template, config)  # checks the types of the columns
+    layout = replace(layout, row_options=config.row_options, id_field="\0")
+    keys = RowKeys()
+    records = enumerate(records_of(batches))
+    return (parse_row(index, record, layout, keys) for index, record in records)
 
 
 def for_model(config: InputConfig, model: str) -> InputConfig:
@@ -169,6 +199,17 @@ def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
     if path.suffix.lower() not in FORMATS["csv"].suffixes:
         return {}
     return {"csv_quoting": "minimal" if allows_quotes(path, config.csv_quoting) else "none"}
+
+
+def _template(config: InputConfig) -> Template | None:
+    """Return the template of a job, if it has one. Raises ConfigError."""
+    if config.template is not None and config.prompt_column is not None:
+        raise ConfigError(
+            "both a template and a prompt column are given",
+            "use one of them: the template names the columns it needs",
+        )
+    _check_unicode(config)
+    return None if config.template is None else Template.parse(config.template)
 
 
 def _check_columns(path: Path, layout: RowLayout) -> None:
@@ -200,7 +241,7 @@ def read_fields(
     template = Template(tuple(("", name) for name in names))
     found: set[str] = set()
     known: tuple[str, ...] = ()
-    with _input_errors(path):
+    with input_errors(path):
         config = InputConfig(csv_quoting=csv_quoting)
         _, records = FORMATS[input_format].open(path, template, config, report)
         for index, record in enumerate(records):
@@ -218,15 +259,34 @@ def _rows(
 ) -> Iterator[Request | Failure]:
     keys = RowKeys()
     index = -1
-    with _input_errors(path):
+    with input_errors(path):
         for index, record in enumerate(islice(records, limit)):
             yield parse_row(index, record, layout, keys)
     if index < 0:
         raise InputError(f"{input_name(path)} has no rows", "is it the right file?")
 
 
+def _checked_ids(
+    path: Path, layout: RowLayout, rows: Iterable[Request | Failure]
+) -> Iterator[Request | Failure]:
+    """Yield `rows`; raise InputError after the last one if none has the field of the ids."""
+    has_ids = False
+    for row in rows:
+        has_ids = has_ids or row.has_own_id
+        yield row
+    if has_ids:
+        return
+    known = dict[str, None]()
+    for record in islice(lines.read_objects(path), _LINES_CHECKED):
+        with suppress(RowError):
+            known |= dict.fromkeys(record.read())
+    if layout.id_field not in known:
+        advice = "name the field of the ids with --id-column"
+        raise missing_column_error(path, tuple(known), layout.id_field, advice, has_header=False)
+
+
 def _check_unicode(config: InputConfig) -> None:
-    for name in ("template", "prompt_column", "system"):
+    for name in ("template", "prompt_column", "id_column", "system"):
         try:
             (getattr(config, name) or "").encode("utf-8")
         except UnicodeEncodeError as error:
@@ -275,7 +335,7 @@ def _first_object(path: Path) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _input_errors(path: Path) -> Iterator[None]:
+def input_errors(path: Path) -> Iterator[None]:
     """Turn errors of the operating system into InputError."""
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from packhorse.errors import InputError
@@ -20,6 +21,7 @@ def find_prompt_column(
     template: Template | None,
     prompt_column: str | None,
     *,
+    id_column: str | None = None,
     has_header: bool = True,
 ) -> RowLayout:
     """Return the layout of a table whose prompt is in some of `columns`.
@@ -29,6 +31,7 @@ def find_prompt_column(
         columns: Names of all columns.
         template: Builds the prompt from columns, if given.
         prompt_column: Holds the prompt, if given; else "prompt" or "text" does.
+        id_column: Holds the ids, if given; else "id" does, if it exists.
         has_header: Whether the first line of the file names the columns, not its schema.
 
     Raises:
@@ -44,7 +47,9 @@ def find_prompt_column(
     else:
         advice = "say which one to use with --prompt-column"
         raise missing_column_error(path, columns, "prompt", advice, has_header=has_header)
-    for name in layout.prompt_names:
+    if id_column is not None:
+        layout = replace(layout, id_field=id_column)
+    for name in (*layout.prompt_names, *([] if id_column is None else [id_column])):
         if name not in columns:
             raise missing_column_error(
                 path, columns, name, "choose one of these", has_header=has_header

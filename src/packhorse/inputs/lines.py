@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -35,7 +35,9 @@ def open_jsonl(
     path: Path, template: Template | None, config: InputConfig, report: Report
 ) -> tuple[RowLayout, Iterator[Record]]:
     """Return the layout of JSONL rows, which name their own fields, and the records."""
-    return RowLayout(template, config.prompt_column), read_objects(path)
+    id_field = config.id_column or "id"
+    layout = RowLayout(template, config.prompt_column, id_field=id_field)
+    return layout, read_objects(path, id_field)
 
 
 def open_batch_lines(
@@ -44,12 +46,17 @@ def open_batch_lines(
     """Return the layout of OpenAI batch lines and the records.
 
     Raises:
-        ConfigError: For a template or a prompt column.
+        ConfigError: For a template, a prompt column or an id column.
     """
     if template is not None or config.prompt_column is not None:
         raise ConfigError(
             f"{input_name(path)} contains OpenAI batch lines, which have their own prompts",
             "leave the template and the prompt column out",
+        )
+    if config.id_column is not None:
+        raise ConfigError(
+            f"{input_name(path)} contains OpenAI batch lines, whose ids are in custom_id",
+            "leave the id column out",
         )
     read_envelope = partial(
         batch_lines.read_body, models=config.served_model_name, endpoint=config.batch_endpoint
@@ -65,9 +72,14 @@ def open_text(
 
     Raises:
         InputError: For a template or a prompt column with another name.
+        ConfigError: For an id column.
     """
+    if config.id_column is not None:
+        raise ConfigError(
+            f"{input_name(path)} is text, whose lines have no ids", "leave the id column out"
+        )
     layout = find_prompt_column(path, TEXT_FIELDS, template, config.prompt_column, has_header=False)
-    return layout, _read(path, _parse_text)
+    return replace(layout, columns=layout.prompt_names or ("prompt",)), _read(path, _parse_text)
 
 
 @dataclass(frozen=True, slots=True)

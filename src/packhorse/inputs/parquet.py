@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,13 @@ from packhorse.inputs.columns import find_prompt_column
 from packhorse.inputs.rows import Record, Report, RowLayout, canonical_json
 from packhorse.inputs.template import Template
 from packhorse.openai_format.row_errors import RowError
+from packhorse.storage.table_json import json_value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 1000
+_BATCH_BYTES = 16 * 2**20
 _BUFFER_BYTES = 2**20
 
 
@@ -37,17 +40,30 @@ def open_parquet(
 
     with _arrow_errors(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
+    layout = find_layout(path, schema, template, config)
+    columns = [name for name in layout.names if name in schema.names]
+    return layout, records_of(_batches(path, columns))
+
+
+def find_layout(
+    path: Path, schema: pa.Schema, template: Template | None, config: InputConfig
+) -> RowLayout:
+    """Return the layout of an Arrow table; arguments and errors are those of `open_parquet`."""
     asked_for = template is not None or config.prompt_column is not None
-    if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
-        layout = RowLayout(columns=tuple(schema.names))
-    else:
-        layout = find_prompt_column(
-            path, schema.names, template, config.prompt_column, has_header=False
-        )
+    is_chat = not asked_for and "prompt" not in schema.names and "messages" in schema.names
+    layout = find_prompt_column(
+        path,
+        schema.names,
+        Template((("", "messages"),)) if is_chat else template,
+        config.prompt_column,
+        id_column=config.id_column,
+        has_header=False,
+    )
+    if is_chat:
+        layout = replace(layout, template=None)
     if layout.prompt_field is not None:
         _check_is_text(path, schema.field(layout.prompt_field))
-    columns = [name for name in layout.names if name in schema.names]
-    return layout, _read(path, columns)
+    return layout
 
 
 def _check_is_text(path: Path, field: pa.Field) -> None:
@@ -95,17 +111,112 @@ def _holds_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _read(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    number = 0
     with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
         # Without threads: none survives into engines that fork, and memory stays small.
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            values = [_values(batch.column(name)) for name in columns]
-            for row in zip(*values, strict=True):
-                number += 1
-                yield _record(number, columns, row)
+        yield from file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+
+
+def records_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
+    """Yield a record per row of Arrow batches."""
+    number = 0
+    for batch in batches:
+        columns = batch.schema.names
+        values = [_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            number += 1
+            yield _record(number, columns, row)
+
+
+def column_schema(path: Path, names: Sequence[str]) -> pa.Schema:
+    """Return the schema of the named columns, without metadata of the file as a whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path), pq.ParquetFile(path) as file:
+        return pa.schema([file.schema_arrow.field(name) for name in names])
+
+
+def column_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the named columns in this order, at most _BATCH_ROWS rows and _BATCH_BYTES at a time.
+
+    The bytes are an estimate from the mean size of the rows.
+    """
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path), pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+        rows = _rows_per_batch(file.metadata)
+        for batch in file.iter_batches(rows, columns=list(names), use_threads=False):
+            yield batch.select(list(names))
+
+
+def _rows_per_batch(metadata: Any) -> int:
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
+    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(1, largest))))
+
+
+def json_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+    """Return the columns as lists of values for JSON, as `packhorse.storage.table_json` has it."""
+    return [_json_values(column) for column in batch.columns]
+
+
+def _json_values(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = _plain_type(column.type)
+    if isinstance(column.type, pa.BaseExtensionType) and not _is_uuid(column.type):
+        return _json_values(column.storage)
+    if types.is_float16(kind) or types.is_float32(kind):
+        return [_shortest(value, kind.bit_width) for value in column.to_pylist()]
+    if kind == pa.time64("ns"):
+        return [json_value(value) for value in _values(column)]
+    try:
+        values = column.to_pylist(maps_as_pydicts="strict")
+    except (KeyError, ValueError, OverflowError, pa.ArrowException):
+        # A map with equal keys, a time that Python does not have, or text that is not UTF-8.
+        values = [_json_scalar(scalar) for scalar in column]
+    plain = (types.is_string, types.is_boolean, types.is_integer, types.is_float64)
+    return values if any(test(kind) for test in plain) else [json_value(each) for each in values]
+
+
+def _json_scalar(scalar: pa.Scalar) -> Any:
+    import pyarrow as pa
+
+    with suppress(KeyError, ValueError, OverflowError, pa.ArrowException):
+        return scalar.as_py(maps_as_pydicts="strict")
+    value = _value(scalar)
+    if isinstance(value, UnicodeDecodeError):
+        return json_value(value.object)
+    if isinstance(value, Exception):
+        return _json_values(pa.array([scalar]).cast(_without_times(scalar.type)))[0]
+    return value
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType:
+    """Return `kind` with text in place of times, and bytes in place of text."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = _plain_type(kind)
+    if types.is_temporal(kind) and not types.is_duration(kind):
+        return pa.string()
+    if types.is_string(kind):
+        return pa.binary()
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_list(kind):
+        return pa.list_(_without_times(kind.value_type))
+    if types.is_large_list(kind):
+        return pa.large_list(_without_times(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_without_times(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_without_times(kind.key_type), _without_times(kind.item_type))
+    return kind
 
 
 def _record(number: int, columns: Sequence[str], row: Sequence[Any]) -> Record:
@@ -148,6 +259,8 @@ def _values(column: pa.Array) -> list[Any]:
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType) and not _is_uuid(kind):
         return _values(column.storage)
+    if kind == pa.time64("ns"):  # with pandas, to_pylist drops the nanoseconds
+        return [_value(scalar) for scalar in column]
     try:
         values = list(column.to_pylist())
     except (ValueError, OverflowError, pa.ArrowException):  # UnicodeDecodeError is a ValueError

@@ -56,7 +56,9 @@ def open_csv(
     quoted = allows_quotes(path, config.csv_quoting)
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file, quoted))
-    layout = find_prompt_column(path, header, template, config.prompt_column)
+    layout = find_prompt_column(
+        path, header, template, config.prompt_column, id_column=config.id_column
+    )
     layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout, quoted, report)
 
@@ -101,7 +103,7 @@ def _read(
                     "text; if they are not part of it, add --csv-quoting minimal"
                 )
             span = (records.first, records.last)
-            read = partial(_read_cells, cells, len(header), places, span, quoted)
+            read = partial(_read_cells, cells, len(header), places, layout.id_field, span, quoted)
             yield Record(records.first, f"row-{number}", read, records.digest)
 
 
@@ -119,6 +121,7 @@ def _read_cells(
     cells: list[str] | RowError,
     width: int,
     places: Mapping[str, int],
+    id_field: str,
     span: tuple[int, int],
     quoted: bool,
 ) -> Mapping[str, Any]:
@@ -128,7 +131,7 @@ def _read_cells(
         raise RowError("ragged_row", _ragged(cells, width, span, quoted))
     fields = {name: _checked(cells[place], name, span) for name, place in places.items()}
     # CSV has no null: an empty id cell means that the row has no id of its own.
-    return fields | {"id": fields.get("id") or None}
+    return fields | {id_field: fields.get(id_field) or None}
 
 
 def _ragged(cells: Sequence[str], width: int, span: tuple[int, int], quoted: bool) -> str:
@@ -155,6 +158,7 @@ def _checked(cell: str, name: str, span: tuple[int, int]) -> str | RowError:
             "invalid_utf8",
             f"{_where(span)}: character {error.start + 1} of column {format_value(name)} "
             f"(0x{byte:02x}) is not UTF-8; {_UTF8_HINT}",
+            cell.encode("utf-8", "surrogateescape"),
         )
     return cell
 

@@ -14,15 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from packhorse.config import InputConfig
+from packhorse.config import InputConfig, OutputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import detect_format, format_value, read_rows
+from packhorse.jobs.columns import NAME, ChosenColumns, stored_columns
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
 from packhorse.jobs.workspace import Workspace
-from packhorse.outputs import OpenAIOutput, OutputRow, write_json, write_output
+from packhorse.outputs import (
+    OpenAIOutput,
+    OutputRow,
+    check_output_column,
+    write_json,
+    write_output,
+)
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.atomic_files import is_there
 
@@ -63,6 +70,8 @@ class Job(Protocol):
     def output(self) -> Path: ...
     @property
     def reading(self) -> InputConfig: ...
+    @property
+    def writing(self) -> OutputConfig: ...
     @property
     def retry_failed(self) -> bool: ...
 
@@ -137,9 +146,15 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
             with interruption.raising():
                 source = _source(job, workspace)
             reporter.stage(f"reading {job.input}")
+            columns = ChosenColumns(
+                source, input_identity(job.input), job.reading, job.writing, reporter.stage
+            )
             unit = "row" if detect_format(source) == "parquet" else "line"
             rows = interruption.checked(read_rows(source, job.reading, reporter.stage))
             journal.register_rows(rows, unit)
+            with interruption.raising():
+                entry = columns.entry()
+            journal.set_meta(NAME, entry)
             handler.on_rows_registered(source, journal)
             if damaged := journal.discard_damaged():
                 reporter.stage(
@@ -236,15 +251,25 @@ def _finish(
     return report
 
 
-def export_journal(journal: Journal, output: Path, which: Exported = "all") -> int:
+def export_journal(
+    journal: Journal,
+    output: Path,
+    which: Exported = "all",
+    writing: OutputConfig | None = None,
+) -> int:
     """Write rows of the journal to `output`, in input order, and return their number.
 
     Args:
         journal: The journal of a job.
         output: A .jsonl, .csv or .parquet file.
         which: "all" rows, of which those that have not run are error rows with code `pending`, or
-            only those that "completed" or "failed".
+            only those that "completed" or "failed", then without columns of the input.
+        writing: Columns to keep in place of those of the job.
+
+    Raises:
+        InputError: The input, whose columns are kept, has changed.
     """
+    kept, output_column = stored_columns(journal, writing)
     openai = journal.meta("openai")
     shape = OpenAIOutput(model=openai["model"], created=0) if openai else None
     rows = (
@@ -264,7 +289,14 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
         for record in journal.records()
         if which == "all" or (record.finish_reason if which == "completed" else record.error_code)
     )
-    return write_output(output, rows, openai=shape, labels=bool(journal.meta("labels")))
+    return write_output(
+        output,
+        rows,
+        openai=shape,
+        labels=bool(journal.meta("labels")),
+        kept=kept if which == "all" else None,
+        output_column=output_column,
+    )
 
 
 def input_identity(source: str) -> str:
@@ -273,7 +305,8 @@ def input_identity(source: str) -> str:
 
 
 def _check(job: Job, workspace: Workspace) -> None:
-    """Check the job's files before anything is read."""
+    """Check the job's files and columns before anything is read."""
+    check_output_column(job.writing.output_column)
     workspace.check(job.input)
     if job.input != "-":
         check_input(job.input)

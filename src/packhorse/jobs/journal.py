@@ -66,6 +66,11 @@ class Journal:
                 "continue it with the version that created it, or name another output",
             )
 
+    @property
+    def path(self) -> Path:
+        """The file of the journal."""
+        return self._path
+
     def __enter__(self) -> Journal:
         return self
 

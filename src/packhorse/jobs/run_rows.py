@@ -177,6 +177,7 @@ def settings(config: JobConfig) -> dict[str, Any]:
         "system": config.reading.system,
         "template": config.reading.template,
         "prompt_column": config.reading.prompt_column,
+        "id_column": config.reading.id_column,
         "on_too_long": config.reading.on_too_long,
         **quoting_settings(config.input, config.reading),
         **result_settings(quantization, config.decoding),

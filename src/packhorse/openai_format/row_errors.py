@@ -12,11 +12,13 @@ class RowError(Exception):
 
     Attributes:
         code: Code of the Failure.
+        value: The bytes of a field that are not text, if it is because of them.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, value: bytes | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.value = value
 
 
 def format_value(value: Any) -> str:

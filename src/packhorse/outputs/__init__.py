@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.data import FinishReason, NumberId, RowId, id_to_json
-from packhorse.errors import ConfigError
+from packhorse.errors import ConfigError, InputError
+from packhorse.inputs.kept import KeptColumns
 from packhorse.openai_format.responses import (
     Kind,
     choice_document,
@@ -25,13 +26,20 @@ from packhorse.openai_format.responses import (
     response_head,
     usage_document,
 )
-from packhorse.storage.atomic_files import atomic_file, json_bytes, write_json
+from packhorse.outputs.columns import ERROR, TEXT, Columns, check_output_column, output_columns
+from packhorse.storage.atomic_files import atomic_file, write_json
+from packhorse.storage.table_json import cell_text, json_row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
+    "TEXT",
     "OpenAIOutput",
     "OutputFormat",
     "OutputRow",
     "check_openai_output",
+    "check_output_column",
     "output_format",
     "write_json",
     "write_output",
@@ -40,16 +48,7 @@ __all__ = [
 OutputFormat = Literal["jsonl", "csv", "parquet"]
 
 PARQUET_ROW_GROUP_ROWS = 10_000
-_COLUMNS = (
-    "id",
-    "text",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "error_code",
-    "error_message",
-)
-_LABEL_COLUMNS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
+_GROUP_BYTES = 64 * 2**20
 _TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
 Value = str | int | float | None
 
@@ -139,6 +138,8 @@ def write_output(
     *,
     openai: OpenAIOutput | None = None,
     labels: bool = False,
+    kept: KeptColumns | None = None,
+    output_column: str = TEXT,
 ) -> int:
     """Write `rows` atomically in the format that the suffix of `path` selects.
 
@@ -151,12 +152,15 @@ def write_output(
         openai: Write OpenAI batch output lines; `path` then ends in .jsonl.
         labels: The rows are a classification, with columns for label and confidence instead of text
             and tokens.
+        kept: Columns of the input to repeat, of as many rows.
+        output_column: Name of the column of `OutputRow.text`.
 
     Returns:
         The number of rows.
 
     Raises:
         ConfigError: For a suffix that is not known.
+        InputError: If the input, whose columns are kept, cannot be read or has other rows.
         OutputError: If the file cannot be written. A file that was at `path` before is unchanged.
     """
     kind = output_format(path)
@@ -165,37 +169,41 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _COLUMNS)
+        return _WRITERS[kind](file, rows, output_columns(labels, output_column, kept))
 
 
-def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
-    return _write_lines(file, (_jsonl_line(row, columns) for row in rows), "id")
+def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
+    attributes = {
+        name: attribute
+        for name, attribute in columns.results.items()
+        if name != "id" and not attribute.startswith("error_")
+    }
+    pairs = _with_kept(rows, columns.kept)
+    return _write_lines(file, (_jsonl_line(*pair, columns, attributes) for pair in pairs), "id")
 
 
 def _write_lines(file: IO[bytes], documents: Iterable[dict[str, Any]], id_name: str) -> int:
     count = 0
     for document in documents:
-        is_exact = isinstance(document[id_name], NumberId)
-        file.write(_with_number(document, id_name) if is_exact else json_bytes(document))
+        file.write(json_row(document, exact=isinstance(document[id_name], NumberId)))
         count += 1
     return count
 
 
-def _with_number(document: dict[str, Any], id_name: str) -> bytes:
-    """Return `document` as a line of JSON with the exact digits of its id."""
-    items = []
-    for name, value in document.items():
-        item = json_bytes({name: 0 if name == id_name else value})[1:-2]  # without braces
-        items.append(item[:-1] + value.encode() if name == id_name else item)
-    return b"{" + b", ".join(items) + b"}\n"
-
-
-def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
+def _jsonl_line(
+    row: OutputRow, kept: Mapping[str, Any], columns: Columns, attributes: Mapping[str, str]
+) -> dict[str, Any]:
+    document: dict[str, Any] = {"id": row.id}
+    for name in kept:
+        document[columns.name_of(name)] = kept[name]
     if row.error_code is not None:
-        error = {"code": row.error_code, "message": row.error_message, "line": row.line}
-        return {"id": row.id, "error": error}
-    kept = [name for name in columns if not name.startswith("error_")]
-    return {name: row.id if name == "id" else _cell(row, name) for name in kept}
+        document[ERROR] = {
+            "code": row.error_code, "message": row.error_message, "line": row.line,
+        }  # fmt: skip
+        return document
+    for name, attribute in attributes.items():
+        document[name] = getattr(row, attribute)
+    return document
 
 
 def _openai_line(row: OutputRow, openai: OpenAIOutput) -> dict[str, Any]:
@@ -225,41 +233,115 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     )
 
 
-def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
+def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     # csv's own line end, "\r\n": only then do all Python versions quote both characters.
     writer = csv.writer(text)
-    writer.writerow(columns)
+    own_id, *results = columns.results
+    kept_names = () if columns.kept is None else columns.kept.column_names()
+    writer.writerow([own_id, *map(columns.name_of, kept_names), *results])
+    attributes = list(columns.results.values())[1:]
     count = 0
-    for row in rows:
-        writer.writerow([_cell(row, name) for name in columns])
+    for row, kept in _with_kept(rows, columns.kept):
+        cells = [cell_text(kept.get(name)) for name in kept_names]
+        writer.writerow([str(row.id), *cells, *[getattr(row, name) for name in attributes]])
         count += 1
     text.detach()  # flushes
     return count
 
 
-def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
+def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {name: pa.type_for_alias(_TYPES.get(name, "string")) for name in columns}
-    schema = pa.schema(list(types.items()))
+    types = {
+        name: pa.type_for_alias(_TYPES.get(attribute, "string"))
+        for name, attribute in columns.results.items()
+    }
+    own_id, *results = (pa.field(*each) for each in types.items())
+    kept_schema, tables = pa.schema([]), None
+    if columns.kept is not None:
+        kept_schema, tables = columns.kept.tables()
+    named = [each.with_name(columns.name_of(each.name)) for each in kept_schema]
+    schema = pa.schema([own_id, *named, *results])
     remaining = iter(rows)
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
-        while group := list(islice(remaining, PARQUET_ROW_GROUP_ROWS)):
-            cells = ([_utf8(_cell(row, name)) for row in group] for name in columns)
-            arrays = map(pa.array, cells, types.values())
-            writer.write_table(pa.Table.from_arrays(list(arrays), schema=schema), len(group))
+        for kept, group in _groups(remaining, tables):
+            cells = (
+                [_utf8(_cell(row, name)) for row in group] for name in columns.results.values()
+            )
+            id_array, *arrays = map(pa.array, cells, types.values())
+            kept_arrays = [] if kept is None else kept.columns
+            table = pa.Table.from_arrays([id_array, *kept_arrays, *arrays], schema=schema)
+            writer.write_table(table, len(group))
             count += len(group)
     return count
 
 
+def _with_kept(
+    rows: Iterable[OutputRow], kept: KeptColumns | None
+) -> Iterator[tuple[OutputRow, dict[str, Any]]]:
+    """Yield each row with the values of its kept columns."""
+    if kept is None:
+        yield from ((row, {}) for row in rows)
+        return
+    remaining = kept.rows()
+    for row in rows:
+        values = next(remaining, None)
+        if values is None:
+            raise _other_rows()
+        yield row, values
+    if next(remaining, None) is not None:
+        raise _other_rows()
+
+
+def _groups(
+    rows: Iterator[OutputRow], tables: Iterator[pa.Table] | None
+) -> Iterator[tuple[pa.Table | None, list[OutputRow]]]:
+    """Yield the rows of each row group with their kept columns, if there are any.
+
+    A group ends at PARQUET_ROW_GROUP_ROWS, or before if kept columns take _GROUP_BYTES.
+    """
+    import pyarrow as pa
+
+    if tables is None:
+        while group := list(islice(rows, PARQUET_ROW_GROUP_ROWS)):
+            yield None, group
+        return
+    parts: list[pa.Table] = []
+    for table in tables:
+        parts.append(table)
+        number = sum(len(each) for each in parts)
+        is_large = sum(each.nbytes for each in parts) >= _GROUP_BYTES
+        if number + len(table) > PARQUET_ROW_GROUP_ROWS or is_large:
+            yield _group(rows, pa.concat_tables(parts))
+            parts = []
+    if parts:
+        yield _group(rows, pa.concat_tables(parts))
+    if next(rows, None) is not None:
+        raise _other_rows()
+
+
+def _other_rows() -> InputError:
+    return InputError(
+        "the input, whose columns are kept, has other rows than the journal",
+        "run the job's command again",
+    )
+
+
+def _group(rows: Iterator[OutputRow], table: pa.Table) -> tuple[pa.Table, list[OutputRow]]:
+    group = list(islice(rows, len(table)))
+    if len(group) != len(table):
+        raise _other_rows()
+    return table, group
+
+
 def _cell(row: OutputRow, name: str) -> Value:
-    """Return the value of a row in a column of a table."""
+    """Return an attribute of a row as the value of a column of a table."""
     if name == "id":
         return str(row.id)
-    value: Value = getattr(row, "text" if name == "label" else name)
+    value: Value = getattr(row, name)
     return value
 
 
@@ -269,7 +351,7 @@ def _utf8(value: Value) -> Value:
     return value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow], Sequence[str]], int]] = {
+_WRITERS: dict[OutputFormat, Callable[[IO[bytes], Iterable[OutputRow], Columns], int]] = {
     "jsonl": _write_jsonl,
     "csv": _write_csv,
     "parquet": _write_parquet,

@@ -1,0 +1,133 @@
+"""Columns of a job's output: chosen when the input is read, found again when it is exported.
+
+The values of kept columns are not in the journal. They are read again from the input when the
+output is written, if its digest is still the one that the journal has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from packhorse.config import InputConfig, OutputConfig
+from packhorse.errors import ConfigError, InputError
+from packhorse.inputs import detect_format, format_value
+from packhorse.inputs.foreign_content import input_name
+from packhorse.inputs.kept import KeptColumns, select_columns
+from packhorse.jobs.journal import Journal
+from packhorse.outputs import TEXT
+
+NAME = "output"
+"""Name of the journal's entry about the columns of the output."""
+
+
+class ChosenColumns:
+    """The columns of a job's output.
+
+    Create it before the input is read, and store its `entry` when the rows are registered, so that
+    rows and columns are of one state of the file.
+
+    Args:
+        source: The file that is read.
+        name: The input as the journal names it; "-" for standard input, which is in its folder.
+        reading, writing: Settings of the job.
+        report: Takes a warning about columns that are left out.
+
+    Raises:
+        ConfigError, InputError: As `select_columns`.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        name: str,
+        reading: InputConfig,
+        writing: OutputConfig,
+        report: Callable[[str], None],
+    ) -> None:
+        if writing.output_column != TEXT and detect_format(source) == "openai-batch":
+            raise ConfigError(
+                f"{input_name(source)} contains OpenAI batch lines, and their output has no "
+                f"column {format_value(writing.output_column)}",
+                "leave --output-column out",
+            )
+        self._kept = select_columns(source, reading, writing, report)
+        self._name = name
+        self._writing = writing
+        self._before = _state(source)
+
+    def entry(self) -> dict[str, Any]:
+        """Return the columns as the journal stores them under NAME.
+
+        Raises:
+            InputError: The file has changed since this object was created.
+        """
+        kept = None
+        if self._kept is not None:
+            kept = {**asdict(self._kept), "path": self._name, "digest": self._kept.digest()}
+            if _state(self._kept.path) != self._before:
+                raise InputError(
+                    f"{input_name(self._kept.path)} changed while it was read",
+                    "run the same command again when it is complete",
+                )
+        return {"output_column": self._writing.output_column, "kept": kept}
+
+
+def stored_columns(
+    journal: Journal, writing: OutputConfig | None = None
+) -> tuple[KeptColumns | None, str]:
+    """Return the kept columns and the name of the output column.
+
+    Args:
+        journal: The journal of a job.
+        writing: Columns to keep in place of those of the job.
+
+    Raises:
+        InputError: The input is not the file whose rows are in the journal, or lacks a column.
+    """
+    stored: dict[str, Any] = journal.meta(NAME) or {"output_column": TEXT, "kept": None}
+    keep = "auto" if writing is None else writing.keep
+    if keep == "none" or (keep == "auto" and stored["kept"] is None):
+        return None, stored["output_column"]
+    if stored["kept"] is None:
+        raise InputError(
+            "the job kept no columns, so its journal does not say what its input contained",
+            "run the same command again with --keep: finished rows are not run again",
+        )
+    digest, path = stored["kept"].pop("digest"), stored["kept"].pop("path")
+    names = stored["kept"].pop("names")
+    source = journal.path.parent / "input.stdin" if path == "-" else Path(path)
+    kept = KeptColumns(source, None if names is None else tuple(names), **stored["kept"])
+    _check_digest(kept, digest)
+    if keep != "auto":
+        reading = InputConfig(
+            id_column=None if kept.id_field == "id" else kept.id_field,
+            csv_quoting=kept.csv_quoting,
+            limit=kept.limit,
+        )
+        assert writing is not None
+        return select_columns(source, reading, writing), stored["output_column"]
+    return kept, stored["output_column"]
+
+
+def _check_digest(kept: KeptColumns, digest: str) -> None:
+    hint = (
+        "bring the file back, run the job's command again, or write the results alone with "
+        "packhorse export --keep none"
+    )
+    try:
+        is_same = kept.digest() == digest
+    except InputError as error:
+        raise InputError(f"columns of the input are kept, but {error}", hint) from error
+    if not is_same:
+        raise InputError(
+            f"columns of {input_name(kept.path)} are kept, but it changed since its rows were read",
+            hint,
+        )
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

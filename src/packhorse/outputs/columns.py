@@ -1,0 +1,87 @@
+"""Names of the columns of an output: results, and columns of the input that it repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from packhorse.errors import ConfigError
+from packhorse.inputs.kept import KeptColumns
+
+TEXT = "text"
+ERROR = "error"
+"""Field of a row of JSONL that failed."""
+RESULTS = (
+    "id",
+    TEXT,
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "error_code",
+    "error_message",
+)
+_LABELS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
+_RENAMED = "input_"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns of an output, in the order id, kept columns of the input, results.
+
+    Attributes:
+        results: Name of each column of the output, and the attribute of an OutputRow that it holds.
+        kept: Columns of the input.
+        taken: Names that a kept column must not have, the same in every format.
+    """
+
+    results: Mapping[str, str]
+    kept: KeptColumns | None
+    taken: Collection[str]
+
+    def name_of(self, name: str) -> str:
+        """Return the name in the output of a column of the input."""
+        return kept_name(name, self.taken)
+
+
+def kept_name(name: str, taken: Collection[str]) -> str:
+    """Return the name of a column of the input beside columns with the names `taken`.
+
+    A column that has one of these names, or one behind any number of "input_", gets one more
+    "input_". So the name depends on no other column of the input, and two never get the same one.
+    """
+    base = name
+    while base not in taken and base.startswith(_RENAMED):
+        base = base.removeprefix(_RENAMED)
+    return f"{_RENAMED}{name}" if base in taken else name
+
+
+def output_columns(labels: bool, output_column: str, kept: KeptColumns | None) -> Columns:
+    """Return the columns of an output; the arguments are those of `write_output`."""
+    names = _LABELS if labels else RESULTS
+    results = {output_column if name == TEXT else name: name for name in names}
+    if labels:
+        results["label"] = TEXT
+    return Columns(results, kept, {*results, ERROR})
+
+
+def check_output_column(name: str) -> None:
+    """Check the name of the column of the answers.
+
+    Raises:
+        ConfigError: If it is empty, not Unicode, or the name of another column of the output.
+    """
+    taken = [*(each for each in RESULTS if each != TEXT), ERROR]
+    base = name
+    while base.startswith(_RENAMED):
+        base = base.removeprefix(_RENAMED)
+    if base in taken:
+        raise ConfigError(
+            f"the output column must not be called {name}: that is the name of another column",
+            f"choose a name other than {', '.join(taken)}",
+        )
+    try:
+        is_empty = not name.encode("utf-8").strip()
+    except UnicodeEncodeError:
+        is_empty = True
+    if is_empty:
+        raise ConfigError(f"the output column must have a name of text, got {name!r}", "name it")
