@@ -26,8 +26,19 @@ CTRANSLATE2 = (
     "gemma", "gemma2 no cap, no window", "gemma3", "gemma4", "gpt_bigcode", "gptj", "codegen",
     "bloom", "opt projected", "falcon 7b",
 )  # fmt: skip
-CASES = [(name, "ctranslate2 single") for name in (*BOTH, *CTRANSLATE2)]
-CASES += [(name, "packed") for name in BOTH]
+PACKED = (
+    "phi4-mini", "smollm3 window", "granite", "glm", "starcoder2", "gemma2", "gemma3", "olmo3",
+    "exaone4",
+)  # fmt: skip
+PACKED_MORE = (
+    "phi3 window", "phi3 longrope", "smollm3", "internlm3", "seed_oss", "ernie4_5", "helium",
+    "ministral", "ministral3", "cwm", "iquestcoder", "arcee", "nemotron", "hyperclovax",
+    "granite 4", "gemma", "gemma2 no cap", "gemma3 query scale", "gemma3 linear", "olmo2", "glm4",
+    "llama hidden 72",
+)  # fmt: skip
+CASES: list[Any] = [(name, "ctranslate2 single") for name in (*BOTH, *CTRANSLATE2)]
+CASES += [(name, "packed") for name in (*BOTH, *PACKED)]
+CASES += [pytest.param(name, "packed", marks=pytest.mark.slow) for name in PACKED_MORE]
 """Each family that CTranslate2 or packed runs; rows longer than what an engine computes rightly may
 be refused. `tests/models` has settings that converters lose, `tests/engines` families that
 transformers alone runs."""

@@ -9,14 +9,12 @@ import pytest
 import transformers
 from ctranslate2.converters.transformers import _MODEL_LOADERS
 
-from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import PackhorseError
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.engine_support import (
     CTRANSLATE2_FAMILIES,
     PACKED_FAMILIES,
-    PACKED_MULTIPLE,
     ctranslate2_refusal,
     instead_of,
     other_engines,
@@ -119,7 +117,3 @@ def test_formats_are_named_with_an_engine_that_runs_the_model(tmp_path: Path) ->
     with pytest.raises(PackhorseError, match="does not run int8") as refused:
         prepare(str(tmp_path), engine="transformers", quantization="int8")
     assert "--engine ctranslate2" in refused.value.hint
-
-
-def test_whole_vectors() -> None:
-    assert PACKED_MULTIPLE == LANES

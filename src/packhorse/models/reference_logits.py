@@ -176,6 +176,9 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
     with quiet_transformers(), torch.device("meta"):
         model = loader.from_config(config, trust_remote_code=False).eval()
     body = model.base_model
+    embedding = model.get_input_embeddings()
+    if (factor := getattr(embedding, "scalar_embed_scale", None)) is not None:
+        embedding.embed_scale = torch.tensor(factor)
     for name, module in list(body.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             if not name.endswith("rotary_emb"):
@@ -190,20 +193,33 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
                 return held[full].read(full, rows)
         raise ModelError(f"{checkpoint.folder} lacks the weights {name}", "copy it again")
 
-    table = next(n for n, m in body.named_modules() if m is model.get_input_embeddings())
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    table = next(n for n, m in body.named_modules() if m is embedding)
+    vocabulary = embedding.weight.shape[0]
     token_ids = _check_text_of(config, vocabulary)
     rows = [read(f"{table}.weight", slice(token, token + 1)) for token in token_ids]
-    with torch.no_grad(), _streamed_weights(body, read), _transformers_errors(config.model_type):
-        last = body(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state[0]
+    embedding.weight = torch.nn.Parameter(torch.cat(rows), requires_grad=False)
     is_own = not config.tie_word_embeddings or "lm_head.weight" in held
-    head = "lm_head.weight" if is_own else f"{table}.weight"
-    parts = [
-        last @ read(head, slice(start, start + _HEAD_ROWS)).T
-        for start in range(0, vocabulary, _HEAD_ROWS)
-    ]
-    found = torch.cat(parts, dim=1).numpy()
+    head = partial(read, "lm_head.weight" if is_own else f"{table}.weight")
+    model.set_output_embeddings(_streamed_head(head, vocabulary))
+    with torch.no_grad(), _streamed_weights(body, read), _transformers_errors(config.model_type):
+        embedded = embedding.forward(torch.arange(len(token_ids)))[None]
+        found = model(inputs_embeds=embedded, use_cache=False).logits[0].numpy()
     return ReferenceLogits.of(token_ids, found) if np.isfinite(found).all() else None
+
+
+def _streamed_head(read: Callable[[slice], Any], vocabulary: int) -> Any:
+    """Return an output head that reads its weights in parts while it runs."""
+    import torch
+
+    class Head(torch.nn.Module):
+        def forward(self, hidden: Any) -> Any:
+            parts = [
+                hidden @ read(slice(start, start + _HEAD_ROWS)).T
+                for start in range(0, vocabulary, _HEAD_ROWS)
+            ]
+            return torch.cat(parts, dim=-1)
+
+    return Head()
 
 
 @contextmanager

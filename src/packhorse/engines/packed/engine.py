@@ -70,7 +70,7 @@ class PackedEngine:
     memory.
 
     Args:
-        folder: config.json and weights of a model of a known family (`PACKED_FAMILIES`); no
+        folder: config.json and weights of a model of a known family (`decoders.FAMILIES`); no
             code in it is run.
         end_ids: Token ids that end a row.
         max_context: Maximum number of prompt and generated tokens per row; lower if the cache holds
@@ -262,7 +262,9 @@ class PackedEngine:
         whole = logits_after(self._network, self._scratches[0], text, len(text))
         if not np.isfinite(whole).all():
             raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
-        if not are_near(self._compute_logits_token_by_token(first), whole[: len(first)], EXACT):
+        is_long = 0 < arch.decoder.trained_length < len(text)
+        stepped = self._compute_logits_token_by_token(first, is_long=is_long)
+        if not are_near(stepped, whole[: len(first)], EXACT):
             raise ModelError(
                 f"the packed engine computes other logits for a prompt in {folder} "
                 "than token by token",
@@ -275,10 +277,14 @@ class PackedEngine:
                 "use --engine transformers with the source model",
             )
 
-    def _compute_logits_token_by_token(self, text: Sequence[int]) -> NDArray[np.float32]:
+    def _compute_logits_token_by_token(
+        self, text: Sequence[int], *, is_long: bool
+    ) -> NDArray[np.float32]:
         """Return the logits [tokens, vocabulary] of a text, computed one token at a time."""
         assert self._network is not None
-        return logits_after(self._network, self._scratches[0], text, len(text), at_once=1)
+        return logits_after(
+            self._network, self._scratches[0], text, len(text), at_once=1, is_long=is_long
+        )
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> PackedEngine:

@@ -7,8 +7,11 @@ Tensors of model.safetensors, in this order (P: panels of 64 outputs, see `panel
     layers.N.LINEAR.scales    float32 [64 P]
     layers.N.LINEAR.bias      float32 [64 P]
     layers.N.LINEAR.low_panels, .low_offsets                 if there is a second digit
-    layers.N.NORM.weight, .bias                              float32; attention_norm, mlp_norm
-    layers.N.query_norm, .key_norm                           float32 [padded head], if any
+    layers.N.NORM.weight, .bias                              float32; attention_norm,
+                                                             attention_post_norm, mlp_norm,
+                                                             mlp_post_norm, each if any
+    layers.N.query_norm, .key_norm                           float32 [padded head], or of all heads,
+                                                             if any
     head.PART.*                                              like LINEAR; HEAD_COLUMNS tokens each
     final_norm.weight, .bias
     embeddings                                               float16 [vocabulary, hidden]
@@ -37,7 +40,7 @@ from packhorse.models.int8_folder import WEIGHTS, write_int8_config
 from packhorse.models.safetensors_data import open_writer
 from packhorse.storage.json_files import read_object
 
-_TENSORS_PER_LINEAR, _TENSORS_PER_LAYER, _OTHER_TENSORS = 6, 30, 8
+_TENSORS_PER_LINEAR, _TENSORS_PER_LAYER, _OTHER_TENSORS = 6, 34, 8
 _ROUNDED_QKV_DIGITS, _PREPARED_QKV_DIGITS = 2, 1
 
 

@@ -106,6 +106,8 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
+    """Gain and bias [hidden] of a norm; both empty if the model has none there."""
+
     weight: Floats
     bias: Floats
 
@@ -115,16 +117,22 @@ class Layer:
     """Weights of one decoder layer.
 
     Attributes:
-        query_norm: [padded head]; empty without head norms.
+        attention_post_norm: Norm of the output of attention before it is added to the residual
+            stream.
+        mlp_post_norm: Likewise of the MLP.
+        query_norm: [padded head], or [heads x padded head] if it is over all heads of a token;
+            empty without.
         key_norm: Like `query_norm`.
     """
 
     attention_norm: Norm
     qkv: Linear
     out: Linear
+    attention_post_norm: Norm
     mlp_norm: Norm
     up: Linear
     down: Linear
+    mlp_post_norm: Norm
     query_norm: Floats
     key_norm: Floats
 

@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from packhorse.decoders.rotations import position_scales, rotation_starts, rotation_tables
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.kernels import (
+    GELU_TANH,
+    RELU2,
+    SILU,
     activate,
     add_and_normalize,
     choose_best,
@@ -34,7 +38,6 @@ from packhorse.engines.packed.layers import HEAD_COLUMNS, Layer, Linear, Norm, W
 from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.step import NUM_KINDS
 from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
-from packhorse.models.engine_support import PACKED_LLAMA_LIKE
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -53,6 +56,8 @@ class Step:
     Attributes:
         tokens: [num_tokens] token ids.
         positions: [num_tokens] position of each token in its row.
+        rotation_rows: [num_tokens] row of each token in a set of rotations, see
+            `Network.rotation_offset`.
         table_rows: [num_tokens] row of `block_tables` of each token.
         spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
             token.
@@ -62,6 +67,7 @@ class Step:
 
     tokens: Ints
     positions: Ints
+    rotation_rows: Ints
     table_rows: Ints
     spans: Ints
     logit_tokens: Ints
@@ -73,9 +79,9 @@ class Step:
 
 def empty_step(tokens: int, rows: int) -> Step:
     """Return a step with room for `tokens` tokens of `rows` rows."""
-    ids, positions, table_rows = np.empty((3, tokens), np.int32)
+    ids, positions, rotations, table_rows = np.empty((4, tokens), np.int32)
     spans = np.empty((rows + tokens // SPAN_TOKENS, 5), np.int32)
-    return Step(ids, positions, table_rows, spans, np.empty(rows, np.int32))
+    return Step(ids, positions, rotations, table_rows, spans, np.empty(rows, np.int32))
 
 
 class Scratch:
@@ -187,15 +193,27 @@ class Network:
 
     shares_steps = False
     """Whether several threads can compute a step together (`join`)."""
+    rotation_offset: int
+    """What the long rotations of a row add to its positions in `Step.rotation_rows`."""
 
     def __init__(
         self, arch: Architecture, weights: Weights, cache: KeyValueCache, context: int
     ) -> None:
         self.arch, self.weights, self.cache = arch, weights, cache
-        self._cosines, self._sines = _compute_rope_tables(arch, context)
+        decoder = arch.decoder
+        self._cosines, self._sines = rotation_tables(decoder, context, arch.padded_head // 2)
+        self._rotations = rotation_starts(decoder, context)
+        self._position_scales = position_scales(decoder, context)
+        self.rotation_offset = context if decoder.trained_length else 0
         self._head_scales = weights.head_scales
-        self._is_layer_norm = arch.family not in PACKED_LLAMA_LIKE
-        self._epsilon = np.float32(arch.epsilon)
+        self._hidden, self._is_layer_norm = decoder.hidden, decoder.norm == "layer"
+        self._epsilon = np.float32(decoder.epsilon)
+        self._is_gated = decoder.is_gated
+        self._activation = {"silu": SILU, "gelu_tanh": GELU_TANH, "relu2": RELU2}[
+            decoder.activation
+        ]
+        self._attention_cap = np.float32(decoder.attention_cap)
+        self._logit_cap = np.float32(decoder.logit_cap)
         self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
 
     def run(self, step: Step, block_tables: Ints, scratch: Scratch) -> None:
@@ -222,8 +240,8 @@ class Network:
         )
         first = weights.layers[0].attention_norm
         normalize(
-            residual, 0, count, first.weight, first.bias, self._is_layer_norm, self._epsilon,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            residual, 0, count, first.weight, first.bias, self._hidden, self._is_layer_norm,
+            self._epsilon, scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
         spans, num_spans = step.spans, step.num_spans
@@ -237,9 +255,13 @@ class Network:
                 return
             self._attend(layer, number, spans, num_spans, block_tables, count, scratch)
             following = weights.final_norm if is_last else weights.layers[number + 1].attention_norm
-            self._add_to_residual(layer.out, layer.mlp_norm, residual, count, scratch)
+            self._add_to_residual(
+                layer.out, layer.attention_post_norm, layer.mlp_norm, residual, count, scratch
+            )
             self._activate(layer, count, scratch)
-            self._add_to_residual(layer.down, following, residual, count, scratch)
+            self._add_to_residual(
+                layer.down, layer.mlp_post_norm, following, residual, count, scratch
+            )
 
     def open(self, step: Step, scratch: Scratch) -> None:
         """Prepare a step that threads then `join`. Only some networks can."""
@@ -274,6 +296,13 @@ class Network:
         scratch.record_phase("head")
         return scratch.best_logits[:count], scratch.best_ids[:count]
 
+    def _bound(self, logits: Floats) -> Floats:
+        """Return logits as the model bounds them: cap x tanh(logit / cap)."""
+        if not self._logit_cap:
+            return logits
+        bounded: Floats = self._logit_cap * np.tanh(logits / self._logit_cap)
+        return bounded
+
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
         """Return all logits [rows, vocabulary] of up to SAMPLED_AT_ONCE rows."""
         logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
@@ -283,7 +312,7 @@ class Network:
                 0, rows.stop - rows.start, width, width, logits,
             )  # fmt: skip
         scratch.record_phase("head")
-        return logits
+        return self._bound(logits)
 
     def _head_parts(self, rows: slice, scratch: Scratch) -> Iterator[tuple[int, int]]:
         """Compute logits of one vocabulary part at a time in `scratch.accumulators`.
@@ -311,10 +340,11 @@ class Network:
         self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
             scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, 0,
-            step.num_tokens, step.positions, block_tables, step.table_rows, number, self._cosines,
-            self._sines,
-            layer.query_norm, layer.key_norm, arch.head_size, self._epsilon, scratch.row_buffer,
-            scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
+            step.num_tokens, step.positions, step.rotation_rows, self._position_scales,
+            block_tables, step.table_rows, number, self._rotations[number], self._cosines,
+            self._sines, layer.query_norm, layer.key_norm, arch.head_size, self._epsilon,
+            scratch.row_buffer, scratch.queries, cache.keys, cache.values, cache.key_scales,
+            cache.value_scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -325,9 +355,9 @@ class Network:
         cache = self.cache
         attend(
             spans, 0, num_spans * self.arch.kv_heads, self.arch.group, block_tables, number,
-            self.arch.windows[number], scratch.queries, cache.keys, cache.values,
-            cache.key_scales, cache.value_scales,
-            scratch.scores, scratch.value_sums, scratch.inverse_sums, scratch.attention_output,
+            self.arch.windows[number], self._attention_cap, scratch.queries, cache.keys,
+            cache.values, cache.key_scales, cache.value_scales, scratch.scores, scratch.value_sums,
+            scratch.inverse_sums, scratch.attention_output,
         )  # fmt: skip
         scratch.record_phase("attention")
         write_activations(
@@ -343,6 +373,7 @@ class Network:
     def _add_to_residual(
         self,
         linear: Linear,
+        post_norm: Norm,
         norm: Norm,
         residual: NDArray[np.float32],
         count: int,
@@ -352,8 +383,8 @@ class Network:
         self._multiply(linear, count, scratch)
         add_and_normalize(
             scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, 0, count,
-            norm.weight, norm.bias, self._is_layer_norm, self._epsilon,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            post_norm.weight, norm.weight, norm.bias, self._hidden, self._is_layer_norm,
+            self._epsilon, scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -362,9 +393,8 @@ class Network:
         self._multiply(layer.up, count, scratch)
         activate(
             scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, 0, count,
-            arch.inner,
-            arch.is_gated, self._hadamard_order,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            arch.inner, self._is_gated, self._activation, self._hadamard_order, scratch.row_buffer,
+            scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -391,34 +421,3 @@ def write_logit_spans(step: Step, spans: Ints) -> None:
     spans[:count, 0], spans[:count, 1] = logit_tokens, 1
     spans[:count, 2], spans[:count, 3] = step.positions[logit_tokens], step.table_rows[logit_tokens]
     spans[:count, 4] = np.arange(count)
-
-
-def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return cosines and sines [context, padded head / 2] as transformers computes them.
-
-    Both are empty for learned positions.
-    """
-    if arch.positions:
-        return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    frequencies, factor = _rope_frequencies(arch)
-    half, width = arch.head_size // 2, arch.padded_head // 2
-    angles = torch.arange(context)[:, None].float() * frequencies
-    cosines, sines = np.zeros((2, context, width), np.float32)
-    cosines[:, :half], sines[:, :half] = angles.cos() * factor, angles.sin() * factor
-    return cosines, sines
-
-
-def _rope_frequencies(arch: Architecture) -> tuple[Tensor, float]:
-    """Return the inverse frequencies [head size / 2] and the factor of cosines and sines.
-
-    transformers has functions for all RoPE types but the default one, which is part of its models;
-    their import takes seconds.
-    """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    settings = arch.config.rope_parameters
-    if (kind := settings["rope_type"]) != "default":
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](arch.config)
-        return frequencies, factor
-    exponents = torch.arange(0, arch.head_size, 2).float() / arch.head_size
-    return 1.0 / settings["rope_theta"] ** exponents, 1.0

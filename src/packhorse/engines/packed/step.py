@@ -38,9 +38,9 @@ from packhorse.engines.packed.vectors import LANES, load, store
 EMBED, MATMUL, HEADS, KEEP, ATTENTION, ATTENDED, NORM, ACTIVATION, HEAD = range(9)
 """Kinds of phases."""
 NUM_KINDS = 9
-KIND, LAYER, LINEAR, FOLLOWING = range(4)
+KIND, LAYER, LINEAR, FOLLOWING, POST = range(5)
 """Columns of a program. LINEAR is a row of the table of linear layers, FOLLOWING one of the norms,
-or for HEAD the first token id."""
+or for HEAD the first token id; POST is the norm of what NORM adds."""
 (PANELS, STARTS, LOW_PANELS, LOW_STARTS, SCALES, BIAS, INPUTS, OUTPUTS) = range(8)
 """Columns of the table of linear layers: six addresses and two sizes."""
 TOKENS_PER_CHUNK = 16
@@ -83,17 +83,17 @@ def _multiply(
 @kernel
 def run_step(
     counters: Any, program: Any, linears: Any, norms: Any, head_norms: Any, windows: Any,
-    tokens: Any, positions: Any, table_rows: Any, spans: Any, last_spans: Any, logit_tokens: Any,
-    num_tokens: int, num_spans: int, num_logits: int, num_best: int, num_full: int,
-    block_tables: Any,
-    embeddings: Any, position_embeddings: Any, cosines: Any, sines: Any, head_scales: Any,
+    rotations: Any, tokens: Any, positions: Any, rotation_rows: Any, table_rows: Any, spans: Any,
+    last_spans: Any, logit_tokens: Any, num_tokens: int, num_spans: int, num_logits: int,
+    num_best: int, num_full: int, block_tables: Any, embeddings: Any, position_embeddings: Any,
+    position_scales: Any, cosines: Any, sines: Any, head_scales: Any,
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     residual: Any, last_residual: Any, queries: Any, attention_output: Any,
     accumulators: Any, activations: Any, scales: Any, logits: Any,
     row_buffer: Any, scores: Any, value_sums: Any, inverse_sums: Any, head_sums: Any,
     best_logits: Any, best_ids: Any, spent: Any,
-    inner: int, head_size: int, is_gated: bool, is_layer_norm: bool, epsilon: Any,
-    hadamard_order: int,
+    hidden_size: int, inner: int, head_size: int, is_gated: bool, activation: int,
+    is_layer_norm: bool, epsilon: Any, attention_cap: Any, hadamard_order: int,
 ) -> None:  # fmt: skip
     """Compute the chunks of a step that other threads do not take.
 
@@ -102,11 +102,12 @@ def run_step(
 
     Args:
         counters: [phases x LINE] zeros, see `threads`.
-        program: [phases, 4], see KIND.
+        program: [phases, 5], see KIND.
         linears: [linear layers, 8], see PANELS.
-        norms: [norms, 2] addresses of weights and biases.
-        head_norms: [layers, 2] addresses of query and key norms; 0 without head norms.
+        norms: [norms, 2] addresses of weights and biases; 0 for no norm.
+        head_norms: [layers, 4] address and width of query and key norm; 0 without.
         windows: [layers] see `attention.attend`.
+        rotations: [layers] `first_rotation` of `kernels.split_heads`.
         last_spans: `spans` of the logit tokens alone.
         num_best: The first `num_best` logit tokens get their most probable token.
         num_full: All logits of the next `num_full` logit tokens are written to `logits`.
@@ -115,11 +116,12 @@ def run_step(
         best_logits: [rows] -inf; receives the largest logit that this thread found.
         best_ids: [rows] receives its token id.
         spent: [kinds of phases] cycles spent by this thread; added to.
+        hidden_size: Width of the residual stream without padding.
         inner: Width of the MLP's activation.
 
     The other arrays are described in `network.Scratch`, `network.Step` and `attention.attend`.
     """
-    hidden, width = residual.shape[1], queries.shape[3]
+    hidden = residual.shape[1]
     kv_heads, group = queries.shape[0], queries.shape[2]
     zeros = np.zeros(PANEL, np.int32)
     first_column, head_stride = np.int64(0), np.int64(PANEL)
@@ -155,8 +157,8 @@ def run_step(
             elif kind == ATTENTION:
                 attend(
                     some_spans, chunk * heads_at_once, (chunk + 1) * heads_at_once, group,
-                    block_tables, layer, windows[layer], queries, keys, values, key_scales,
-                    value_scales, scores, value_sums, inverse_sums, attention_output,
+                    block_tables, layer, windows[layer], attention_cap, queries, keys, values,
+                    key_scales, value_scales, scores, value_sums, inverse_sums, attention_output,
                 )  # fmt: skip
             elif kind == HEAD:
                 _multiply(
@@ -180,14 +182,13 @@ def run_step(
             else:
                 first, last = chunk * at_once, min(rows, (chunk + 1) * at_once)
                 if kind == HEADS:
-                    norm_width = width if head_norms[layer, 0] else 0
                     split_heads(
                         accumulators, scales, _floats(linears[linear, SCALES], 0),
-                        _floats(linears[linear, BIAS], 0), first, last, positions, block_tables,
-                        table_rows, layer, cosines, sines,
-                        _floats(head_norms[layer, 0], norm_width),
-                        _floats(head_norms[layer, 1], norm_width), head_size, epsilon, row_buffer,
-                        queries, keys, values, key_scales, value_scales,
+                        _floats(linears[linear, BIAS], 0), first, last, positions, rotation_rows,
+                        position_scales, block_tables, table_rows, layer, rotations[layer],
+                        cosines, sines, _floats(head_norms[layer, 0], head_norms[layer, 1]),
+                        _floats(head_norms[layer, 2], head_norms[layer, 3]), head_size, epsilon,
+                        row_buffer, queries, keys, values, key_scales, value_scales,
                     )  # fmt: skip
                 elif kind == ATTENDED:
                     write_activations(
@@ -197,15 +198,18 @@ def run_step(
                     activate(
                         accumulators, scales, _floats(linears[linear, SCALES], 0),
                         _floats(linears[linear, BIAS], 0), first, last, inner, is_gated,
-                        hadamard_order, row_buffer, activations, scales,
+                        activation, hadamard_order, row_buffer, activations, scales,
                     )  # fmt: skip
                 else:
-                    weight = _floats(norms[following, 0], hidden)
-                    bias = _floats(norms[following, 1], hidden)
+                    norm_width = hidden if norms[following, 0] else 0
+                    weight = _floats(norms[following, 0], norm_width)
+                    bias = _floats(norms[following, 1], norm_width)
                     if kind == NORM:
+                        post = norms[program[phase, POST], 0]
                         add_and_normalize(
                             accumulators, scales, _floats(linears[linear, SCALES], 0),
-                            _floats(linears[linear, BIAS], 0), stream, first, last, weight, bias,
+                            _floats(linears[linear, BIAS], 0), stream, first, last,
+                            _floats(post, hidden if post else 0), weight, bias, hidden_size,
                             is_layer_norm, epsilon, row_buffer, activations, scales,
                         )  # fmt: skip
                     else:
@@ -213,8 +217,8 @@ def run_step(
                             tokens, positions, first, last, embeddings, position_embeddings, stream
                         )
                         normalize(
-                            stream, first, last, weight, bias, is_layer_norm, epsilon, row_buffer,
-                            activations, scales,
+                            stream, first, last, weight, bias, hidden_size, is_layer_norm, epsilon,
+                            row_buffer, activations, scales,
                         )  # fmt: skip
             finish_chunk(counters, phase)
         wait_for_chunks(counters, phase, chunks)
