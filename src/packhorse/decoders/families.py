@@ -29,8 +29,9 @@ SMOOTHING_METHODS = ("smooth",)
 _WITHOUT_EFFECT = frozenset(
     (
         "attention_dropout", "attn_pdrop", "bos_token_id", "embd_pdrop", "embedding_dropout",
-        "eos_token_id", "initializer_range", "max_position_embeddings", "pad_token_id",
-        "pretraining_tp", "reorder_and_upcast_attn", "resid_pdrop", "residual_dropout", "use_cache",
+        "eos_token_id", "hidden_dropout", "initializer_range", "max_position_embeddings",
+        "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn", "resid_pdrop",
+        "residual_dropout", "use_cache",
     )
 )  # fmt: skip
 _READ = frozenset(
@@ -70,9 +71,7 @@ def describe(config: Any) -> Decoder:
     """
     family = FAMILIES.get(str(config.model_type))
     if family is None:
-        raise UnsupportedError(
-            f"models of family {config.model_type!r}, only {', '.join(FAMILIES)}"
-        )
+        raise UnsupportedError(f"models of family {config.model_type!r}")
     _require_known_settings(config, family)
     return family.describe(config)
 
@@ -354,6 +353,15 @@ def _starcoder2(config: Any) -> Decoder:
     )  # fmt: skip
 
 
+def _stablelm(config: Any) -> Decoder:
+    if config.use_parallel_residual or config.qk_layernorm:
+        raise UnsupportedError("stablelm models with parallel layers or norms of heads")
+    return llama_like(
+        config, norm="layer", norm_bias=True, epsilon=config.layer_norm_eps,
+        qkv_bias=config.use_qkv_bias, partial_rotation=True,
+    )  # fmt: skip
+
+
 def _ungated(config: Any) -> Decoder:
     """Arcee: Llama with one projection in place of gate and up."""
     return llama_like(config, names={"gate": ""}, is_gated=False, **_biases(config))
@@ -392,6 +400,10 @@ def _gemma2(config: Any, **changes: Any) -> Decoder:
         logit_cap=config.final_logit_softcapping or 0.0,
         **{"attention_cap": config.attn_logit_softcapping or 0.0, **changes},
     )
+
+
+def _vaultgemma(config: Any) -> Decoder:
+    return _gemma2(config, names={"attention_post_norm": "", "mlp_post_norm": ""})
 
 
 def _gemma3(config: Any) -> Decoder:
@@ -484,11 +496,17 @@ FAMILIES: Mapping[str, Family] = {
     "starcoder2": Family(
         _starcoder2, ("norm_epsilon", "sliding_window", "use_bias"), SMOOTHING_METHODS
     ),
+    "stablelm": Family(
+        _stablelm,
+        ("layer_norm_eps", "qk_layernorm", "use_parallel_residual", "use_qkv_bias"),
+        SMOOTHING_METHODS,
+    ),
     "arcee": Family(_ungated, _LLAMA_BIASES),
     "nemotron": Family(_nemotron, ("norm_eps", *_LLAMA_BIASES), SMOOTHING_METHODS),
     "gemma": Family(_gemma, ("attention_bias", "use_bidirectional_attention")),
     "gemma2": Family(_gemma2, _GEMMA_SETTINGS),
     "gemma3_text": Family(_gemma3, _GEMMA_SETTINGS),
+    "vaultgemma": Family(_vaultgemma, _GEMMA_SETTINGS),
     "olmo2": Family(_olmo2, ("attention_bias",)),
     "olmo3": Family(_olmo3, ("attention_bias", *_WINDOWS)),
     "exaone4": Family(_exaone4, ("sliding_window_pattern", *_WINDOWS)),
