@@ -28,13 +28,14 @@ CTRANSLATE2 = (
 )  # fmt: skip
 PACKED = (
     "phi4-mini", "smollm3 window", "granite", "glm", "starcoder2", "gemma2", "gemma3", "olmo3",
-    "exaone4",
+    "exaone4", "qwen3_moe",
 )  # fmt: skip
 PACKED_MORE = (
     "phi3 window", "phi3 longrope", "smollm3", "internlm3", "seed_oss", "ernie4_5", "helium",
     "ministral", "ministral3", "cwm", "iquestcoder", "arcee", "nemotron", "hyperclovax",
     "granite 4", "gemma", "gemma2 no cap", "gemma3 query scale", "gemma3 linear", "olmo2", "glm4",
-    "llama hidden 72",
+    "llama hidden 72", "stablelm", "vaultgemma", "qwen3_moe window", "olmoe", "mixtral window",
+    "granitemoe",
 )  # fmt: skip
 CASES: list[Any] = [(name, "ctranslate2 single") for name in (*BOTH, *CTRANSLATE2)]
 CASES += [(name, "packed") for name in (*BOTH, *PACKED)]

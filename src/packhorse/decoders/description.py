@@ -26,7 +26,9 @@ class Names:
     """Names of the modules of a checkpoint; "" for a module that the family lacks.
 
     Projections of one name are stored as one: queries, keys and values, or gate and up projection,
-    one after the other. All but the last four names are below `layer`.
+    one after the other. Projections of experts are stored one by one if their name has a place for
+    the number of the expert, else as one tensor [experts, outputs, inputs]. All but the last four
+    names are below `layer`.
     """
 
     query: str = "self_attn.q_proj"
@@ -36,6 +38,7 @@ class Names:
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    router: str = ""
     attention_norm: str = "input_layernorm"
     attention_post_norm: str = ""
     mlp_norm: str = "post_attention_layernorm"
@@ -82,6 +85,10 @@ class Decoder:
         norm_bias: Whether norms of the residual stream have biases.
         activation: Activation function of the MLP.
         is_gated: Whether the activation of one projection is multiplied by another.
+        experts: Number of experts of each MLP; 0 for one MLP.
+        experts_per_token: Number of experts that compute a token: the most probable by a softmax
+            over the products of the router.
+        normalizes_experts: Whether their probabilities are divided by the sum of them.
         windows: Sliding attention window of each layer (positions); 0 for full attention.
         rotations: Per layer the key of its settings in `rope_parameters`, "" if there are no keys;
             None if the layer does not rotate queries and keys.
@@ -122,6 +129,9 @@ class Decoder:
     norm_bias: bool = False
     activation: Activation = "silu"
     is_gated: bool = True
+    experts: int = 0
+    experts_per_token: int = 0
+    normalizes_experts: bool = True
     windows: tuple[int, ...] = ()
     rotations: tuple[str | None, ...] = ()
     rotated: int = 0
@@ -171,6 +181,8 @@ class Decoder:
         """Return the number of outputs of a projection, by its field of `Names`."""
         if part in ("gate", "up"):
             return self.inner
+        if part == "router":
+            return self.experts
         if part in ("output", "down"):
             return self.hidden
         return (self.heads if part == "query" else self.kv_heads) * self.head_size

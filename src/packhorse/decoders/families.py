@@ -55,7 +55,8 @@ class Family:
         describe: Returns the description of a config; raises UnsupportedError.
         settings: Config fields that `describe` reads beside those of all families. Another field
             with another value than its default is refused: it may change what is computed.
-        methods: int8 preparation methods that apply, the best one last (`quantization.methods`).
+        methods: int8 preparation methods that apply, the best one last (`quantization.methods`);
+            () if weights can only be rounded to nearest.
     """
 
     describe: Callable[[Any], Decoder]
@@ -344,6 +345,56 @@ def _ministral3(config: Any) -> Decoder:
     return llama_like(config, windows=_one_window(config), query_position_scale=(beta, length))
 
 
+def _experts(config: Any, count: int, inner: int, names: dict[str, str]) -> dict[str, Any]:
+    """Return the description of experts in the place of each MLP."""
+    return {
+        "names": names, "experts": count, "inner": inner,
+        "experts_per_token": config.num_experts_per_tok,
+        "normalizes_experts": getattr(config, "norm_topk_prob", True),
+    }  # fmt: skip
+
+
+_EXPERT_NAMES = {
+    "gate": "mlp.experts.{}.gate_proj", "up": "mlp.experts.{}.up_proj",
+    "down": "mlp.experts.{}.down_proj", "router": "mlp.gate",
+}  # fmt: skip
+
+
+def _qwen3_moe(config: Any) -> Decoder:
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        raise UnsupportedError("qwen3_moe models with layers without experts")
+    window = int(config.sliding_window or 0) if config.use_sliding_window else 0
+    biases = {"qkv_bias": config.attention_bias, "output_bias": config.attention_bias}
+    names = {**_EXPERT_NAMES, **_HEAD_NORMS}
+    experts = _experts(config, config.num_experts, config.moe_intermediate_size, names)
+    return llama_like(config, windows=(window,) * config.num_hidden_layers, **biases, **experts)
+
+
+def _olmoe(config: Any) -> Decoder:
+    names = {**_EXPERT_NAMES, **_HEAD_NORMS}
+    experts = _experts(config, config.num_experts, config.intermediate_size, names)
+    return llama_like(config, norms_whole_rows=True, **_biases(config), **experts)
+
+
+def _mixtral(config: Any) -> Decoder:
+    place = "block_sparse_moe.experts.{}"
+    names = {
+        "gate": f"{place}.w1", "up": f"{place}.w3", "down": f"{place}.w2",
+        "router": "block_sparse_moe.gate",
+    }  # fmt: skip
+    experts = _experts(config, config.num_local_experts, config.intermediate_size, names)
+    return llama_like(config, windows=_one_window(config), **experts)
+
+
+def _granitemoe(config: Any) -> Decoder:
+    names = {
+        **dict.fromkeys(("gate", "up"), "block_sparse_moe.input_linear"),
+        "down": "block_sparse_moe.output_linear", "router": "block_sparse_moe.router.layer",
+    }  # fmt: skip
+    experts = _experts(config, config.num_local_experts, config.intermediate_size, names)
+    return llama_like(config, **_biases(config), **_multipliers(config), **experts)
+
+
 def _starcoder2(config: Any) -> Decoder:
     biases = dict.fromkeys(("qkv_bias", "output_bias", "mlp_bias"), config.use_bias)
     return llama_like(
@@ -443,6 +494,7 @@ _MULTIPLIERS = (
     "attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier",
 )  # fmt: skip
 _WINDOWS = ("layer_types", "sliding_window")
+_ROUTING = ("num_experts_per_tok", "output_router_logits", "router_aux_loss_coef")
 _GEMMA_SETTINGS = (
     "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation",
     "query_pre_attn_scalar", "use_bidirectional_attention", *_WINDOWS,
@@ -506,6 +558,21 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": Family(_gemma, ("attention_bias", "use_bidirectional_attention")),
     "gemma2": Family(_gemma2, _GEMMA_SETTINGS),
     "gemma3_text": Family(_gemma3, _GEMMA_SETTINGS),
+    "qwen3_moe": Family(
+        _qwen3_moe,
+        (
+            "attention_bias", "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size",
+            "norm_topk_prob", "num_experts", "sliding_window", "use_sliding_window", *_ROUTING,
+        ),
+        (),
+    ),
+    "olmoe": Family(_olmoe, ("attention_bias", "norm_topk_prob", "num_experts", *_ROUTING), ()),
+    "mixtral": Family(
+        _mixtral, ("num_local_experts", "router_jitter_noise", "sliding_window", *_ROUTING), ()
+    ),
+    "granitemoe": Family(
+        _granitemoe, ("attention_bias", "num_local_experts", *_MULTIPLIERS, *_ROUTING), ()
+    ),
     "vaultgemma": Family(_vaultgemma, _GEMMA_SETTINGS),
     "olmo2": Family(_olmo2, ("attention_bias",)),
     "olmo3": Family(_olmo3, ("attention_bias", *_WINDOWS)),

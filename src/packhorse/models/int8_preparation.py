@@ -179,7 +179,8 @@ def write_packed_int8(
 def _is_quick_by_default(choice: QuantizationMethodChoice, checkpoint: Checkpoint) -> bool:
     methods = FAMILIES.get(str(checkpoint.config["model_type"]), ())
     is_default = choice.recipe is None and choice.requested == AUTO
-    return is_default and any(method.startswith("rotate") for method in methods)
+    is_quick = not methods or any(method.startswith("rotate") for method in methods)
+    return is_default and is_quick
 
 
 def _round_to_nearest(

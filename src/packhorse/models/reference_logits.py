@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from packhorse import decoders
 from packhorse.errors import ModelError, first_line
 from packhorse.models.cache import REFERENCE_LOGITS
 
@@ -191,6 +192,8 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
         for full in (name, f"{model.base_model_prefix}.{name}"):
             if full in held:
                 return held[full].read(full, rows)
+        if (found := _read_experts(config, name, read)) is not None:
+            return found
         raise ModelError(f"{checkpoint.folder} lacks the weights {name}", "copy it again")
 
     table = next(n for n, m in body.named_modules() if m is embedding)
@@ -205,6 +208,44 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
         embedded = embedding.forward(torch.arange(len(token_ids)))[None]
         found = model(inputs_embeds=embedded, use_cache=False).logits[0].numpy()
     return ReferenceLogits.of(token_ids, found) if np.isfinite(found).all() else None
+
+
+def _read_experts(config: Any, name: str, read: Callable[[str], Any]) -> Any:
+    """Read a parameter of a layer with experts that a checkpoint stores under other names.
+
+    Args:
+        config: transformers config.
+        name: Name of the parameter in the model; experts are one parameter there.
+        read: Reads a stored tensor.
+
+    Returns:
+        The parameter; None if it is not one of experts.
+    """
+    import torch
+
+    if decoders.refusal(config) is not None:
+        return None
+    decoder = decoders.describe(config)
+    names, (first, number, *_) = decoder.names, [*name.split("."), ""]
+    start = decoder.names.layer.format(number)
+    if not decoder.experts or not name.startswith(f"{start}.") or first not in start:
+        return None
+    if name.endswith(("gate.weight", "router.weight")):
+        wanted = f"{start}.{names.router}.weight"
+        return None if wanted == name else read(wanted)
+
+    def stacked(part: str) -> Any:
+        if "{}" not in part:
+            return read(f"{start}.{part}.weight")
+        each = [read(f"{start}.{part.format(e)}.weight") for e in range(decoder.experts)]
+        return torch.stack(each)
+
+    if name.endswith("experts.down_proj"):
+        return stacked(names.down)
+    if name.endswith("experts.gate_up_proj"):
+        parts = dict.fromkeys((names.gate, names.up))
+        return torch.cat([stacked(part) for part in parts], dim=1)
+    return None
 
 
 def _streamed_head(read: Callable[[slice], Any], vocabulary: int) -> Any:

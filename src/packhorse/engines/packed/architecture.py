@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.decoders import Decoder, describe
+from packhorse.engines.packed.panels import PANEL
 from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import EngineError
 from packhorse.models.engine_support import instead_of, packed_refusal
@@ -68,12 +69,12 @@ class Architecture:
     @property
     def hidden(self) -> int:
         """Width of the residual stream in memory."""
-        return _whole_vectors(self.decoder.hidden)
+        return _padded(self.decoder.hidden, self.multiple)
 
     @property
     def inner(self) -> int:
         """Width of the MLP's activation in memory."""
-        return _whole_vectors(self.decoder.inner)
+        return _padded(self.decoder.inner, self.multiple)
 
     @property
     def holds_int8(self) -> bool:
@@ -89,7 +90,7 @@ class Architecture:
     @property
     def padded_head(self) -> int:
         """Width of a head in memory: each half is padded to whole vectors."""
-        return 2 * _whole_vectors(-(-self.head_size // 2))
+        return 2 * _padded(-(-self.head_size // 2), LANES)
 
     @property
     def group(self) -> int:
@@ -114,13 +115,28 @@ class Architecture:
         return self.inner * (2 if self.decoder.is_gated else 1)
 
     @property
+    def multiple(self) -> int:
+        """Widths in memory are multiples of it; the products of an expert fill whole panels."""
+        return PANEL if self.decoder.experts else LANES
+
+    @property
+    def mlps(self) -> int:
+        """Number of MLPs per layer: the experts, or 1."""
+        return self.decoder.experts or 1
+
+    @property
+    def router_width(self) -> int:
+        """Number of outputs of the router in memory; 0 without experts."""
+        return _padded(self.decoder.experts, LANES)
+
+    @property
     def hadamard_order(self) -> int:
         """Number of vectors that the online Hadamard rotation of int8 mixes."""
         return hadamard_order(self.decoder.inner)
 
 
-def _whole_vectors(width: int) -> int:
-    return -(-width // LANES) * LANES
+def _padded(width: int, multiple: int) -> int:
+    return -(-width // multiple) * multiple
 
 
 def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:

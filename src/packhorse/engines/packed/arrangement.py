@@ -29,6 +29,7 @@ from packhorse.engines.packed.checkpoint_tensors import (
 from packhorse.engines.packed.layers import (
     HEAD_COLUMNS,
     LOW_DIGIT_STEPS,
+    ROUTER_DIGITS,
     Floats,
     Layer,
     Linear,
@@ -146,12 +147,12 @@ class WeightBuilder:
     def layer(self, number: int) -> Layer:
         """Return a layer."""
         tensors, hidden, inner = self.tensors, self.arch.hidden, self.arch.inner
-        is_gated = self.arch.decoder.is_gated
-        up = [
-            tensors.projection(number, part) for part in (("gate",) if is_gated else ()) + ("up",)
-        ]
+        decoder = self.arch.decoder
+        inputs = ("gate", "up") if decoder.is_gated else ("up",)
+        experts = range(decoder.experts) if decoder.experts else (None,)
+        up = [tensors.projection(number, part, each) for each in experts for part in inputs]
+        downs = [tensors.projection(number, "down", each) for each in experts]
         out, out_bias = tensors.projection(number, "output")
-        down, down_bias = tensors.projection(number, "down")
         qkv = [tensors.projection(number, part) for part in ("query", "key", "value")]
         return Layer(
             attention_norm=self.norm("attention_norm", number),
@@ -161,19 +162,30 @@ class WeightBuilder:
                 digits=self.qkv_digits,
             ),
             out=self.linear(
-                self.pad_heads(out.t().contiguous()).t().contiguous(), out_bias, outputs=hidden
+                self.pad_heads(out.t().contiguous()).t().contiguous(),
+                out_bias,
+                outputs=hidden,
+                multiple=LANES,
             ),
             attention_post_norm=self.norm("attention_post_norm", number),
             mlp_norm=self.norm("mlp_norm", number),
+            router=self._router(number) if decoder.experts else None,
             up=self.linear(
                 torch.cat([self.pad(weight, inner) for weight, _ in up]),
                 torch.cat([self.pad(bias, inner) for _, bias in up]),
             ),
-            down=self.linear(self._rotated_inputs(down), down_bias, outputs=hidden),
+            down=self.linear(
+                torch.cat([self.pad(self._rotated_inputs(weight), hidden) for weight, _ in downs]),
+                torch.cat([self.pad(bias, hidden) for _, bias in downs]),
+            ),
             mlp_post_norm=self.norm("mlp_post_norm", number),
             query_norm=self.head_norm("query_norm", number),
             key_norm=self.head_norm("key_norm", number),
         )
+
+    def _router(self, number: int) -> Linear:
+        weight, bias = self.tensors.projection(number, "router")
+        return self.linear(weight, bias, digits=ROUTER_DIGITS, outputs=self.arch.router_width)
 
     def half_embeddings(self) -> Iterator[Callable[[], NDArray[np.int16]]]:
         """Yield tasks that return rows of the embeddings as the bits of float16."""
@@ -214,7 +226,13 @@ class WeightBuilder:
         return found
 
     def linear(
-        self, weight: Tensor, bias: Tensor | None = None, *, digits: int = 1, outputs: int = 0
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        digits: int = 1,
+        outputs: int = 0,
+        multiple: int = 0,
     ) -> Linear:
         """Return the layer with weights [outputs, inputs], rounded to nearest in int8.
 
@@ -223,8 +241,9 @@ class WeightBuilder:
             bias: [outputs] or None.
             digits: Number of int8 digits.
             outputs: Number of outputs in memory; 0 for those of `weight`.
+            multiple: See `pad`.
         """
-        weight = self.pad(weight, outputs)
+        weight = self.pad(weight, outputs, multiple)
         bias = None if bias is None else self.pad(bias, outputs)
         outputs, inputs = weight.shape
         if not self.quantized:
@@ -276,15 +295,16 @@ class WeightBuilder:
         found: Floats = self.pad_heads(gain[:, None])[:, 0].contiguous().numpy()
         return found
 
-    def pad(self, rows: Tensor, outputs: int = 0) -> Tensor:
+    def pad(self, rows: Tensor, outputs: int = 0, multiple: int = 0) -> Tensor:
         """Pad [outputs, inputs] or [outputs] with zeros: inputs to whole vectors.
 
         Args:
             rows: Weights, or a bias.
             outputs: Number of rows in the result; 0 for those of `rows`.
+            multiple: Inputs are padded to multiples of it; 0 for `Architecture.multiple`.
         """
         below = max(0, outputs - len(rows))
-        right = -rows.shape[1] % LANES if rows.dim() > 1 else 0
+        right = -rows.shape[1] % (multiple or self.arch.multiple) if rows.dim() > 1 else 0
         if not below and not right:
             return rows.contiguous()
         return torch.nn.functional.pad(rows, (0, right, 0, below)[-2 * rows.dim() :])

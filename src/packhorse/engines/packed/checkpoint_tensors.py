@@ -98,22 +98,28 @@ class CheckpointTensors:
         # A view of the mapped file would keep the whole file in memory and change with it.
         return found.detach().to(torch.float32, copy=True).contiguous()
 
-    def projection(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
+    def projection(self, layer: int, part: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the weights [outputs, inputs] and the bias [outputs] of a projection.
 
         Args:
             layer: Number of the layer.
-            part: Field of `Names`: "query", "key", "value", "output", "gate", "up" or "down".
+            part: Field of `Names`: "query", "key", "value", "output", "gate", "up", "down" or
+                "router".
+            expert: Number of the expert; None for a projection that is not one of an expert.
         """
         decoder, name = self.arch.decoder, getattr(self.arch.decoder.names, part)
-        stored = f"{decoder.names.layer.format(layer)}.{name}"
+        stored = f"{decoder.names.layer.format(layer)}.{name.format(expert)}"
         rows, inputs = decoder.stored_rows(part), decoder.inputs(part)
         total = sum(map(decoder.outputs, decoder.stored_with(part)))
-        if decoder.is_transposed:
+        if expert is not None and "{}" not in name:
+            one = slice(expert, expert + 1)
+            shape = decoder.experts, total, inputs
+            weight = self.read(f"{stored}.weight", *shape, rows=one)[0, rows].contiguous()
+        elif decoder.is_transposed:
             weight = self.read(f"{stored}.weight", inputs, total)[:, rows].t().contiguous()
         else:
             weight = self.read(f"{stored}.weight", total, inputs, rows=rows)
-        if getattr(decoder, _BIAS[part]):
+        if getattr(decoder, _BIAS.get(part, ""), False):
             bias = self.read(f"{stored}.bias", total)[rows]
         else:
             bias = torch.zeros(len(weight))
@@ -228,8 +234,8 @@ class RotatedTensors(CheckpointTensors):
         )
         self._values = Rotation.of(arch.head_size, None)
 
-    def projection(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
-        weight, bias = super().projection(layer, part)
+    def projection(self, layer: int, part: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        weight, bias = super().projection(layer, part, expert)
         if part == "value":
             weight, bias = self._rotate_values(weight), self._rotate_values(bias)
         if part == "output":
@@ -241,7 +247,7 @@ class RotatedTensors(CheckpointTensors):
         if part in ("output", "down"):
             bias = self._residual.rotate_outputs(bias[:, None])[:, 0]
             return self._residual.rotate_outputs(weight), bias
-        norm = "mlp_norm" if part in ("gate", "up") else "attention_norm"
+        norm = "mlp_norm" if part in ("gate", "up", "router") else "attention_norm"
         return self._fold_norm_and_rotate(weight, super().norm(norm, layer)), bias
 
     def norm(self, part: str, layer: int | None = None) -> tuple[Tensor, Tensor] | None:

@@ -22,6 +22,8 @@ HEAD_COLUMNS = 8192
 """Vocabulary columns that are multiplied at once, so that their logits stay in the CPU cache."""
 LOW_DIGIT_STEPS = 16
 """Steps of the low digit per step of the high one; sums of up to 8,000 inputs fit into int32."""
+ROUTER_DIGITS = 2
+"""int8 digits of the router's weights: a wrong expert costs more than a rounded one."""
 Floats = NDArray[np.float32]
 
 
@@ -82,6 +84,15 @@ class Linear:
     def _unpacked(self, panels: NDArray[np.int8]) -> Tensor:
         return torch.from_numpy(unpack_panels(panels, self.outputs, self.inputs))
 
+    def part(self, outputs: slice) -> Linear:
+        """Return some outputs of a layer for torch."""
+        low, rest = self.low_digit, self.remainder
+        return Linear(
+            outputs.stop - outputs.start, self.inputs, self.scales[outputs], self.bias[outputs],
+            self.weight[:, outputs], None if low is None else low[:, outputs],
+            None if rest is None else rest[:, outputs],
+        )  # fmt: skip
+
     def multiply(self, rows: Tensor, product: Tensor, second_product: Tensor) -> None:
         """Compute product = rows x weight.
 
@@ -117,6 +128,9 @@ class Layer:
     """Weights of one decoder layer.
 
     Attributes:
+        router: Projection to experts; None without.
+        up: Gate and up projection; those of all experts one after the other.
+        down: Down projection, or those of all experts.
         attention_post_norm: Norm of the output of attention before it is added to the residual
             stream.
         mlp_post_norm: Likewise of the MLP.
@@ -130,6 +144,7 @@ class Layer:
     out: Linear
     attention_post_norm: Norm
     mlp_norm: Norm
+    router: Linear | None
     up: Linear
     down: Linear
     mlp_post_norm: Norm

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from packhorse.decoders.rotations import rotation_sets
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
+from packhorse.engines.packed.layers import ROUTER_DIGITS
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 from packhorse.engines.packed.panels import PANEL, has_panel_kernels
 from packhorse.engines.packed.tiles import TILE_ROWS
@@ -48,8 +49,9 @@ def weight_bytes(arch: Architecture, *, quantized: bool, panels: bool | None = N
     layer = (
         linear(arch.qkv_width, arch.hidden, arch.qkv_digits if quantized else 1)
         + linear(arch.hidden, attention_width)
-        + linear(arch.activation_width, arch.hidden)
-        + linear(arch.hidden, arch.inner)
+        + linear(arch.mlps * arch.activation_width, arch.hidden)
+        + linear(arch.mlps * arch.hidden, arch.inner)
+        + linear(arch.router_width, arch.hidden, ROUTER_DIGITS if quantized else 1)
         + 4 * (_norms_per_layer(arch) * 2 * arch.hidden + sum(arch.head_norm_widths))
     )
     is_shared = arch.ties_head and not quantized

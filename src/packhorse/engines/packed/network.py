@@ -28,8 +28,11 @@ from packhorse.engines.packed.kernels import (
     activate,
     add_and_normalize,
     choose_best,
+    combine_and_normalize,
     embed,
+    gather,
     normalize,
+    route,
     split_heads,
     write_activations,
     write_logits,
@@ -111,7 +114,7 @@ class Scratch:
         if quantized:
             activation_type = np.uint8 if panels else np.int8
         attention_width = arch.heads * arch.padded_head
-        widest = max(arch.qkv_width, arch.activation_width, arch.hidden)
+        widest = max(arch.qkv_width, arch.activation_width, arch.hidden, arch.router_width)
         columns = min(HEAD_COLUMNS, arch.vocabulary)
         self.head_rows = max(SAMPLED_AT_ONCE, min(rows, tokens * widest // columns))
         size = max(tokens * widest, self.head_rows * columns)
@@ -124,7 +127,17 @@ class Scratch:
             tokens * max(arch.hidden, attention_width, arch.inner), activation_type
         )
         self.scales = np.ones(tokens, np.float32)
-        self.row_buffer = np.empty(max(arch.hidden, arch.inner, attention_width), np.float32)
+        self.row_buffer = np.empty(
+            max(arch.hidden, arch.inner, attention_width, arch.decoder.experts), np.float32
+        )
+        pairs = tokens * arch.decoder.experts_per_token
+        self.expert_sums = np.empty(
+            pairs * max(arch.activation_width, arch.hidden), accumulator_type
+        )
+        self.expert_activations = np.empty(pairs * max(arch.hidden, arch.inner), activation_type)
+        self.expert_scales, self.expert_weights = np.ones((2, pairs), np.float32)
+        self.expert_starts = np.zeros(arch.decoder.experts + 1, np.int32)
+        self.places, self.owners, self.pair_tokens = np.empty((3, pairs), np.int32)
         self.scores = np.empty((TILE_ROWS, -(-context // BLOCK) * BLOCK), np.float32)
         self.value_sums = np.empty((TILE_ROWS, arch.padded_head), np.float32)
         self.inverse_sums = np.empty(TILE_ROWS, np.float32)
@@ -146,6 +159,14 @@ class Scratch:
         self._tensors = torch.from_numpy(self.accumulators), torch.from_numpy(self.activations)
         self._second_view = torch.from_numpy(self.second_accumulators)
         self._phase_start = 0.0
+
+    @property
+    def experts(self) -> tuple[NDArray[Any], ...]:
+        """Buffers of layers with experts, see `kernels.route`."""
+        return (
+            self.expert_sums, self.expert_activations, self.expert_scales, self.expert_weights,
+            self.expert_starts, self.places, self.owners, self.pair_tokens,
+        )  # fmt: skip
 
     def view_operands(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
         """Return `activations` as [rows, inputs] and `accumulators` as [rows, outputs]."""
@@ -212,6 +233,8 @@ class Network:
         self._activation = {"silu": SILU, "gelu_tanh": GELU_TANH, "relu2": RELU2}[
             decoder.activation
         ]
+        self._experts, self._per_token = decoder.experts, decoder.experts_per_token
+        self._normalizes_experts = decoder.normalizes_experts
         self._attention_cap = np.float32(decoder.attention_cap)
         self._logit_cap = np.float32(decoder.logit_cap)
         self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
@@ -258,6 +281,9 @@ class Network:
             self._add_to_residual(
                 layer.out, layer.attention_post_norm, layer.mlp_norm, residual, count, scratch
             )
+            if layer.router is not None:
+                self._add_experts(layer, layer.router, following, residual, count, scratch)
+                continue
             self._activate(layer, count, scratch)
             self._add_to_residual(
                 layer.down, layer.mlp_post_norm, following, residual, count, scratch
@@ -397,6 +423,57 @@ class Network:
             scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
+
+    def _add_experts(
+        self, layer: Layer, router: Linear, norm: Norm, residual: NDArray[np.float32], count: int,
+        scratch: Scratch,
+    ) -> None:  # fmt: skip
+        """Add the experts of each token to the residual stream and normalize it."""
+        arch, pairs = self.arch, count * self._per_token
+        hidden, inner, width = arch.hidden, arch.inner, arch.activation_width
+        sums, rows = map(torch.from_numpy, (scratch.expert_sums, scratch.expert_activations))
+        self._multiply(router, count, scratch)
+        route(
+            scratch.accumulators, scratch.scales, router.scales, router.bias, count, router.outputs,
+            self._experts, self._per_token, self._normalizes_experts, scratch.row_buffer,
+            scratch.expert_weights, scratch.expert_starts, scratch.places, scratch.owners,
+            scratch.pair_tokens,
+        )  # fmt: skip
+        gather(
+            scratch.activations, scratch.scales, scratch.pair_tokens, 0, pairs, hidden,
+            scratch.expert_activations, scratch.expert_scales,
+        )  # fmt: skip
+        starts = scratch.expert_starts.tolist()
+        used = [
+            (number, slice(starts[number], starts[number + 1]))
+            for number in range(self._experts)
+            if starts[number] < starts[number + 1]
+        ]
+
+        def multiply(linear: Linear, inputs: int, outputs: int) -> None:
+            for number, some in used:
+                part = linear.part(slice(number * outputs, (number + 1) * outputs))
+                given = rows[: pairs * inputs].view(pairs, inputs)[some]
+                product = sums[: pairs * outputs].view(pairs, outputs)[some]
+                part.multiply(given, product, torch.empty_like(product))
+
+        multiply(layer.up, hidden, width)
+        for number, some in used:
+            columns = slice(number * width, (number + 1) * width)
+            activate(
+                scratch.expert_sums, scratch.expert_scales, layer.up.scales[columns],
+                layer.up.bias[columns], some.start, some.stop, inner, self._is_gated,
+                self._activation, self._hadamard_order, scratch.row_buffer,
+                scratch.expert_activations, scratch.expert_scales,
+            )  # fmt: skip
+        multiply(layer.down, inner, hidden)
+        combine_and_normalize(
+            scratch.expert_sums, scratch.expert_scales, layer.down.scales, layer.down.bias,
+            scratch.expert_weights, scratch.places, scratch.owners, self._per_token, residual, 0,
+            count, norm.weight, norm.bias, self._hidden, self._is_layer_norm, self._epsilon,
+            scratch.row_buffer, scratch.activations, scratch.scales,
+        )  # fmt: skip
+        scratch.record_phase("matmul")
 
     def _multiply(self, linear: Linear, count: int, scratch: Scratch) -> None:
         linear.multiply(

@@ -23,18 +23,23 @@ from packhorse.engines.packed.step import (
     ACTIVATION,
     ATTENDED,
     ATTENTION,
+    COMBINE,
     EMBED,
+    EXPERT_ACTIVATION,
+    EXPERTS,
+    GATHER,
     HEAD,
     HEADS,
     KEEP,
     MATMUL,
     NORM,
+    ROUTE,
     head_logits,
     run_step,
 )
 from packhorse.engines.packed.threads import LINE
 
-_PHASE_OF_KIND = {MATMUL: "matmul", ATTENTION: "attention", HEAD: "head"}
+_PHASE_OF_KIND = {MATMUL: "matmul", EXPERTS: "matmul", ATTENTION: "attention", HEAD: "head"}
 
 
 class PanelNetwork(Network):
@@ -53,6 +58,8 @@ class PanelNetwork(Network):
         for number, layer in enumerate(weights.layers):
             first = len(linears)
             linears += map(_describe, (layer.qkv, layer.out, layer.up, layer.down))
+            if layer.router is not None:
+                linears.append(_describe(layer.router))
             first_norm = len(norms)
             norms += map(
                 _addresses,
@@ -72,11 +79,24 @@ class PanelNetwork(Network):
                 (ATTENDED, number, 0, 0, 0),
                 (MATMUL, number, first + 1, 0, 0),
                 (NORM, number, first + 1, first_norm + 2, first_norm + 1),
-                (MATMUL, number, first + 2, 0, 0),
-                (ACTIVATION, number, first + 2, 0, 0),
-                (MATMUL, number, first + 3, 0, 0),
-                (NORM, number, first + 3, len(norms), first_norm + 3),
             ]
+            if layer.router is None:
+                program += [
+                    (MATMUL, number, first + 2, 0, 0),
+                    (ACTIVATION, number, first + 2, 0, 0),
+                    (MATMUL, number, first + 3, 0, 0),
+                    (NORM, number, first + 3, len(norms), first_norm + 3),
+                ]
+            else:
+                program += [
+                    (MATMUL, number, first + 4, 0, 0),
+                    (ROUTE, number, first + 4, 0, 0),
+                    (GATHER, number, 0, 0, 0),
+                    (EXPERTS, number, first + 2, 0, 0),
+                    (EXPERT_ACTIVATION, number, first + 2, 0, 0),
+                    (EXPERTS, number, first + 3, 0, 0),
+                    (COMBINE, number, first + 3, len(norms), 0),
+                ]
         norms.append(_addresses(weights.final_norm))
         self._first_head, start = len(linears), 0
         for part in weights.head:
@@ -122,11 +142,12 @@ class PanelNetwork(Network):
                 self._cosines, self._sines, self._head_scales, cache.keys, cache.values,
                 cache.key_scales, cache.value_scales, shared.residual, shared.last_residual,
                 shared.queries, shared.attention_output, shared.accumulators, shared.activations,
-                shared.scales, shared.logits, own.row_buffer, own.scores, own.value_sums,
+                shared.scales, shared.logits, *shared.experts, own.row_buffer, own.scores,
+                own.value_sums,
                 own.inverse_sums, own.head_sums, own.best_logits, own.best_ids, own.cycles,
                 self._hidden, self.arch.inner, self.arch.head_size, self._is_gated,
                 self._activation, self._is_layer_norm, self._epsilon, self._attention_cap,
-                self._hadamard_order,
+                self._hadamard_order, self._experts, self._per_token, self._normalizes_experts,
             )  # fmt: skip
         except BaseException:
             shared.counters[:] = np.iinfo(np.int64).max // 2  # no thread waits for what is lost

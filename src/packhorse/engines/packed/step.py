@@ -23,8 +23,11 @@ from packhorse.engines.packed.kernels import (
     activate,
     add_and_normalize,
     choose_best,
+    combine_and_normalize,
     embed,
+    gather,
     normalize,
+    route,
     split_heads,
     write_activations,
     write_logits,
@@ -37,7 +40,9 @@ from packhorse.engines.packed.vectors import LANES, load, store
 
 EMBED, MATMUL, HEADS, KEEP, ATTENTION, ATTENDED, NORM, ACTIVATION, HEAD = range(9)
 """Kinds of phases."""
-NUM_KINDS = 9
+ROUTE, GATHER, EXPERTS, EXPERT_ACTIVATION, COMBINE = range(9, 14)
+"""Kinds of phases of layers with experts, whose rows are pairs of a token and an expert."""
+NUM_KINDS = 14
 KIND, LAYER, LINEAR, FOLLOWING, POST = range(5)
 """Columns of a program. LINEAR is a row of the table of linear layers, FOLLOWING one of the norms,
 or for HEAD the first token id; POST is the norm of what NORM adds."""
@@ -81,6 +86,22 @@ def _multiply(
 
 
 @kernel
+def _multiply_expert(
+    sums: Any, linears: Any, linear: int, expert: int, panel: int, panels: int, activations: Any,
+    first: int, rows: int, zeros: Any,
+) -> None:  # fmt: skip
+    """Multiply the rows of an expert, from `first` on, with one of its panels."""
+    inputs, stride = linears[linear, INPUTS], panels * PANEL
+    place = expert * panels + panel
+    weights = linears[linear, PANELS] + place * inputs * activations.itemsize * PANEL
+    multiply_panel(
+        sums, np.int64(first * stride + panel * PANEL), np.int64(stride), PANEL // LANES,
+        activations, np.int64(first * inputs), inputs, rows, weights,
+        linears[linear, STARTS] + place * PANEL * 4, np.int64(0), zeros.ctypes.data,
+    )  # fmt: skip
+
+
+@kernel
 def run_step(
     counters: Any, program: Any, linears: Any, norms: Any, head_norms: Any, windows: Any,
     rotations: Any, tokens: Any, positions: Any, rotation_rows: Any, table_rows: Any, spans: Any,
@@ -90,10 +111,13 @@ def run_step(
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     residual: Any, last_residual: Any, queries: Any, attention_output: Any,
     accumulators: Any, activations: Any, scales: Any, logits: Any,
+    expert_sums: Any, expert_activations: Any, expert_scales: Any, expert_weights: Any,
+    expert_starts: Any, places: Any, owners: Any, pair_tokens: Any,
     row_buffer: Any, scores: Any, value_sums: Any, inverse_sums: Any, head_sums: Any,
     best_logits: Any, best_ids: Any, spent: Any,
     hidden_size: int, inner: int, head_size: int, is_gated: bool, activation: int,
     is_layer_norm: bool, epsilon: Any, attention_cap: Any, hadamard_order: int,
+    experts: int, per_token: int, normalizes_experts: bool,
 ) -> None:  # fmt: skip
     """Compute the chunks of a step that other threads do not take.
 
@@ -118,6 +142,8 @@ def run_step(
         spent: [kinds of phases] cycles spent by this thread; added to.
         hidden_size: Width of the residual stream without padding.
         inner: Width of the MLP's activation.
+        experts: Number of experts, 0 without; the arguments of experts are those of
+            `kernels.route`.
 
     The other arrays are described in `network.Scratch`, `network.Step` and `attention.attend`.
     """
@@ -140,8 +166,14 @@ def run_step(
         elif kind == ATTENTION:
             heads_at_once = 1 if num < ROWS_PER_SPAN_CHUNK else kv_heads
             chunks = num * kv_heads // heads_at_once
-        elif kind == KEEP:
+        elif kind in (KEEP, ROUTE):
             chunks = 1
+        elif kind == EXPERTS:
+            panels = linears[linear, OUTPUTS] // experts // PANEL
+            chunks = experts * panels
+        elif kind in (GATHER, EXPERT_ACTIVATION):
+            at_once = TOKENS_PER_CHUNK
+            chunks = (rows * per_token + at_once - 1) // at_once
         else:
             at_once = min(TOKENS_PER_CHUNK, (rows + 3) // 4)
             chunks = (rows + at_once - 1) // at_once
@@ -174,6 +206,37 @@ def run_step(
                     head_sums, scales, head_scales, start, num_best, num_full, columns, PANEL,
                     logits,
                 )  # fmt: skip
+            elif kind == ROUTE:
+                route(
+                    accumulators, scales, _floats(linears[linear, SCALES], 0),
+                    _floats(linears[linear, BIAS], 0), rows, linears[linear, OUTPUTS], experts,
+                    per_token, normalizes_experts, row_buffer, expert_weights, expert_starts,
+                    places, owners, pair_tokens,
+                )  # fmt: skip
+            elif kind == EXPERTS:
+                expert, panel = chunk // panels, chunk % panels
+                first_pair = np.int64(expert_starts[expert])
+                num_pairs = expert_starts[expert + 1] - first_pair
+                if num_pairs > 0:
+                    _multiply_expert(
+                        expert_sums, linears, linear, expert, panel, panels, expert_activations,
+                        first_pair, num_pairs, zeros,
+                    )  # fmt: skip
+            elif kind == GATHER:
+                gather(
+                    activations, scales, pair_tokens, chunk * at_once,
+                    min(rows * per_token, (chunk + 1) * at_once), hidden, expert_activations,
+                    expert_scales,
+                )  # fmt: skip
+            elif kind == EXPERT_ACTIVATION:
+                size = linears[linear, OUTPUTS] // experts * 4
+                for pair in range(chunk * at_once, min(rows * per_token, (chunk + 1) * at_once)):
+                    begin = owners[pair] * size
+                    activate(
+                        expert_sums, expert_scales, _floats(linears[linear, SCALES] + begin, 0),
+                        _floats(linears[linear, BIAS] + begin, 0), pair, pair + 1, inner, is_gated,
+                        activation, hadamard_order, row_buffer, expert_activations, expert_scales,
+                    )  # fmt: skip
             elif kind == KEEP:
                 for row in range(num_logits):
                     to, start = row * hidden, np.int64(logit_tokens[row]) * hidden
@@ -204,7 +267,14 @@ def run_step(
                     norm_width = hidden if norms[following, 0] else 0
                     weight = _floats(norms[following, 0], norm_width)
                     bias = _floats(norms[following, 1], norm_width)
-                    if kind == NORM:
+                    if kind == COMBINE:
+                        combine_and_normalize(
+                            expert_sums, expert_scales, _floats(linears[linear, SCALES], 0),
+                            _floats(linears[linear, BIAS], 0), expert_weights, places, owners,
+                            per_token, stream, first, last, weight, bias, hidden_size,
+                            is_layer_norm, epsilon, row_buffer, activations, scales,
+                        )  # fmt: skip
+                    elif kind == NORM:
                         post = norms[program[phase, POST], 0]
                         add_and_normalize(
                             accumulators, scales, _floats(linears[linear, SCALES], 0),

@@ -21,6 +21,7 @@ from packhorse.engines.packed.checkpoint_tensors import row_slices
 from packhorse.engines.packed.layers import (
     HEAD_COLUMNS,
     LOW_DIGIT_STEPS,
+    ROUTER_DIGITS,
     Layer,
     Linear,
     Norm,
@@ -87,14 +88,18 @@ def _mapped(folder: Path, arch: Architecture, native: bool) -> Weights:
             tensors.get(f"{start}{name}", np.float32, size) if size else np.empty(0, np.float32)
             for name, size in zip(("query_norm", "key_norm"), arch.head_norm_widths, strict=True)
         )
+        router = None
+        if arch.decoder.experts:
+            router = linear(f"{start}router", arch.router_width, arch.hidden, ROUTER_DIGITS)
         return Layer(
             norm(f"{start}attention_norm"),
             linear(f"{start}qkv", arch.qkv_width, arch.hidden, arch.qkv_digits),
             linear(f"{start}out", arch.hidden, width),
             norm(f"{start}attention_post_norm"),
             norm(f"{start}mlp_norm"),
-            linear(f"{start}up", arch.activation_width, arch.hidden),
-            linear(f"{start}down", arch.hidden, arch.inner),
+            router,
+            linear(f"{start}up", arch.mlps * arch.activation_width, arch.hidden),
+            linear(f"{start}down", arch.mlps * arch.hidden, arch.inner),
             norm(f"{start}mlp_post_norm"),
             *head_norms,
         )
