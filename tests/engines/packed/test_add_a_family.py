@@ -12,13 +12,13 @@ from decoder_families import Family
 from decoder_models import Judge, build, prompts, token_ids_of
 from docs_code import code_blocks
 from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams
-from packhorse.decoders import families
+from packhorse.decoders import describers, families
 from packhorse.engines.packed import PackedEngine
 
 
 def test_the_family_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     function, registration, row = code_blocks("how-to/add-a-model-family.md", "python")
-    namespace: dict[str, Any] = {**vars(families), "FAMILIES": {}}
+    namespace: dict[str, Any] = {**vars(describers), **vars(families), "FAMILIES": {}}
     exec(function + registration, namespace)  # noqa: S102
     monkeypatch.setattr(families, "FAMILIES", namespace["FAMILIES"])
     ((_, (model_type, settings)),) = ast.literal_eval(row).items()

@@ -17,8 +17,8 @@ from packhorse.engines.packed.int8_writer import write_int8
 from transformers_families import FAMILIES as MODELS
 
 FORMS = (
-    "phi4-mini", "gemma2", "olmo3", "glm4", "starcoder2", "ministral3", "llama hidden 72", "qwen3_moe",
-    "granitemoe",
+    "phi4-mini", "gemma2", "olmo3", "glm4", "starcoder2", "ministral3", "llama hidden 72",
+    "qwen3_moe", "granitemoe",
 )  # fmt: skip
 GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS, top_log_probs=2)
 
