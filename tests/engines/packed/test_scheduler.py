@@ -16,9 +16,9 @@ from packhorse.decoders import Decoder
 from packhorse.engines.common.rows import Row
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
+from packhorse.engines.packed.scratch import Step, empty_step
 from packhorse.engines.packed.tiles import BLOCK
 
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, CONTEXT = 4, 23, 4 * BLOCK

@@ -24,13 +24,14 @@ from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
-from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.panel_network import PanelNetwork
 from packhorse.engines.packed.panels import has_panel_kernels
 from packhorse.engines.packed.run import Result as Outcome
 from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
+from packhorse.engines.packed.scratch import COUNTS, PHASES, Scratch
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import EngineError, ModelError, first_line
@@ -169,7 +170,7 @@ class PackedEngine:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of all threads per phase (`network.PHASES`), and `network.COUNTS`, so far."""
+        """Seconds of all threads per phase (`scratch.PHASES`), and `scratch.COUNTS`, so far."""
         kept = [{**scratch.seconds, **scratch.counts} for scratch in self._scratches]
         return {name: sum(each[name] for each in kept) for name in (*PHASES, *COUNTS)}
 

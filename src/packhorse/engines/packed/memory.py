@@ -13,8 +13,8 @@ from packhorse.decoders.rotations import rotation_sets
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.layers import ROUTER_DIGITS
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
 from packhorse.engines.packed.panels import PANEL, has_panel_kernels
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch
 from packhorse.engines.packed.tiles import TILE_ROWS
 
 LOGIT_BYTES = 80

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.layers import Linear, Norm, Weights
-from packhorse.engines.packed.network import (
+from packhorse.engines.packed.network import Network
+from packhorse.engines.packed.scratch import (
     SAMPLED_AT_ONCE,
     Ints,
-    Network,
     Scratch,
     Step,
     write_logit_spans,
@@ -142,8 +142,9 @@ class PanelNetwork(Network):
                 self._cosines, self._sines, self._head_scales, cache.keys, cache.values,
                 cache.key_scales, cache.value_scales, shared.residual, shared.last_residual,
                 shared.queries, shared.attention_output, shared.accumulators, shared.activations,
-                shared.scales, shared.logits, *shared.experts, own.row_buffer, own.scores,
-                own.value_sums,
+                shared.scales, shared.logits, shared.expert_sums, shared.expert_activations,
+                shared.expert_scales, shared.expert_weights, shared.expert_starts, shared.places,
+                shared.owners, shared.pair_tokens, own.row_buffer, own.scores, own.value_sums,
                 own.inverse_sums, own.head_sums, own.best_logits, own.best_ids, own.cycles,
                 self._hidden, self.arch.inner, self.arch.head_size, self._is_gated,
                 self._activation, self._is_layer_norm, self._epsilon, self._attention_cap,

@@ -16,9 +16,10 @@ from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import NOT_NUMBERS, CallbackError, Row, diagnose, refuse
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch, Step, empty_step
 from packhorse.errors import EngineError
 
 Result = Generated | Scores

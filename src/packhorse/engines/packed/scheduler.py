@@ -29,7 +29,7 @@ from packhorse.engines.common.rows import Row
 from packhorse.engines.common.sampling import wants_all_logits
 from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import SPAN_TOKENS, Step
+from packhorse.engines.packed.scratch import SPAN_TOKENS, Step
 from packhorse.engines.packed.tiles import BLOCK
 
 ADMISSION_WINDOW = 64

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from packhorse.data import Failure, Scores
 from packhorse.engines.common.rows import NOT_NUMBERS, Row
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.scheduler import Sequence
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch, Step, empty_step
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.errors import EngineError
 

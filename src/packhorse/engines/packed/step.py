@@ -19,15 +19,13 @@ from numba.extending import intrinsic
 
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.compiling import inlined, kernel
+from packhorse.engines.packed.expert_kernels import combine_and_normalize, gather, route
 from packhorse.engines.packed.kernels import (
     activate,
     add_and_normalize,
     choose_best,
-    combine_and_normalize,
     embed,
-    gather,
     normalize,
-    route,
     split_heads,
     write_activations,
     write_logits,
@@ -88,7 +86,7 @@ def _multiply(
 @kernel
 def _multiply_expert(
     sums: Any, linears: Any, linear: int, expert: int, panel: int, panels: int, activations: Any,
-    first: int, rows: int, zeros: Any,
+    first: Any, rows: int, zeros: Any,
 ) -> None:  # fmt: skip
     """Multiply the rows of an expert, from `first` on, with one of its panels."""
     inputs, stride = linears[linear, INPUTS], panels * PANEL
@@ -143,9 +141,9 @@ def run_step(
         hidden_size: Width of the residual stream without padding.
         inner: Width of the MLP's activation.
         experts: Number of experts, 0 without; the arguments of experts are those of
-            `kernels.route`.
+            `expert_kernels.route`.
 
-    The other arrays are described in `network.Scratch`, `network.Step` and `attention.attend`.
+    The other arrays are described in `scratch.Scratch`, `scratch.Step` and `attention.attend`.
     """
     hidden = residual.shape[1]
     kv_heads, group = queries.shape[0], queries.shape[2]
