@@ -276,7 +276,8 @@ def quick_preparation_bytes(checkpoint: Checkpoint) -> int:
     config = load_config(checkpoint.folder)
     size = loaded_size(checkpoint)
     layers = max(1, int(config.num_hidden_layers))
-    return _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
+    copies = 2 if getattr(config, "num_experts_per_tok", None) else 1  # experts become one tensor
+    return copies * _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
 
 
 def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:
