@@ -10,7 +10,7 @@ import transformers
 
 from decoder_families import TRAINED
 from decoder_models import NEW_TOKENS, Judge, build, prompts, token_ids_of
-from packhorse.data import Batch, EngineOutput, Prompt, SamplingParams
+from packhorse.data import Batch, EngineOutput, Failure, Prompt, SamplingParams, Scores
 from packhorse.decoders import FAMILIES, refusal
 from packhorse.engines.packed import PackedEngine
 from packhorse.engines.packed.int8_writer import write_int8
@@ -80,6 +80,19 @@ def test_a_row_that_grows_beyond_the_trained_length_is_computed_anew(
     for number, row in enumerate(rows):
         expected = judge.expected(row).token_ids
         assert found[number][0][: len(expected)] == expected
+
+
+def test_continuations_across_the_trained_length_are_refused(tmp_path: Path) -> None:
+    build(MODELS["phi4-mini"], tmp_path)
+    ids = max(token_ids_of(tmp_path, prompts()), key=len)
+    lengths = (TRAINED - 4, TRAINED - 3, TRAINED + 1)
+    rows = tuple(Prompt(n, tuple(ids[:length]), GREEDY) for n, length in enumerate(lengths))
+    engine = engine_of(tmp_path, "float32")
+    found = {each.index: each for each in engine.score(iter([Batch(rows)]), [(5, 6, 7, 8, 9)])}
+    engine.close()
+    assert [isinstance(found[n], Scores) for n in range(3)] == [True, False, True]
+    assert isinstance(found[1], Failure)
+    assert f"exceed the {TRAINED} tokens" in found[1].message
 
 
 @pytest.mark.parametrize("family", FAMILIES)
