@@ -219,7 +219,8 @@ EXPERTS = named(
         ),
         "minimax_m2": ("minimax_m2", {**EXPERTS4, **HEAD}),
         "minimax_m3": ("minimax_m3_vl_text", {**EXPERTS4, **HEAD}),
-        "olmoe": ("olmoe", experts(num_experts=4, clip_qkv=1.0)),
+        "olmoe": ("olmoe", experts(num_experts=4)),
+        "olmoe clip": ("olmoe", experts(num_experts=4, clip_qkv=1.0)),
         "phimoe": ("phimoe", {"num_local_experts": 4, "sliding_window": None}),
         "phimoe longrope": (
             "phimoe",
@@ -228,6 +229,10 @@ EXPERTS = named(
         "qwen2_moe": (
             "qwen2_moe",
             experts(num_experts=4, shared_expert_intermediate_size=64),
+        ),
+        "qwen3_moe window": (
+            "qwen3_moe",
+            experts(num_experts=8, **HEAD, **SLIDING, use_sliding_window=True, norm_topk_prob=True),
         ),
         "qwen3_moe": ("qwen3_moe", experts(num_experts=4, **HEAD)),
         "solar_open": ("solar_open", {**DEEPSEEK, **HEAD, "num_key_value_heads": 2}),

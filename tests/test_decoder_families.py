@@ -26,8 +26,20 @@ CTRANSLATE2 = (
     "gemma", "gemma2 no cap, no window", "gemma3", "gemma4", "gpt_bigcode", "gptj", "codegen",
     "bloom", "opt projected", "falcon 7b",
 )  # fmt: skip
-CASES = [(name, "ctranslate2 single") for name in (*BOTH, *CTRANSLATE2)]
-CASES += [(name, "packed") for name in BOTH]
+PACKED = (
+    "phi4-mini", "smollm3 window", "granite", "glm", "starcoder2", "gemma2", "gemma3", "olmo3",
+    "exaone4", "qwen3_moe",
+)  # fmt: skip
+PACKED_MORE = (
+    "phi3 window", "phi3 longrope", "smollm3", "internlm3", "seed_oss", "ernie4_5", "helium",
+    "ministral", "ministral3", "cwm", "iquestcoder", "arcee", "nemotron", "hyperclovax",
+    "granite 4", "gemma", "gemma2 no cap", "gemma3 query scale", "gemma3 linear", "olmo2", "glm4",
+    "llama hidden 72", "stablelm", "vaultgemma", "qwen3_moe window", "olmoe", "mixtral window",
+    "granitemoe",
+)  # fmt: skip
+CASES: list[Any] = [(name, "ctranslate2 single") for name in (*BOTH, *CTRANSLATE2)]
+CASES += [(name, "packed") for name in (*BOTH, *PACKED)]
+CASES += [pytest.param(name, "packed", marks=pytest.mark.slow) for name in PACKED_MORE]
 """Each family that CTranslate2 or packed runs; rows longer than what an engine computes rightly may
 be refused. `tests/models` has settings that converters lose, `tests/engines` families that
 transformers alone runs."""
@@ -39,7 +51,7 @@ def cells(
 ) -> dict[str, Any]:
     """What the benchmark finds for the families that were selected, each run in its own process."""
     chosen = {name for item in request.session.items if (name := _family(item))}
-    engines = sorted({engine for _, engine in CASES})
+    engines = ["ctranslate2 single", "packed"]
     output = tmp_path_factory.mktemp("families") / "cells.json"
     given = [*sorted(chosen), "--engines", *engines, "--output", str(output)]
     command = [sys.executable, str(BENCHMARK), *given]

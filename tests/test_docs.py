@@ -201,6 +201,7 @@ def test_every_python_block_is_run_by_a_test() -> None:
         "docs/dataframes.md",
         "docs/serving.md",
         "docs/how-to/add-a-batching-policy.md",
+        "docs/how-to/add-a-model-family.md",
         "docs/how-to/add-an-engine.md",
         "docs/how-to/add-an-input-format.md",
     }

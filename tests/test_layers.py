@@ -19,7 +19,7 @@ PACKAGE = Path(packhorse.__file__).parent
 LAYERS = {
     "base": {"errors", "data", "config", "engine_protocol", "cgroups", "storage"},
     "rows": {"batching", "profiling", "openai_format", "inputs", "outputs", "tokenization"},
-    "models": {"quantization", "models", "embeddings"},
+    "models": {"decoders", "quantization", "models", "embeddings"},
     "running": {"engines", "calibration", "inference"},
     "jobs": {"jobs", "reports", "evaluation", "techniques"},
     "verbs": {"compare", "assess", "quantize", "estimate", "serve", "load_test"},

@@ -78,6 +78,17 @@ DENSE = named(
         ),
         "gpt_neox_japanese": ("gpt_neox_japanese", {"intermediate_multiple_size": 2}),
         "granite": ("granite", GRANITE),
+        "granite 4": (
+            "granitemoehybrid",
+            {
+                **GRANITE,
+                "num_local_experts": 0,
+                "shared_intermediate_size": 96,
+                "layer_types": ["attention"] * 2,
+                "position_embedding_type": "rope",
+                "tie_word_embeddings": True,
+            },
+        ),
         "granite_swa": ("granite_swa", {**GRANITE, **SLIDING, "layer_types": ALTERNATING}),
         "helium": ("helium", HEAD),
         "hunyuan dense": ("hunyuan_v1_dense", HEAD),

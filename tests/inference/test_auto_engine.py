@@ -13,7 +13,6 @@ import pytest
 import transformers
 
 import packhorse
-from decoder_families import Family
 from decoder_models import build
 from packhorse.batching.policies import CONTINUOUS
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
@@ -24,6 +23,7 @@ from packhorse.models import prepare
 from packhorse.models.engine_support import EngineRequest, choose_engine
 from random_models import SIZES
 from tiny_models import tiny_gguf
+from transformers_families import FAMILIES
 
 Tiny = Callable[[str], Path]
 PROMPTS = ["the packhorse carries", "what is the largest planet", "small loads over the hills"]
@@ -63,10 +63,10 @@ def answers(folder: Path, engine: str = "auto", **options: Any) -> tuple[str, li
         (config_of("llama"), EngineRequest(workers=1), "packed", "fastest"),
         (config_of("llama"), EngineRequest("cuda"), "transformers", "default on a GPU"),
         (config_of("llama"), EngineRequest("cuda", policy="sorted"), "transformers", "default"),
-        (config_of("gemma", head_dim=12), EngineRequest(), "ctranslate2",
-         f"packed {REFUSED} 'gemma'"),
-        (config_of("olmo2"), EngineRequest(), "transformers",
-         f"packed {REFUSED} 'olmo2'; ctranslate2 does not run olmo2 models"),
+        (config_of("bloom"), EngineRequest(), "ctranslate2",
+         f"packed {REFUSED} 'bloom'"),
+        (config_of("olmo"), EngineRequest(), "transformers",
+         f"packed {REFUSED} 'olmo'; ctranslate2 does not run olmo models"),
         (None, EngineRequest(), "transformers", "cannot read the config"),
     ],
 )  # fmt: skip
@@ -85,18 +85,18 @@ def test_the_choice(config: Any, request_: EngineRequest, engine: str, reason: s
     ],
 )
 def test_options_that_no_engine_runs(request_: EngineRequest) -> None:
-    with pytest.raises(ConfigError, match=r"no engine runs this olmo2 model .*packed does not"):
-        choose_engine(config_of("olmo2"), request_)
+    with pytest.raises(ConfigError, match=r"no engine runs this olmo model .*packed does not"):
+        choose_engine(config_of("olmo"), request_)
 
 
 @pytest.mark.parametrize(
     ("family", "engine"),
-    [("llama", "packed"), ("gpt2", "packed"), ("gemma", "ctranslate2"), ("olmo2", "transformers")],
+    [("llama", "packed"), ("gpt2", "packed"), ("bloom", "ctranslate2"), ("olmo", "transformers")],
 )
 def test_a_model_runs_on_the_fastest_engine_with_the_same_text(
     family: str, engine: str, tmp_path: Path, home: Path
 ) -> None:
-    build(Family(family), tmp_path)
+    build(FAMILIES[family], tmp_path)
     chosen, texts = answers(tmp_path)
     assert chosen == engine
     assert (chosen, texts) == answers(tmp_path, engine)
@@ -118,11 +118,11 @@ def test_a_conversion_that_fails_its_check(
     def refuse(*_: Any) -> None:
         raise ModelError("other logits", "none")
 
-    build(Family("gemma"), tmp_path)
+    build(FAMILIES["bloom"], tmp_path)
     monkeypatch.setattr("packhorse.models.ct2_check.require_same_logits", refuse)
     prepared = prepare(str(tmp_path), report=messages.append)
     assert prepared.engine == "transformers"
-    assert messages[-1].startswith(f"engine transformers: packed {REFUSED} 'gemma'; ctranslate2 ")
+    assert messages[-1].startswith(f"engine transformers: packed {REFUSED} 'bloom'; ctranslate2 ")
     assert "computes other logits" in messages[-1]
     assert not list(home.glob("*-float32-*"))
     with pytest.raises(ModelError, match="computes other logits"):  # no other engine has int8
@@ -134,7 +134,7 @@ def test_a_conversion_that_fails_its_check(
 def test_a_conversion_that_memory_may_not_hold(
     tmp_path: Path, home: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(Family("gemma"), tmp_path)
+    build(FAMILIES["bloom"], tmp_path)
     module = import_module("packhorse.models.prepare")  # its package has a function of this name
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     assert prepare(str(tmp_path), report=messages.append).engine == "transformers"

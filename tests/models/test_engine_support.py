@@ -9,14 +9,12 @@ import pytest
 import transformers
 from ctranslate2.converters.transformers import _MODEL_LOADERS
 
-from packhorse.engines.packed.vectors import LANES
 from packhorse.errors import PackhorseError
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.engine_support import (
     CTRANSLATE2_FAMILIES,
     PACKED_FAMILIES,
-    PACKED_MULTIPLE,
     ctranslate2_refusal,
     instead_of,
     other_engines,
@@ -86,7 +84,7 @@ def test_ctranslate2_is_named_for_families_with_a_converter_alone(family: str) -
         (config_of("gpt2", scale_attn_weights=False), "auto", ("ctranslate2", "transformers"),
          ("transformers",)),
         (config_of("gpt_bigcode", multi_query=False), "auto", ("transformers",), ("transformers",)),
-        (config_of("olmo2"), "int8", (), ()),
+        (config_of("olmo"), "int8", (), ()),
         (config_of("llama", quantization_config={"quant_method": "hqq"}), "auto", (), ()),
     ],
 )  # fmt: skip
@@ -98,7 +96,7 @@ def test_engines_that_run_a_model(
 
 
 def test_hints_where_no_engine_runs_it_so() -> None:
-    olmo = instead_of(config_of("olmo2"), "packed", "int8")
+    olmo = instead_of(config_of("olmo"), "packed", "int8")
     assert olmo == "no engine runs it in int8: use --engine transformers in another format"
     held = config_of("llama", quantization_config={"quant_method": "awq"})
     hint = instead_of(held, "packed")
@@ -111,7 +109,7 @@ def test_converters_that_do_not_work_are_not_named(family: str) -> None:
 
 
 def test_formats_are_named_with_an_engine_that_runs_the_model(tmp_path: Path) -> None:
-    saved(config_of("olmo2"), tmp_path)
+    saved(config_of("olmo"), tmp_path)
     with pytest.raises(PackhorseError, match="does not run int8") as refused:
         prepare(str(tmp_path), engine="transformers", quantization="int8")
     assert "--engine" not in refused.value.hint
@@ -119,7 +117,3 @@ def test_formats_are_named_with_an_engine_that_runs_the_model(tmp_path: Path) ->
     with pytest.raises(PackhorseError, match="does not run int8") as refused:
         prepare(str(tmp_path), engine="transformers", quantization="int8")
     assert "--engine ctranslate2" in refused.value.hint
-
-
-def test_whole_vectors() -> None:
-    assert PACKED_MULTIPLE == LANES

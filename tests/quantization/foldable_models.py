@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from packhorse.quantization import methods
 from packhorse.quantization.recipe import CalibrationRow
 
 VOCAB_SIZE = 200
@@ -20,25 +21,23 @@ SIZES: dict[str, int] = {
     "max_position_embeddings": 128,
 }
 
+GPT2_SIZES = {"vocab_size": VOCAB_SIZE, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
+FAMILIES = {
+    name: methods.FAMILIES[name]
+    for name in ("llama", "qwen3", "gpt2", "phi3", "granite", "gemma2", "olmo2", "nemotron")
+}
+"""Families of every form, and the methods that support each."""
+
 
 def random_model(family: str, *, seed: int = 0, tied: bool = False, **changes: Any) -> Any:
     """A float32 model without gradients whose logits are far from even."""
     import transformers
 
-    if family == "gpt2":
-        config: Any = transformers.GPT2Config(
-            vocab_size=VOCAB_SIZE, n_embd=48, n_layer=2, n_head=4, n_positions=128,
-            tie_word_embeddings=tied,
-        )  # fmt: skip
-    else:
-        classes: dict[str, Any] = {
-            "llama": transformers.LlamaConfig,
-            "mistral": transformers.MistralConfig,
-            "qwen2": transformers.Qwen2Config,
-            "qwen3": transformers.Qwen3Config,
-        }
-        own = {"head_dim": 16} if family == "qwen3" else {}
-        config = classes[family](**{**SIZES, "tie_word_embeddings": tied, **own, **changes})
+    own = {"qwen3": {"head_dim": 16}, "gemma2": {"head_dim": 16, "sliding_window": 9}}
+    sizes = GPT2_SIZES if family == "gpt2" else SIZES
+    named = {"tie_word_embeddings": tied, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 0}
+    settings = {**sizes, **named, **own.get(family, {}), **changes}
+    config: Any = transformers.AutoConfig.for_model(family, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         builder: Any = transformers.AutoModelForCausalLM

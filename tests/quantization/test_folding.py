@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from foldable_models import largest_change, logits, random_model, random_rows
+from foldable_models import FAMILIES, largest_change, logits, random_model, random_rows
 
 from packhorse.models.checkpoint import open_checkpoint
 from packhorse.models.loading import load_float32
 from packhorse.quantization.activations import observe_activations
 from packhorse.quantization.foldable_model import LinearGroup, make_foldable
 from packhorse.quantization.folding import default_recipe, fold
-from packhorse.quantization.methods import FAMILIES
 from packhorse.quantization.recipe import Recipe
 from packhorse.quantization.rotation import rotate
 from packhorse.quantization.smoothing import activation_maxima, smoothing_scales

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from foldable_models import random_model, random_rows
+from foldable_models import FAMILIES, random_model, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from packhorse.quantization import gptq
 from packhorse.quantization.foldable_model import LinearGroup, Projection, make_foldable
 from packhorse.quantization.int8 import fake_quantize, row_scale
-from packhorse.quantization.methods import FAMILIES
 
 
 def as_converted(weight: Tensor) -> Tensor:

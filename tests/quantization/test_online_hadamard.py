@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from foldable_models import largest_change, logits, random_model, random_rows
+from foldable_models import FAMILIES, largest_change, logits, random_model, random_rows
 
 from packhorse.engines.packed import vectors
 from packhorse.quantization.activations import observe_activations
 from packhorse.quantization.foldable_model import LinearGroup, make_foldable
-from packhorse.quantization.methods import FAMILIES
 from packhorse.quantization.online_hadamard import (
     LANES,
     fuse_inverse_hadamard,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from foldable_models import logits, random_model, random_rows
+from foldable_models import FAMILIES, logits, random_model, random_rows
 
 from packhorse.quantization.divergence import (
     compute_reference,
@@ -20,7 +20,6 @@ from packhorse.quantization.divergence import (
 from packhorse.quantization.foldable_model import make_foldable
 from packhorse.quantization.folding import fold
 from packhorse.quantization.int8 import fake_quantize, simulate_int8
-from packhorse.quantization.methods import FAMILIES
 from packhorse.quantization.recipe import Recipe
 from packhorse.quantization.search import ALPHAS, search
 from packhorse.quantization.sensitivity import predicted_divergence
@@ -78,7 +77,7 @@ def test_the_cost_of_rounding_one_group_is_predicted(family: str) -> None:
         assert first == pytest.approx(measured, rel=0.5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_methods_reduce_the_divergence_of_outliers(family: str) -> None:
     model = with_outliers(family)
     found = search(model, FAMILIES[family], ROWS, HELD_OUT)

@@ -126,7 +126,7 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
 
     It is checked by its own settings, and by the model's config if the folder holds one.
     """
-    from packhorse.models.engine_support import PACKED_LLAMA_LIKE, config_of
+    from packhorse.models.engine_support import CTRANSLATE2_LLAMA_LIKE, config_of
 
     attentions = [_read_settings(variables, number) for number in range(layer_count(variables))]
     lost = None
@@ -140,7 +140,7 @@ def require_faithful_folder(folder: Path, variables: Mapping[str, Variable]) -> 
     activation = variables.get("decoder/activation")
     if config is not None and activation is not None and not lost:
         text, rotary_embeddings = config.get_text_config(), {}
-        if text.model_type in PACKED_LLAMA_LIKE:
+        if text.model_type in CTRANSLATE2_LLAMA_LIKE:
             from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
             rotary_embeddings = read_rotary_embeddings(LlamaRotaryEmbedding(text))

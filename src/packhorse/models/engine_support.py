@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packhorse.decoders import FAMILIES, refusal
 from packhorse.engine_protocol.registry import (
     HUGGINGFACE,
     EngineEntry,
@@ -24,17 +25,15 @@ from packhorse.models.quantized_formats import (
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.resolved_config import read_config
 
-PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-PACKED_FAMILIES = (*PACKED_LLAMA_LIKE, "gpt2")
-PACKED_MULTIPLE = 16
-"""Hidden and inner sizes on the packed engine are multiples of this (SIMD lanes)."""
-PACKED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+PACKED_FAMILIES = tuple(FAMILIES)
 CTRANSLATE2_FAMILIES = (
-    *PACKED_FAMILIES, "bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gptj", "opt",
+    "llama", "mistral", "qwen2", "qwen3", "gpt2", "bloom", "codegen", "falcon", "gemma",
+    "gpt_bigcode", "gptj", "opt",
 )  # fmt: skip
 """Families whose converters work with current transformers for all or most of their models.
 
 `tests/models/test_engine_support.py` converts one model of each."""
+CTRANSLATE2_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 _CTRANSLATE2_ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -206,52 +205,9 @@ def transformers_refusal(config: Any) -> str | None:
 
 def packed_refusal(config: Any) -> str | None:
     """Return what the packed engine does not support of a model, None if it runs the model."""
-    family = str(config.model_type)
-    if family not in PACKED_FAMILIES:
-        return f"models of family {family!r}, only {', '.join(PACKED_FAMILIES)}"
-    if _method(config) not in ("", OWN_METHOD):
+    if str(config.model_type) in FAMILIES and _method(config) not in ("", OWN_METHOD):
         return "checkpoints that are quantized already"
-    refusal = _gpt2_refusal(config) if family == "gpt2" else _llama_like_refusal(family, config)
-    if refusal:
-        return refusal
-    sizes = {"hidden": config.hidden_size, "inner": inner_size(config)}
-    for name, size in sizes.items():
-        if size % PACKED_MULTIPLE:
-            return f"{name} sizes of {size}, only multiples of {PACKED_MULTIPLE}"
-    return None
-
-
-def inner_size(config: Any) -> int:
-    """Return the inner size of the MLP."""
-    if config.model_type == "gpt2":
-        return int(config.n_inner or 4 * config.n_embd)
-    return int(config.intermediate_size)
-
-
-def _llama_like_refusal(family: str, config: Any) -> str | None:
-    rope_type = _rope_type(config)
-    if rope_type not in PACKED_ROPE_TYPES:
-        return f"rotary positions of type {rope_type!r}, only {', '.join(PACKED_ROPE_TYPES)}"
-    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        return "partial rotary embeddings"
-    if config.hidden_act != "silu":
-        return f"the activation {config.hidden_act!r} in a {family} model, only silu"
-    if family in ("qwen2", "qwen3"):
-        known = ("full_attention", "sliding_attention")
-        strange = sorted(set(map(str, config.layer_types)).difference(known))
-        if strange:
-            return f"layers of type {strange[0]!r}, only {', '.join(known)}"
-    return None
-
-
-def _gpt2_refusal(config: Any) -> str | None:
-    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        return f"the activation {config.activation_function!r} in a gpt2 model"
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        return "GPT-2 attention scaled by another factor than 1/sqrt(head size)"
-    if getattr(config, "add_cross_attention", False):
-        return "GPT-2 with cross-attention"
-    return None
+    return refusal(config)
 
 
 def ctranslate2_refusal(config: Any) -> str | None:
@@ -267,7 +223,7 @@ def ctranslate2_refusal(config: Any) -> str | None:
     rope_type = _rope_type(config)
     if getattr(config, "rope_parameters", None) and rope_type not in _CTRANSLATE2_ROPE_TYPES:
         return f"rotary positions of type {rope_type!r}"
-    if family in PACKED_LLAMA_LIKE:
+    if family in CTRANSLATE2_LLAMA_LIKE:
         partial = config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
         if partial or config.hidden_act != "silu":
             return f"{family} models with partial rotary embeddings or another activation than silu"

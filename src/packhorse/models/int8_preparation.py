@@ -180,7 +180,8 @@ def write_packed_int8(
 def _is_quick_by_default(choice: QuantizationMethodChoice, checkpoint: Checkpoint) -> bool:
     methods = FAMILIES.get(str(checkpoint.config["model_type"]), ())
     is_default = choice.recipe is None and choice.requested == AUTO
-    return is_default and any(method.startswith("rotate") for method in methods)
+    is_quick = not methods or any(method.startswith("rotate") for method in methods)
+    return is_default and is_quick
 
 
 def _round_to_nearest(
@@ -276,7 +277,8 @@ def quick_preparation_bytes(checkpoint: Checkpoint) -> int:
     config = read_config(checkpoint.folder)
     size = loaded_size(checkpoint)
     layers = max(1, int(config.num_hidden_layers))
-    return _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
+    copies = 2 if getattr(config, "num_experts_per_tok", None) else 1  # experts become one tensor
+    return copies * _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES
 
 
 def search_bytes(checkpoint: Checkpoint, scored_tokens: int) -> int:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from packhorse import decoders
 from packhorse.errors import ModelError, first_line
 from packhorse.models.cache import REFERENCE_LOGITS
 
@@ -176,6 +177,9 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
     with quiet_transformers(), torch.device("meta"):
         model = loader.from_config(config, trust_remote_code=False).eval()
     body = model.base_model
+    embedding = model.get_input_embeddings()
+    if (factor := getattr(embedding, "scalar_embed_scale", None)) is not None:
+        embedding.embed_scale = torch.tensor(factor)
     for name, module in list(body.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             if not name.endswith("rotary_emb"):
@@ -188,22 +192,75 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
         for full in (name, f"{model.base_model_prefix}.{name}"):
             if full in held:
                 return held[full].read(full, rows)
+        if (found := _read_experts(config, name, read)) is not None:
+            return found
         raise ModelError(f"{checkpoint.folder} lacks the weights {name}", "copy it again")
 
-    table = next(n for n, m in body.named_modules() if m is model.get_input_embeddings())
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    table = next(n for n, m in body.named_modules() if m is embedding)
+    vocabulary = embedding.weight.shape[0]
     token_ids = _check_text_of(config, vocabulary)
     rows = [read(f"{table}.weight", slice(token, token + 1)) for token in token_ids]
-    with torch.no_grad(), _streamed_weights(body, read), _transformers_errors(config.model_type):
-        last = body(inputs_embeds=torch.cat(rows)[None], use_cache=False).last_hidden_state[0]
+    embedding.weight = torch.nn.Parameter(torch.cat(rows), requires_grad=False)
     is_own = not config.tie_word_embeddings or "lm_head.weight" in held
-    head = "lm_head.weight" if is_own else f"{table}.weight"
-    parts = [
-        last @ read(head, slice(start, start + _HEAD_ROWS)).T
-        for start in range(0, vocabulary, _HEAD_ROWS)
-    ]
-    found = torch.cat(parts, dim=1).numpy()
+    head = partial(read, "lm_head.weight" if is_own else f"{table}.weight")
+    model.set_output_embeddings(_streamed_head(head, vocabulary))
+    with torch.no_grad(), _streamed_weights(body, read), _transformers_errors(config.model_type):
+        embedded = embedding.forward(torch.arange(len(token_ids)))[None]
+        found = model(inputs_embeds=embedded, use_cache=False).logits[0].numpy()
     return ReferenceLogits.of(token_ids, found) if np.isfinite(found).all() else None
+
+
+def _read_experts(config: Any, name: str, read: Callable[[str], Any]) -> Any:
+    """Read a parameter of a layer with experts that a checkpoint stores under other names.
+
+    Args:
+        config: transformers config.
+        name: Name of the parameter in the model; experts are one parameter there.
+        read: Reads a stored tensor.
+
+    Returns:
+        The parameter; None if it is not one of experts.
+    """
+    import torch
+
+    if decoders.refusal(config) is not None:
+        return None
+    decoder = decoders.describe(config)
+    names, (first, number, *_) = decoder.names, [*name.split("."), ""]
+    start = decoder.names.layer.format(number)
+    if not decoder.experts or not name.startswith(f"{start}.") or first not in start:
+        return None
+    if name.endswith(("gate.weight", "router.weight")):
+        wanted = f"{start}.{names.router}.weight"
+        return None if wanted == name else read(wanted)
+
+    def stacked(part: str) -> Any:
+        if "{}" not in part:
+            return read(f"{start}.{part}.weight")
+        each = [read(f"{start}.{part.format(e)}.weight") for e in range(decoder.experts)]
+        return torch.stack(each)
+
+    if name.endswith("experts.down_proj"):
+        return stacked(names.down)
+    if name.endswith("experts.gate_up_proj"):
+        parts = dict.fromkeys((names.gate, names.up))
+        return torch.cat([stacked(part) for part in parts], dim=1)
+    return None
+
+
+def _streamed_head(read: Callable[[slice], Any], vocabulary: int) -> Any:
+    """Return an output head that reads its weights in parts while it runs."""
+    import torch
+
+    class Head(torch.nn.Module):
+        def forward(self, hidden: Any) -> Any:
+            parts = [
+                hidden @ read(slice(start, start + _HEAD_ROWS)).T
+                for start in range(0, vocabulary, _HEAD_ROWS)
+            ]
+            return torch.cat(parts, dim=-1)
+
+    return Head()
 
 
 @contextmanager

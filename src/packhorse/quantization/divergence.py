@@ -69,7 +69,6 @@ def measure_divergence(foldable: FoldableModel, reference: Reference) -> Diverge
 @torch.no_grad()
 def _log_probs(foldable: FoldableModel, rows: Sequence[CalibrationRow]) -> Iterator[Tensor]:
     """Yield log-probabilities batch by batch: those over large vocabularies are large."""
-    head = foldable.head.projections[0].module
     for batch in token_batches(rows):
         hidden = foldable.body(batch.ids, use_cache=False).last_hidden_state
-        yield torch.log_softmax(head(hidden[batch.scored]), dim=-1)
+        yield torch.log_softmax(foldable.compute_logits(hidden[batch.scored]), dim=-1)

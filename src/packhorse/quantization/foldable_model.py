@@ -10,12 +10,13 @@ layers".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from packhorse.decoders import Decoder, describe
 
 Kind = Literal["qkv", "o", "mlp", "down", "head"]
 
@@ -47,6 +48,7 @@ class LinearGroup:
         projections: Projections that read the activation.
         heads: (key/value heads, query heads per key/value head) if the activation is the output of
             attention: its producer is the value projection, whose channels occur several times.
+        offset: What the model adds to the first producer: 1 for the gain of Gemma's norms.
     """
 
     layer: int
@@ -54,6 +56,7 @@ class LinearGroup:
     producers: tuple[Tensor, ...]
     projections: tuple[Projection, ...]
     heads: tuple[int, int] | None = None
+    offset: float = 0.0
 
     @property
     def name(self) -> str:
@@ -75,8 +78,10 @@ class LinearGroup:
     @torch.no_grad()
     def scale(self, scales: Tensor) -> None:
         """Divide the producers by `scales` (their channels), and multiply the projections."""
-        for producer in self.producers:
-            producer.div_(scales.view(-1, *[1] * (producer.dim() - 1)))
+        for place, producer in enumerate(self.producers):
+            offset = 0.0 if place else self.offset
+            divisors = scales.view(-1, *[1] * (producer.dim() - 1))
+            producer.add_(offset).div_(divisors).sub_(offset)
         for projection in self.projections:
             projection.weight.mul_(self.to_input_channels(scales))
 
@@ -99,6 +104,7 @@ class FoldableModel:
         body: The model without its head, which reads the last hidden state.
         embedding: Token embedding.
         groups: Linear groups; the head's is the last one.
+        decoder: Its description.
         norms: Gain of each norm of the residual stream, and the projections that read it; () if the
             stream cannot be rotated.
         writers: Projections that add to the residual stream.
@@ -109,6 +115,7 @@ class FoldableModel:
     body: Any
     embedding: nn.Embedding
     groups: tuple[LinearGroup, ...]
+    decoder: Decoder
     norms: tuple[tuple[Tensor, tuple[Projection, ...]], ...] = ()
     writers: tuple[Projection, ...] = ()
     attentions: tuple[Attention, ...] = ()
@@ -120,6 +127,12 @@ class FoldableModel:
     @property
     def head(self) -> LinearGroup:
         return self.groups[-1]
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the last hidden states."""
+        logits: Tensor = self.head.projections[0].module(hidden) * self.decoder.logit_scale
+        cap = self.decoder.logit_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def scalable_groups(self) -> list[LinearGroup]:
         """Return the groups that can be smoothed."""
@@ -133,7 +146,63 @@ def make_foldable(model: Any) -> FoldableModel:
     becomes False.
     """
     _untie(model)
-    return _BUILDERS[model.config.model_type](model)
+    decoder = describe(model.config)
+    body = model.base_model
+    layers = body.get_submodule(decoder.names.layer.rpartition(".")[0])
+    groups: list[LinearGroup] = []
+    norms: list[tuple[Tensor, tuple[Projection, ...]]] = []
+    writers: list[Projection] = []
+    attentions: list[Attention] = []
+    for number, layer in enumerate(layers):
+        place = _LayerParts(decoder, layer)
+        v, output, gate, up, down = map(place.projection, ("value", "output", "gate", "up", "down"))
+        qkv, mlp = place.modules("query", "key", "value"), place.modules("gate", "up")
+        before, between = place.norm("attention_norm"), place.norm("mlp_norm")
+        norms += [(before[0], qkv), (between[0], mlp)] if decoder.rotates_residual else []
+        writers += [*output, *down]
+        if decoder.norm == "rms":
+            attentions.append(Attention(v[0], output[0], decoder.head_size))
+        shared = decoder.kv_heads, decoder.heads // decoder.kv_heads
+        groups += [
+            LinearGroup(number, "qkv", before, qkv, offset=decoder.norm_offset),
+            LinearGroup(number, "o", _output_tensors(v[0]), output, shared),
+            LinearGroup(number, "mlp", between, mlp, offset=decoder.norm_offset),
+            LinearGroup(number, "down", _output_tensors(up[0]) if gate else (), down),
+        ]
+    head = (_as_projection(model.get_output_embeddings()),)
+    last = _gain_and_bias(body.get_submodule(decoder.names.final_norm), decoder)
+    norms += [(last[0], head)] if decoder.rotates_residual else []
+    groups.append(LinearGroup(decoder.layers, "head", last, head, offset=decoder.norm_offset))
+    return FoldableModel(
+        model, body, model.get_input_embeddings(), tuple(groups), decoder, tuple(norms),
+        tuple(writers), tuple(attentions),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerParts:
+    """Projections and norms of a layer of a transformers model by the names of `Names`."""
+
+    decoder: Decoder
+    layer: nn.Module
+
+    def projection(self, part: str) -> tuple[Projection, ...]:
+        """Return a projection, which may be some rows of a module; () if there is none."""
+        if not (name := getattr(self.decoder.names, part)):
+            return ()
+        whole, rows = _as_projection(self.layer.get_submodule(name)), self.decoder.stored_rows(part)
+        bias = None if whole.bias is None else whole.bias[rows]
+        return (Projection(whole.module, whole.weight[rows], bias),)
+
+    def modules(self, *parts: str) -> tuple[Projection, ...]:
+        """Return the modules of projections, each once."""
+        names = dict.fromkeys(getattr(self.decoder.names, part) for part in parts)
+        return tuple(_as_projection(self.layer.get_submodule(name)) for name in names if name)
+
+    def norm(self, part: str) -> tuple[Tensor, ...]:
+        """Return the gain, and bias, of a norm; () if there is none."""
+        name = getattr(self.decoder.names, part)
+        return _gain_and_bias(self.layer.get_submodule(name), self.decoder) if name else ()
 
 
 def _untie(model: Any) -> None:
@@ -141,72 +210,6 @@ def _untie(model: Any) -> None:
     if head.weight.data_ptr() == embedding.weight.data_ptr():
         head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
-
-
-def _llama(model: Any) -> FoldableModel:
-    """Llama, Mistral, Qwen2 and Qwen3: RMSNorm, gated MLP, grouped key/value heads."""
-    config = model.config
-    kv_heads = config.num_key_value_heads
-    heads = kv_heads, config.num_attention_heads // kv_heads
-    groups: list[LinearGroup] = []
-    norms: list[tuple[Tensor, tuple[Projection, ...]]] = []
-    writers: list[Projection] = []
-    attentions: list[Attention] = []
-    for number, layer in enumerate(model.model.layers):
-        attention, mlp = layer.self_attn, layer.mlp
-        q, k, v, o = (_as_projection(getattr(attention, f"{name}_proj")) for name in "qkvo")
-        gate, up, down = (
-            _as_projection(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")
-        )
-        before, between = (
-            norm.weight.data for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        norms += [(before, (q, k, v)), (between, (gate, up))]
-        writers += [o, down]
-        attentions.append(Attention(v, o, attention.head_dim))
-        groups += [
-            LinearGroup(number, "qkv", (before,), (q, k, v)),
-            LinearGroup(number, "o", _output_tensors(v), (o,), heads),
-            LinearGroup(number, "mlp", (between,), (gate, up)),
-            LinearGroup(number, "down", _output_tensors(up), (down,)),
-        ]
-    head, last = _as_projection(model.lm_head), model.model.norm.weight.data
-    norms.append((last, (head,)))
-    groups.append(LinearGroup(len(model.model.layers), "head", (last,), (head,)))
-    return FoldableModel(
-        model, model.model, model.model.embed_tokens, tuple(groups), tuple(norms), tuple(writers),
-        tuple(attentions),
-    )  # fmt: skip
-
-
-def _gpt2(model: Any) -> FoldableModel:
-    """GPT-2: LayerNorm with bias, GELU (so the input of `down` has no linear producer), weights
-    stored as [in, out], queries, keys and values in one projection."""
-    body, width = model.transformer, model.config.n_embd
-    groups: list[LinearGroup] = []
-    for number, block in enumerate(body.h):
-        qkv, o = _as_projection(block.attn.c_attn), _as_projection(block.attn.c_proj)
-        up, down = _as_projection(block.mlp.c_fc), _as_projection(block.mlp.c_proj)
-        assert qkv.bias is not None
-        values = qkv.weight[2 * width :], qkv.bias[2 * width :]
-        groups += [
-            LinearGroup(number, "qkv", _gain_and_bias(block.ln_1), (qkv,)),
-            LinearGroup(number, "o", values, (o,)),
-            LinearGroup(number, "mlp", _gain_and_bias(block.ln_2), (up,)),
-            LinearGroup(number, "down", (), (down,)),
-        ]
-    head = _as_projection(model.lm_head)
-    groups.append(LinearGroup(len(body.h), "head", _gain_and_bias(body.ln_f), (head,)))
-    return FoldableModel(model, body, body.wte, tuple(groups))
-
-
-_BUILDERS: Mapping[str, Callable[[Any], FoldableModel]] = {
-    "llama": _llama,
-    "mistral": _llama,
-    "qwen2": _llama,
-    "qwen3": _llama,
-    "gpt2": _gpt2,
-}
 
 
 def _as_projection(module: Any) -> Projection:
@@ -221,5 +224,8 @@ def _output_tensors(projection: Projection) -> tuple[Tensor, ...]:
     return (projection.weight,) if bias is None else (projection.weight, bias)
 
 
-def _gain_and_bias(norm: nn.LayerNorm) -> tuple[Tensor, ...]:
-    return norm.weight.data, norm.bias.data
+def _gain_and_bias(norm: nn.Module, decoder: Decoder) -> tuple[Tensor, ...]:
+    """Return the tensors to divide in order to divide the output of a norm."""
+    gain: Any = norm.weight
+    bias: Any = norm.bias if decoder.norm_bias else None
+    return (gain.data,) if bias is None else (gain.data, bias.data)

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from packhorse import decoders
 from packhorse.config import QUANTIZATION_METHODS
 from packhorse.errors import ConfigError
 
 AUTO, PLAIN = "auto", "plain"
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "llama": ("smooth", "rotate", "rotate-smooth"),
-    "mistral": ("smooth", "rotate", "rotate-smooth"),
-    "qwen2": ("smooth", "rotate", "rotate-smooth"),
-    "qwen3": ("smooth", "rotate", "rotate-smooth"),
-    "gpt2": ("smooth",),
+    name: family.methods for name, family in decoders.FAMILIES.items()
 }
 """transformers' model type -> methods that support it, the best one last."""
 

@@ -24,8 +24,8 @@ _MAX_ORDER = 32
 
 def hadamard_order(channels: int) -> int:
     """Return n for an activation of `channels` channels, a power of two; 1 means no rotation."""
-    vectors, order = channels // LANES, 1
-    while order < _MAX_ORDER and vectors % (2 * order) == 0:
+    order = 1
+    while order < _MAX_ORDER and channels % (2 * order * LANES) == 0:
         order *= 2
     return order
 

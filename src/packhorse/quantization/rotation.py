@@ -6,8 +6,9 @@ residual stream are multiplied by Q, and all that read it by Qᵀ, and the model
 With a signed Hadamard matrix for Q, the few channels that are a hundred times larger than the rest
 are spread over all channels, and int8 with one scale per row loses nothing to them. Values and the
 output projection are rotated in the same way within each head, so that attention mixes rows as
-before. QuaRot's online rotations (queries, keys, the input of `down`) are left out: nothing is
-added to the model.
+before. If the stream cannot be rotated (`Decoder.rotates_residual`), values are rotated alone.
+QuaRot's online rotations (queries, keys, the input of `down`) are left out: nothing is added to the
+model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ROWS_AT_ONCE = 4096
 
 @torch.no_grad()
 def rotate(foldable: FoldableModel, seed: int) -> None:
-    """Rotate the residual stream, and values within their heads.
+    """Rotate the residual stream, if possible, and values within their heads.
 
     The model's results stay the same up to float rounding. Gains of the norms become 1.
 
@@ -31,15 +32,16 @@ def rotate(foldable: FoldableModel, seed: int) -> None:
         foldable: The model, with RMSNorm.
         seed: Seed of the signs of the Hadamard matrix.
     """
-    assert foldable.norms, "a stream without RMSNorm cannot be rotated"
-    _fold_gains(foldable)
-    matrix = rotation_matrix(foldable.hidden_size, seed)
-    _multiply(foldable.embedding.weight.data, matrix)
-    for _, projections in foldable.norms:
-        for projection in projections:
-            _multiply(projection.weight, matrix)
-    for writer in foldable.writers:
-        _multiply_outputs(writer.weight, writer.bias, matrix)
+    assert foldable.attentions, "models with LayerNorm are not rotated"
+    if foldable.norms:
+        _fold_gains(foldable)
+        matrix = rotation_matrix(foldable.hidden_size, seed)
+        _multiply(foldable.embedding.weight.data, matrix)
+        for _, projections in foldable.norms:
+            for projection in projections:
+                _multiply(projection.weight, matrix)
+        for writer in foldable.writers:
+            _multiply_outputs(writer.weight, writer.bias, matrix)
     for attention in foldable.attentions:
         _rotate_values(attention)
 
@@ -47,8 +49,8 @@ def rotate(foldable: FoldableModel, seed: int) -> None:
 def _fold_gains(foldable: FoldableModel) -> None:
     for gain, projections in foldable.norms:
         for projection in projections:
-            projection.weight.mul_(gain)
-        gain.fill_(1.0)
+            projection.weight.mul_(gain + foldable.decoder.norm_offset)
+        gain.fill_(1.0 - foldable.decoder.norm_offset)
 
 
 def _rotate_values(attention: Attention) -> None:

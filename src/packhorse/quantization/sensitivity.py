@@ -88,7 +88,7 @@ def _add_batch(
         with torch.enable_grad():
             embedded = foldable.embedding(batch.ids).detach().requires_grad_()
             hidden = foldable.body(inputs_embeds=embedded, use_cache=False).last_hidden_state
-            logits = foldable.head.projections[0].module(hidden[batch.scored])
+            logits = foldable.compute_logits(hidden[batch.scored])
             logs = torch.log_softmax(logits, dim=-1)
             drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
             logs.gather(1, drawn).sum().backward()  # type: ignore[no-untyped-call]

@@ -20,8 +20,9 @@ class Case:
     """Spans with random queries over a cache with blocks in random order."""
 
     def __init__(
-        self, spans: list[tuple[int, int]], kv: int, group: int, width: int, kind: type, window: int
-    ) -> None:
+        self, spans: list[tuple[int, int]], kv: int, group: int, width: int, kind: type,
+        window: int, cap: float = 0.0,
+    ) -> None:  # fmt: skip
         chance = np.random.default_rng(len(spans) + width)
         tokens = sum(count for count, _ in spans)
         self.per_row = max(first + count for count, first in spans) // BLOCK + 1
@@ -39,7 +40,7 @@ class Case:
             self.scales = (np.empty((0, 0, 0, 0), np.float32),) * 2
         self.queries = chance.standard_normal((kv, tokens, group, width)).astype(np.float32) / 8
         self.tables = chance.permutation(blocks).reshape(len(spans), -1).astype(np.int32)
-        self.window, self.group = window, group
+        self.window, self.group, self.cap = window, group, cap
         starts = np.cumsum([0, *(count for count, _ in spans)])
         self.spans = [
             (int(start), count, first, number, int(start))
@@ -53,7 +54,7 @@ class Case:
         sums = np.empty((TILE_ROWS, width), np.float32)
         attend(
             np.array(spans, np.int32), 0, len(spans) * kv, group, self.tables, 1, self.window,
-            self.queries, self.keys, self.values, *self.scales,
+            np.float32(self.cap), self.queries, self.keys, self.values, *self.scales,
             scores, sums, np.empty(TILE_ROWS, np.float32), output,
         )  # fmt: skip
         return output
@@ -67,6 +68,8 @@ class Case:
                 seen = slice(max(0, first + step + 1 - (self.window or 10**6)), first + step + 1)
                 for head in range(kv):
                     scores = self.queries[head, start + step] @ keys[head, seen].T
+                    if self.cap:
+                        scores = self.cap * np.tanh(scores / self.cap)
                     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
                     weights /= weights.sum(axis=1, keepdims=True)
                     found[start + step, head] = weights @ values[head, seen]
@@ -92,6 +95,14 @@ def test_attention_matches_the_formula(
     kind: type, window: int, kv: int, group: int, width: int
 ) -> None:
     case = Case(SPANS, kv, group, width, kind, window)
+    expected = case.expected()
+    assert case.run(case.spans) == pytest.approx(expected, abs=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int8])
+@pytest.mark.parametrize("window", [0, 7])
+def test_bounded_scores_match_the_formula(kind: type, window: int) -> None:
+    case = Case(SPANS, 2, 3, 64, kind, window, cap=0.7)
     expected = case.expected()
     assert case.run(case.spans) == pytest.approx(expected, abs=2e-6 * np.abs(expected).max())
 

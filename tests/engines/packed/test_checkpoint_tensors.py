@@ -27,10 +27,21 @@ def test_a_rotated_model_gives_the_same_logits(name: str, tmp_path: Path) -> Non
     expected = model(IDS).logits
     rotated = RotatedTensors(tmp_path, read_architecture(tmp_path))
     head = rotated.head()
-    for full, parameter in model.named_parameters():
-        bare = full.removeprefix("model.")
-        if bare != "lm_head.weight":
-            parameter.copy_(rotated.get(bare, *parameter.shape))
+    model.model.embed_tokens.weight.copy_(rotated.embeddings())
+    model.model.norm.weight.fill_(1)
+    for number, layer in enumerate(model.model.layers):
+        layer.input_layernorm.weight.fill_(1)
+        layer.post_attention_layernorm.weight.fill_(1)
+        for part, module in (
+            ("query", layer.self_attn.q_proj), ("key", layer.self_attn.k_proj),
+            ("value", layer.self_attn.v_proj), ("output", layer.self_attn.o_proj),
+            ("gate", layer.mlp.gate_proj), ("up", layer.mlp.up_proj),
+            ("down", layer.mlp.down_proj),
+        ):  # fmt: skip
+            weight, bias = rotated.projection(number, part)
+            module.weight.copy_(weight)
+            if module.bias is not None:
+                module.bias.copy_(bias)
     model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     changed = (model(IDS).logits - expected).abs().max() / expected.abs().max()
     assert 0 < changed < 1e-4
@@ -41,9 +52,8 @@ def test_an_outlier_channel_is_spread(tmp_path: Path) -> None:
     model.model.embed_tokens.weight[:, 5] *= 100
     model.save_pretrained(tmp_path)
     built = read_architecture(tmp_path)
-    shape = built.vocabulary, built.hidden
-    before = CheckpointTensors(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
-    after = RotatedTensors(tmp_path, built).get("embed_tokens.weight", *shape).abs().amax(0)
+    before = CheckpointTensors(tmp_path, built).embeddings().abs().amax(0)
+    after = RotatedTensors(tmp_path, built).embeddings().abs().amax(0)
     assert before.max() / before.median() > 50
     assert after.max() / after.median() < 2
 

@@ -33,11 +33,10 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "gpt_neox"}, "models of family 'gpt_neox', only llama, mistral"),
+        ({"model_type": "gpt_neox"}, "models of family 'gpt_neox'"),
         ({"hidden_act": "gelu"}, "the activation 'gelu' in a llama model"),
         ({"rope_parameters": {**YARN, "rope_type": "dynamic"}}, "rotary positions of type"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
-        ({"intermediate_size": 100}, "inner sizes of 100, only multiples of 16"),
     ],
 )
 def test_unsupported_models_are_rejected_with_engines_that_run_them(

@@ -58,7 +58,8 @@ def arrays(weights: Weights) -> dict[str, Any]:
     parts = {f"head {place}": part for place, part in enumerate(weights.head)}
     parts["norm"] = weights.final_norm  # type: ignore[assignment]
     for number, layer in enumerate(weights.layers):
-        parts |= {f"{number} {each.name}": getattr(layer, each.name) for each in fields(layer)}
+        held = {f"{number} {each.name}": getattr(layer, each.name) for each in fields(layer)}
+        parts |= {name: part for name, part in held.items() if part is not None}
     for name, part in parts.items():
         if isinstance(part, np.ndarray):
             found[name] = part

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from packhorse.engines.packed.kernels import (
+    GELU_TANH,
+    SILU,
     activate,
     add_and_normalize,
     choose_best,
@@ -49,7 +51,9 @@ def test_norms(is_layer_norm: bool) -> None:
     residual, weight, bias = floats(ROWS, WIDTH), floats(WIDTH, seed=5), floats(WIDTH, seed=6)
     output, scales = np.empty(ROWS * WIDTH, np.float32), np.ones(ROWS, np.float32)
     row_buffer, epsilon = np.empty(WIDTH, np.float32), np.float32(1e-5)
-    normalize(residual, 0, ROWS, weight, bias, is_layer_norm, epsilon, row_buffer, output, scales)
+    normalize(
+        residual, 0, ROWS, weight, bias, WIDTH, is_layer_norm, epsilon, row_buffer, output, scales
+    )
     given, shape = torch.from_numpy(residual), (WIDTH,)
     if is_layer_norm:
         expected = torch.layer_norm(given, shape, torch.tensor(weight), torch.tensor(bias), 1e-5)
@@ -68,7 +72,8 @@ def test_an_int8_row_is_accurate_and_independent_of_its_neighbours() -> None:
         output, scales = np.empty(count * WIDTH, np.int8), np.empty(count, np.float32)
         add_and_normalize(
             sums[rows].ravel(), by_row[rows].copy(), by_column, bias, residual, 0, count,
-            weight, bias, False, np.float32(1e-5), np.empty(WIDTH, np.float32), output, scales,
+            np.empty(0, np.float32), weight, bias, WIDTH, False, np.float32(1e-5),
+            np.empty(WIDTH, np.float32), output, scales,
         )  # fmt: skip
         return output, scales, residual
 
@@ -89,7 +94,8 @@ def test_activations(gated: bool, hadamard_order: int) -> None:
     sums, by_row, by_column, bias, numbers = product(ROWS, columns)
     output, scales = np.empty(ROWS * WIDTH, np.int8), np.empty(ROWS, np.float32)
     activate(
-        sums.ravel(), by_row, by_column, bias, 0, ROWS, WIDTH, gated, hadamard_order,
+        sums.ravel(), by_row, by_column, bias, 0, ROWS, WIDTH, gated, SILU if gated else GELU_TANH,
+        hadamard_order,
         np.empty(WIDTH, np.float32), output, scales,
     )  # fmt: skip
     gate = torch.from_numpy(numbers)
@@ -134,9 +140,10 @@ def test_attention_scores_survive_an_outlier_channel(kind: type) -> None:
     ones, zeros = np.ones(numbers.size, np.float32), np.zeros(numbers.size, np.float32)
     split_heads(
         numbers, ones, ones, zeros, 0, BLOCK, np.arange(BLOCK, dtype=np.int32),
-        np.zeros((1, 1), np.int32), np.zeros(BLOCK, np.int32), 0, none, none, none.ravel(),
-        none.ravel(), width, np.float32(1e-5), np.empty(width, np.float32),
-        queries, keys, values, key_scales, value_scales,
+        np.arange(BLOCK, dtype=np.int32), none.ravel(), np.zeros((1, 1), np.int32),
+        np.zeros(BLOCK, np.int32), 0, -1, none, none, none.ravel(), none.ravel(), width,
+        np.float32(1e-5), np.empty(width, np.float32), queries, keys, values, key_scales,
+        value_scales,
     )  # fmt: skip
     stored = keys[0, 0, 0] * key_scales[0, 0, 0]
     found = queries[0].reshape(-1, width) @ stored

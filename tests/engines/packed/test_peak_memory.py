@@ -18,7 +18,7 @@ import torch
 from packhorse.engines.packed import int8_matmul
 from packhorse.engines.packed.architecture import read_architecture
 from packhorse.engines.packed.memory import LOGIT_BYTES, weight_bytes
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE
 from packhorse.engines.packed.weights import load_weights
 from random_models import FAMILIES, saved
 

@@ -1,7 +1,6 @@
 """Rotary tables of the packed engine equal those of transformers, bit for bit."""
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from packhorse.engines.packed.architecture import Architecture
-from packhorse.engines.packed.network import _compute_rope_tables
+from packhorse.decoders import describe
+from packhorse.decoders.rotations import rotation_tables
 from random_models import LLAMA3, YARN
 
 CONTEXT = 700
@@ -24,8 +23,7 @@ def _check(rope: dict[str, Any], head_size: int) -> None:
         hidden_size=2 * head_size, num_attention_heads=2, head_dim=head_size, rope_parameters=rope
     )
     padded = -(-head_size // 32) * 32
-    arch = SimpleNamespace(positions=0, head_size=head_size, padded_head=padded, config=config)
-    found = _compute_rope_tables(cast(Architecture, arch), CONTEXT)
+    found = rotation_tables(describe(config), CONTEXT, padded // 2)
     wanted = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(CONTEXT)[None])
     half = head_size // 2
     for table, expected in zip(found, wanted, strict=True):

@@ -12,19 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packhorse.data import EngineOutput, Prompt, SamplingParams
+from packhorse.decoders import Decoder
 from packhorse.engines.common.rows import Row
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
+from packhorse.engines.packed.scratch import Step, empty_step
 from packhorse.engines.packed.tiles import BLOCK
 
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS, CONTEXT = 4, 23, 4 * BLOCK
 SMALL = Architecture(
-    family="llama", layers=1, hidden=16, inner=16, heads=1, kv_heads=1, head_size=32,
-    vocabulary=99, epsilon=1e-5, windows=(0,), positions=0, is_gated=True, has_head_norms=False,
-    ties_head=True, config=None,
+    Decoder(
+        family="llama", config=None, layers=1, hidden=16, inner=16, heads=1, kv_heads=1,
+        head_size=32, vocabulary=99, epsilon=1e-5, ties_head=True, windows=(0,), rotations=("",),
+    ),
+    ties_head=True,
 )  # fmt: skip
 PREFIXES = (tuple(range(1, 20)), tuple(range(1, 35)), (7,) * 9, ())
 Ids = tuple[int, ...]

@@ -130,7 +130,9 @@ def test_logits_at_once_and_token_by_token_are_compared(
     saved(FAMILIES["mistral"], tmp_path)
     stepped = PackedEngine._compute_logits_token_by_token
     monkeypatch.setattr(
-        PackedEngine, "_compute_logits_token_by_token", lambda *asked: stepped(*asked) + 0.1
+        PackedEngine,
+        "_compute_logits_token_by_token",
+        lambda *asked, is_long: stepped(*asked, is_long=is_long) + 0.1,
     )
     with pytest.raises(ModelError, match="other logits for a prompt"):
         engine_of(tmp_path)

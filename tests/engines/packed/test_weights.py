@@ -28,11 +28,7 @@ def test_two_digits_are_finer_than_one_and_their_product_is_exact(tmp_path: Path
     assert linear.low_digit is not None
     whole = linear.weight.int() * LOW_DIGIT_STEPS + linear.low_digit.int()
     width = built.heads * built.head_size
-    queries = (
-        RotatedTensors(tmp_path, built)
-        .get("layers.1.self_attn.q_proj.weight", width, built.hidden)
-        .t()
-    )
+    queries = RotatedTensors(tmp_path, built).projection(1, "query")[0].t()
     scales = torch.from_numpy(linear.scales)[:width]
     assert ((whole[:, :width] * scales - queries).abs() <= 0.51 * scales).all()
     rows = torch.randint(-127, 128, (20, built.hidden), dtype=torch.int8)
@@ -45,9 +41,7 @@ def test_a_product_of_one_digit_is_within_half_a_step(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     built = read_architecture(tmp_path)
     linear = load_weights(tmp_path, built, quantized=True).layers[0].up
-    gate = RotatedTensors(tmp_path, built).get(
-        "layers.0.mlp.gate_proj.weight", built.inner, built.hidden
-    )
+    gate = RotatedTensors(tmp_path, built).projection(0, "gate")[0]
     scales = torch.from_numpy(linear.scales)[: built.inner]
     assert linear.low_digit is None
     rounded = linear.weight[:, : built.inner] * scales

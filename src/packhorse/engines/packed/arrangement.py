@@ -29,6 +29,7 @@ from packhorse.engines.packed.checkpoint_tensors import (
 from packhorse.engines.packed.layers import (
     HEAD_COLUMNS,
     LOW_DIGIT_STEPS,
+    ROUTER_DIGITS,
     Floats,
     Layer,
     Linear,
@@ -42,6 +43,7 @@ from packhorse.engines.packed.panels import (
     pack_panels,
     panels_shape,
 )
+from packhorse.engines.packed.vectors import LANES
 from packhorse.profiling.cores import usable_cores
 from packhorse.quantization.online_hadamard import fuse_inverse_hadamard
 
@@ -53,7 +55,7 @@ T = TypeVar("T")
 
 def open_tensors(folder: Path, arch: Architecture, *, rotated: bool) -> CheckpointTensors:
     """Open the tensors of a checkpoint, `rotated` if the family allows it."""
-    kind = RotatedTensors if rotated and arch.family != "gpt2" else CheckpointTensors
+    kind = RotatedTensors if rotated and arch.decoder.norm == "rms" else CheckpointTensors
     return kind(folder, arch)
 
 
@@ -70,9 +72,9 @@ def arrange(tensors: CheckpointTensors, quantized: bool, native: bool) -> Weight
         )  # fmt: skip
     if native:
         panels, linears = build.float_head()
-        table = panels if tensors.ties_head else tensors.embeddings().numpy()
+        table = panels if tensors.ties_head else build.pad(tensors.embeddings()).numpy()
         return Weights(table, positions, layers, norm, linears)
-    embeddings = tensors.embeddings()
+    embeddings = build.pad(tensors.embeddings())
     head = embeddings if tensors.ties_head else tensors.head()
     parts = [build.linear(head[rows]) for rows in row_slices(arch.vocabulary, HEAD_COLUMNS)]
     return Weights(embeddings.numpy(), positions, layers, norm, tuple(parts))
@@ -139,16 +141,58 @@ class WeightBuilder:
 
     def layers(self) -> Iterator[Callable[[], Layer]]:
         """Yield one task per layer that returns it."""
-        layer = _gpt2_layer if self.arch.family == "gpt2" else _llama_layer
         for number in range(self.arch.layers):
-            yield partial(layer, self.tensors, self, number)
+            yield partial(self.layer, number)
+
+    def layer(self, number: int) -> Layer:
+        """Return a layer."""
+        tensors, hidden, inner = self.tensors, self.arch.hidden, self.arch.inner
+        decoder = self.arch.decoder
+        inputs = ("gate", "up") if decoder.is_gated else ("up",)
+        experts = range(decoder.experts) if decoder.experts else (None,)
+        up = [tensors.projection(number, part, each) for each in experts for part in inputs]
+        downs = [tensors.projection(number, "down", each) for each in experts]
+        out, out_bias = tensors.projection(number, "output")
+        qkv = [tensors.projection(number, part) for part in ("query", "key", "value")]
+        return Layer(
+            attention_norm=self.norm("attention_norm", number),
+            qkv=self.linear(
+                torch.cat([self.pad_heads(weight) for weight, _ in qkv]),
+                torch.cat([self.pad_heads(bias[:, None])[:, 0] for _, bias in qkv]),
+                digits=self.qkv_digits,
+            ),
+            out=self.linear(
+                self.pad_heads(out.t().contiguous()).t().contiguous(),
+                out_bias,
+                outputs=hidden,
+                multiple=LANES,
+            ),
+            attention_post_norm=self.norm("attention_post_norm", number),
+            mlp_norm=self.norm("mlp_norm", number),
+            router=self._router(number) if decoder.experts else None,
+            up=self.linear(
+                torch.cat([self.pad(weight, inner) for weight, _ in up]),
+                torch.cat([self.pad(bias, inner) for _, bias in up]),
+            ),
+            down=self.linear(
+                torch.cat([self.pad(self._rotated_inputs(weight), hidden) for weight, _ in downs]),
+                torch.cat([self.pad(bias, hidden) for _, bias in downs]),
+            ),
+            mlp_post_norm=self.norm("mlp_post_norm", number),
+            query_norm=self.head_norm("query_norm", number),
+            key_norm=self.head_norm("key_norm", number),
+        )
+
+    def _router(self, number: int) -> Linear:
+        weight, bias = self.tensors.projection(number, "router")
+        return self.linear(weight, bias, digits=ROUTER_DIGITS, outputs=self.arch.router_width)
 
     def half_embeddings(self) -> Iterator[Callable[[], NDArray[np.int16]]]:
         """Yield tasks that return rows of the embeddings as the bits of float16."""
 
         def convert(rows: slice) -> NDArray[np.int16]:
             found: NDArray[np.int16] = (
-                self.tensors.embeddings(rows).half().view(torch.int16).numpy()
+                self.pad(self.tensors.embeddings(rows)).half().view(torch.int16).numpy()
             )
             return found
 
@@ -168,22 +212,39 @@ class WeightBuilder:
         for rows in row_slices(vocabulary, HEAD_COLUMNS):
             first, count = rows.start // PANEL, rows.stop - rows.start
             some = panels[first : first - (-count // PANEL)]
-            some[:] = pack_float_panels(self.tensors.head(rows).numpy())
+            some[:] = pack_float_panels(self.pad(self.tensors.head(rows)).numpy())
             parts.append(_with_float_panels(some, count, np.zeros(count, np.float32)))
         return panels, tuple(parts)
 
     def final_norm(self) -> Norm:
-        return self.norm("ln_f" if self.arch.family == "gpt2" else "norm")
+        return self.norm("final_norm")
 
     def position_embeddings(self) -> Floats:
-        if self.arch.family != "gpt2":
+        if not self.arch.positions:
             return np.empty((0, 0), np.float32)
-        positions = self.arch.positions, self.arch.hidden
-        found: Floats = self.tensors.get("wpe.weight", *positions).numpy()
+        found: Floats = self.pad(self.tensors.position_embeddings()).numpy()
         return found
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None, *, digits: int = 1) -> Linear:
-        """Return the layer with weights [outputs, inputs], rounded to nearest in int8."""
+    def linear(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        digits: int = 1,
+        outputs: int = 0,
+        multiple: int = 0,
+    ) -> Linear:
+        """Return the layer with weights [outputs, inputs], rounded to nearest in int8.
+
+        Args:
+            weight: The weights; inputs are padded to whole vectors.
+            bias: [outputs] or None.
+            digits: Number of int8 digits.
+            outputs: Number of outputs in memory; 0 for those of `weight`.
+            multiple: See `pad`.
+        """
+        weight = self.pad(weight, outputs, multiple)
+        bias = None if bias is None else self.pad(bias, outputs)
         outputs, inputs = weight.shape
         if not self.quantized:
             offsets = np.zeros(outputs, np.float32) if bias is None else bias.contiguous().numpy()
@@ -218,19 +279,35 @@ class WeightBuilder:
         found = Linear(outputs, inputs, scales, biases, panels=panels[0], offsets=sums[0], **low)  # type: ignore[arg-type]
         return found if self.native else found.for_torch()
 
-    def norm(self, name: str) -> Norm:
-        hidden = self.arch.hidden
-        return Norm(
-            self.tensors.get(f"{name}.weight", hidden).numpy(),
-            self.tensors.bias(name, hidden, has_bias=self.arch.family == "gpt2").numpy(),
-        )
+    def norm(self, part: str, layer: int | None = None) -> Norm:
+        """Return a norm; see `CheckpointTensors.norm`."""
+        found = self.tensors.norm(part, layer)
+        if found is None:
+            return Norm(np.empty(0, np.float32), np.empty(0, np.float32))
+        gain, bias = (self.pad(each, self.arch.hidden).numpy() for each in found)
+        return Norm(gain, bias)
 
-    def head_norm(self, name: str) -> Floats:
-        if not self.arch.has_head_norms:
+    def head_norm(self, part: str, layer: int) -> Floats:
+        """Return the gain of the query or key norm with padded heads; empty if there is none."""
+        if not getattr(self.arch.decoder.names, part):
             return np.empty(0, np.float32)
-        weight = self.tensors.get(f"{name}.weight", self.arch.head_size)
-        found: Floats = self.pad_heads(weight[:, None])[:, 0].contiguous().numpy()
+        gain = self.tensors.head_norm(part, layer)
+        found: Floats = self.pad_heads(gain[:, None])[:, 0].contiguous().numpy()
         return found
+
+    def pad(self, rows: Tensor, outputs: int = 0, multiple: int = 0) -> Tensor:
+        """Pad [outputs, inputs] or [outputs] with zeros: inputs to whole vectors.
+
+        Args:
+            rows: Weights, or a bias.
+            outputs: Number of rows in the result; 0 for those of `rows`.
+            multiple: Inputs are padded to multiples of it; 0 for `Architecture.multiple`.
+        """
+        below = max(0, outputs - len(rows))
+        right = -rows.shape[1] % (multiple or self.arch.multiple) if rows.dim() > 1 else 0
+        if not below and not right:
+            return rows.contiguous()
+        return torch.nn.functional.pad(rows, (0, right, 0, below)[-2 * rows.dim() :])
 
     def pad_heads(self, rows: Tensor) -> Tensor:
         """Pad both halves of each head: [heads x head size, n] -> [heads x padded head, n]."""
@@ -241,75 +318,7 @@ class WeightBuilder:
         halves = rows.reshape(-1, half, inputs)
         return torch.nn.functional.pad(halves, (0, 0, 0, whole - half)).reshape(-1, inputs)
 
-    def down(self, weight: Tensor, bias: Tensor) -> Linear:
-        """Return the down projection [hidden, inner]; in int8 its input is Hadamard-rotated."""
+    def _rotated_inputs(self, down: Tensor) -> Tensor:
+        """Return the weights of the down projection; in int8 its input is Hadamard-rotated."""
         rotates = self.quantized and not isinstance(self.tensors, ModelTensors)
-        return self.linear(fuse_inverse_hadamard(weight) if rotates else weight, bias)
-
-
-def _llama_layer(tensors: CheckpointTensors, build: WeightBuilder, number: int) -> Layer:
-    arch, start = build.arch, f"layers.{number}."
-    width, hidden, inner = arch.heads * arch.head_size, arch.hidden, arch.inner
-    kv_width = arch.kv_heads * arch.head_size
-    qkv, output, mlp = arch.biases
-
-    def concatenate(names: tuple[str, ...], widths: tuple[int, ...]) -> Linear:
-        weights, biases = [], []
-        for name, outputs in zip(names, widths, strict=True):
-            weight = tensors.get(f"{start}{name}.weight", outputs, hidden)
-            is_head = name.startswith("self_attn")
-            bias = tensors.bias(f"{start}{name}", outputs, has_bias=qkv if is_head else mlp)[
-                :, None
-            ]
-            weights.append(build.pad_heads(weight) if is_head else weight)
-            biases.append(build.pad_heads(bias) if is_head else bias)
-        digits = build.qkv_digits if names[0].startswith("self_attn") else 1
-        return build.linear(torch.cat(weights), torch.cat(biases)[:, 0], digits=digits)
-
-    out = tensors.get(f"{start}self_attn.o_proj.weight", hidden, width)
-    down = tensors.get(f"{start}mlp.down_proj.weight", hidden, inner)
-    return Layer(
-        attention_norm=build.norm(f"{start}input_layernorm"),
-        qkv=concatenate(
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            (width, kv_width, kv_width),
-        ),
-        out=build.linear(
-            build.pad_heads(out.t().contiguous()).t().contiguous(),
-            tensors.bias(f"{start}self_attn.o_proj", hidden, has_bias=output),
-        ),
-        mlp_norm=build.norm(f"{start}post_attention_layernorm"),
-        up=concatenate(("mlp.gate_proj", "mlp.up_proj"), (inner, inner)),
-        down=build.down(down, tensors.bias(f"{start}mlp.down_proj", hidden, has_bias=mlp)),
-        query_norm=build.head_norm(f"{start}self_attn.q_norm"),
-        key_norm=build.head_norm(f"{start}self_attn.k_norm"),
-    )
-
-
-def _gpt2_layer(tensors: CheckpointTensors, build: WeightBuilder, number: int) -> Layer:
-    """Return a GPT-2 layer; its weights are stored as [inputs, outputs] and QKV as one."""
-    arch, start = build.arch, f"h.{number}."
-    hidden, inner = arch.hidden, arch.inner
-
-    def weight(name: str, inputs: int, outputs: int) -> Tensor:
-        return tensors.get(f"{start}{name}.weight", inputs, outputs).t().contiguous()
-
-    def bias(name: str, outputs: int) -> Tensor:
-        return tensors.get(f"{start}{name}.bias", outputs)
-
-    qkv = build.pad_heads(weight("attn.c_attn", hidden, 3 * hidden))
-    qkv_bias = build.pad_heads(bias("attn.c_attn", 3 * hidden)[:, None])[:, 0]
-    out = (
-        build.pad_heads(tensors.get(f"{start}attn.c_proj.weight", hidden, hidden)).t().contiguous()
-    )
-    none = np.empty(0, np.float32)
-    return Layer(
-        attention_norm=build.norm(f"{start}ln_1"),
-        qkv=build.linear(qkv, qkv_bias, digits=build.qkv_digits),
-        out=build.linear(out, bias("attn.c_proj", hidden)),
-        mlp_norm=build.norm(f"{start}ln_2"),
-        up=build.linear(weight("mlp.c_fc", hidden, inner), bias("mlp.c_fc", inner)),
-        down=build.down(weight("mlp.c_proj", inner, hidden), bias("mlp.c_proj", hidden)),
-        query_norm=none,
-        key_norm=none,
-    )
+        return fuse_inverse_hadamard(down) if rotates else down

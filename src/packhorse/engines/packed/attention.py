@@ -27,7 +27,7 @@ _MASKED = np.float32(-np.inf)
 @kernel
 def attend(
     spans: Any, begin_unit: int, end_unit: int, group: int, block_tables: Any, layer: int,
-    window: int, queries: Any,
+    window: int, cap: Any, queries: Any,
     keys: Any, values: Any, key_scales: Any, value_scales: Any,
     scores: Any, value_sums: Any, inverse_sums: Any, output: Any,
 ) -> None:  # fmt: skip
@@ -47,6 +47,7 @@ def attend(
         block_tables: [rows, blocks] cache blocks of each row, in order.
         layer: Index of the layer.
         window: Number of positions that a token attends to, itself included; 0 for all.
+        cap: Scores are bounded by cap x tanh(score / cap); 0 for no bound.
         queries: [kv heads, tokens, group, width], scaled by 1/sqrt(head size).
         keys: [layers, blocks, kv heads, width, BLOCK].
         values: [layers, blocks, kv heads, BLOCK, width].
@@ -82,7 +83,7 @@ def attend(
                 own = position + (pair + row) // group
                 value_sums[row] = 0.0
                 inverse_sums[row] = _softmax(
-                    scores, row, _first_attended(own, window), own, begin, end,
+                    scores, row, cap, _first_attended(own, window), own, begin, end,
                     value_scales, block_table, plane, kv_heads,
                 )  # fmt: skip
             for block in range(begin, end):
@@ -126,8 +127,16 @@ def _first_attended(position: int, window: int) -> int:
 
 
 @inlined
+def _bounded(numbers: Any, cap: Any) -> Any:
+    """Return cap x tanh(numbers / cap); NaN stays NaN."""
+    one, two = splat(np.float32(1.0)), splat(np.float32(2.0))
+    bounded = cap * (one - two / (exp(two * numbers / cap) + one))
+    return bounded + (numbers - numbers)
+
+
+@inlined
 def _softmax(
-    scores: Any, row: int, lowest: int, highest: int, begin: int, end: int,
+    scores: Any, row: int, cap: Any, lowest: int, highest: int, begin: int, end: int,
     value_scales: Any, block_table: Any, plane: int, kv_heads: int,
 ) -> Any:  # fmt: skip
     """Replace the scores of a row by e^(score - maximum), times the value scales if there are any.
@@ -138,6 +147,9 @@ def _softmax(
         1 / the sum of the exponentials.
     """
     start, length = row * scores.shape[1], (end - begin) * BLOCK
+    if cap > 0:
+        for offset in range(start, start + length, BLOCK):
+            store(scores, offset, _bounded(load(scores, offset), splat(cap)))
     for offset in range(lowest - begin * BLOCK):
         scores[row, offset] = _MASKED
     for offset in range(highest + 1 - begin * BLOCK, length):

@@ -1,4 +1,8 @@
-"""Tensors of a checkpoint by name, unchanged or rotated to reduce the int8 error.
+"""Tensors of a checkpoint as the engine computes with them, or rotated to reduce the int8 error.
+
+`Decoder` says how a family stores them. Here every family gets the form of Llama: queries, keys and
+values apart, channels of a head in the order of `Decoder.head_order`, scale factors folded into
+weights or gains.
 
 A few channels of the residual stream are a hundred times larger than the others, which costs int8
 with one scale per row most of its accuracy. RMSNorm commutes with an orthogonal matrix Q. So a
@@ -6,7 +10,8 @@ model whose norm weights were folded into the projections that read them compute
 everything that writes to the residual stream is multiplied by Q and everything that reads it by
 Q^T; a signed Hadamard matrix spreads those channels over all others. Values and the output
 projection are rotated in the same way within each head (QuaRot, Ashkboos et al. 2024, arXiv
-2404.00456, section 4). Both need no calibration data and cost nothing at run time.
+2404.00456, section 4). Both need no calibration data and cost nothing at run time. A model whose
+residual stream cannot be rotated (`Decoder.rotates_residual`) gets the second one alone.
 """
 
 from __future__ import annotations
@@ -27,6 +32,11 @@ from packhorse.quantization.hadamard import Rotation
 
 _HEAD = "lm_head.weight"
 _ALL = slice(None)
+_BIAS = {
+    **dict.fromkeys(("query", "key", "value"), "qkv_bias"), "output": "output_bias",
+    **dict.fromkeys(("gate", "up", "down"), "mlp_bias"),
+}  # fmt: skip
+"""Field of `Decoder` that says whether a projection has a bias."""
 _ROWS_AT_ONCE = 4096
 _AGAIN = "copy or fetch the model again, preferably as safetensors"
 _DAMAGED = "the files do not match their config: copy or fetch the model again"
@@ -41,9 +51,6 @@ class CheckpointTensors:
         folder: The folder.
         arch: Sizes of the model.
     """
-
-    rotates = False
-    """Whether `get` rotates the residual stream."""
 
     def __init__(self, folder: Path, arch: Architecture) -> None:
         self._folder, self.arch = folder, arch
@@ -91,25 +98,109 @@ class CheckpointTensors:
         # A view of the mapped file would keep the whole file in memory and change with it.
         return found.detach().to(torch.float32, copy=True).contiguous()
 
-    def get(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
-        """Return a tensor, or some of its rows, as the model computes with it."""
-        return self.read(name, *shape, rows=rows)
+    def projection(self, layer: int, part: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the weights [outputs, inputs] and the bias [outputs] of a projection.
 
-    def bias(self, name: str, outputs: int, *, has_bias: bool) -> Tensor:
-        """Return the bias of a module, or zeros if the model has none, whatever is stored."""
-        return self.get(f"{name}.bias", outputs) if has_bias else torch.zeros(outputs)
+        Args:
+            layer: Number of the layer.
+            part: Field of `Names`: "query", "key", "value", "output", "gate", "up", "down" or
+                "router".
+            expert: Number of the expert; None for a projection that is not one of an expert.
+        """
+        decoder, name = self.arch.decoder, getattr(self.arch.decoder.names, part)
+        stored = f"{decoder.names.layer.format(layer)}.{name.format(expert)}"
+        rows, inputs = decoder.stored_rows(part), decoder.inputs(part)
+        total = sum(map(decoder.outputs, decoder.stored_with(part)))
+        if expert is not None and "{}" not in name:
+            one = slice(expert, expert + 1)
+            shape = decoder.experts, total, inputs
+            weight = self.read(f"{stored}.weight", *shape, rows=one)[0, rows].contiguous()
+        elif decoder.is_transposed:
+            weight = self.read(f"{stored}.weight", inputs, total)[:, rows].t().contiguous()
+        else:
+            weight = self.read(f"{stored}.weight", total, inputs, rows=rows)
+        if getattr(decoder, _BIAS.get(part, ""), False):
+            bias = self.read(f"{stored}.bias", total)[rows]
+        else:
+            bias = torch.zeros(len(weight))
+        if part in ("query", "key"):
+            weight, bias = self._in_head_order(weight), self._in_head_order(bias)
+        if (scale := self._scale(part)) != 1:
+            weight, bias = weight * scale, bias * scale
+        return weight, bias
+
+    def _name(self, part: str) -> str:
+        return str(getattr(self.arch.decoder.names, part))
+
+    def _scale(self, part: str) -> float:
+        """Return the factor of a projection; it goes into the gain of the norm after it, if any."""
+        decoder, names = self.arch.decoder, self.arch.decoder.names
+        if part in ("query", "query_norm"):
+            factor = decoder.attention_scale * decoder.head_size**0.5
+            return factor if bool(names.query_norm) == (part == "query_norm") else 1.0
+        norms = {"output": "attention_post_norm", "down": "mlp_post_norm"}
+        if part in norms:
+            return 1.0 if self._name(norms[part]) else decoder.residual_scale
+        return decoder.residual_scale if part in norms.values() else 1.0
+
+    def _in_head_order(self, rows: Tensor) -> Tensor:
+        """Return rows [heads x head size, ...] with the channels of each head in order."""
+        order = self.arch.decoder.head_order
+        if order is None:
+            return rows
+        heads = rows.reshape(-1, self.arch.head_size, rows.numel() // len(rows))
+        return heads[:, list(order)].reshape(rows.shape)
+
+    def norm(self, part: str, layer: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the gain and the bias [hidden] of a norm; None if the family has none there.
+
+        Args:
+            part: Field of `Names`.
+            layer: Number of the layer; None for the norm before the head.
+        """
+        decoder = self.arch.decoder
+        if not (name := self._name(part)):
+            return None
+        stored = name if layer is None else f"{decoder.names.layer.format(layer)}.{name}"
+        gain = self.read(f"{stored}.weight", decoder.hidden) + decoder.norm_offset
+        has_bias = decoder.norm_bias
+        bias = self.read(f"{stored}.bias", decoder.hidden) if has_bias else torch.zeros_like(gain)
+        scale = self._scale(part)
+        if part == "final_norm":
+            scale = decoder.logit_scale / (decoder.embedding_scale if self.ties_head else 1.0)
+        return gain * scale, bias * scale
+
+    def head_norm(self, part: str, layer: int) -> Tensor:
+        """Return the gain of the query or key norm, [head size] or [heads x head size]."""
+        decoder = self.arch.decoder
+        size, name = decoder.head_size, self._name(part)
+        if decoder.norms_whole_rows:
+            size *= decoder.heads if part == "query_norm" else decoder.kv_heads
+        stored = f"{decoder.names.layer.format(layer)}.{name}.weight"
+        gain = self._in_head_order(self.read(stored, size) + decoder.norm_offset)
+        return gain * self._scale(part)
 
     def embeddings(self, rows: slice = _ALL) -> Tensor:
         """Return rows of the embeddings [vocabulary, hidden]."""
-        return self.get(self.embedding_name, self.arch.vocabulary, self.arch.hidden, rows=rows)
+        return self._read_table(self.embedding_name, rows, self.arch.decoder.embedding_scale)
 
     def head(self, rows: slice = _ALL) -> Tensor:
         """Return rows of the output head [vocabulary, hidden]."""
-        return self.get(self.head_name, self.arch.vocabulary, self.arch.hidden, rows=rows)
+        scale = self.arch.decoder.embedding_scale if self.ties_head else 1.0
+        return self._read_table(self.head_name, rows, scale)
+
+    def position_embeddings(self) -> Tensor:
+        """Return the learned position embeddings [positions, hidden]."""
+        decoder = self.arch.decoder
+        return self.read(f"{decoder.names.positions}.weight", decoder.positions, decoder.hidden)
+
+    def _read_table(self, name: str, rows: slice, scale: float) -> Tensor:
+        table = self.read(name, self.arch.vocabulary, self.arch.decoder.hidden, rows=rows)
+        return table if scale == 1 else table.mul_(scale)
 
     @property
     def embedding_name(self) -> str:
-        return "wte.weight" if self.arch.family == "gpt2" else "embed_tokens.weight"
+        return f"{self.arch.decoder.names.embedding}.weight"
 
     @property
     def head_name(self) -> str:
@@ -123,7 +214,7 @@ class CheckpointTensors:
         """
         if not self.arch.ties_head or _HEAD not in self:
             return self.arch.ties_head
-        shape = self.arch.vocabulary, self.arch.hidden
+        shape = self.arch.vocabulary, self.arch.decoder.hidden
         return all(
             torch.equal(
                 self.read(self.embedding_name, *shape, rows=rows),
@@ -134,51 +225,58 @@ class CheckpointTensors:
 
 
 class RotatedTensors(CheckpointTensors):
-    """Tensors of a Llama-like model with rotated residual stream and values; see the module."""
-
-    rotates = True
+    """Tensors with the residual stream, if possible, and values rotated; see the module."""
 
     def __init__(self, folder: Path, arch: Architecture) -> None:
         super().__init__(folder, arch)
-        self._residual = Rotation.of(arch.hidden, seed=0)
+        self._residual = (
+            Rotation.of(arch.decoder.hidden, seed=0) if arch.decoder.rotates_residual else None
+        )
         self._values = Rotation.of(arch.head_size, None)
 
-    def get(self, name: str, *shape: int, rows: slice = _ALL) -> Tensor:
-        tensor, owner = self.read(name, *shape, rows=rows), name.split(".")[-2]
-        if name == "norm.weight" or owner in ("input_layernorm", "post_attention_layernorm"):
-            return torch.ones_like(tensor)
-        if owner in ("v_proj", "o_proj"):
-            tensor = self._rotate_heads(tensor, owner)
-        if owner == "embed_tokens":
-            return self._residual.rotate_inputs(tensor)
-        if owner in ("o_proj", "down_proj"):
-            columns = tensor if tensor.dim() > 1 else tensor[:, None]
-            return self._residual.rotate_outputs(columns).view(tensor.shape)
-        if name.endswith(".bias") or owner in ("q_norm", "k_norm"):
-            return tensor
-        norm = "input_layernorm" if "self_attn" in name else "post_attention_layernorm"
-        return self._fold_norm_and_rotate(tensor, f"{name.rsplit('.', 3)[0]}.{norm}.weight")
+    def projection(self, layer: int, part: str, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        weight, bias = super().projection(layer, part, expert)
+        if part == "value":
+            weight, bias = self._rotate_values(weight), self._rotate_values(bias)
+        if part == "output":
+            weight = self._values.rotate_inputs(weight.reshape(-1, self.arch.head_size)).view(
+                weight.shape
+            )
+        if self._residual is None:
+            return weight, bias
+        if part in ("output", "down"):
+            bias = self._residual.rotate_outputs(bias[:, None])[:, 0]
+            return self._residual.rotate_outputs(weight), bias
+        norm = "mlp_norm" if part in ("gate", "up", "router") else "attention_norm"
+        return self._fold_norm_and_rotate(weight, super().norm(norm, layer)), bias
+
+    def norm(self, part: str, layer: int | None = None) -> tuple[Tensor, Tensor] | None:
+        found = super().norm(part, layer)
+        if found is None or self._residual is None:
+            return found
+        return torch.ones_like(found[0]), found[1]
+
+    def embeddings(self, rows: slice = _ALL) -> Tensor:
+        table = super().embeddings(rows)
+        return table if self._residual is None else self._residual.rotate_inputs(table)
 
     def head(self, rows: slice = _ALL) -> Tensor:
-        shape = self.arch.vocabulary, self.arch.hidden
-        return self._fold_norm_and_rotate(
-            self.read(self.head_name, *shape, rows=rows), "norm.weight"
-        )
+        table = super().head(rows)
+        if self._residual is None:
+            return table
+        return self._fold_norm_and_rotate(table, super().norm("final_norm"))
 
-    def _fold_norm_and_rotate(self, weight: Tensor, norm: str) -> Tensor:
+    def _fold_norm_and_rotate(self, weight: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
         """Fold the norm before a projection into its weights [outputs, hidden], and rotate."""
-        return self._residual.rotate_inputs(weight.mul_(self.read(norm, weight.shape[1])))
+        assert self._residual is not None
+        return self._residual.rotate_inputs(weight if norm is None else weight * norm[0])
 
-    def _rotate_heads(self, tensor: Tensor, owner: str) -> Tensor:
-        """Rotate each head: outputs of v_proj, inputs of o_proj."""
+    def _rotate_values(self, rows: Tensor) -> Tensor:
+        """Rotate the outputs [heads x head size, ...] of the value projection within each head."""
         size = self.arch.head_size
-        if owner == "v_proj":
-            heads = tensor.reshape(-1, size, tensor.numel() // len(tensor)).transpose(1, 2)
-            rotated = self._values.rotate_inputs(heads.reshape(-1, size))
-            return rotated.view(heads.shape).transpose(1, 2).reshape(tensor.shape)
-        if tensor.dim() == 1:
-            return tensor
-        return self._values.rotate_inputs(tensor.reshape(-1, size)).view(tensor.shape)
+        heads = rows.reshape(-1, size, rows.numel() // len(rows)).transpose(1, 2)
+        rotated = self._values.rotate_inputs(heads.reshape(-1, size))
+        return rotated.view(heads.shape).transpose(1, 2).reshape(rows.shape)
 
 
 class ModelTensors(CheckpointTensors):

@@ -24,13 +24,14 @@ from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
 from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
-from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.panel_network import PanelNetwork
 from packhorse.engines.packed.panels import has_panel_kernels
 from packhorse.engines.packed.run import Result as Outcome
 from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
+from packhorse.engines.packed.scratch import COUNTS, PHASES, Scratch
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import EngineError, ModelError, first_line
@@ -70,7 +71,7 @@ class PackedEngine:
     memory.
 
     Args:
-        folder: config.json and weights of a model of a known family (`PACKED_FAMILIES`); no
+        folder: config.json and weights of a model of a known family (`decoders.FAMILIES`); no
             code in it is run.
         end_ids: Token ids that end a row.
         max_context: Maximum number of prompt and generated tokens per row; lower if the cache holds
@@ -169,7 +170,7 @@ class PackedEngine:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of all threads per phase (`network.PHASES`), and `network.COUNTS`, so far."""
+        """Seconds of all threads per phase (`scratch.PHASES`), and `scratch.COUNTS`, so far."""
         kept = [{**scratch.seconds, **scratch.counts} for scratch in self._scratches]
         return {name: sum(each[name] for each in kept) for name in (*PHASES, *COUNTS)}
 
@@ -262,7 +263,9 @@ class PackedEngine:
         whole = logits_after(self._network, self._scratches[0], text, len(text))
         if not np.isfinite(whole).all():
             raise ModelError(f"{folder} cannot be run: {NOT_NUMBERS}", _DAMAGED)
-        if not are_near(self._compute_logits_token_by_token(first), whole[: len(first)], EXACT):
+        is_long = 0 < arch.decoder.trained_length < len(text)
+        stepped = self._compute_logits_token_by_token(first, is_long=is_long)
+        if not are_near(stepped, whole[: len(first)], EXACT):
             raise ModelError(
                 f"the packed engine computes other logits for a prompt in {folder} "
                 "than token by token",
@@ -275,10 +278,14 @@ class PackedEngine:
                 "use --engine transformers with the source model",
             )
 
-    def _compute_logits_token_by_token(self, text: Sequence[int]) -> NDArray[np.float32]:
+    def _compute_logits_token_by_token(
+        self, text: Sequence[int], *, is_long: bool
+    ) -> NDArray[np.float32]:
         """Return the logits [tokens, vocabulary] of a text, computed one token at a time."""
         assert self._network is not None
-        return logits_after(self._network, self._scratches[0], text, len(text), at_once=1)
+        return logits_after(
+            self._network, self._scratches[0], text, len(text), at_once=1, is_long=is_long
+        )
 
 
 def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> PackedEngine:

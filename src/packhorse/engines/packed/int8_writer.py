@@ -3,12 +3,16 @@
 Tensors of model.safetensors, in this order (P: panels of 64 outputs, see `panels`):
 
     layers.N.LINEAR.panels    int8 [P, inputs / 4, 64, 4]    LINEAR: qkv (heads padded), out,
-    layers.N.LINEAR.offsets   int32 [64 P]                   up (gate and up), down
+    layers.N.LINEAR.offsets   int32 [64 P]                   up (gate and up), down; those of
+                                                             all experts one after the other; router
     layers.N.LINEAR.scales    float32 [64 P]
     layers.N.LINEAR.bias      float32 [64 P]
     layers.N.LINEAR.low_panels, .low_offsets                 if there is a second digit
-    layers.N.NORM.weight, .bias                              float32; attention_norm, mlp_norm
-    layers.N.query_norm, .key_norm                           float32 [padded head], if any
+    layers.N.NORM.weight, .bias                              float32; attention_norm,
+                                                             attention_post_norm, mlp_norm,
+                                                             mlp_post_norm, each if any
+    layers.N.query_norm, .key_norm                           float32 [padded head], or of all heads,
+                                                             if any
     head.PART.*                                              like LINEAR; HEAD_COLUMNS tokens each
     final_norm.weight, .bias
     embeddings                                               float16 [vocabulary, hidden]
@@ -37,7 +41,7 @@ from packhorse.models.int8_folder import WEIGHTS, write_int8_config
 from packhorse.models.safetensors_data import open_writer
 from packhorse.storage.json_files import read_object
 
-_TENSORS_PER_LINEAR, _TENSORS_PER_LAYER, _OTHER_TENSORS = 6, 30, 8
+_TENSORS_PER_LINEAR, _TENSORS_PER_LAYER, _OTHER_TENSORS = 6, 40, 8
 _ROUNDED_QKV_DIGITS, _PREPARED_QKV_DIGITS = 2, 1
 
 
@@ -100,8 +104,12 @@ def _embeddings(build: WeightBuilder) -> Iterator[NDArray[Any]]:
         yield rows.view(np.float16)
 
 
-def _named(name: str, part: Linear | Norm | NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _named(
+    name: str, part: Linear | Norm | NDArray[Any] | None
+) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the arrays of a part of a layer that are not empty, by name."""
+    if part is None:
+        return
     if isinstance(part, np.ndarray):
         if part.size:
             yield name, part

@@ -10,7 +10,9 @@ Each kernel makes one pass per token. Arguments that all of them share:
     row_buffer    scratch for one row.
     first, last   rows that are computed: first <= row < last.
 
-Sizes are multiples of 16.
+    hidden        width of the residual stream without padding.
+
+Sizes in memory are multiples of 16; what is beyond `hidden` is 0 and stays 0.
 """
 
 from __future__ import annotations
@@ -19,25 +21,35 @@ from typing import Any
 
 import numpy as np
 
-from packhorse.engines.packed.compiling import inlined, kernel
+from packhorse.engines.packed.compiling import kernel
 from packhorse.engines.packed.panels import PANEL
+from packhorse.engines.packed.row_kernels import (
+    apply_rope,
+    dequantize,
+    hadamard,
+    multiply_row,
+    norm_row,
+    normalize_head,
+    quantize_in_place,
+    spread_of,
+    spread_of_columns,
+    write_row,
+)
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.vectors import (
     LANES,
-    absolute,
     exp,
     fma,
     load,
     maximum,
     reduce_max,
     reduce_sum,
-    rint,
     splat,
     store,
 )
 
-_SMALLEST = np.float32(1e-30)
-_LEVELS = np.float32(127.0)
+SILU, GELU_TANH, RELU2 = range(3)
+"""Activation functions of the MLP."""
 
 
 @kernel
@@ -76,40 +88,60 @@ def embed(
 
 @kernel
 def normalize(
-    residual: Any, first: int, last: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
-    row_buffer: Any, output: Any, scales: Any,
+    residual: Any, first: int, last: int, weight: Any, bias: Any, hidden: int, is_layer_norm: bool,
+    epsilon: Any, row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
-    """Compute output = norm(residual): LayerNorm, or RMSNorm (Zhang and Sennrich 2019)."""
+    """Compute output = norm(residual): LayerNorm, or RMSNorm (Zhang and Sennrich 2019).
+
+    Without a norm, `weight` is empty and output = residual.
+    """
     for row in range(first, last):
-        _norm_row(residual, row, weight, bias, is_layer_norm, epsilon, row_buffer)
-        _write_row(row_buffer, row, residual.shape[1], output, scales)
+        norm_row(residual, row, weight, bias, hidden, is_layer_norm, epsilon, row_buffer)
+        write_row(row_buffer, row, residual.shape[1], output, scales)
 
 
 @kernel
 def add_and_normalize(
     accumulators: Any, row_scales: Any, column_scales: Any, product_bias: Any, residual: Any,
-    first: int, last: int, weight: Any, bias: Any, is_layer_norm: bool, epsilon: Any,
-    row_buffer: Any, output: Any, scales: Any,
+    first: int, last: int, post_weight: Any, weight: Any, bias: Any, hidden: int,
+    is_layer_norm: bool, epsilon: Any, row_buffer: Any, output: Any, scales: Any,
 ) -> None:  # fmt: skip
-    """Compute residual += accumulators + product_bias, then output = norm(residual)."""
+    """Compute residual += accumulators + product_bias, then output = norm(residual).
+
+    If `post_weight` is not empty, what is added is normalized first (RMSNorm with this gain).
+    """
     width = residual.shape[1]
     for row in range(first, last):
         scale, offset = splat(row_scales[row]), row * width
-        for column in range(0, width, LANES):
-            numbers = _dequantize(
-                accumulators, offset + column, scale, column_scales, product_bias, column
-            )
-            store(residual, offset + column, load(residual, offset + column) + numbers)
-        _norm_row(residual, row, weight, bias, is_layer_norm, epsilon, row_buffer)
-        _write_row(row_buffer, row, width, output, scales)
+        if post_weight.size:
+            squares = splat(np.float32(0.0))
+            for column in range(0, width, LANES):
+                numbers = dequantize(
+                    accumulators, offset + column, scale, column_scales, product_bias, column
+                )
+                store(row_buffer, column, numbers)
+                squares = fma(numbers, numbers, squares)
+            spread = spread_of(reduce_sum(squares) / np.float32(hidden) + epsilon)
+            for column in range(0, width, LANES):
+                numbers = load(row_buffer, column) * spread * load(post_weight, column)
+                store(residual, offset + column, load(residual, offset + column) + numbers)
+        else:
+            for column in range(0, width, LANES):
+                numbers = dequantize(
+                    accumulators, offset + column, scale, column_scales, product_bias, column
+                )
+                store(residual, offset + column, load(residual, offset + column) + numbers)
+        norm_row(residual, row, weight, bias, hidden, is_layer_norm, epsilon, row_buffer)
+        write_row(row_buffer, row, width, output, scales)
 
 
 @kernel
 def split_heads(
     accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, first: int, last: int,
-    positions: Any, block_tables: Any, table_rows: Any, layer: int, cosines: Any, sines: Any,
-    query_norm: Any, key_norm: Any, head_size: int, epsilon: Any, row_buffer: Any,
-    queries: Any, keys: Any, values: Any, key_scales: Any, value_scales: Any,
+    positions: Any, rotation_rows: Any, position_scales: Any, block_tables: Any, table_rows: Any,
+    layer: int, first_rotation: int, cosines: Any, sines: Any, query_norm: Any, key_norm: Any,
+    head_size: int, epsilon: Any, row_buffer: Any, queries: Any, keys: Any, values: Any,
+    key_scales: Any, value_scales: Any,
 ) -> None:  # fmt: skip
     """Split a QKV product into queries, and keys and values in the cache.
 
@@ -121,9 +153,13 @@ def split_heads(
 
     Args:
         accumulators: Columns are query heads, key heads, value heads.
+        rotation_rows: [tokens] row of each token in a set of rotations.
+        position_scales: [positions] factor of queries; empty if all are 1.
         table_rows: [tokens] row of `block_tables` of each token.
-        cosines: [positions, width / 2]; empty for learned positions. `sines` likewise.
-        query_norm: [width]; empty without head norms. `key_norm` likewise.
+        first_rotation: First row of the layer's set in `cosines`; -1 if it rotates nothing.
+        cosines: [rows, width / 2]. `sines` likewise.
+        query_norm: [width], or [heads x width] if the norm is over all heads; empty without.
+            `key_norm` likewise.
         queries: See `attention.attend`, also for the cache arrays.
     """
     kv_heads, capacity, group, width = queries.shape
@@ -140,34 +176,56 @@ def split_heads(
         block = np.int64(block_tables[table_rows[row], position // BLOCK])
         offset = (np.int64(layer) * keys.shape[1] + block) * kv_heads
         lane = position % BLOCK
+        query_factor = query_scale
+        if position_scales.size:
+            query_factor = query_scale * splat(position_scales[position])
+        query_spread, key_spread = splat(np.float32(0.0)), splat(np.float32(0.0))
+        if query_norm.size > width:
+            query_spread = spread_of_columns(
+                accumulators, row * columns, scale, column_scales, bias, 0, heads * width,
+                heads * head_size, epsilon,
+            )  # fmt: skip
+        if key_norm.size > width:
+            key_spread = spread_of_columns(
+                accumulators, row * columns, scale, column_scales, bias, heads * width,
+                (heads + kv_heads) * width, kv_heads * head_size, epsilon,
+            )  # fmt: skip
         for head in range(heads + 2 * kv_heads):
             start = head * width
             for column in range(start, start + width, LANES):
                 at = row * columns + column
-                numbers = _dequantize(accumulators, at, scale, column_scales, bias, column)
+                numbers = dequantize(accumulators, at, scale, column_scales, bias, column)
                 store(row_buffer, column - start, numbers)
             if head < heads:
-                _apply_rope(
-                    row_buffer, width, position, cosines, sines, query_norm, head_size, epsilon
-                )
-                _hadamard(row_buffer, width, hadamard_order)
+                if query_norm.size > width:
+                    multiply_row(row_buffer, width, query_norm, start, query_spread)
+                elif query_norm.size:
+                    normalize_head(row_buffer, width, query_norm, head_size, epsilon)
+                if first_rotation >= 0:
+                    rotation = first_rotation + np.int64(rotation_rows[row])
+                    apply_rope(row_buffer, width, rotation, cosines, sines)
+                hadamard(row_buffer, width, hadamard_order)
                 to = ((head // group * capacity + row) * group + head % group) * width
                 for column in range(0, width, LANES):
-                    store(queries, to + column, load(row_buffer, column) * query_scale)
+                    store(queries, to + column, load(row_buffer, column) * query_factor)
             elif head < heads + kv_heads:
-                _apply_rope(
-                    row_buffer, width, position, cosines, sines, key_norm, head_size, epsilon
-                )
-                _hadamard(row_buffer, width, hadamard_order)
+                if key_norm.size > width:
+                    multiply_row(row_buffer, width, key_norm, start - heads * width, key_spread)
+                elif key_norm.size:
+                    normalize_head(row_buffer, width, key_norm, head_size, epsilon)
+                if first_rotation >= 0:
+                    rotation = first_rotation + np.int64(rotation_rows[row])
+                    apply_rope(row_buffer, width, rotation, cosines, sines)
+                hadamard(row_buffer, width, hadamard_order)
                 to = offset + head - heads
                 if quantized:
-                    _quantize_in_place(row_buffer, width, flat_key_scales, to * BLOCK + lane)
+                    quantize_in_place(row_buffer, width, flat_key_scales, to * BLOCK + lane)
                 for number in range(width):
                     flat[(to * width + number) * BLOCK + lane] = row_buffer[number]
             else:
                 to = offset + head - heads - kv_heads
                 if quantized:
-                    _quantize_in_place(row_buffer, width, flat_value_scales, to * BLOCK + lane)
+                    quantize_in_place(row_buffer, width, flat_value_scales, to * BLOCK + lane)
                 for column in range(0, width, LANES):
                     store(values, (to * BLOCK + lane) * width + column, load(row_buffer, column))
 
@@ -175,31 +233,37 @@ def split_heads(
 @kernel
 def activate(
     accumulators: Any, row_scales: Any, column_scales: Any, bias: Any, first: int, last: int,
-    width: int, gated: bool, hadamard_order: int, row_buffer: Any, output: Any, scales: Any,
+    width: int, gated: bool, activation: int, hadamard_order: int, row_buffer: Any, output: Any,
+    scales: Any,
 ) -> None:  # fmt: skip
     """Compute the MLP's activation and, for int8, its online Hadamard rotation.
 
-    The activation is SiLU(first half) x second half of the columns if `gated`, else GELU in its
-    tanh form (Hendrycks and Gimpel 2016). Then `hadamard_order` vectors at a time are multiplied by
-    a Hadamard matrix of that order, without its normalizing factor; 1 for no rotation.
+    The activation is f(first half) x second half of the columns if `gated`, else f(columns), where
+    f is SiLU, GELU in its tanh form (Hendrycks and Gimpel 2016) or the square of ReLU. Then
+    `hadamard_order` vectors at a time are multiplied by a Hadamard matrix of that order, without
+    its normalizing factor; 1 for no rotation.
     """
     columns = 2 * width if gated else width
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
     for row in range(first, last):
         scale, start = splat(row_scales[row]), row * columns
         for column in range(0, width, LANES):
-            gate = _dequantize(accumulators, start + column, scale, column_scales, bias, column)
+            gate = dequantize(accumulators, start + column, scale, column_scales, bias, column)
+            factor = gate
             if gated:
                 at = width + column
-                up = _dequantize(accumulators, start + at, scale, column_scales, bias, at)
-                store(row_buffer, column, gate * up / (one + exp(zero - gate)))
-            else:
+                factor = gate * dequantize(accumulators, start + at, scale, column_scales, bias, at)
+            if activation == SILU:
+                store(row_buffer, column, factor / (one + exp(zero - gate)))
+            elif activation == GELU_TANH:
                 inner = fma(splat(np.float32(0.044715)), gate * gate * gate, gate)
                 steep = splat(np.float32(-2.0 * np.sqrt(2.0 / np.pi)))
-                store(row_buffer, column, gate / (one + exp(inner * steep)))
+                store(row_buffer, column, factor / (one + exp(inner * steep)))
+            else:
+                store(row_buffer, column, factor * maximum(zero, gate))
         if hadamard_order > 1:
-            _hadamard(row_buffer, width, hadamard_order)
-        _write_row(row_buffer, row, width, output, scales)
+            hadamard(row_buffer, width, hadamard_order)
+        write_row(row_buffer, row, width, output, scales)
 
 
 @kernel
@@ -211,7 +275,7 @@ def write_activations(
     for row in range(first, last):
         for column in range(0, width, LANES):
             store(row_buffer, column, load(rows, row * width + column))
-        _write_row(row_buffer, row, width, output, scales)
+        write_row(row_buffer, row, width, output, scales)
 
 
 @kernel
@@ -252,112 +316,3 @@ def write_logits(
         for column in range(width):
             scale = row_scales[row] * column_scales[start + column]
             logits[number, start + column] = np.float32(accumulators[row * stride + column]) * scale
-
-
-@inlined
-def _dequantize(accumulators: Any, at: int, scale: Any, scales: Any, bias: Any, column: int) -> Any:
-    """Return 16 dequantized elements."""
-    return fma(load(accumulators, at), scale * load(scales, column), load(bias, column))
-
-
-@inlined
-def _norm_row(
-    residual: Any,
-    row: int,
-    weight: Any,
-    bias: Any,
-    is_layer_norm: bool,
-    epsilon: Any,
-    row_buffer: Any,
-) -> None:
-    width = residual.shape[1]
-    offset, zero = row * width, splat(np.float32(0.0))
-    mean = zero
-    if is_layer_norm:
-        summed = zero
-        for column in range(0, width, LANES):
-            summed = summed + load(residual, offset + column)
-        mean = splat(reduce_sum(summed) / np.float32(width))
-    squares = zero
-    for column in range(0, width, LANES):
-        numbers = load(residual, offset + column) - mean
-        store(row_buffer, column, numbers)
-        squares = fma(numbers, numbers, squares)
-    square = reduce_sum(squares) / np.float32(width) + epsilon
-    spread = splat(np.float32(1.0) / np.sqrt(square) + (square - square))  # NaN if it overflows
-    for column in range(0, width, LANES):
-        numbers = load(row_buffer, column) * spread * load(weight, column)
-        store(row_buffer, column, numbers + load(bias, column) if is_layer_norm else numbers)
-
-
-@inlined
-def _write_row(row_buffer: Any, row: int, width: int, output: Any, scales: Any) -> None:
-    """Write one row of activations; the scale of an int8 row is its largest magnitude / 127."""
-    offset = row * width
-    if output.itemsize > 1:
-        for column in range(0, width, LANES):
-            store(output, offset + column, load(row_buffer, column))
-        return
-    factor = splat(_compute_int8_factor(row_buffer, width, scales, row))
-    for column in range(0, width, LANES):
-        store(output, offset + column, load(row_buffer, column) * factor)
-
-
-@inlined
-def _compute_int8_factor(row_buffer: Any, width: int, scales: Any, at: int) -> Any:
-    """Return the factor that maps a row to -127..127 and store its inverse in scales[at]."""
-    peak = splat(np.float32(0.0))
-    for column in range(0, width, LANES):
-        peak = maximum(peak, absolute(load(row_buffer, column)))
-    highest = max(reduce_max(peak), _SMALLEST)
-    scales[at] = highest / _LEVELS
-    return _LEVELS / highest
-
-
-@inlined
-def _quantize_in_place(row_buffer: Any, width: int, scales: Any, at: int) -> None:
-    """Round a head to integers from -127 to 127 in place."""
-    factor = splat(_compute_int8_factor(row_buffer, width, scales, at))
-    for column in range(0, width, LANES):
-        store(row_buffer, column, rint(load(row_buffer, column) * factor))
-
-
-@inlined
-def _apply_rope(
-    row_buffer: Any, width: int, position: Any, cosines: Any, sines: Any, norm: Any, head_size: int,
-    epsilon: Any,
-) -> None:  # fmt: skip
-    """Normalize one head and apply rotary position embeddings, in place.
-
-    Channel i is paired with channel i + width / 2 (Su et al. 2021, in the order of transformers'
-    rotate_half).
-    """
-    if norm.size:
-        squares = splat(np.float32(0.0))
-        for column in range(0, width, LANES):
-            squares = fma(load(row_buffer, column), load(row_buffer, column), squares)
-        spread = np.float32(1.0) / np.sqrt(reduce_sum(squares) / np.float32(head_size) + epsilon)
-        for column in range(0, width, LANES):
-            store(row_buffer, column, load(row_buffer, column) * splat(spread) * load(norm, column))
-    if cosines.size:
-        half = width // 2
-        for column in range(0, half, LANES):
-            cosine = load(cosines, position * half + column)
-            sine = load(sines, position * half + column)
-            first, second = load(row_buffer, column), load(row_buffer, half + column)
-            store(row_buffer, column, first * cosine - second * sine)
-            store(row_buffer, half + column, second * cosine + first * sine)
-
-
-@inlined
-def _hadamard(row_buffer: Any, width: int, hadamard_order: int) -> None:
-    """Multiply `hadamard_order` neighbouring vectors by a Hadamard matrix, lane by lane."""
-    for start in range(0, width, hadamard_order * LANES):
-        stride = LANES
-        while stride < hadamard_order * LANES:
-            for pair in range(start, start + hadamard_order * LANES, 2 * stride):
-                for column in range(pair, pair + stride, LANES):
-                    first, second = load(row_buffer, column), load(row_buffer, column + stride)
-                    store(row_buffer, column, first + second)
-                    store(row_buffer, column + stride, first - second)
-            stride *= 2

@@ -22,6 +22,8 @@ HEAD_COLUMNS = 8192
 """Vocabulary columns that are multiplied at once, so that their logits stay in the CPU cache."""
 LOW_DIGIT_STEPS = 16
 """Steps of the low digit per step of the high one; sums of up to 8,000 inputs fit into int32."""
+ROUTER_DIGITS = 2
+"""int8 digits of the router's weights: a wrong expert costs more than a rounded one."""
 Floats = NDArray[np.float32]
 
 
@@ -82,6 +84,15 @@ class Linear:
     def _unpacked(self, panels: NDArray[np.int8]) -> Tensor:
         return torch.from_numpy(unpack_panels(panels, self.outputs, self.inputs))
 
+    def part(self, outputs: slice) -> Linear:
+        """Return some outputs of a layer for torch."""
+        low, rest = self.low_digit, self.remainder
+        return Linear(
+            outputs.stop - outputs.start, self.inputs, self.scales[outputs], self.bias[outputs],
+            self.weight[:, outputs], None if low is None else low[:, outputs],
+            None if rest is None else rest[:, outputs],
+        )  # fmt: skip
+
     def multiply(self, rows: Tensor, product: Tensor, second_product: Tensor) -> None:
         """Compute product = rows x weight.
 
@@ -106,6 +117,8 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
+    """Gain and bias [hidden] of a norm; both empty if the model has none there."""
+
     weight: Floats
     bias: Floats
 
@@ -115,16 +128,26 @@ class Layer:
     """Weights of one decoder layer.
 
     Attributes:
-        query_norm: [padded head]; empty without head norms.
+        router: Projection to experts; None without.
+        up: Gate and up projection; those of all experts one after the other.
+        down: Down projection, or those of all experts.
+        attention_post_norm: Norm of the output of attention before it is added to the residual
+            stream.
+        mlp_post_norm: Likewise of the MLP.
+        query_norm: [padded head], or [heads x padded head] if it is over all heads of a token;
+            empty without.
         key_norm: Like `query_norm`.
     """
 
     attention_norm: Norm
     qkv: Linear
     out: Linear
+    attention_post_norm: Norm
     mlp_norm: Norm
+    router: Linear | None
     up: Linear
     down: Linear
+    mlp_post_norm: Norm
     query_norm: Floats
     key_norm: Floats
 

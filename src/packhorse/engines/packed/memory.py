@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from packhorse.decoders.rotations import rotation_sets
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Scratch
+from packhorse.engines.packed.layers import ROUTER_DIGITS
 from packhorse.engines.packed.panels import PANEL, has_panel_kernels
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch
 from packhorse.engines.packed.tiles import TILE_ROWS
 
 LOGIT_BYTES = 80
@@ -47,9 +49,10 @@ def weight_bytes(arch: Architecture, *, quantized: bool, panels: bool | None = N
     layer = (
         linear(arch.qkv_width, arch.hidden, arch.qkv_digits if quantized else 1)
         + linear(arch.hidden, attention_width)
-        + linear(arch.activation_width, arch.hidden)
-        + linear(arch.hidden, arch.inner)
-        + 4 * (4 * arch.hidden + 2 * arch.padded_head)
+        + linear(arch.mlps * arch.activation_width, arch.hidden)
+        + linear(arch.mlps * arch.hidden, arch.inner)
+        + linear(arch.router_width, arch.hidden, ROUTER_DIGITS if quantized else 1)
+        + 4 * (_norms_per_layer(arch) * 2 * arch.hidden + sum(arch.head_norm_widths))
     )
     is_shared = arch.ties_head and not quantized
     rows = -(-arch.vocabulary // PANEL) * PANEL if is_shared and in_panels else arch.vocabulary
@@ -58,13 +61,21 @@ def weight_bytes(arch: Architecture, *, quantized: bool, panels: bool | None = N
     return arch.layers * layer + embeddings + head + 4 * (arch.positions + 2) * arch.hidden
 
 
+def _norms_per_layer(arch: Architecture) -> int:
+    names = arch.decoder.names
+    every = (
+        names.attention_norm, names.attention_post_norm, names.mlp_norm, names.mlp_post_norm,
+    )  # fmt: skip
+    return sum(map(bool, every))
+
+
 def bytes_per_position(arch: Architecture, threads: int) -> int:
     """Return the memory that grows with the longest row, without keys and values (bytes).
 
     It consists of RoPE tables, of which three copies exist while they are computed, and the
     attention scores of one tile per thread.
     """
-    rotations = 0 if arch.positions else 4 * arch.padded_head
+    rotations = 4 * arch.padded_head * len(rotation_sets(arch.decoder))
     return 3 * rotations + threads * TILE_ROWS * 4
 
 
@@ -77,5 +88,5 @@ def working_bytes(arch: Architecture, scratches: Sequence[Scratch], context: int
         context: Positions in the RoPE tables.
     """
     sampled = SAMPLED_AT_ONCE * arch.vocabulary * LOGIT_BYTES
-    rotations = 0 if arch.positions else 4 * context * arch.padded_head
+    rotations = 4 * context * arch.padded_head * len(rotation_sets(arch.decoder))
     return sum(each.count_bytes() + sampled for each in scratches) + rotations

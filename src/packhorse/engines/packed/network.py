@@ -6,21 +6,21 @@ together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from packhorse.decoders.rotations import position_scales, rotation_starts, rotation_tables
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.attention import attend
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
+from packhorse.engines.packed.expert_kernels import combine_and_normalize, gather, route
 from packhorse.engines.packed.kernels import (
+    GELU_TANH,
+    RELU2,
+    SILU,
     activate,
     add_and_normalize,
     choose_best,
@@ -30,149 +30,8 @@ from packhorse.engines.packed.kernels import (
     write_activations,
     write_logits,
 )
-from packhorse.engines.packed.layers import HEAD_COLUMNS, Layer, Linear, Norm, Weights
-from packhorse.engines.packed.panels import PANEL
-from packhorse.engines.packed.step import NUM_KINDS
-from packhorse.engines.packed.tiles import BLOCK, TILE_ROWS
-from packhorse.models.engine_support import PACKED_LLAMA_LIKE
-
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float32]
-SAMPLED_AT_ONCE = 16
-"""Number of rows whose full logits are materialized at the same time."""
-SPAN_TOKENS = 48
-"""Maximum number of tokens per span, so that threads can share the attention of a long prompt."""
-PHASES = ("matmul", "attention", "head", "elementwise")
-COUNTS = ("steps", "tokens", "pairs", "logits")
-
-
-@dataclass(slots=True)
-class Step:
-    """Input of one step; arrays are filled up to the counts.
-
-    Attributes:
-        tokens: [num_tokens] token ids.
-        positions: [num_tokens] position of each token in its row.
-        table_rows: [num_tokens] row of `block_tables` of each token.
-        spans: [num_spans, 5], see `attention.attend`; the last column repeats the first packed
-            token.
-        logit_tokens: [num_logits] packed tokens whose logits are needed.
-        num_best: Only the most probable token is needed for the first `num_best` logit tokens.
-    """
-
-    tokens: Ints
-    positions: Ints
-    table_rows: Ints
-    spans: Ints
-    logit_tokens: Ints
-    num_tokens: int = 0
-    num_spans: int = 0
-    num_logits: int = 0
-    num_best: int = 0
-
-
-def empty_step(tokens: int, rows: int) -> Step:
-    """Return a step with room for `tokens` tokens of `rows` rows."""
-    ids, positions, table_rows = np.empty((3, tokens), np.int32)
-    spans = np.empty((rows + tokens // SPAN_TOKENS, 5), np.int32)
-    return Step(ids, positions, table_rows, spans, np.empty(rows, np.int32))
-
-
-class Scratch:
-    """Scratch buffers of one thread for steps of up to `tokens` tokens, `rows` of them with logits.
-
-    Attributes:
-        seconds: Time spent in each of PHASES so far.
-        counts: Steps, tokens, attended pairs of tokens (windows ignored) and computed logit rows so
-            far.
-        counters: Progress of a step that threads share.
-        logits: All logits of the `num_full` rows after the first `num_best` of the last step.
-        helpers: Buffers of the other threads that computed the last step.
-    """
-
-    def __init__(
-        self,
-        arch: Architecture,
-        tokens: int,
-        rows: int,
-        context: int,
-        *,
-        quantized: bool,
-        panels: bool = False,
-    ) -> None:
-        accumulator_type: Any = np.int32 if quantized else np.float32
-        activation_type: Any = np.float32
-        if quantized:
-            activation_type = np.uint8 if panels else np.int8
-        attention_width = arch.heads * arch.padded_head
-        widest = max(arch.qkv_width, arch.activation_width, arch.hidden)
-        columns = min(HEAD_COLUMNS, arch.vocabulary)
-        self.head_rows = max(SAMPLED_AT_ONCE, min(rows, tokens * widest // columns))
-        size = max(tokens * widest, self.head_rows * columns)
-        self.accumulators = np.empty(size, accumulator_type)
-        self.residual = np.empty((tokens, arch.hidden), np.float32)
-        self.last_residual = np.empty((rows, arch.hidden), np.float32)
-        self.queries = np.empty((arch.kv_heads, tokens, arch.group, arch.padded_head), np.float32)
-        self.attention_output = np.empty((tokens, attention_width), np.float32)
-        self.activations = np.empty(
-            tokens * max(arch.hidden, attention_width, arch.inner), activation_type
-        )
-        self.scales = np.ones(tokens, np.float32)
-        self.row_buffer = np.empty(max(arch.hidden, arch.inner, attention_width), np.float32)
-        self.scores = np.empty((TILE_ROWS, -(-context // BLOCK) * BLOCK), np.float32)
-        self.value_sums = np.empty((TILE_ROWS, arch.padded_head), np.float32)
-        self.inverse_sums = np.empty(TILE_ROWS, np.float32)
-        self.last_spans = np.empty((rows, 5), np.int32)
-        self.best_logits, self.best_ids = np.empty(rows, np.float32), np.empty(rows, np.int64)
-        self.head_sums = np.empty(rows * PANEL if panels else 0, accumulator_type)
-        self.cycles = np.zeros(NUM_KINDS, np.int64)
-        self.logits: Floats = np.empty((0, arch.vocabulary), np.float32)
-        self.num_best = self.num_full = 0
-        self.counters, self.helpers = np.zeros(0, np.int64), list[Scratch]()
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.counts = dict.fromkeys(COUNTS, 0)
-        second_size = (
-            tokens * arch.qkv_width if quantized and not panels and arch.qkv_digits > 1 else 0
-        )
-        if quantized and not panels and not int8_matmul_is_exact():
-            second_size = size
-        self.second_accumulators = np.empty(second_size, accumulator_type)
-        self._tensors = torch.from_numpy(self.accumulators), torch.from_numpy(self.activations)
-        self._second_view = torch.from_numpy(self.second_accumulators)
-        self._phase_start = 0.0
-
-    def view_operands(self, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
-        """Return `activations` as [rows, inputs] and `accumulators` as [rows, outputs]."""
-        accumulators, activations = self._tensors
-        return (
-            activations[: rows * inputs].view(rows, inputs),
-            accumulators[: rows * outputs].view(rows, outputs),
-        )
-
-    def view_second_accumulators(self, rows: int, linear: Linear) -> Tensor:
-        """Return a second output buffer for `linear`; empty if it needs none."""
-        is_one = linear.low_digit is None and linear.remainder is None
-        outputs = 0 if is_one else linear.weight.shape[1]
-        return self._second_view[: rows * outputs].view(rows, outputs)
-
-    def count_bytes(self) -> int:
-        arrays = [value for value in vars(self).values() if isinstance(value, np.ndarray)]
-        return sum(array.nbytes for array in arrays)
-
-    def start(self, step: Step) -> None:
-        """Count a step and start its clock."""
-        spans = step.spans[: step.num_spans].astype(np.int64)
-        pairs = spans[:, 1] * spans[:, 2] + spans[:, 1] * (spans[:, 1] + 1) // 2
-        found = (1, step.num_tokens, int(pairs.sum()), step.num_logits)
-        for name, value in zip(COUNTS, found, strict=True):
-            self.counts[name] += value
-        self._phase_start = time.perf_counter()
-
-    def record_phase(self, phase: str) -> None:
-        """Add the time since the last call to `phase`."""
-        now = time.perf_counter()
-        self.seconds[phase] += now - self._phase_start
-        self._phase_start = now
+from packhorse.engines.packed.layers import Layer, Linear, Norm, Weights
+from packhorse.engines.packed.scratch import Floats, Ints, Scratch, Step, write_logit_spans
 
 
 class Network:
@@ -187,15 +46,29 @@ class Network:
 
     shares_steps = False
     """Whether several threads can compute a step together (`join`)."""
+    rotation_offset: int
+    """What the long rotations of a row add to its positions in `Step.rotation_rows`."""
 
     def __init__(
         self, arch: Architecture, weights: Weights, cache: KeyValueCache, context: int
     ) -> None:
         self.arch, self.weights, self.cache = arch, weights, cache
-        self._cosines, self._sines = _compute_rope_tables(arch, context)
+        decoder = arch.decoder
+        self._cosines, self._sines = rotation_tables(decoder, context, arch.padded_head // 2)
+        self._rotations = rotation_starts(decoder, context)
+        self._position_scales = position_scales(decoder, context)
+        self.rotation_offset = context if decoder.trained_length else 0
         self._head_scales = weights.head_scales
-        self._is_layer_norm = arch.family not in PACKED_LLAMA_LIKE
-        self._epsilon = np.float32(arch.epsilon)
+        self._hidden, self._is_layer_norm = decoder.hidden, decoder.norm == "layer"
+        self._epsilon = np.float32(decoder.epsilon)
+        self._is_gated = decoder.is_gated
+        self._activation = {"silu": SILU, "gelu_tanh": GELU_TANH, "relu2": RELU2}[
+            decoder.activation
+        ]
+        self._experts, self._per_token = decoder.experts, decoder.experts_per_token
+        self._normalizes_experts = decoder.normalizes_experts
+        self._attention_cap = np.float32(decoder.attention_cap)
+        self._logit_cap = np.float32(decoder.logit_cap)
         self._hadamard_order = arch.hadamard_order if cache.key_scales.size else 1
 
     def run(self, step: Step, block_tables: Ints, scratch: Scratch) -> None:
@@ -222,8 +95,8 @@ class Network:
         )
         first = weights.layers[0].attention_norm
         normalize(
-            residual, 0, count, first.weight, first.bias, self._is_layer_norm, self._epsilon,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            residual, 0, count, first.weight, first.bias, self._hidden, self._is_layer_norm,
+            self._epsilon, scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
         spans, num_spans = step.spans, step.num_spans
@@ -237,9 +110,16 @@ class Network:
                 return
             self._attend(layer, number, spans, num_spans, block_tables, count, scratch)
             following = weights.final_norm if is_last else weights.layers[number + 1].attention_norm
-            self._add_to_residual(layer.out, layer.mlp_norm, residual, count, scratch)
+            self._add_to_residual(
+                layer.out, layer.attention_post_norm, layer.mlp_norm, residual, count, scratch
+            )
+            if layer.router is not None:
+                self._add_experts(layer, layer.router, following, residual, count, scratch)
+                continue
             self._activate(layer, count, scratch)
-            self._add_to_residual(layer.down, following, residual, count, scratch)
+            self._add_to_residual(
+                layer.down, layer.mlp_post_norm, following, residual, count, scratch
+            )
 
     def open(self, step: Step, scratch: Scratch) -> None:
         """Prepare a step that threads then `join`. Only some networks can."""
@@ -274,6 +154,13 @@ class Network:
         scratch.record_phase("head")
         return scratch.best_logits[:count], scratch.best_ids[:count]
 
+    def _bound(self, logits: Floats) -> Floats:
+        """Return logits as the model bounds them: cap x tanh(logit / cap)."""
+        if not self._logit_cap:
+            return logits
+        bounded: Floats = self._logit_cap * np.tanh(logits / self._logit_cap)
+        return bounded
+
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
         """Return all logits [rows, vocabulary] of up to SAMPLED_AT_ONCE rows."""
         logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
@@ -283,7 +170,7 @@ class Network:
                 0, rows.stop - rows.start, width, width, logits,
             )  # fmt: skip
         scratch.record_phase("head")
-        return logits
+        return self._bound(logits)
 
     def _head_parts(self, rows: slice, scratch: Scratch) -> Iterator[tuple[int, int]]:
         """Compute logits of one vocabulary part at a time in `scratch.accumulators`.
@@ -311,10 +198,11 @@ class Network:
         self._multiply(layer.qkv, step.num_tokens, scratch)
         split_heads(
             scratch.accumulators, scratch.scales, layer.qkv.scales, layer.qkv.bias, 0,
-            step.num_tokens, step.positions, block_tables, step.table_rows, number, self._cosines,
-            self._sines,
-            layer.query_norm, layer.key_norm, arch.head_size, self._epsilon, scratch.row_buffer,
-            scratch.queries, cache.keys, cache.values, cache.key_scales, cache.value_scales,
+            step.num_tokens, step.positions, step.rotation_rows, self._position_scales,
+            block_tables, step.table_rows, number, self._rotations[number], self._cosines,
+            self._sines, layer.query_norm, layer.key_norm, arch.head_size, self._epsilon,
+            scratch.row_buffer, scratch.queries, cache.keys, cache.values, cache.key_scales,
+            cache.value_scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -325,9 +213,9 @@ class Network:
         cache = self.cache
         attend(
             spans, 0, num_spans * self.arch.kv_heads, self.arch.group, block_tables, number,
-            self.arch.windows[number], scratch.queries, cache.keys, cache.values,
-            cache.key_scales, cache.value_scales,
-            scratch.scores, scratch.value_sums, scratch.inverse_sums, scratch.attention_output,
+            self.arch.windows[number], self._attention_cap, scratch.queries, cache.keys,
+            cache.values, cache.key_scales, cache.value_scales, scratch.scores, scratch.value_sums,
+            scratch.inverse_sums, scratch.attention_output,
         )  # fmt: skip
         scratch.record_phase("attention")
         write_activations(
@@ -343,6 +231,7 @@ class Network:
     def _add_to_residual(
         self,
         linear: Linear,
+        post_norm: Norm,
         norm: Norm,
         residual: NDArray[np.float32],
         count: int,
@@ -352,8 +241,8 @@ class Network:
         self._multiply(linear, count, scratch)
         add_and_normalize(
             scratch.accumulators, scratch.scales, linear.scales, linear.bias, residual, 0, count,
-            norm.weight, norm.bias, self._is_layer_norm, self._epsilon,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            post_norm.weight, norm.weight, norm.bias, self._hidden, self._is_layer_norm,
+            self._epsilon, scratch.row_buffer, scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
 
@@ -362,11 +251,61 @@ class Network:
         self._multiply(layer.up, count, scratch)
         activate(
             scratch.accumulators, scratch.scales, layer.up.scales, layer.up.bias, 0, count,
-            arch.inner,
-            arch.is_gated, self._hadamard_order,
-            scratch.row_buffer, scratch.activations, scratch.scales,
+            arch.inner, self._is_gated, self._activation, self._hadamard_order, scratch.row_buffer,
+            scratch.activations, scratch.scales,
         )  # fmt: skip
         scratch.record_phase("elementwise")
+
+    def _add_experts(
+        self, layer: Layer, router: Linear, norm: Norm, residual: NDArray[np.float32], count: int,
+        scratch: Scratch,
+    ) -> None:  # fmt: skip
+        """Add the experts of each token to the residual stream and normalize it."""
+        arch, pairs = self.arch, count * self._per_token
+        hidden, inner, width = arch.hidden, arch.inner, arch.activation_width
+        sums, rows = map(torch.from_numpy, (scratch.expert_sums, scratch.expert_activations))
+        self._multiply(router, count, scratch)
+        route(
+            scratch.accumulators, scratch.scales, router.scales, router.bias, count, router.outputs,
+            self._experts, self._per_token, self._normalizes_experts, scratch.row_buffer,
+            scratch.expert_weights, scratch.expert_starts, scratch.places, scratch.owners,
+            scratch.pair_tokens,
+        )  # fmt: skip
+        gather(
+            scratch.activations, scratch.scales, scratch.pair_tokens, 0, pairs, hidden,
+            scratch.expert_activations, scratch.expert_scales,
+        )  # fmt: skip
+        starts = scratch.expert_starts.tolist()
+        used = [
+            (number, slice(starts[number], starts[number + 1]))
+            for number in range(self._experts)
+            if starts[number] < starts[number + 1]
+        ]
+
+        def multiply(linear: Linear, inputs: int, outputs: int) -> None:
+            for number, some in used:
+                part = linear.part(slice(number * outputs, (number + 1) * outputs))
+                given = rows[: pairs * inputs].view(pairs, inputs)[some]
+                product = sums[: pairs * outputs].view(pairs, outputs)[some]
+                part.multiply(given, product, torch.empty_like(product))
+
+        multiply(layer.up, hidden, width)
+        for number, some in used:
+            columns = slice(number * width, (number + 1) * width)
+            activate(
+                scratch.expert_sums, scratch.expert_scales, layer.up.scales[columns],
+                layer.up.bias[columns], some.start, some.stop, inner, self._is_gated,
+                self._activation, self._hadamard_order, scratch.row_buffer,
+                scratch.expert_activations, scratch.expert_scales,
+            )  # fmt: skip
+        multiply(layer.down, inner, hidden)
+        combine_and_normalize(
+            scratch.expert_sums, scratch.expert_scales, layer.down.scales, layer.down.bias,
+            scratch.expert_weights, scratch.places, scratch.owners, self._per_token, residual, 0,
+            count, norm.weight, norm.bias, self._hidden, self._is_layer_norm, self._epsilon,
+            scratch.row_buffer, scratch.activations, scratch.scales,
+        )  # fmt: skip
+        scratch.record_phase("matmul")
 
     def _multiply(self, linear: Linear, count: int, scratch: Scratch) -> None:
         linear.multiply(
@@ -383,42 +322,3 @@ class Network:
         )
         write_logit_spans(step, scratch.last_spans)
         return scratch.last_residual, scratch.last_spans
-
-
-def write_logit_spans(step: Step, spans: Ints) -> None:
-    """Write the spans of the `logit_tokens` alone."""
-    logit_tokens, count = step.logit_tokens[: step.num_logits], step.num_logits
-    spans[:count, 0], spans[:count, 1] = logit_tokens, 1
-    spans[:count, 2], spans[:count, 3] = step.positions[logit_tokens], step.table_rows[logit_tokens]
-    spans[:count, 4] = np.arange(count)
-
-
-def _compute_rope_tables(arch: Architecture, context: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return cosines and sines [context, padded head / 2] as transformers computes them.
-
-    Both are empty for learned positions.
-    """
-    if arch.positions:
-        return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    frequencies, factor = _rope_frequencies(arch)
-    half, width = arch.head_size // 2, arch.padded_head // 2
-    angles = torch.arange(context)[:, None].float() * frequencies
-    cosines, sines = np.zeros((2, context, width), np.float32)
-    cosines[:, :half], sines[:, :half] = angles.cos() * factor, angles.sin() * factor
-    return cosines, sines
-
-
-def _rope_frequencies(arch: Architecture) -> tuple[Tensor, float]:
-    """Return the inverse frequencies [head size / 2] and the factor of cosines and sines.
-
-    transformers has functions for all RoPE types but the default one, which is part of its models;
-    their import takes seconds.
-    """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    settings = arch.config.rope_parameters
-    if (kind := settings["rope_type"]) != "default":
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](arch.config)
-        return frequencies, factor
-    exponents = torch.arange(0, arch.head_size, 2).float() / arch.head_size
-    return 1.0 / settings["rope_theta"] ** exponents, 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 from packhorse.engines.packed.architecture import Architecture
 from packhorse.engines.packed.cache import KeyValueCache
 from packhorse.engines.packed.layers import Linear, Norm, Weights
-from packhorse.engines.packed.network import (
+from packhorse.engines.packed.network import Network
+from packhorse.engines.packed.scratch import (
     SAMPLED_AT_ONCE,
     Ints,
-    Network,
     Scratch,
     Step,
     write_logit_spans,
@@ -22,18 +23,23 @@ from packhorse.engines.packed.step import (
     ACTIVATION,
     ATTENDED,
     ATTENTION,
+    COMBINE,
     EMBED,
+    EXPERT_ACTIVATION,
+    EXPERTS,
+    GATHER,
     HEAD,
     HEADS,
     KEEP,
     MATMUL,
     NORM,
+    ROUTE,
     head_logits,
     run_step,
 )
 from packhorse.engines.packed.threads import LINE
 
-_PHASE_OF_KIND = {MATMUL: "matmul", ATTENTION: "attention", HEAD: "head"}
+_PHASE_OF_KIND = {MATMUL: "matmul", EXPERTS: "matmul", ATTENTION: "attention", HEAD: "head"}
 
 
 class PanelNetwork(Network):
@@ -48,32 +54,53 @@ class PanelNetwork(Network):
         linears: list[list[int]] = []
         norms: list[list[int]] = []
         head_norms: list[list[int]] = []
-        program = [(EMBED, 0, 0, 0)]
+        program = [(EMBED, 0, 0, 0, 0)]
         for number, layer in enumerate(weights.layers):
             first = len(linears)
             linears += map(_describe, (layer.qkv, layer.out, layer.up, layer.down))
-            norms += [_addresses(layer.attention_norm), _addresses(layer.mlp_norm)]
-            has_norms = layer.query_norm.size > 0
-            pair = (layer.query_norm, layer.key_norm)
-            head_norms.append([each.ctypes.data if has_norms else 0 for each in pair])
+            if layer.router is not None:
+                linears.append(_describe(layer.router))
+            first_norm = len(norms)
+            norms += map(
+                _addresses,
+                (layer.attention_norm, layer.attention_post_norm, layer.mlp_norm,
+                 layer.mlp_post_norm),
+            )  # fmt: skip
+            head_norms.append(
+                [number for each in (layer.query_norm, layer.key_norm)
+                 for number in (_address(each), each.size)]
+            )  # fmt: skip
             is_last = number + 1 == len(weights.layers)
             program += [
-                (MATMUL, number, first, 0),
-                (HEADS, number, first, 0),
-                *([(KEEP, number, 0, 0)] if is_last else []),
-                (ATTENTION, number, 0, 0),
-                (ATTENDED, number, 0, 0),
-                (MATMUL, number, first + 1, 0),
-                (NORM, number, first + 1, len(norms) - 1),
-                (MATMUL, number, first + 2, 0),
-                (ACTIVATION, number, first + 2, 0),
-                (MATMUL, number, first + 3, 0),
-                (NORM, number, first + 3, len(norms)),
+                (MATMUL, number, first, 0, 0),
+                (HEADS, number, first, 0, 0),
+                *([(KEEP, number, 0, 0, 0)] if is_last else []),
+                (ATTENTION, number, 0, 0, 0),
+                (ATTENDED, number, 0, 0, 0),
+                (MATMUL, number, first + 1, 0, 0),
+                (NORM, number, first + 1, first_norm + 2, first_norm + 1),
             ]
+            if layer.router is None:
+                program += [
+                    (MATMUL, number, first + 2, 0, 0),
+                    (ACTIVATION, number, first + 2, 0, 0),
+                    (MATMUL, number, first + 3, 0, 0),
+                    (NORM, number, first + 3, len(norms), first_norm + 3),
+                ]
+            else:
+                program += [
+                    (MATMUL, number, first + 4, 0, 0),
+                    (ROUTE, number, first + 4, 0, 0),
+                    (GATHER, number, 0, 0, 0),
+                    (EXPERTS, number, first + 2, 0, 0),
+                    (EXPERT_ACTIVATION, number, first + 2, 0, 0),
+                    (EXPERTS, number, first + 3, 0, 0),
+                    (COMBINE, number, first + 3, len(norms), 0),
+                ]
         norms.append(_addresses(weights.final_norm))
         self._first_head, start = len(linears), 0
         for part in weights.head:
-            program.append((HEAD, 0, len(linears), start))
+            program.append((HEAD, 0, len(linears), start, 0))
             linears.append(_describe(part))
             start += linears[-1][-1]
         self._program = np.array(program, np.int64)
@@ -100,7 +127,7 @@ class PanelNetwork(Network):
         write_logit_spans(step, scratch.last_spans)
 
     def join(self, step: Step, block_tables: Ints, shared: Scratch, own: Scratch) -> None:
-        arch, weights, cache = self.arch, self.weights, self.cache
+        weights, cache = self.weights, self.cache
         started = time.perf_counter()
         own.best_logits[: step.num_best] = -np.inf
         own.best_ids[: step.num_best] = 0
@@ -108,17 +135,20 @@ class PanelNetwork(Network):
         try:
             run_step(
                 shared.counters, self._program, self._linears, self._norms, self._head_norms,
-                self._windows, step.tokens, step.positions, step.table_rows, step.spans,
-                shared.last_spans, step.logit_tokens, step.num_tokens, step.num_spans,
-                step.num_logits, step.num_best, shared.num_full, block_tables, weights.embeddings,
-                weights.position_embeddings, self._cosines, self._sines, self._head_scales,
-                cache.keys, cache.values, cache.key_scales, cache.value_scales,
-                shared.residual, shared.last_residual, shared.queries, shared.attention_output,
-                shared.accumulators, shared.activations, shared.scales, shared.logits,
-                own.row_buffer, own.scores, own.value_sums, own.inverse_sums, own.head_sums,
-                own.best_logits, own.best_ids, own.cycles,
-                arch.inner, arch.head_size, arch.is_gated, self._is_layer_norm, self._epsilon,
-                self._hadamard_order,
+                self._windows, self._rotations, step.tokens, step.positions, step.rotation_rows,
+                step.table_rows, step.spans, shared.last_spans, step.logit_tokens, step.num_tokens,
+                step.num_spans, step.num_logits, step.num_best, shared.num_full, block_tables,
+                weights.embeddings, weights.position_embeddings, self._position_scales,
+                self._cosines, self._sines, self._head_scales, cache.keys, cache.values,
+                cache.key_scales, cache.value_scales, shared.residual, shared.last_residual,
+                shared.queries, shared.attention_output, shared.accumulators, shared.activations,
+                shared.scales, shared.logits, shared.expert_sums, shared.expert_activations,
+                shared.expert_scales, shared.expert_weights, shared.expert_starts, shared.places,
+                shared.owners, shared.pair_tokens, own.row_buffer, own.scores, own.value_sums,
+                own.inverse_sums, own.head_sums, own.best_logits, own.best_ids, own.cycles,
+                self._hidden, self.arch.inner, self.arch.head_size, self._is_gated,
+                self._activation, self._is_layer_norm, self._epsilon, self._attention_cap,
+                self._hadamard_order, self._experts, self._per_token, self._normalizes_experts,
             )  # fmt: skip
         except BaseException:
             shared.counters[:] = np.iinfo(np.int64).max // 2  # no thread waits for what is lost
@@ -138,7 +168,8 @@ class PanelNetwork(Network):
 
     def logits(self, rows: slice, scratch: Scratch) -> NDArray[np.float32]:
         if scratch.num_full and rows.start >= scratch.num_best:
-            return scratch.logits[rows.start - scratch.num_best : rows.stop - scratch.num_best]
+            some = slice(rows.start - scratch.num_best, rows.stop - scratch.num_best)
+            return self._bound(scratch.logits[some])
         logits = np.empty((rows.stop - rows.start, self.arch.vocabulary), np.float32)
         started = time.perf_counter()
         head_logits(
@@ -146,7 +177,7 @@ class PanelNetwork(Network):
             self._head_scales, rows.start, rows.stop, scratch.head_sums, logits,
         )  # fmt: skip
         scratch.seconds["head"] += time.perf_counter() - started
-        return logits
+        return self._bound(logits)
 
 
 def _describe(linear: Linear) -> list[int]:
@@ -160,4 +191,9 @@ def _describe(linear: Linear) -> list[int]:
 
 
 def _addresses(norm: Norm) -> list[int]:
-    return [norm.weight.ctypes.data, norm.bias.ctypes.data]
+    return [_address(norm.weight), _address(norm.bias)]
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Return the address of an array, 0 if it is empty."""
+    return array.ctypes.data if array.size else 0

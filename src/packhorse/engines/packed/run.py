@@ -16,9 +16,10 @@ from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import NOT_NUMBERS, CallbackError, Row, diagnose, refuse
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch, Step, empty_step
 from packhorse.errors import EngineError
 
 Result = Generated | Scores
@@ -139,6 +140,7 @@ class Run:
         """Queue the rows of a batch; yield failures of rows that cannot run."""
         rows = [Row(prompt) for prompt in batch.prompts]
         vocabulary, positions = self._network.arch.vocabulary, self._network.arch.positions
+        trained = self._network.arch.decoder.trained_length
         accepted = []
         for row in rows:
             prompt = row.prompt
@@ -150,10 +152,20 @@ class Run:
                     "engine_error", f"{last} positions are needed, the model has {positions}"
                 )
             else:
-                prefix = prompt.token_ids[: batch.shared_prefix]
                 paths = [] if self._scoring is None else list(self._scoring.paths)
-                rng = row_generator(prompt.decoding)
-                accepted.append(Sequence(row, prefix, rng, pending_paths=paths))
+                longest = max(map(len, paths), default=0)
+                if len(prompt.token_ids) <= trained < len(prompt.token_ids) + longest:
+                    yield row.fail(
+                        "engine_error",
+                        f"continuations of {longest} tokens exceed the {trained} tokens below "
+                        "which the model's rotations are short",
+                    )
+                    continue
+                sequence = Sequence(row, (), row_generator(prompt.decoding), pending_paths=paths)
+                if 0 < trained < len(prompt.token_ids):
+                    sequence.rotation_offset = self._network.rotation_offset
+                sequence.prefix = sequence.cache_key(prompt.token_ids[: batch.shared_prefix])
+                accepted.append(sequence)
         with self._changed:
             self._scheduler.add(accepted)
             self._changed.notify_all()
@@ -261,6 +273,10 @@ class Run:
                     self._scheduler.remove(sequence, is_damaged=sequence.row.failed)
                 elif sequence.pending_paths:
                     self._scheduler.fork(sequence)
+                elif sequence.num_remaining_tokens == 1 and not sequence.path:
+                    trained = self._network.arch.decoder.trained_length
+                    offset = self._network.rotation_offset
+                    self._scheduler.restart_if_longer(sequence, trained, offset)
             self._end_step(step)
         for outcome in results:
             self._results.put(outcome)

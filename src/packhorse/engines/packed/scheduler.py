@@ -29,7 +29,7 @@ from packhorse.engines.common.rows import Row
 from packhorse.engines.common.sampling import wants_all_logits
 from packhorse.engines.packed.blocks import BlockPool
 from packhorse.engines.packed.cache import KeyValueCache
-from packhorse.engines.packed.network import SPAN_TOKENS, Step
+from packhorse.engines.packed.scratch import SPAN_TOKENS, Step
 from packhorse.engines.packed.tiles import BLOCK
 
 ADMISSION_WINDOW = 64
@@ -42,7 +42,7 @@ class Sequence:
 
     Attributes:
         row: The row.
-        prefix: Leading tokens that it shares with other rows.
+        prefix: Leading tokens that it shares with other rows, as `cache_key` gives them.
         rng: Its random number generator.
         token_ids: Prompt and generated tokens at its last admission.
         num_computed_tokens: Tokens whose keys and values are in the cache.
@@ -54,6 +54,8 @@ class Sequence:
         publishes_prefix: Whether to add its prefix to the prefix cache once computed.
         path: Continuation tokens being scored.
         pending_paths: Paths to score after `path`, in order.
+        rotation_offset: What is added to its positions in `Step.rotation_rows`; not 0 if it is
+            longer than the trained length.
     """
 
     row: Row
@@ -69,19 +71,29 @@ class Sequence:
     publishes_prefix: bool = False
     path: tuple[int, ...] = ()
     pending_paths: list[tuple[int, ...]] = field(default_factory=list)
+    rotation_offset: int = 0
+
+    def cache_key(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the key of tokens in the prefix cache.
+
+        Keys of rows beyond the trained length are rotated otherwise, so these share blocks with
+        each other only: their tokens are negative there.
+        """
+        return tuple(~token for token in tokens) if self.rotation_offset else tokens
 
     @property
     def num_remaining_tokens(self) -> int:
         """Number of tokens to compute before the next one is known."""
-        return self._length - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
 
     @property
     def logits_start(self) -> int:
         """First token whose logits are needed; those of all later tokens are needed too."""
-        return self._length - max(1, len(self.path))
+        return self.num_tokens - max(1, len(self.path))
 
     @property
-    def _length(self) -> int:
+    def num_tokens(self) -> int:
+        """Number of tokens of prompt, answer and path."""
         return len(self.row.prompt.token_ids) + len(self.row.token_ids) + len(self.path)
 
     def next_tokens(self, count: int) -> tuple[int, ...]:
@@ -163,7 +175,8 @@ class Scheduler:
             sequence.steps_alone -= 1
         blocks = min(-(-len(sequence.prefix) // BLOCK), len(sequence.token_ids) // BLOCK)
         if sequence.publishes_prefix and sequence.num_computed_tokens >= blocks * BLOCK:
-            self._pool.cache_prefix(sequence.token_ids, sequence.block_table[:blocks])
+            key = sequence.cache_key(sequence.token_ids)
+            self._pool.cache_prefix(key, sequence.block_table[:blocks])
             self._stop_publishing(sequence)
         if sequence.pending_paths and sequence.num_remaining_tokens == 0:
             sequence.start_next_path()
@@ -208,6 +221,18 @@ class Scheduler:
             self._pool.evict(sequence.block_table)
             self._cache.clear(self._pool.unshared(sequence.block_table))
         self._release(sequence)
+
+    def restart_if_longer(self, sequence: Sequence, length: int, rotation_offset: int) -> None:
+        """Compute a row anew with long rotations if it has grown beyond the trained length.
+
+        Args:
+            sequence: The row.
+            length: The trained length (tokens); 0 for none.
+            rotation_offset: Its `rotation_offset` from then on.
+        """
+        if length and not sequence.rotation_offset and sequence.num_tokens > length:
+            self.preempt(sequence)
+            sequence.rotation_offset, sequence.prefix = rotation_offset, ()
 
     def preempt(self, sequence: Sequence, *, has_failed: bool = False) -> None:
         """Move a running row to the front of the queue.
@@ -386,6 +411,7 @@ def pack(chosen: list[tuple[Sequence, int]], step: Step) -> list[Sequence]:
         packed = slice(first, first + count)
         step.tokens[packed] = sequence.next_tokens(count)
         step.positions[packed] = np.arange(position, position + count)
+        step.rotation_rows[packed] = step.positions[packed] + sequence.rotation_offset
         step.table_rows[packed] = sequence.table_row
         for begin in range(0, count, SPAN_TOKENS):
             size = min(SPAN_TOKENS, count - begin)

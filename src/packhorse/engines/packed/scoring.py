@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from packhorse.data import Failure, Scores
 from packhorse.engines.common.rows import NOT_NUMBERS, Row
-from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
+from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.scheduler import Sequence
+from packhorse.engines.packed.scratch import SAMPLED_AT_ONCE, Scratch, Step, empty_step
 from packhorse.engines.packed.tiles import BLOCK
 from packhorse.errors import EngineError
 
@@ -108,6 +109,7 @@ def logits_after(
     token_ids: Several[int],
     count: int,
     at_once: int | None = None,
+    is_long: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return the logits [count, vocabulary] after each of the last `count` tokens.
 
@@ -119,6 +121,7 @@ def logits_after(
         token_ids: Tokens of the text.
         count: Number of tokens whose logits are needed.
         at_once: Maximum number of tokens per step; None for as many as fit.
+        is_long: Whether rotations are those beyond the trained length; None if the text is longer.
     """
     found = np.empty((count, network.arch.vocabulary), np.float32)
     block_tables = np.arange(-(-len(token_ids) // BLOCK), dtype=np.int32)[None]
@@ -126,11 +129,15 @@ def logits_after(
     most = min(room, at_once or room)
     step = empty_step(most, most)
     wanted = len(token_ids) - count
+    if is_long is None:
+        is_long = 0 < network.arch.decoder.trained_length < len(token_ids)
+    offset = network.rotation_offset if is_long else 0
     for first in range(0, len(token_ids), most):
         chunk = token_ids[first : first + most]
         step.num_tokens, step.num_spans = len(chunk), 1
         step.tokens[: len(chunk)] = chunk
         step.positions[: len(chunk)] = np.arange(first, first + len(chunk))
+        step.rotation_rows[: len(chunk)] = step.positions[: len(chunk)] + offset
         step.table_rows[: len(chunk)] = 0
         step.spans[0] = (0, len(chunk), first, 0, 0)
         ends = np.arange(max(0, wanted - first), len(chunk))

@@ -21,6 +21,7 @@ from packhorse.engines.packed.checkpoint_tensors import row_slices
 from packhorse.engines.packed.layers import (
     HEAD_COLUMNS,
     LOW_DIGIT_STEPS,
+    ROUTER_DIGITS,
     Layer,
     Linear,
     Norm,
@@ -74,25 +75,32 @@ def _mapped(folder: Path, arch: Architecture, native: bool) -> Weights:
         return found if native else found.for_torch()
 
     def norm(name: str) -> Norm:
+        width = arch.hidden if getattr(arch.decoder.names, name.rpartition(".")[2]) else 0
+        if not width:
+            return Norm(np.empty(0, np.float32), np.empty(0, np.float32))
         return Norm(
-            *(tensors.get(f"{name}.{part}", np.float32, arch.hidden) for part in ("weight", "bias"))
+            *(tensors.get(f"{name}.{part}", np.float32, width) for part in ("weight", "bias"))
         )
 
     def layer(number: int) -> Layer:
         start, width = f"layers.{number}.", arch.heads * arch.padded_head
         head_norms = (
-            tensors.get(f"{start}{name}", np.float32, arch.padded_head)
-            if arch.has_head_norms
-            else np.empty(0, np.float32)
-            for name in ("query_norm", "key_norm")
+            tensors.get(f"{start}{name}", np.float32, size) if size else np.empty(0, np.float32)
+            for name, size in zip(("query_norm", "key_norm"), arch.head_norm_widths, strict=True)
         )
+        router = None
+        if arch.decoder.experts:
+            router = linear(f"{start}router", arch.router_width, arch.hidden, ROUTER_DIGITS)
         return Layer(
             norm(f"{start}attention_norm"),
             linear(f"{start}qkv", arch.qkv_width, arch.hidden, arch.qkv_digits),
             linear(f"{start}out", arch.hidden, width),
+            norm(f"{start}attention_post_norm"),
             norm(f"{start}mlp_norm"),
-            linear(f"{start}up", arch.activation_width, arch.hidden),
-            linear(f"{start}down", arch.hidden, arch.inner),
+            router,
+            linear(f"{start}up", arch.mlps * arch.activation_width, arch.hidden),
+            linear(f"{start}down", arch.mlps * arch.hidden, arch.inner),
+            norm(f"{start}mlp_post_norm"),
             *head_norms,
         )
 
