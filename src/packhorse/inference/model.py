@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +24,7 @@ from packhorse.data import (
     Scores,
 )
 from packhorse.engine_protocol import Engine, EngineCapabilities
+from packhorse.engine_protocol.registry import EngineEntry, sampling_refusal
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, EngineError
 from packhorse.inference.generation import GenerationRun
@@ -32,6 +34,10 @@ from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")
+_FLAT_FIELDS = (
+    "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "top_log_probs",
+)  # fmt: skip
+_DEFAULT_DECODING = SamplingParams()
 _ABANDONED_RUNS: list[Any] = []
 """Runs that a forked process inherited; they are kept referenced so that they are never closed."""
 
@@ -39,13 +45,21 @@ _ABANDONED_RUNS: list[Any] = []
 def result_settings(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
     """Return the settings that determine results, apart from model, engine and input.
 
-    A journal is bound to them. The result is a flat dictionary.
+    A journal is bound to them. The result is a flat dictionary; parameters that older journals do
+    not have are in `sampling`, as far as they are set.
 
     Args:
         quantization: Number format, with "auto" resolved.
         decoding: Sampling parameters of the job.
     """
-    fields = {**asdict(decoding), "stop": list(decoding.stop)}
+    fields = {name: getattr(decoding, name) for name in _FLAT_FIELDS}
+    others = {
+        name: value
+        for name, value in asdict(decoding).items()
+        if name not in _FLAT_FIELDS and value != getattr(_DEFAULT_DECODING, name)
+    }
+    more: dict[str, Any] | None = json.loads(json.dumps(others)) or None
+    fields |= {"stop": list(decoding.stop), "sampling": more}
     return {"quantization": quantization, **fields}
 
 
@@ -114,6 +128,7 @@ class Model:
         """
         chosen = replace(SamplingParams(), **decoding)
         check_decoding(chosen, self.capabilities.max_context)
+        check_sampling_support(chosen, self.capabilities)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         generation_run = self.start_generation(tokenizer, chosen, self.budget(chosen), Meter())
         return self._guarded(generation_run.outcomes(requests_of(prompts)))
@@ -380,9 +395,24 @@ def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> 
     """
     if error := range_error(decoding):
         raise ConfigError(error, "give a value in this range")
+    if decoding.min_tokens > decoding.max_new_tokens:
+        raise ConfigError(
+            f"min_tokens must be at most max_new_tokens ({decoding.max_new_tokens}), "
+            f"got {decoding.min_tokens}",
+            "lower the one or raise the other",
+        )
     if max_context is not None and decoding.max_new_tokens >= max_context:
         raise ConfigError(
             f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
             f"the model's context is {max_context} tokens",
             f"give a number below {max_context}",
         )
+
+
+def check_sampling_support(
+    decoding: SamplingParams, capabilities: EngineCapabilities | EngineEntry
+) -> None:
+    """Raise ConfigError for parameters of a job that its engine does not support."""
+    name, supported = capabilities.name, capabilities.sampling_fields
+    if problem := sampling_refusal(name, supported, decoding):
+        raise ConfigError(problem, "--engine names the engine")

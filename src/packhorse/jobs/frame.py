@@ -22,7 +22,7 @@ from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
 from packhorse.jobs.workspace import Workspace
-from packhorse.outputs import OpenAIOutput, OutputRow, write_json, write_output
+from packhorse.outputs import EXTRA_COLUMNS, OpenAIOutput, OutputRow, write_json, write_output
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.atomic_files import is_there
 
@@ -264,7 +264,10 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
         for record in journal.records()
         if which == "all" or (record.finish_reason if which == "completed" else record.error_code)
     )
-    return write_output(output, rows, openai=shape, labels=bool(journal.meta("labels")))
+    extra = [column for column, name in EXTRA_COLUMNS.items() if journal.has_notes(name)]
+    return write_output(
+        output, rows, openai=shape, labels=bool(journal.meta("labels")), extra_columns=extra
+    )
 
 
 def input_identity(source: str) -> str:

@@ -222,6 +222,12 @@ class Journal:
         statement = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 13)})"  # noqa: S608
         self._database.write(statement, checked(values))
 
+    def has_notes(self, name: str) -> bool:
+        """Report whether the note of any result has a field of this name."""
+        query = "SELECT 1 FROM results WHERE note LIKE ? LIMIT 1"
+        with self._database.held() as connection:
+            return connection.execute(query, (f'%"{name}": %',)).fetchone() is not None
+
     def commit(self) -> None:
         """Make what was recorded durable."""
         self._database.commit()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,10 +25,12 @@ from packhorse.openai_format.responses import (
     response_document,
     response_head,
     usage_document,
+    with_prompt_log_probs,
 )
 from packhorse.storage.atomic_files import atomic_file, json_bytes, write_json
 
 __all__ = [
+    "EXTRA_COLUMNS",
     "OpenAIOutput",
     "OutputFormat",
     "OutputRow",
@@ -49,6 +52,8 @@ _COLUMNS = (
     "error_code",
     "error_message",
 )
+EXTRA_COLUMNS = {"choices": "other_choices", "prompt_logprobs": "prompt_log_probs"}
+"""Columns of values that few jobs ask for, as JSON -> the name in the journal's notes."""
 _LABEL_COLUMNS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
 _TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
 Value = str | int | float | None
@@ -68,6 +73,8 @@ class OutputRow:
         chat: Whether the row was messages and becomes a chat completion in OpenAI's format.
         confidence, answered_by: Of the label, for a classification.
         log_probs: `logprobs` of the choice in OpenAI's format, if the row asked for them.
+        prompt_log_probs: `prompt_logprobs` in vLLM's format, if the row asked for them.
+        other_choices: text, finish_reason and log_probs of the choices after the first.
     """
 
     id: RowId
@@ -82,6 +89,17 @@ class OutputRow:
     confidence: float | None = None
     answered_by: str | None = None
     log_probs: dict[str, Any] | None = None
+    prompt_log_probs: list[Any] | None = None
+    other_choices: list[dict[str, Any]] | None = None
+
+    @property
+    def choices(self) -> list[dict[str, Any]] | None:
+        """Text and finish reason of all choices, of a row with several."""
+        if not self.other_choices:
+            return None
+        first = {"text": self.text, "finish_reason": self.finish_reason}
+        others = ({name: each[name] for name in first} for each in self.other_choices)
+        return [first, *others]
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -139,6 +157,7 @@ def write_output(
     *,
     openai: OpenAIOutput | None = None,
     labels: bool = False,
+    extra_columns: Sequence[str] = (),
 ) -> int:
     """Write `rows` atomically in the format that the suffix of `path` selects.
 
@@ -151,6 +170,8 @@ def write_output(
         openai: Write OpenAI batch output lines; `path` then ends in .jsonl.
         labels: The rows are a classification, with columns for label and confidence instead of text
             and tokens.
+        extra_columns: Those of EXTRA_COLUMNS that a table gets; JSONL has them in rows that have a
+            value.
 
     Returns:
         The number of rows.
@@ -165,7 +186,8 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _COLUMNS)
+        columns = _LABEL_COLUMNS if labels else (*_COLUMNS, *extra_columns)
+        return _WRITERS[kind](file, rows, columns)
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
@@ -194,8 +216,10 @@ def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
     if row.error_code is not None:
         error = {"code": row.error_code, "message": row.error_message, "line": row.line}
         return {"id": row.id, "error": error}
-    kept = [name for name in columns if not name.startswith("error_")]
-    return {name: row.id if name == "id" else _cell(row, name) for name in kept}
+    kept = [name for name in columns if not name.startswith("error_") and name not in EXTRA_COLUMNS]
+    line = {name: row.id if name == "id" else _cell(row, name) for name in kept}
+    extra = {"choices": row.choices, "prompt_logprobs": row.prompt_log_probs}
+    return line | {name: value for name, value in extra.items() if value is not None}
 
 
 def _openai_line(row: OutputRow, openai: OpenAIOutput) -> dict[str, Any]:
@@ -219,10 +243,15 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     usage = None
     if row.prompt_tokens is not None and row.completion_tokens is not None:
         usage = usage_document(row.prompt_tokens, row.completion_tokens)
-    choice = choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)
-    return response_document(
-        response_head(kind, name, openai.created, openai.model), [choice], usage
+    choices = [choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)]
+    choices += [
+        choice_document(kind, index, each["text"], each["log_probs"], each["finish_reason"])
+        for index, each in enumerate(row.other_choices or (), 1)
+    ]
+    body = response_document(
+        response_head(kind, name, openai.created, openai.model), choices, usage
     )
+    return with_prompt_log_probs(kind, body, [row.prompt_log_probs] * len(choices))
 
 
 def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
@@ -259,6 +288,9 @@ def _cell(row: OutputRow, name: str) -> Value:
     """Return the value of a row in a column of a table."""
     if name == "id":
         return str(row.id)
+    if name in EXTRA_COLUMNS:
+        found = row.choices if name == "choices" else row.prompt_log_probs
+        return None if found is None else json.dumps(found, ensure_ascii=False)
     value: Value = getattr(row, "text" if name == "label" else name)
     return value
 

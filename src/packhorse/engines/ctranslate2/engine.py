@@ -38,7 +38,9 @@ from numpy.typing import NDArray
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, SamplingParams, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
-from packhorse.engines.common.rows import Result, Row, answer, refuse
+from packhorse.engine_protocol.registry import engine_entry
+from packhorse.engines.common.rows import Result, Row, answer, diagnose, refuse, settle
+from packhorse.engines.ctranslate2.constraints import constraints, unsupported_sampling
 from packhorse.engines.ctranslate2.loading import (
     GeneratorSource,
     available_device,
@@ -47,7 +49,12 @@ from packhorse.engines.ctranslate2.loading import (
     memory_sizes,
     supported_compute_type,
 )
-from packhorse.engines.ctranslate2.log_probs import StepLogits, asks, bounded, kept_steps
+from packhorse.engines.ctranslate2.log_probs import (
+    StepLogits,
+    asks,
+    bounded,
+    kept_steps,
+)
 from packhorse.engines.ctranslate2.scoring import ContinuationScoring
 from packhorse.engines.ctranslate2.seeded import SeededWorkers
 from packhorse.engines.ctranslate2.step_callback import BatchEnded, Run, StepCallback
@@ -127,6 +134,7 @@ class CTranslate2Engine:
         self._at_exit = weakref.finalize(self, await_idle, self._generator)
         self._closed = threading.Event()
         self._keeping = threading.Lock()
+        self._open_runs = 0
         self._kept_prefixes: set[tuple[int, ...]] = set()
         variables = read_variables(folder)
         self._tokens = checked_tokens(self._generator, folder, variables, max_context)
@@ -153,6 +161,7 @@ class CTranslate2Engine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
+            sampling_fields=engine_entry("ctranslate2").sampling_fields,
             max_prompt=self._window,
         )
 
@@ -168,6 +177,8 @@ class CTranslate2Engine:
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
         run = Run(self._generator, on_token, SeededWorkers(self._source))
+        with self._keeping:
+            self._open_runs += 1
         executor = ThreadPoolExecutor(self._traits.workers, thread_name_prefix="ctranslate2")
         underway, is_more = 0, True
         try:
@@ -190,7 +201,11 @@ class CTranslate2Engine:
             run.cancelled.set()
             executor.shutdown(cancel_futures=True)
             run.seeded.close()
-            await_idle(run.generator)
+            with self._keeping:
+                self._open_runs -= 1
+                is_last = not self._open_runs
+            if is_last:  # jobs of other runs may never be over
+                await_idle(run.generator)
 
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
@@ -238,7 +253,10 @@ class CTranslate2Engine:
 
     def _answer(self, batch: Batch, run: Run) -> Iterator[Result]:
         rows = [Row(prompt) for prompt in batch.prompts]
-        yield from filter(None, map(self._refuse, rows))
+        yield from filter(None, map(self._settle, rows))
+        for row in rows:
+            if not row.answered and row.prompt.decoding.prompt_log_probs is not None:
+                yield from self._read_prompt(row)
         accepted = [row for row in rows if not row.answered]
         seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
         others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
@@ -249,6 +267,34 @@ class CTranslate2Engine:
                 yield row.fail("bad_option", self._too_many_logits())
             else:
                 yield from answer([row], lambda rows: self._generate(rows, run))
+
+    def _read_prompt(self, row: Row) -> Iterator[Result]:
+        """Compute the log-probabilities of a prompt; yield the row if it ends with that."""
+        ids = row.prompt.token_ids
+        try:
+            for logits in self.logits_after(ids, len(ids))[:-1]:
+                row.take_prompt_logits(logits)
+        except Exception as error:  # noqa: BLE001 - what the library raises is not ours to choose
+            yield row.fail(*diagnose(error))
+            return
+        if not row.prompt.decoding.max_new_tokens:
+            yield row.finish_prompt()
+
+    def _settle(self, row: Row) -> Result | None:
+        """Return the result of a row that need not or cannot run."""
+        if failure := self._refuse(row):
+            return failure
+        if problem := unsupported_sampling(row.prompt.decoding):
+            return row.fail("unsupported_option", problem)
+        most = kept_steps(self._vocab_size)
+        asks_prompt = row.prompt.decoding.prompt_log_probs is not None
+        if asks_prompt and len(row.prompt.token_ids) > most:
+            return row.fail(
+                "unsupported_option",
+                f"the engine ctranslate2 computes log-probabilities of prompts of at most {most} "
+                "tokens of this model: use the engine transformers or packed",
+            )
+        return settle(row, self._traits.max_context, self._vocab_size)
 
     def _refuse(self, row: Row) -> Failure | None:
         """Return the failure of a row that cannot run."""
@@ -273,7 +319,7 @@ class CTranslate2Engine:
         for row in rows:
             is_one_token = len(row.sequence) == shared + 1
             sampling = sorted(self._sampling(row.prompt.decoding).items())
-            group = (asks(row.prompt), is_one_token, *sampling)
+            group = (asks(row.prompt), is_one_token, *sampling, *constraints(row, self._end_ids))
             groups.setdefault(group, []).append(row)
         for group_rows in groups.values():
             if asks(group_rows[0].prompt):
@@ -339,13 +385,18 @@ class CTranslate2Engine:
             rows, self._end_ids, run, lambda: self._is_stopping(run), logits, forced
         )
         left = max(row.tokens_left for row in rows)
+        steps = min(left, most_steps or left)
+        end_ids, suppressed, least = constraints(rows[0], self._end_ids)
         options: dict[str, Any] = {
-            "max_length": forced + min(left, most_steps or left),
+            "max_length": forced + steps,
+            "min_length": forced + min(least, steps) if least else 0,
             "return_logits_vocab": is_asked,
-            "end_token": sorted(self._end_ids),
+            "end_token": list(end_ids),
             "include_prompt_in_result": forced > 0,
             **self._sampling(decoding),
         }
+        if suppressed:
+            options["suppress_sequences"] = [[self._tokens[token]] for token in suppressed]
         if shared:
             prefix = rows[0].sequence[:shared]
             options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]

@@ -21,6 +21,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Sequence:
         publishes_prefix: Whether to add its prefix to the prefix cache once computed.
         path: Continuation tokens being scored.
         pending_paths: Paths to score after `path`, in order.
+        caller: The `packhorse.engines.packed.run.Caller` that brought the row.
     """
 
     row: Row
@@ -69,6 +71,7 @@ class Sequence:
     publishes_prefix: bool = False
     path: tuple[int, ...] = ()
     pending_paths: list[tuple[int, ...]] = field(default_factory=list)
+    caller: Any = None
 
     @property
     def num_remaining_tokens(self) -> int:
@@ -78,6 +81,8 @@ class Sequence:
     @property
     def logits_start(self) -> int:
         """First token whose logits are needed; those of all later tokens are needed too."""
+        if self.row.needs_prompt_log_probs:
+            return len(self.row.prompt_log_probs)
         return self._length - max(1, len(self.path))
 
     @property
@@ -139,6 +144,15 @@ class Scheduler:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
+
+    def discard(self, caller: object) -> bool:
+        """Remove the rows of a caller; return whether steps with some of them are running."""
+        self.waiting = deque(each for each in self.waiting if each.caller is not caller)
+        own = [each for each in self.running if each.caller is caller]
+        for sequence in own:
+            if not sequence.is_busy:
+                self.remove(sequence)
+        return any(sequence.is_busy for sequence in own)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """Return the rows of the next step and the number of tokens of each; they become busy.
