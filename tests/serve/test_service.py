@@ -51,7 +51,7 @@ def test_an_engine_that_does_not_tell_them_says_so() -> None:
     ("options", "choices", "count"),
     [
         ({"top_log_probs": 20, "max_new_tokens": 48}, 1, 48 * 21),
-        ({"top_log_probs": 0, "max_new_tokens": 200, "temperature": 1.0}, 6, 200 * 6),
+        ({"top_log_probs": 0, "max_new_tokens": 200, "temperature": 1.0, "n": 6}, 6, 200 * 6),
     ],
 )
 def test_an_answer_that_would_hold_too_many_is_refused(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from packhorse.batching.expected import expect
 from packhorse.batching.planner import plan_batches
@@ -52,6 +54,7 @@ class GenerationRun:
         meter: Metrics of the run.
         share_prefixes: See `packhorse.config.BatchingConfig`.
         deduplicate: See `packhorse.config.BatchingConfig`.
+        tokenizing: Lock of the tokenizer, which is not safe for threads.
         stopping: Called before every batch. Once it returns True, no further batch is planned,
             running batches finish, and the remaining rows get no outcome.
     """
@@ -65,6 +68,7 @@ class GenerationRun:
     meter: Meter
     share_prefixes: bool = False
     deduplicate: bool = False
+    tokenizing: AbstractContextManager[Any] = field(default_factory=nullcontext)
     stopping: Callable[[], bool] = lambda: False
     _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
     _refused: deque[Failure] = field(default_factory=deque)
@@ -148,7 +152,8 @@ class GenerationRun:
         decodings = [row_decoding(self.decoding, request) for request in window]
         rooms = [context - decoding.max_new_tokens for decoding in decodings]
         prompts = []
-        encoded = self.tokenizer.encode(window, rooms)
+        with self.tokenizing:
+            encoded = self.tokenizer.encode(window, rooms)
         for request, ids, decoding, room in zip(window, encoded, decodings, rooms, strict=True):
             if room < 1:
                 ids = Refusal(
@@ -161,7 +166,9 @@ class GenerationRun:
             if isinstance(ids, Refusal):
                 self._refused.append(_make_failure(request, ids.code, ids.message))
                 continue
-            decoding = with_bad_word_ids(decoding, codec)
+            if decoding.bad_words:
+                with self.tokenizing:
+                    decoding = with_bad_word_ids(decoding, codec)
             for choice, (index, own) in enumerate(self._choices.split(request, decoding)):
                 part = replace(request, index=index) if choice else request
                 prompt = Prompt(index, ids, own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -87,6 +88,7 @@ class Model:
     calibration: Calibration | None = None
     date: datetime | None = None
     _process: int = field(default_factory=os.getpid)
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Model:
         return self
@@ -114,7 +116,8 @@ class Model:
     ) -> Iterator[Completion | Failure]:
         """Yield a completion or failure per prompt, as they finish.
 
-        An outcome's `index` is the position of its prompt. A prompt that cannot be answered (too
+        Calls may overlap, in one thread or in several. An outcome's `index` is the position of its
+        prompt. A prompt that cannot be answered (too
         long, empty) yields a Failure and does not affect others.
 
         Args:
@@ -224,6 +227,7 @@ class Model:
             deduplicate=self.batching.deduplicate,
             decoding=decoding,
             meter=meter,
+            tokenizing=self._tokenizing,
             stopping=stopping,
         )
 

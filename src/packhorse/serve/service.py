@@ -271,7 +271,12 @@ class Service:
         capabilities = loaded.batching.capabilities
         for request in parsed.requests():
             if refusal := row_refusal(decoding, request, capabilities):
-                raise APIError(400, refusal.code, refusal.message)
+                supported = capabilities.sampling_fields
+                wrong = [name for name in decoding.engine_fields if name not in supported]
+                if decoding.top_log_probs is not None and not capabilities.gives_log_probs:
+                    wrong = ["logprobs"]
+                param = wrong[0] if wrong else None
+                raise APIError(400, refusal.code, refusal.message, param=param)
 
     def _check_queue_space(self, rows: int) -> None:
         """Refuses before any parsed what could not wait anyway."""

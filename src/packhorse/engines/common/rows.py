@@ -111,8 +111,7 @@ class Row:
     def change_logits(self, logits: Tensor, end_ids: Collection[int]) -> None:
         """Change the logits [vocabulary] of the next token in place; see `LogitsProcessor`."""
         if self._processor is None:
-            from packhorse.engines.common.log_probs import Logits
-    from packhorse.engines.common.logits import LogitsProcessor
+            from packhorse.engines.common.logits import LogitsProcessor
 
             prompt = self.prompt
             self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids)
