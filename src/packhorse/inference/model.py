@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -25,43 +24,18 @@ from packhorse.data import (
     Scores,
 )
 from packhorse.engine_protocol import Engine, EngineCapabilities
-from packhorse.engine_protocol.registry import EngineEntry, sampling_refusal
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, EngineError
 from packhorse.inference.generation import GenerationRun
+from packhorse.inference.job_settings import check_sampling_support
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.openai_format.request_fields import range_error
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")
-_FLAT_FIELDS = (
-    "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop", "top_log_probs",
-)  # fmt: skip
-_DEFAULT_DECODING = SamplingParams()
 _ABANDONED_RUNS: list[Any] = []
 """Runs that a forked process inherited; they are kept referenced so that they are never closed."""
-
-
-def result_settings(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
-    """Return the settings that determine results, apart from model, engine and input.
-
-    A journal is bound to them. The result is a flat dictionary; parameters that older journals do
-    not have are in `sampling`, as far as they are set.
-
-    Args:
-        quantization: Number format, with "auto" resolved.
-        decoding: Sampling parameters of the job.
-    """
-    fields = {name: getattr(decoding, name) for name in _FLAT_FIELDS}
-    others = {
-        name: value
-        for name, value in asdict(decoding).items()
-        if name not in _FLAT_FIELDS and value != getattr(_DEFAULT_DECODING, name)
-    }
-    more: dict[str, Any] | None = json.loads(json.dumps(others)) or None
-    fields |= {"stop": list(decoding.stop), "sampling": more}
-    return {"quantization": quantization, **fields}
 
 
 @dataclass(slots=True)
@@ -282,12 +256,14 @@ def prepare_for(
     engine: EngineConfig,
     *,
     policy: str = AUTO,
+    sampling: Sequence[str] = (),
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
     """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`.
 
-    The engine "auto" is one that batches rows by `policy`; `PreparedModel.engine` says which.
+    The engine "auto" is one that batches rows by `policy` and supports the fields `sampling` of
+    SamplingParams; `PreparedModel.engine` says which.
     """
     check_engine(engine)
     return prepare(
@@ -298,6 +274,7 @@ def prepare_for(
         quantization_method=engine.quantization_method,
         policy=policy,
         workers=engine.workers,
+        sampling=sampling,
         allow_pickle=allow_pickle,
         verify=engine.verify,
         report=report,
@@ -411,12 +388,3 @@ def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> 
             f"the model's context is {max_context} tokens",
             f"give a number below {max_context}",
         )
-
-
-def check_sampling_support(
-    decoding: SamplingParams, capabilities: EngineCapabilities | EngineEntry
-) -> None:
-    """Raise ConfigError for parameters of a job that its engine does not support."""
-    name, supported = capabilities.name, capabilities.sampling_fields
-    if problem := sampling_refusal(name, supported, decoding):
-        raise ConfigError(problem, "--engine names the engine")

@@ -16,16 +16,15 @@ from packhorse.batching.policies import AUTO
 from packhorse.config import JobConfig
 from packhorse.data import Completion, Failure, Request, SamplingParams
 from packhorse.engine_protocol.registry import engine_entry, model_engines
+from packhorse.inference.job_settings import check_sampling_support, result_settings
 from packhorse.inference.log_probs import completion_note
 from packhorse.inference.model import (
     check_batching,
     check_decoding,
     check_engine,
     check_least,
-    check_sampling_support,
     load_prepared,
     prepare_for,
-    result_settings,
 )
 from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
@@ -85,6 +84,7 @@ class Generation:
             config.model,
             engine,
             policy=config.batching.policy,
+            sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
             report=report,
         )

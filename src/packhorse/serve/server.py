@@ -14,7 +14,9 @@ from typing import Any
 import uvicorn
 
 from packhorse.embeddings import SentenceEncoder
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.errors import ConfigError
+from packhorse.inference.job_settings import check_sampling_support
 from packhorse.inference.model import check_batching, check_decoding, prepare_for
 from packhorse.jobs.host_names import host_name, is_loopback
 from packhorse.models import PreparedModel, prepare_embedding_model
@@ -63,9 +65,11 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
             config.model,
             config.engine,
             policy=config.batching.policy,
+            sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
             report=report,
         )
+        check_sampling_support(config.decoding, engine_entry(prepared.engine))
         encoder = _encoder(config.embeddings, report)
         config = _within_open_files(config, report)
         return asyncio.run(_serve(config, prepared, encoder, listener, report))

@@ -39,8 +39,14 @@ from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, SamplingParams, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
 from packhorse.engine_protocol.registry import engine_entry
-from packhorse.engines.common.rows import Result, Row, answer, diagnose, refuse, settle
-from packhorse.engines.ctranslate2.constraints import constraints, unsupported_sampling
+from packhorse.engines.common.rows import Result, Row, answer, refuse, settle
+from packhorse.engines.ctranslate2.constraints import (
+    constraints,
+    has_seed,
+    read_prompt,
+    sampling_options,
+    unsupported_sampling,
+)
 from packhorse.engines.ctranslate2.loading import (
     GeneratorSource,
     available_device,
@@ -54,6 +60,8 @@ from packhorse.engines.ctranslate2.log_probs import (
     asks,
     bounded,
     kept_steps,
+    too_many_beyond,
+    too_many_logits,
 )
 from packhorse.engines.ctranslate2.scoring import ContinuationScoring
 from packhorse.engines.ctranslate2.seeded import SeededWorkers
@@ -69,8 +77,6 @@ if TYPE_CHECKING:
 PREFERRED_BATCH_TOKENS = 1024
 KEPT_PREFIX_TOKENS = 4096
 """Tokens of shared prefixes whose states are kept; further prefixes are computed once per batch."""
-GREEDY_BELOW_TEMPERATURE = 1e-4
-CUDA_TOP_P_CANDIDATES = 8192
 _STEP_BYTES_PER_LOGIT = 16
 
 
@@ -256,44 +262,24 @@ class CTranslate2Engine:
         yield from filter(None, map(self._settle, rows))
         for row in rows:
             if not row.answered and row.prompt.decoding.prompt_log_probs is not None:
-                yield from self._read_prompt(row)
+                yield from read_prompt(row, self.logits_after)
         accepted = [row for row in rows if not row.answered]
-        seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
-        others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
+        seeded = [row for row in accepted if has_seed(row.prompt.decoding)]
+        others = [row for row in accepted if not has_seed(row.prompt.decoding)]
         shared = batch.shared_prefix
         yield from answer(others, lambda rows: self._generate_alike(rows, run, shared))
         for row in seeded:
             if asks(row.prompt) and row.tokens_left > kept_steps(self._vocab_size):
-                yield row.fail("bad_option", self._too_many_logits())
+                yield row.fail("bad_option", too_many_logits(self._vocab_size))
             else:
                 yield from answer([row], lambda rows: self._generate(rows, run))
-
-    def _read_prompt(self, row: Row) -> Iterator[Result]:
-        """Compute the log-probabilities of a prompt; yield the row if it ends with that."""
-        ids = row.prompt.token_ids
-        try:
-            for logits in self.logits_after(ids, len(ids))[:-1]:
-                row.take_prompt_logits(logits)
-        except Exception as error:  # noqa: BLE001 - what the library raises is not ours to choose
-            yield row.fail(*diagnose(error))
-            return
-        if not row.prompt.decoding.max_new_tokens:
-            yield row.finish_prompt()
 
     def _settle(self, row: Row) -> Result | None:
         """Return the result of a row that need not or cannot run."""
         if failure := self._refuse(row):
             return failure
-        if problem := unsupported_sampling(row.prompt.decoding):
+        if problem := unsupported_sampling(row.prompt, kept_steps(self._vocab_size)):
             return row.fail("unsupported_option", problem)
-        most = kept_steps(self._vocab_size)
-        asks_prompt = row.prompt.decoding.prompt_log_probs is not None
-        if asks_prompt and len(row.prompt.token_ids) > most:
-            return row.fail(
-                "unsupported_option",
-                f"the engine ctranslate2 computes log-probabilities of prompts of at most {most} "
-                "tokens of this model: use the engine transformers or packed",
-            )
         return settle(row, self._traits.max_context, self._vocab_size)
 
     def _refuse(self, row: Row) -> Failure | None:
@@ -342,22 +328,9 @@ class CTranslate2Engine:
         most = self._window + kept_steps(self._vocab_size)
         for row in rows:
             if self._exceeds_window(row) and len(row.sequence) > most:
-                run.results.put(row.fail("bad_option", self._too_many_beyond()))
+                reason = too_many_beyond(self._window, self._vocab_size, self._elsewhere)
+                run.results.put(row.fail("bad_option", reason))
         return [row for row in rows if not row.answered]
-
-    def _too_many_beyond(self) -> str:
-        return (
-            "with log-probabilities, CTranslate2 generates at most "
-            f"{kept_steps(self._vocab_size)} tokens beyond this model's attention window of "
-            f"{self._window}: lower max_new_tokens, or {self._elsewhere}"
-        )
-
-    def _too_many_logits(self) -> str:
-        most = kept_steps(self._vocab_size)
-        return (
-            f"with a seed and log-probabilities, CTranslate2 generates at most {most} tokens of "
-            "this model: lower max_new_tokens, or leave out one of them"
-        )
 
     def _generate(
         self, rows: list[Row], run: Run, shared: int = 0, most_steps: int | None = None
@@ -401,7 +374,7 @@ class CTranslate2Engine:
             prefix = rows[0].sequence[:shared]
             options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]
             options["cache_static_prompt"] = not is_beyond and self._may_keep(prefix)
-        if _has_seed(decoding):
+        if has_seed(decoding):
             run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
         else:
             run.generator.generate_batch(prompts, callback=listener, **options)
@@ -423,22 +396,4 @@ class CTranslate2Engine:
         return run.cancelled.is_set() or self._closed.is_set()
 
     def _sampling(self, decoding: SamplingParams) -> dict[str, float]:
-        """CTranslate2's names; greedy is sampling from the one most probable token."""
-        if _is_greedy(decoding):
-            return {"sampling_topk": 1}
-        top_k = decoding.top_k if decoding.top_k < self._vocab_size else 0
-        if decoding.top_p < 1 and self._traits.device == "cuda":
-            top_k = min(top_k or CUDA_TOP_P_CANDIDATES, CUDA_TOP_P_CANDIDATES, self._vocab_size)
-        return {
-            "sampling_topk": top_k,
-            "sampling_topp": decoding.top_p,
-            "sampling_temperature": decoding.temperature,
-        }
-
-
-def _is_greedy(decoding: SamplingParams) -> bool:
-    return decoding.greedy or decoding.temperature < GREEDY_BELOW_TEMPERATURE
-
-
-def _has_seed(decoding: SamplingParams) -> bool:
-    return decoding.seed is not None and not _is_greedy(decoding)
+        return sampling_options(decoding, self._vocab_size, self._traits.device)

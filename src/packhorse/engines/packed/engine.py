@@ -21,14 +21,15 @@ from packhorse.engines.common.allocator import return_freed_memory
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
+from packhorse.engines.packed.caller import Caller
 from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
 from packhorse.engines.packed.network import COUNTS, PHASES, Network, Scratch
 from packhorse.engines.packed.panel_network import PanelNetwork
 from packhorse.engines.packed.panels import has_panel_kernels
-from packhorse.engines.packed.run import Caller, Run
 from packhorse.engines.packed.run import Result as Outcome
+from packhorse.engines.packed.run import Run
 from packhorse.engines.packed.scheduler import Scheduler
 from packhorse.engines.packed.scoring import Scoring, logits_after
 from packhorse.engines.packed.tiles import BLOCK

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from packhorse.data import Batch, Scores, TokenLogProbs
-from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import CallbackError, Row, diagnose, settle
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
+from packhorse.engines.packed.caller import NEEDS_INPUT, Caller
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
@@ -44,29 +43,6 @@ class _SharedStep:
     is_open: bool = False
     num_helpers: int = 0
     error: BaseException | None = None
-
-
-NEEDS_INPUT = object()
-"""Wakes a caller's thread because there is room for more rows."""
-
-
-@dataclass(slots=True, eq=False)
-class Caller:
-    """One iterator of results: where the rows come from, and where their results go.
-
-    Attributes:
-        on_token: Called with each generated token of its rows.
-        results: Results of its rows, NEEDS_INPUT, or an exception to raise.
-        has_input: Whether it may bring more rows.
-        input_requested: Whether NEEDS_INPUT was sent since it was last asked.
-        is_closed: Its rows are not wanted any more.
-    """
-
-    on_token: TokenCallback | None = None
-    results: SimpleQueue[object] = field(default_factory=SimpleQueue)
-    has_input: bool = True
-    input_requested: bool = False
-    is_closed: bool = False
 
 
 class Run:

@@ -55,7 +55,7 @@ class Sequence:
         publishes_prefix: Whether to add its prefix to the prefix cache once computed.
         path: Continuation tokens being scored.
         pending_paths: Paths to score after `path`, in order.
-        caller: The `packhorse.engines.packed.run.Caller` that brought the row.
+        caller: The `packhorse.engines.packed.caller.Caller` that brought the row.
     """
 
     row: Row
