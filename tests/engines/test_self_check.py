@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,16 @@ def test_runs_that_take_turns_change_no_row(folders: dict[str, Path], name: str)
                 assert isinstance(result, EngineOutput), result
                 results[result.index] = result.token_ids
     assert found == expected
+
+    def waits(row: int, token_id: int) -> bool:
+        time.sleep(0.001)  # until the other thread has computed a step
+        return False
+
+    def answered(prompts: list[Prompt]) -> dict[int, tuple[int, ...]]:
+        return tokens(by_index(engine.run(iter([Batch(tuple(prompts))]), waits)))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answered, jobs)) == expected
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", *TRAINED_LENGTHS, "gpt_neo, window"])
