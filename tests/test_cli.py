@@ -87,8 +87,8 @@ REFUSALS = [
     (["run", "fake", "{in}", "-o", "{out}.txt", *FAKE], "no known suffix"),
     (["run", "fake", "{in}", "-o", "{in}", *FAKE], "the output is the input"),
     (
-        ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "0"],
-        "max_new_tokens must be an integer from 1 to",
+        ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--max-new-tokens", "-1"],
+        "max_new_tokens must be an integer from 0 to",
     ),
     (
         ["run", "fake", "{in}", "-o", "{out}", *FAKE, "--batch-size", "0"],

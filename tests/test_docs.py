@@ -184,13 +184,22 @@ def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_the_client_of_the_serving_page_runs() -> None:
-    (code,) = code_blocks("serving.md", "python")
+    code = "".join(code_blocks("serving.md", "python"))
     address = "http://127.0.0.1:8000"
     assert address in code
     with served(*FAKE, "--served-model-name", "smollm2-135m-instruct") as server:
         names: dict[str, object] = {}
         exec(code.replace(address, server.address), names)  # noqa: S102
-    assert names["answer"].choices[0].message.content  # type: ignore[attr-defined]
+    assert names["answer"].output_text  # type: ignore[attr-defined]
+
+
+@pytest.mark.real_model
+@pytest.mark.usefixtures("demo_model_folder")
+def test_the_code_of_the_sampling_page_runs() -> None:
+    (code,) = code_blocks("sampling.md", "python")
+    names: dict[str, object] = {}
+    exec(code, names)  # noqa: S102
+    assert len(names["texts"]) == 3  # type: ignore[arg-type]
 
 
 def test_every_python_block_is_run_by_a_test() -> None:
@@ -199,6 +208,7 @@ def test_every_python_block_is_run_by_a_test() -> None:
     assert pages == {
         "README.md",
         "docs/dataframes.md",
+        "docs/sampling.md",
         "docs/serving.md",
         "docs/how-to/add-a-batching-policy.md",
         "docs/how-to/add-a-model-family.md",

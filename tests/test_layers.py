@@ -17,7 +17,15 @@ PACKAGE = Path(packhorse.__file__).parent
 
 # A folder imports from its own layer and from layers above it; the table reads from the ground up.
 LAYERS = {
-    "base": {"errors", "data", "config", "engine_protocol", "cgroups", "storage"},
+    "base": {
+        "errors",
+        "data",
+        "sampling_params",
+        "config",
+        "engine_protocol",
+        "cgroups",
+        "storage",
+    },
     "rows": {"batching", "profiling", "openai_format", "inputs", "outputs", "tokenization"},
     "models": {"decoders", "quantization", "models", "embeddings"},
     "running": {"engines", "calibration", "inference"},

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
+from packhorse.sampling_params import SamplingParams as SamplingParams
+
 RowId = str | int
 """The id of a row, as in the input. A number that is not a plain integer is a `NumberId`."""
 Message = Mapping[str, Any]
@@ -52,48 +54,6 @@ def free_id(wanted: str, is_taken: Callable[[str], bool]) -> str:
     """Return the first unused id of `wanted`, `wanted`-2, `wanted`-3, ..."""
     candidates = (wanted if n == 1 else f"{wanted}-{n}" for n in count(1))
     return next(candidate for candidate in candidates if not is_taken(candidate))
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one row is decoded.
-
-    Attributes:
-        max_new_tokens: Maximum number of generated tokens, >= 1.
-        temperature: 0 is greedy; otherwise logits are divided by it before the softmax.
-        top_p: Nucleus sampling: the smallest set of tokens whose probability reaches it, in (0, 1].
-        top_k: Sample among the k most probable tokens; 0 is no limit.
-        seed: Makes sampling repeatable; None draws differently each time.
-        stop: Generation ends before the first of these strings, which is not part of the text.
-        top_log_probs: Return the log-probability of each token and of this many of the most
-            probable tokens in its place; None returns none. See TokenLogProbs.
-    """
-
-    max_new_tokens: int = field(default=256, metadata={"help": "generate at most N tokens per row"})
-    temperature: float = field(
-        default=0.0, metadata={"metavar": "T", "help": "sampling temperature; 0 is greedy"}
-    )
-    top_p: float = field(
-        default=1.0,
-        metadata={
-            "metavar": "P",
-            "help": "sample from the smallest set of tokens whose probability reaches P",
-        },
-    )
-    top_k: int = field(
-        default=0,
-        metadata={"metavar": "K", "help": "sample from the K most probable tokens; 0 is no limit"},
-    )
-    seed: int | None = field(default=None, metadata={"help": "make sampling repeatable"})
-    stop: tuple[str, ...] = field(
-        default=(), metadata={"repeatable": True, "help": "end a row before this text; repeatable"}
-    )
-    top_log_probs: int | None = None
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is always taken, as with top_k 1."""
-        return self.temperature == 0.0 or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +143,7 @@ class TokenLogProbs:
     token_id: int
     log_prob: float
     alternatives: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +154,7 @@ class EngineOutput:
         token_ids: Generated tokens without the end-of-sequence token.
         finish_reason: "stop" at an end token or a stop string, "length" at max_new_tokens.
         log_probs: One per token id; None if not requested.
+        prompt_log_probs: One per token of the prompt but the first; None if not requested.
     """
 
     index: int
@@ -200,6 +162,7 @@ class EngineOutput:
     finish_reason: FinishReason
     timing: Timing
     log_probs: tuple[TokenLogProbs, ...] | None = None
+    prompt_log_probs: tuple[TokenLogProbs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +184,13 @@ class Completion:
     """The result of a row: its completion as text.
 
     Attributes:
-        text: Generated text without special tokens, cut before the first stop string.
+        text: Generated text without special tokens, cut before the first stop string; after the
+            prompt if `SamplingParams.echo` is set.
         prompt_tokens, completion_tokens: Numbers of tokens that the engine computed.
         log_probs: One per token id; None if not requested.
+        prompt_token_ids: The prompt, if log-probabilities of its tokens were requested.
+        prompt_log_probs: One per token of the prompt but the first; None if not requested.
+        other_choices: The other completions of a row that asks for several, in their order.
     """
 
     index: int
@@ -235,10 +202,13 @@ class Completion:
     prompt_tokens: int
     timing: Timing
     log_probs: tuple[TokenLogProbs, ...] | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+    prompt_log_probs: tuple[TokenLogProbs, ...] | None = None
+    other_choices: tuple[Completion, ...] = ()
 
     @property
     def completion_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + sum(len(each.token_ids) for each in self.other_choices)
 
 
 @dataclass(frozen=True, slots=True)

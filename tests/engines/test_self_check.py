@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,35 @@ def test_a_batch_that_fails_half_way_goes_on(
     done = {index: each for index, each in results.items() if isinstance(each, EngineOutput)}
     assert len(done) >= 3
     assert tokens(done) == {index: expected[index] for index in done}
+
+
+@pytest.mark.parametrize("name", [*STATES, *TRAINED_LENGTHS])
+def test_runs_that_take_turns_change_no_row(folders: dict[str, Path], name: str) -> None:
+    """Also where a model keeps states or frequencies of the rows that it computed last."""
+    jobs = []
+    for lengths in ((TRAINED - 4, TRAINED - 2, 5, 9), (50, 44, TRAINED - 3, 7)):
+        rows = prompts_of(*lengths)
+        jobs.append([replace(each, decoding=SamplingParams(4 + 3 * each.index)) for each in rows])
+    expected = [generated(folders[name], prompts) for prompts in jobs]
+    engine = engine_of(folders[name])
+    runs = [engine.run(iter([Batch(tuple(prompts))])) for prompts in jobs]
+    found: list[dict[int, tuple[int, ...]]] = [{}, {}]
+    while sum(map(len, found)) < 8:
+        for run, results in zip(runs, found, strict=True):
+            if (result := next(run, None)) is not None:
+                assert isinstance(result, EngineOutput), result
+                results[result.index] = result.token_ids
+    assert found == expected
+
+    def waits(row: int, token_id: int) -> bool:
+        time.sleep(0.001)  # until the other thread has computed a step
+        return False
+
+    def answered(prompts: list[Prompt]) -> dict[int, tuple[int, ...]]:
+        return tokens(by_index(engine.run(iter([Batch(tuple(prompts))]), waits)))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answered, jobs)) == expected
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", *TRAINED_LENGTHS, "gpt_neo, window"])

@@ -204,7 +204,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
         ({"max_hours": 0.0}, ConfigError, "max_hours must be above 0, got 0.0"),
         ({"input": "-"}, InputError, "standard input"),
         ({"input": "nowhere.jsonl"}, InputError, "no file 'nowhere.jsonl'"),
-        ({"decoding": SamplingParams(max_new_tokens=0)}, ConfigError, "max_new_tokens"),
+        ({"decoding": SamplingParams(max_new_tokens=-1)}, ConfigError, "max_new_tokens"),
         ({"engines": ("tranformers",)}, ConfigError, "unknown engine"),
     ],
 )

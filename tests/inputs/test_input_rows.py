@@ -66,7 +66,13 @@ def test_messages(read: Any, given_messages: Any, expected: Any) -> None:
         ({"stop": "\n"}, {"stop": ("\n",)}),
         ({"stop": ["a", "b"]}, {"stop": ("a", "b")}),
         ({"stop": []}, {"stop": ()}),
-        ({"n": 1, "tools": [], "response_format": {"type": "text"}, "enable_thinking": None}, {}),
+        ({"tools": [], "response_format": {"type": "text"}, "enable_thinking": None}, {}),
+        ({"top_k": -1, "seed": -1, "top_p": 0}, {"top_k": -1, "seed": -1, "top_p": 0.0}),
+        ({"n": 2, "min_p": 0, "echo": False}, {"n": 2, "min_p": 0.0, "echo": False}),
+        ({"logit_bias": {"7": 1, "5": -100}}, {"logit_bias": ((5, -100.0), (7, 1.0))}),
+        ({"stop_token_ids": [3], "ignore_eos": True}, {"stop_token_ids": (3,), "ignore_eos": True}),
+        ({"bad_words": "x", "suppress_tokens": []}, {"bad_words": ("x",), "suppress_tokens": ()}),
+        ({"prompt_logprobs": 0, "min_tokens": 0}, {"prompt_log_probs": 0, "min_tokens": 0}),
         ({"label": "ignored", "temperature": None, "n": 1, "chat_template_kwargs": {}}, {}),
         ({"model": "m", "user": "u", "top_k": 2}, {"top_k": 2}),
     ],
@@ -91,13 +97,8 @@ def test_options(read: Any, options: Any, expected: Any) -> None:
         ("reasoning_effort", "low"),
         ("guided_json", {}),
         ("guided_anything", "x"),
-        ("n", 2),
-        ("n", True),
         ("logprobs", True),
         ("top_logprobs", 3),
-        ("min_p", 0.1),
-        ("repetition_penalty", 1.1),
-        ("logit_bias", {"5": 1}),
         ("documents", [{"text": "x"}]),
     ],
 )
@@ -112,7 +113,7 @@ def test_an_option_that_cannot_be_honoured_is_named(read: Any, name: str, value:
     assert (row.content, row.options) == ("x data", {})
 
 
-@pytest.mark.parametrize("field", ["seed", "temperature", "stop", "max_tokens"])
+@pytest.mark.parametrize("field", ["seed", "temperature", "stop", "max_tokens", "min_tokens"])
 def test_options_beside_unknown_fields_may_be_data(read: Any, field: str) -> None:
     value = "." if field == "stop" else 1
     fields = {"id": "a", "prompt": "x", "label": "y", field: value}
@@ -201,7 +202,7 @@ def test_openai_requests(read: Any) -> None:
         ),
     )
     assert [(row.id, row.content, row.options, row.bare) for row in rows] == [
-        ("a", ({"role": "user", "content": "hi"},), {"max_new_tokens": 3}, False),
+        ("a", ({"role": "user", "content": "hi"},), {"max_new_tokens": 3, "n": 1}, False),
         ("b", "once", {"temperature": 0.0}, True),
         (3, "upon", {}, True),
         ("line-4", ({"role": "user", "content": "x"},), {}, False),
@@ -211,8 +212,15 @@ def test_openai_requests(read: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (batch_line(chat(n=2)), "unsupported_option", "'n' must be 1, got 2"),
-        (batch_line(chat(n=True)), "unsupported_option", "'n' must be 1, got true"),
+        (batch_line(chat(n=129)), "bad_option", "n must be an integer from 1 to 128, got 129"),
+        (batch_line(chat(n=True)), "bad_option", "n must be an integer from 1 to 128, got true"),
+        (batch_line(chat(echo=True)), "bad_option", "echo"),
+        (batch_line(chat(min_p=1.1)), "bad_option", "min_p"),
+        (batch_line(chat(repetition_penalty=0)), "bad_option", "above 0"),
+        (batch_line(chat(stop_token_ids=[-1])), "bad_option", "stop_token_ids must be a list"),
+        (batch_line(chat(suppress_tokens=["a"])), "bad_option", "suppress_tokens must be a list"),
+        (batch_line(chat(bad_words=[""])), "bad_option", "bad_words"),
+        (batch_line(chat(ignore_eos=1)), "bad_option", "ignore_eos must be true or false, got 1"),
         (batch_line(chat(logprobs=0)), "bad_option", "logprobs must be true or false, got 0"),
         (batch_line(chat(top_logprobs=2)), "bad_option", "top_logprobs needs logprobs"),
         (batch_line(chat(logprobs=True, top_logprobs=21)), "bad_option", "from 0 to 20"),
@@ -229,9 +237,10 @@ def test_openai_requests(read: Any) -> None:
         (batch_line(chat(tools=[{}])), "unsupported_option", "tools"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),
         (batch_line(chat(stream=True)), "unsupported_option", "stream"),
-        (batch_line(chat(presence_penalty=0.5)), "unsupported_option", "0.5"),
-        (batch_line(chat(frequency_penalty=-1)), "unsupported_option", "-1"),
-        (batch_line(chat(logit_bias={"5": 1})), "unsupported_option", "logit_bias"),
+        (batch_line(chat(presence_penalty=2.5)), "bad_option", "2.5"),
+        (batch_line(chat(frequency_penalty=-3)), "bad_option", "-3"),
+        (batch_line(chat(logit_bias={"5": 101})), "bad_option", "logit_bias"),
+        (batch_line(chat(logit_bias={"x": 1})), "bad_option", "logit_bias"),
         (batch_line(chat(reasoning_effort="low")), "unsupported_option", "'low'"),
         (batch_line(chat(never_heard_of=1)), "unsupported_option", "never_heard_of"),
         (batch_line(chat(prompt="x")), "unsupported_option", "prompt"),
@@ -415,7 +424,7 @@ def test_keys_follow_their_rows(read: Any) -> None:
 
 
 def test_keys_do_not_depend_on_how_a_row_is_written(read: Any) -> None:
-    written = ['{"prompt":"\\u00e9","temperature":1,"n":1}', ' {"temperature": 1.0, "prompt": "é"}']
+    written = ['{"prompt":"\\u00e9","temperature":1}', ' {"temperature": 1.0, "prompt": "é"}']
     assert keys(read("a.jsonl", written[0])) == keys(read("b.jsonl", written[1]))
     assert keys(read("a.jsonl", '{"prompt": "x"}')) == keys(read("a.txt", "x"))
 

@@ -149,7 +149,9 @@ def test_an_option_of_a_table_that_cannot_be_honoured(read_csv: Any, read_parque
     ):
         assert row.code == "unsupported_option"
     (row,) = read_csv("prompt,enable_thinking,n,tools\nx,,1,[]\n")
-    assert (row.content, row.options) == ("x", {})
+    assert (row.content, row.options) == ("x", {"n": 1})
+    (row,) = read_csv('prompt,logit_bias,stop_token_ids\nx,"{""5"": 1}","3,4"\n')
+    assert row.options == {"logit_bias": ((5, 1.0),), "stop_token_ids": (3, 4)}
 
 
 def test_columns_that_may_be_options_or_data_are_refused_once(

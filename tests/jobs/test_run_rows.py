@@ -247,15 +247,22 @@ def test_outputs_that_cannot_be(job: JobConfig, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("decoding", "match"),
     [
-        (SamplingParams(max_new_tokens=0), "max_new_tokens must be .*, got 0"),
         (SamplingParams(max_new_tokens=-5), "max_new_tokens must be .*, got -5"),
         (SamplingParams(top_log_probs=21), "top_log_probs must be .*, got 21"),
         (SamplingParams(max_new_tokens=10**9), "leaves no room"),
         (SamplingParams(temperature=-1), "temperature"),
         (SamplingParams(temperature=float("nan")), "temperature"),
-        (SamplingParams(top_p=0), "top_p"),
-        (SamplingParams(top_k=-1), "top_k"),
-        (SamplingParams(seed=-1), "seed"),
+        (SamplingParams(top_p=-0.1), "top_p"),
+        (SamplingParams(top_k=-2), "top_k"),
+        (SamplingParams(seed=-2), "seed"),
+        (SamplingParams(n=0), "n must be"),
+        (SamplingParams(min_p=2), "min_p"),
+        (SamplingParams(presence_penalty=3), "presence_penalty"),
+        (SamplingParams(repetition_penalty=0), "repetition_penalty"),
+        (SamplingParams(logit_bias=((5, 101.0),)), "logit_bias"),
+        (SamplingParams(stop_token_ids=(-1,)), "stop_token_ids"),
+        (SamplingParams(bad_words=("",)), "bad_words"),
+        (SamplingParams(min_tokens=9, max_new_tokens=8), "min_tokens must be at most .* got 9"),
         (SamplingParams(stop=("",)), "stop"),
     ],
 )
@@ -412,7 +419,7 @@ def test_load_and_generate() -> None:
         assert answers[0].text
         assert answers[0].completion_tokens <= 4
         with pytest.raises(ConfigError):
-            model.generate(["x"], max_new_tokens=0)
+            model.generate(["x"], max_new_tokens=-1)
     model.close()
 
 

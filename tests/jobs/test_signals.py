@@ -46,7 +46,7 @@ def environment(seconds_per_token: float = 0.0) -> dict[str, str]:
 
 
 def prepared_models(home: Path) -> list[str]:
-    """What a cache folder holds besides locks, tokenizers and configs: models, whole or half made."""
+    """Models in a cache folder, whole or half made: what is no lock, tokenizer or config."""
     names = (path.name for path in home.glob("*"))
     return [name for name in names if name not in {".locks", "tokenizers", "configs"}]
 

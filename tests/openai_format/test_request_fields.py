@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from packhorse.data import SamplingParams
+from packhorse.openai_format.field_types import NumberRange
 from packhorse.openai_format.request_fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
-    NumberRange,
     range_error,
     read_options,
     read_request_options,
@@ -29,6 +30,7 @@ PARAMS = {
     "max_completion_tokens": "max_new_tokens",
     "top_logprobs": "top_log_probs",
     "logprobs": "top_log_probs",
+    "prompt_logprobs": "prompt_log_probs",
 }
 
 
@@ -79,10 +81,11 @@ def test_an_integer_is_no_other_type(value: Any) -> None:
         ({"top_log_probs": 3, "top_k": 2, "top_p": 0.5}, True),
         ({"top_log_probs": 0}, False),
         ({"top_log_probs": 3, "max_new_tokens": 5}, False),
+        ({"prompt_log_probs": 3, "logit_bias": ((5, 1.0),), "suppress_tokens": (1,)}, True),
+        ({"bad_words": ("a",), "ignore_eos": True, "n": 3, "min_p": 0.1}, False),
     ],
 )
 def test_written_options_are_read_back(options: dict[str, Any], is_chat: bool) -> None:
     fields = write_options(options, is_chat=is_chat)
-    if "stop" in fields:
-        fields["stop"] = list(fields["stop"])  # as JSON has it
+    fields = json.loads(json.dumps(fields))
     assert read_request_options(fields, is_chat=is_chat) == options

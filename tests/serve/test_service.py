@@ -38,7 +38,7 @@ def service_of(capabilities: EngineCapabilities, max_log_probs: int = 1 << 18) -
 
 def test_an_engine_that_does_not_tell_them_says_so() -> None:
     service = service_of(EngineCapabilities("silent", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
-    work = ParsedRequest(("text",), {"top_log_probs": 1}, 1, is_stream=False, include_usage=False)
+    work = ParsedRequest(("text",), {"top_log_probs": 1}, is_stream=False, include_usage=False)
     with pytest.raises(
         APIError, match=r"the engine silent does not .* ctranslate2 or packed"
     ) as said:
@@ -51,7 +51,7 @@ def test_an_engine_that_does_not_tell_them_says_so() -> None:
     ("options", "choices", "count"),
     [
         ({"top_log_probs": 20, "max_new_tokens": 48}, 1, 48 * 21),
-        ({"top_log_probs": 0, "max_new_tokens": 200, "temperature": 1.0}, 6, 200 * 6),
+        ({"top_log_probs": 0, "max_new_tokens": 200, "temperature": 1.0, "n": 6}, 6, 200 * 6),
     ],
 )
 def test_an_answer_that_would_hold_too_many_is_refused(
@@ -60,7 +60,7 @@ def test_an_answer_that_would_hold_too_many_is_refused(
     capabilities = EngineCapabilities(
         "fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1, gives_log_probs=True
     )
-    work = ParsedRequest(("text",), options, choices, is_stream=False, include_usage=False)
+    work = ParsedRequest(("text",), options, is_stream=False, include_usage=False)
     for most, is_refused in ((count - 1, True), (count, False)):
         service = service_of(capabilities, most)
         if is_refused:
@@ -85,7 +85,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(content: Any) 
     service = service_of(EngineCapabilities("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
     service._tokenizers.get()
     service._tokenizers.put(Untouched())  # type: ignore[arg-type]
-    work = ParsedRequest((content,), {}, 1, is_stream=False, include_usage=False)
+    work = ParsedRequest((content,), {}, is_stream=False, include_usage=False)
     with pytest.raises(APIError, match="256 characters") as said:
         asyncio.run(service.admit(work))
     assert (said.value.status, said.value.code) == (400, "context_length_exceeded")
@@ -108,7 +108,7 @@ def test_a_row_that_takes_long_to_tokenize_holds_up_no_other(
     service = service_of(EngineCapabilities("fake", "padded", "cpu", "float32", 1, 1, 256, 0, 1))
 
     def admitted(*contents: str) -> Any:
-        work = ParsedRequest(contents, {}, 1, is_stream=False, include_usage=False)
+        work = ParsedRequest(contents, {}, is_stream=False, include_usage=False)
         return asyncio.wait_for(service.admit(work), 20)
 
     async def run() -> None:

@@ -39,7 +39,7 @@ from packhorse.serve.supervisor import Supervisor
 from servers import FAKE, served, wait_until
 
 ENGINE = EngineConfig(engine="fake")
-WORK = ParsedRequest(("a text",), {}, 1, is_stream=False, include_usage=False)
+WORK = ParsedRequest(("a text",), {}, is_stream=False, include_usage=False)
 PATIENCE_SECONDS = 60.0
 
 

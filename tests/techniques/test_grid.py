@@ -97,7 +97,22 @@ def test_the_command_is_one_a_shell_can_run() -> None:
 def test_the_command_is_the_job_that_was_asked_for(batching: str) -> None:
     """Read back by the command line, it comes to the same settings."""
     combination = Combination("ctranslate2", "int8:plain", batching, 16, 2048)
-    decoding = SamplingParams(64, 0.5, 0.9, 40, 7, ("\n\n", "-- end"))
+    decoding = SamplingParams(
+        *(64, 0.5, 0.9, 40, 7, ("\n\n", "-- end")),
+        n=2,
+        min_p=0.1,
+        presence_penalty=-0.5,
+        frequency_penalty=1.5,
+        repetition_penalty=1.1,
+        min_tokens=3,
+        ignore_eos=True,
+        echo=True,
+        logit_bias=((5, -100.0), (7, 2.5)),
+        bad_words=("a", "-b c"),
+        suppress_tokens=(1, 2),
+        stop_token_ids=(3,),
+        prompt_log_probs=0,
+    )
     reading = InputConfig(None, "Say: {text}\n'now'", "-be brief", 10, "truncate-left", "key")
     command = combination.command("m", "in put.csv", decoding, reading, allow_pickle=True)
     words = shlex.split(command)

@@ -120,7 +120,7 @@ def sizes_of(batch: Batch) -> list[RowSize]:
     return [
         RowSize(
             len(prompt.token_ids) - batch.shared_prefix,
-            prompt.decoding.max_new_tokens,
+            max(1, prompt.decoding.max_new_tokens),  # reading a prompt costs as much
             batch.shared_prefix,
         )
         for prompt in batch.prompts

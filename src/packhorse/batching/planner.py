@@ -111,4 +111,13 @@ def _shareable_params(decoding: SamplingParams) -> SamplingParams:
     """
     seed = None if decoding.greedy else decoding.seed
     top = None if decoding.top_log_probs is None else 0
-    return replace(decoding, stop=(), max_new_tokens=1, seed=seed, top_log_probs=top)
+    return replace(
+        decoding,
+        stop=(),
+        max_new_tokens=1,
+        seed=seed,
+        top_log_probs=top,
+        echo=False,
+        bad_words=(),
+        prompt_log_probs=None,
+    )

@@ -184,7 +184,7 @@ def _value_keywords(option: Mapping[str, Any], kind: Any, field: Field[Any]) -> 
         return {"action": "append", "type": _parser(option, item), "metavar": metavar}
     if item is float:
         return {"nargs": "+", "type": float, "metavar": metavar}
-    return {"type": names, "metavar": metavar}
+    return {"type": option.get("type", names), "metavar": metavar}
 
 
 def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:

@@ -16,7 +16,8 @@ KEY_VARIABLE = "PACKHORSE_API_KEY"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser, ServeConfig, "model")
     group = parser.add_argument_group("server")
-    options.add(group, ServeConfig, "host", "port", "name", "allowed_hosts")
+    options.add(group, ServeConfig, "host", "port", "name", "aliases")
+    options.add(group, ServeConfig, "allowed_hosts", "allowed_origins")
     group.add_argument(
         "--api-key-file",
         type=Path,

@@ -15,6 +15,7 @@ from packhorse.config import CsvQuoting, InputConfig
 from packhorse.data import Request, free_id
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import read_fields, read_rows
+from packhorse.openai_format.request_fields import write_options
 from packhorse.storage.atomic_files import atomic_file
 
 SAMPLE_SEED = 20_250_101
@@ -125,6 +126,9 @@ def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
                 "give it the same prompts as JSONL",
             )
         name = "prompt" if isinstance(request.content, str) else "messages"
-        row: dict[str, Any] = {"id": request.id, name: request.content, **request.options}
-        row.pop("top_log_probs", None)  # only batch lines have it; it does not change the text
+        options = dict(request.options)
+        for unused in ("top_log_probs", "prompt_log_probs"):  # they do not change the text
+            options.pop(unused, None)
+        fields = write_options(options, is_chat=False)
+        row: dict[str, Any] = {"id": request.id, name: request.content, **fields}
         yield json.dumps(row).encode() + b"\n"

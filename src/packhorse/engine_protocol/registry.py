@@ -7,7 +7,7 @@ named by text and imported on demand: listing names imports no engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Literal
 
 from packhorse.errors import ConfigError, EngineError, first_line
+from packhorse.sampling_params import SamplingParams
 
 GROUP = "packhorse.engines"
 BUILT_IN = ("transformers", "ctranslate2", "packed", "fake")
@@ -53,6 +54,7 @@ class EngineEntry:
             checkpoint. "": it loads no such folders.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
+        sampling_fields: fields of `packhorse.sampling_params.ENGINE_FIELDS` that it supports.
         requirement: what `pip install` needs if the loader's module lacks a library.
     """
 
@@ -67,6 +69,7 @@ class EngineEntry:
     runs_side_by_side: bool = False
     int8_writer: str = ""
     gives_logits: bool = False
+    sampling_fields: tuple[str, ...] = ()
     requirement: str = ""
 
     @property
@@ -150,6 +153,25 @@ def engine_entry(name: str) -> EngineEntry:
             "uninstall all of them but one",
         )
     return _loaded(found[0])
+
+
+def sampling_refusal(engine: str, supported: Collection[str], decoding: SamplingParams) -> str:
+    """Return why an engine does not run sampling parameters, "" if it does.
+
+    Args:
+        engine: Its name.
+        supported: `sampling_fields` of the engine.
+        decoding: The parameters of a row or a job.
+    """
+    for name in decoding.engine_fields:
+        if name not in supported:
+            able = [each.name for each in built_in_engines() if each.refusal]
+            able = [each for each in able if name in engine_entry(each).sampling_fields]
+            return (
+                f"the engine {engine} does not support {name}: leave it out, or use the engine "
+                f"{' or '.join(each for each in able if each != engine)}"
+            )
+    return ""
 
 
 def unknown_engine(name: str) -> ConfigError:

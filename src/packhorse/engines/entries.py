@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from packhorse.config import QUANTIZATIONS
 from packhorse.engine_protocol.registry import CTRANSLATE2, HUGGINGFACE, NO_MODEL, EngineEntry
+from packhorse.sampling_params import ENGINE_FIELDS
 
 ENTRIES = (
     EngineEntry(
@@ -14,6 +15,7 @@ ENTRIES = (
         device_rule="packhorse.models:torch_device",
         refusal="packhorse.models.engine_support:transformers_refusal",
         gives_logits=True,
+        sampling_fields=ENGINE_FIELDS,
     ),
     EngineEntry(
         name="ctranslate2",
@@ -25,6 +27,14 @@ ENTRIES = (
         refusal="packhorse.models.engine_support:ctranslate2_refusal",
         runs_side_by_side=True,
         gives_logits=True,
+        sampling_fields=(
+            "bad_words",
+            "suppress_tokens",
+            "min_tokens",
+            "ignore_eos",
+            "stop_token_ids",
+            "prompt_log_probs",
+        ),
     ),
     EngineEntry(
         name="packed",
@@ -35,11 +45,13 @@ ENTRIES = (
         is_continuous=True,
         int8_writer="packhorse.engines.packed.int8_writer:write_int8",
         gives_logits=True,
+        sampling_fields=ENGINE_FIELDS,
     ),
     EngineEntry(
         name="fake",
         loader="packhorse.engines.fake:load",
         model_kind=NO_MODEL,
         number_formats=("float32", "int8", "int16"),
+        sampling_fields=ENGINE_FIELDS,
     ),
 )

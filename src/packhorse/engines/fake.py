@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores, TokenLogProbs
 from packhorse.engine_protocol import CostRule, EngineCapabilities, TokenCallback
-from packhorse.engines.common.rows import Result, Row, answer, refuse
+from packhorse.engines.common.rows import Result, Row, answer, refuse, settle
 from packhorse.errors import EngineError
+from packhorse.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -128,6 +129,7 @@ class FakeEngine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
+            sampling_fields=ENGINE_FIELDS,
         )
 
     @property
@@ -198,9 +200,14 @@ class FakeEngine:
     def _answer(self, batch: Batch, on_token: TokenCallback | None) -> Iterator[Result | None]:
         """Yield results of a batch, and None after every step."""
         rows = [Row(prompt) for prompt in batch.prompts]
-        refused = (refuse(row, self._traits.max_context, BYTES) for row in rows)
-        yield from filter(None, refused)
+        settled = (settle(row, self._traits.max_context, BYTES) for row in rows)
+        yield from filter(None, settled)
         accepted = [row for row in rows if not row.answered]
+        for row in accepted:
+            _take_prompt_log_probs(row)
+            if not row.prompt.decoding.max_new_tokens:
+                yield row.finish_prompt()
+        accepted = [row for row in accepted if not row.answered]
         words = {row.prompt.index: self._words(row.prompt) for row in accepted}
         _wait(self._seconds_per_batch)
 
@@ -210,6 +217,8 @@ class FakeEngine:
                 _wait(self._seconds_per_token)
                 for row in rows:
                     token_id = next(words[row.prompt.index], END)
+                    if token_id == END and len(row.token_ids) < row.prompt.decoding.min_tokens:
+                        token_id = ord(" ")
                     log_probs = _token_log_probs(row, token_id)
                     if result := row.take(token_id, (END,), on_token, log_probs):
                         yield result
@@ -250,6 +259,9 @@ def written(prompt: Prompt, *, lossy: bool = False) -> Iterator[int]:
         state = blake2b(state).digest()
     if not _is_greedy(prompt.decoding):
         state = blake2b(state + _chance(prompt.decoding)).digest()
+    if prompt.decoding.changes_logits:
+        changes = (getattr(prompt.decoding, name) for name in ENGINE_FIELDS)
+        state = blake2b(state + repr(tuple(changes)).encode()).digest()
     length = _SHORTEST + int.from_bytes(state[:4], "big") % (_LONGEST - _SHORTEST)
     while length > 0:
         word = words[state[-1] % len(words)].encode()[:length]
@@ -274,7 +286,20 @@ def _token_log_probs(row: Row, token_id: int) -> TokenLogProbs | None:
     count = row.prompt.decoding.top_log_probs
     if count is None or token_id == END:
         return None
-    digest = blake2b(repr(row.sequence).encode(), digest_size=4).digest()
+    return _digest_log_probs(row.sequence, token_id, count)
+
+
+def _take_prompt_log_probs(row: Row) -> None:
+    ids, count = row.prompt.token_ids, row.prompt.decoding.prompt_log_probs
+    if count is not None:
+        row.prompt_log_probs[:] = [
+            replace(_digest_log_probs(ids[:place], ids[place], count), rank=1)
+            for place in range(1, len(ids))
+        ]
+
+
+def _digest_log_probs(before: Sequence[int], token_id: int, count: int) -> TokenLogProbs:
+    digest = blake2b(repr(tuple(before)).encode(), digest_size=4).digest()
     best = 0.5 + int.from_bytes(digest, "big") / 2**34
     shares = [best, *((1 - best) / 2**place for place in range(1, count))]
     alternatives = [

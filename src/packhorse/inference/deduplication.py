@@ -42,7 +42,7 @@ class Duplicates:
         If so, its outcome is `ready` or follows with that of an equal running row. Otherwise later
         equal rows wait for this one.
         """
-        if not is_deterministic(prompt.decoding):
+        if not is_deterministic(prompt.decoding) or prompt.decoding.echo:
             return False
         if self._following + len(self.ready) >= self.most_waiting:
             return False
@@ -68,7 +68,10 @@ class Duplicates:
         del self._leaders[digest]
         self._following -= len(requests)
         # Log-probabilities would fill the memory.
-        if isinstance(outcome, Completion) and outcome.log_probs is None:
+        has_log_probs = isinstance(outcome, Completion) and (
+            outcome.log_probs is not None or outcome.prompt_log_probs is not None
+        )
+        if isinstance(outcome, Completion) and not has_log_probs:
             self._answered[digest] = outcome
             if len(self._answered) > KEPT_ANSWERS:
                 self._answered.popitem(last=False)

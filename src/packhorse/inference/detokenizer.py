@@ -7,7 +7,7 @@ beginning of a stop string is held back too.
 
 from __future__ import annotations
 
-from packhorse.inference.generation import cut_at_stop
+from packhorse.inference.generation import cut_at_stop, final_text
 from packhorse.tokenization import Codec
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -16,15 +16,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class IncrementalDetokenizer:
     """Text of one row. The pieces from `add` and `finish` add up to the final text.
 
-    That is the text of all tokens decoded at once and cut at the first stop string.
+    That is the text of all tokens decoded at once and cut at the first stop string (`final_text`).
 
     Attributes:
         decided: Text that was last decoded and is final.
         undecided: Text that the tokens since then decode to so far.
     """
 
-    def __init__(self, codec: Codec, stop: tuple[str, ...] = ()) -> None:
-        self._codec, self._stop = codec, stop
+    def __init__(self, codec: Codec, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+        self._codec, self._stop, self._min_tokens = codec, stop, min_tokens
         self._token_ids: list[int] = []
         self._context = 0  # earlier tokens are not needed to decode later ones
         self._decoded = 0  # earlier tokens are decoded already
@@ -45,6 +45,9 @@ class IncrementalDetokenizer:
 
     def add(self, token_ids: list[int]) -> str:
         """Return the text that becomes final with further tokens; often empty."""
+        unsearched = self._min_tokens - len(self._token_ids)
+        if 0 < unsearched < len(token_ids):
+            return self.add(token_ids[:unsearched]) + self.add(token_ids[unsearched:])
         self._token_ids += token_ids
         before = self._codec.decode(self._token_ids[self._context : self._decoded])
         after = self._codec.decode(self._token_ids[self._context :])
@@ -56,6 +59,10 @@ class IncrementalDetokenizer:
         self._context, self._decoded = self._decoded, len(self._token_ids)
         self.undecided, self.decided = "", after[len(before) :]
         self._held += self.decided
+        if len(self._token_ids) <= self._min_tokens:
+            piece, self._held = self._held, ""
+            self._given += piece
+            return piece
         self._held, self._is_cut = cut_at_stop(self._held, self._stop)
         certain = len(self._held) - (0 if self._is_cut else self._count_possible_stop_characters())
         piece, self._held = self._held[:certain], self._held[certain:]
@@ -64,7 +71,7 @@ class IncrementalDetokenizer:
 
     def finish(self) -> tuple[str, bool]:
         """Return the rest of the text and whether a stop string cut it."""
-        whole, was_cut = cut_at_stop(self._codec.decode(self._token_ids), self._stop)
+        whole, was_cut = final_text(self._codec, self._token_ids, self._stop, self._min_tokens)
         rest = whole[len(self._given) :] if whole.startswith(self._given) else self._held
         self._given += rest
         return rest, was_cut

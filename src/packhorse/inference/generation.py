@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from typing import Any
 
 from packhorse.batching.expected import expect
 from packhorse.batching.planner import plan_batches
@@ -24,10 +25,13 @@ from packhorse.data import (
     SamplingParams,
     Scores,
 )
-from packhorse.engine_protocol import Engine, Scorer
+from packhorse.engine_protocol import Engine, EngineCapabilities, Scorer
+from packhorse.engine_protocol.registry import sampling_refusal
 from packhorse.errors import EngineError
+from packhorse.inference.choices import Choices
 from packhorse.inference.deduplication import Duplicates
 from packhorse.profiling.run_metrics import Meter
+from packhorse.sampling_params import derived_seed
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 WINDOW_CHARACTERS = 64 << 20
@@ -50,6 +54,7 @@ class GenerationRun:
         meter: Metrics of the run.
         share_prefixes: See `packhorse.config.BatchingConfig`.
         deduplicate: See `packhorse.config.BatchingConfig`.
+        tokenizing: Lock of the tokenizer, which is not safe for threads.
         stopping: Called before every batch. Once it returns True, no further batch is planned,
             running batches finish, and the remaining rows get no outcome.
     """
@@ -63,29 +68,29 @@ class GenerationRun:
     meter: Meter
     share_prefixes: bool = False
     deduplicate: bool = False
+    tokenizing: AbstractContextManager[Any] = field(default_factory=nullcontext)
     stopping: Callable[[], bool] = lambda: False
     _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
     _refused: deque[Failure] = field(default_factory=deque)
     _duplicates: Duplicates = field(init=False)
+    _choices: Choices = field(default_factory=Choices)
 
     def __post_init__(self) -> None:
         self._duplicates = Duplicates(most_waiting=WINDOWS_WAITING * self.window_rows)
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
         """Yield one outcome per request, in the order in which they finish."""
-        on_token = StopStrings(
-            self.tokenizer.codec, lambda row: self._underway[row][1].decoding.stop
-        )
+        on_token = StopStrings(self.tokenizer.codec, lambda row: self._underway[row][1].decoding)
         for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
             on_token.forget(result.index)
             yield from self._yield_unrun_outcomes()
             outcome = self._make_outcome(result)
             self._observe_output_length(outcome)
             self.meter.count_outcome(outcome)
-            yield outcome
+            yield from self._choices.collect(outcome)
             for equal in self._duplicates.resolve_duplicates(outcome):
                 self.meter.count_duplicate(equal)
-                yield equal
+                yield from self._choices.collect(equal)
         yield from self._yield_unrun_outcomes()
 
     def scores(
@@ -142,11 +147,13 @@ class GenerationRun:
 
     def _prompts(self, window: list[Request], deduplicate: bool) -> list[Prompt]:
         """Tokenize a window; rows that cannot become prompts are added to the refused ones."""
-        context = self.engine.capabilities.max_context
+        capabilities = self.engine.capabilities
+        context, codec = capabilities.max_context, self.tokenizer.codec
         decodings = [row_decoding(self.decoding, request) for request in window]
         rooms = [context - decoding.max_new_tokens for decoding in decodings]
         prompts = []
-        encoded = self.tokenizer.encode(window, rooms)
+        with self.tokenizing:
+            encoded = self.tokenizer.encode(window, rooms)
         for request, ids, decoding, room in zip(window, encoded, decodings, rooms, strict=True):
             if room < 1:
                 ids = Refusal(
@@ -154,15 +161,20 @@ class GenerationRun:
                     f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "
                     f"the model's context is {context} tokens",
                 )
-            if decoding.top_log_probs is not None and not self.engine.capabilities.gives_log_probs:
-                ids = Refusal("unsupported_option", no_log_probs(self.engine.capabilities.name))
+            if problem := row_refusal(decoding, request, capabilities):
+                ids = problem
             if isinstance(ids, Refusal):
                 self._refused.append(_make_failure(request, ids.code, ids.message))
-            else:
-                prompt = Prompt(request.index, ids, decoding)
-                if deduplicate and self._duplicates.join(request, prompt):
+                continue
+            if decoding.bad_words:
+                with self.tokenizing:
+                    decoding = with_bad_word_ids(decoding, codec)
+            for choice, (index, own) in enumerate(self._choices.split(request, decoding)):
+                part = replace(request, index=index) if choice else request
+                prompt = Prompt(index, ids, own)
+                if deduplicate and self._duplicates.join(part, prompt):
                     continue
-                self._underway[request.index] = (request, prompt)
+                self._underway[index] = (part, prompt)
                 prompts.append(prompt)
         return prompts
 
@@ -170,9 +182,13 @@ class GenerationRun:
         request, prompt = self._underway.pop(result.index)
         if isinstance(result, Failure):
             return _make_failure(request, result.code, result.message)
-        text, was_cut = cut_at_stop(
-            self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
+        decoding = prompt.decoding
+        text, was_cut = final_text(
+            self.tokenizer.codec, result.token_ids, decoding.stop, decoding.min_tokens
         )
+        if decoding.echo and isinstance(request.content, str):
+            text = request.content + text
+        of_prompt = result.prompt_log_probs
         return Completion(
             index=request.index,
             id=request.id,
@@ -183,6 +199,8 @@ class GenerationRun:
             prompt_tokens=len(prompt.token_ids),
             timing=result.timing,
             log_probs=result.log_probs,
+            prompt_token_ids=() if of_prompt is None else prompt.token_ids,
+            prompt_log_probs=of_prompt,
         )
 
     def _observe_output_length(self, outcome: Completion | Failure) -> None:
@@ -198,7 +216,7 @@ class GenerationRun:
         while self._duplicates.ready:
             equal = self._duplicates.ready.popleft()
             self.meter.count_duplicate(equal)
-            yield equal
+            yield from self._choices.collect(equal)
 
     def _yield_refusals(self) -> Iterator[Failure]:
         while self._refused:
@@ -215,16 +233,21 @@ class StopStrings:
 
     Attributes:
         codec: Tokenizer that decodes the tail.
-        stops_of: Returns the stop strings of a running row.
+        decoding_of: Returns the sampling parameters of a running row.
     """
 
     codec: Codec
-    stops_of: Callable[[int], tuple[str, ...]]
+    decoding_of: Callable[[int], SamplingParams]
     _tails: dict[int, deque[int]] = field(default_factory=dict)
+    _skipped: dict[int, int] = field(default_factory=dict)
 
     def __call__(self, row: int, token_id: int) -> bool:
-        stop = self.stops_of(row)
+        decoding = self.decoding_of(row)
+        stop = decoding.stop
         if not stop:
+            return False
+        if decoding.min_tokens and (skipped := self._skipped.get(row, 0)) < decoding.min_tokens:
+            self._skipped[row] = skipped + 1
             return False
         tail = self._tails.get(row)
         if tail is None:
@@ -240,6 +263,7 @@ class StopStrings:
     def forget(self, row: int) -> None:
         """Drop the state of a row that has ended."""
         self._tails.pop(row, None)
+        self._skipped.pop(row, None)
 
 
 def windows(requests: Iterable[Request], rows: int) -> Iterator[tuple[list[Request], bool]]:
@@ -272,10 +296,58 @@ def row_decoding(decoding: SamplingParams, request: Request) -> SamplingParams:
     return replace(chosen, seed=derived_seed(chosen.seed, request.key))
 
 
-def derived_seed(seed: int, name: str) -> int:
-    """Return a 63-bit seed that depends only on `seed` and `name`."""
-    digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def final_text(
+    codec: Codec, token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int = 0
+) -> tuple[str, bool]:
+    """Return the text of a row's tokens before its first stop string, and whether there was one.
+
+    Text of the first `min_tokens` tokens is not searched.
+    """
+    text = codec.decode(token_ids)
+    if not (stop and min_tokens):
+        return cut_at_stop(text, stop)
+    before = codec.decode(token_ids[:min_tokens])
+    if not text.startswith(before):
+        before = before.rstrip("\N{REPLACEMENT CHARACTER}")
+    rest, was_cut = cut_at_stop(text[len(before) :], stop)
+    return text[: len(before)] + rest, was_cut
+
+
+def with_bad_word_ids(decoding: SamplingParams, codec: Codec) -> SamplingParams:
+    """Return the parameters with the token ids of `bad_words`.
+
+    As in vLLM (`SamplingParams.update_from_tokenizer`): each word counts as it is written without
+    leading spaces, and after one space if that gives as many tokens, the first of them another one.
+    """
+    if not decoding.bad_words:
+        return decoding
+    found: list[tuple[int, ...]] = []
+    for word in decoding.bad_words:
+        alone, after_space = (codec.encode_fragment(space + word.lstrip()) for space in ("", " "))
+        if alone:
+            found.append(alone)
+        if after_space and len(alone) == len(after_space) and alone[0] != after_space[0]:
+            found.append(after_space)
+    return replace(decoding, bad_word_ids=tuple(found))
+
+
+def row_refusal(
+    decoding: SamplingParams, request: Request, capabilities: EngineCapabilities
+) -> Refusal | None:
+    """Return why an engine or a row's content does not allow its sampling parameters."""
+    if decoding.top_log_probs is not None and not capabilities.gives_log_probs:
+        return Refusal("unsupported_option", no_log_probs(capabilities.name))
+    if problem := sampling_refusal(capabilities.name, capabilities.sampling_fields, decoding):
+        return Refusal("unsupported_option", problem)
+    if decoding.min_tokens > decoding.max_new_tokens:
+        message = (
+            f"min_tokens must be at most max_new_tokens ({decoding.max_new_tokens}), "
+            f"got {decoding.min_tokens}"
+        )
+        return Refusal("bad_option", message)
+    if decoding.echo and not isinstance(request.content, str):
+        return Refusal("bad_option", "echo is for prompts that are text, the row has messages")
+    return None
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:

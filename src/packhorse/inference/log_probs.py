@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from packhorse.data import Completion, Request, SamplingParams, TokenLogProbs
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import row_decoding
-from packhorse.openai_format.log_probs import PlacedToken, log_probs_document
+from packhorse.openai_format.log_probs import (
+    PlacedToken,
+    echo_document,
+    log_probs_document,
+    prompt_document,
+)
 from packhorse.tokenization import Codec
+
+
+class HasPromptLogProbs(Protocol):
+    """A finished row: a Completion, or a row of the server."""
+
+    @property
+    def prompt_log_probs(self) -> tuple[TokenLogProbs, ...] | None: ...
 
 
 class IncrementalLogProbs:
@@ -20,8 +32,8 @@ class IncrementalLogProbs:
     character that it begins with or is part of does: a stop string cuts both.
     """
 
-    def __init__(self, codec: Codec, stop: tuple[str, ...] = ()) -> None:
-        self._text = IncrementalDetokenizer(codec, stop)
+    def __init__(self, codec: Codec, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+        self._text = IncrementalDetokenizer(codec, stop, min_tokens)
         self._held: deque[PlacedToken] = deque()
         self._undecided: list[tuple[str, TokenLogProbs]] = []
 
@@ -67,20 +79,58 @@ def _common_prefix_length(one: str, other: str) -> int:
 
 
 def placed(
-    codec: Codec, stop: tuple[str, ...], tokens: Iterable[TokenLogProbs]
+    codec: Codec,
+    stop: tuple[str, ...],
+    tokens: Iterable[TokenLogProbs],
+    min_tokens: int = 0,
 ) -> list[PlacedToken]:
     """Return the placed tokens of a complete text."""
-    growing = IncrementalLogProbs(codec, stop)
+    growing = IncrementalLogProbs(codec, stop, min_tokens)
     found = [each for token in tokens for each in growing.add(token)[1]]
     return found + growing.finish()[1]
 
 
-def log_probs_note(
-    codec: Codec, row: Request, answer: Completion, decoding: SamplingParams
-) -> dict[str, Any]:
-    """Return the log-probabilities to store with a completion in the journal.
+def choice_log_probs(
+    codec: Codec, decoding: SamplingParams, answer: Completion, prompt: str | None
+) -> dict[str, Any] | None:
+    """Return `logprobs` of a choice; None if they were not requested.
 
-    See `packhorse.outputs.OutputRow.log_probs`.
+    Args:
+        codec: Tokenizer of the model.
+        decoding: Sampling parameters of the row.
+        answer: The choice.
+        prompt: Text of the prompt of a text completion, None for a chat.
+    """
+    if answer.log_probs is None:
+        return None
+    tokens = placed(codec, decoding.stop, answer.log_probs, decoding.min_tokens)
+    document = log_probs_document(codec, tokens, is_chat=prompt is None)
+    if prompt is None:
+        return document
+    return with_echo(codec, decoding, document, answer.prompt_token_ids, answer, prompt)
+
+
+def with_echo(
+    codec: Codec,
+    decoding: SamplingParams,
+    document: dict[str, Any],
+    prompt_ids: Sequence[int],
+    of_prompt: HasPromptLogProbs,
+    prompt: str,
+) -> dict[str, Any]:
+    """Return `logprobs` of a text completion with its prompt's, if the text has it."""
+    if not decoding.echo or of_prompt.prompt_log_probs is None:
+        return document
+    known = (TokenLogProbs(prompt_ids[0], 0.0), *of_prompt.prompt_log_probs)
+    return echo_document(codec, placed(codec, (), known), document, len(prompt))
+
+
+def completion_note(
+    codec: Codec, row: Request, answer: Completion, decoding: SamplingParams
+) -> dict[str, Any] | None:
+    """Return what the journal stores with a completion besides its text; None for nothing.
+
+    The fields of `packhorse.outputs.OutputRow`: log_probs, prompt_log_probs and other_choices.
 
     Args:
         codec: Tokenizer of the model.
@@ -88,7 +138,20 @@ def log_probs_note(
         answer: Its completion.
         decoding: Sampling parameters of the job; the row's own options override them.
     """
-    tokens = placed(codec, row_decoding(decoding, row).stop, answer.log_probs or ())
-    return {
-        "log_probs": log_probs_document(codec, tokens, is_chat=not isinstance(row.content, str))
-    }
+    chosen = row_decoding(decoding, row)
+    prompt = row.content if isinstance(row.content, str) else None
+    note: dict[str, Any] = {}
+    if answer.log_probs is not None:
+        note["log_probs"] = choice_log_probs(codec, chosen, answer, prompt)
+    if answer.prompt_log_probs is not None:
+        note["prompt_log_probs"] = prompt_document(codec, answer.prompt_log_probs)
+    if answer.other_choices:
+        note["other_choices"] = [
+            {
+                "text": each.text,
+                "finish_reason": each.finish_reason,
+                "log_probs": choice_log_probs(codec, chosen, each, prompt),
+            }
+            for each in answer.other_choices
+        ]
+    return note or None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from packhorse.engine_protocol import Engine, EngineCapabilities
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, EngineError
 from packhorse.inference.generation import GenerationRun
+from packhorse.inference.job_settings import check_sampling_support
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.openai_format.request_fields import range_error
 from packhorse.profiling.run_metrics import Meter
@@ -34,19 +36,6 @@ from packhorse.tokenization import Codec, Tokenizer
 T = TypeVar("T")
 _ABANDONED_RUNS: list[Any] = []
 """Runs that a forked process inherited; they are kept referenced so that they are never closed."""
-
-
-def result_settings(quantization: str, decoding: SamplingParams) -> dict[str, Any]:
-    """Return the settings that determine results, apart from model, engine and input.
-
-    A journal is bound to them. The result is a flat dictionary.
-
-    Args:
-        quantization: Number format, with "auto" resolved.
-        decoding: Sampling parameters of the job.
-    """
-    fields = {**asdict(decoding), "stop": list(decoding.stop)}
-    return {"quantization": quantization, **fields}
 
 
 @dataclass(slots=True)
@@ -73,6 +62,7 @@ class Model:
     calibration: Calibration | None = None
     date: datetime | None = None
     _process: int = field(default_factory=os.getpid)
+    _tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Model:
         return self
@@ -100,7 +90,8 @@ class Model:
     ) -> Iterator[Completion | Failure]:
         """Yield a completion or failure per prompt, as they finish.
 
-        An outcome's `index` is the position of its prompt. A prompt that cannot be answered (too
+        Calls may overlap, in one thread or in several. An outcome's `index` is the position of its
+        prompt. A prompt that cannot be answered (too
         long, empty) yields a Failure and does not affect others.
 
         Args:
@@ -114,6 +105,7 @@ class Model:
         """
         chosen = replace(SamplingParams(), **decoding)
         check_decoding(chosen, self.capabilities.max_context)
+        check_sampling_support(chosen, self.capabilities)
         tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
         generation_run = self.start_generation(tokenizer, chosen, self.budget(chosen), Meter())
         return self._guarded(generation_run.outcomes(requests_of(prompts)))
@@ -209,6 +201,7 @@ class Model:
             deduplicate=self.batching.deduplicate,
             decoding=decoding,
             meter=meter,
+            tokenizing=self._tokenizing,
             stopping=stopping,
         )
 
@@ -263,12 +256,14 @@ def prepare_for(
     engine: EngineConfig,
     *,
     policy: str = AUTO,
+    sampling: Sequence[str] = (),
     allow_pickle: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
     """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`.
 
-    The engine "auto" is one that batches rows by `policy`; `PreparedModel.engine` says which.
+    The engine "auto" is one that batches rows by `policy` and supports the fields `sampling` of
+    SamplingParams; `PreparedModel.engine` says which.
     """
     check_engine(engine)
     return prepare(
@@ -279,6 +274,7 @@ def prepare_for(
         quantization_method=engine.quantization_method,
         policy=policy,
         workers=engine.workers,
+        sampling=sampling,
         allow_pickle=allow_pickle,
         verify=engine.verify,
         report=report,
@@ -380,6 +376,12 @@ def check_decoding(decoding: SamplingParams, max_context: int | None = None) -> 
     """
     if error := range_error(decoding):
         raise ConfigError(error, "give a value in this range")
+    if decoding.min_tokens > decoding.max_new_tokens:
+        raise ConfigError(
+            f"min_tokens must be at most max_new_tokens ({decoding.max_new_tokens}), "
+            f"got {decoding.min_tokens}",
+            "lower the one or raise the other",
+        )
     if max_context is not None and decoding.max_new_tokens >= max_context:
         raise ConfigError(
             f"max_new_tokens of {decoding.max_new_tokens} leaves no room for a prompt: "

@@ -294,6 +294,7 @@ def export_journal(
         rows,
         openai=shape,
         labels=bool(journal.meta("labels")),
+        extra_columns=journal.columns,
         kept=kept if which == "all" else None,
         output_column=output_column,
     )

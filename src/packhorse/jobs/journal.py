@@ -26,6 +26,7 @@ from packhorse.jobs.journal_rows import (
     is_sound,
     record_of,
 )
+from packhorse.outputs.columns import NOTE_COLUMNS
 from packhorse.storage.atomic_files import is_there
 from packhorse.storage.sqlite_store import SQLiteStore, damaged
 
@@ -45,6 +46,7 @@ class Journal:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._unit = "line"
+        self._columns: list[str] | None = None
         if read_only:
             _check_readable(path)
         self._database = SQLiteStore(path, SCHEMA, read_only=read_only)
@@ -221,7 +223,22 @@ class Journal:
                 None if timing.first_token is None else float(timing.first_token),
                 float(timing.finished),
             )  # fmt: skip
+        if note:
+            self.add_columns(NOTE_COLUMNS[name] for name in note if name in NOTE_COLUMNS)
         self._store_result((*values, None if note is None else json.dumps(note)))
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the output beside the usual ones, of `packhorse.outputs.columns`."""
+        if self._columns is None:
+            self._columns = self.meta("columns") or []
+        return self._columns
+
+    def add_columns(self, names: Iterable[str]) -> None:
+        """Add columns to the output that are not there yet."""
+        if new := [name for name in names if name not in self.columns]:
+            self._columns = [*self.columns, *new]
+            self.set_meta("columns", self._columns)
 
     def _store_result(self, values: tuple[Any, ...]) -> None:
         statement = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 13)})"  # noqa: S608

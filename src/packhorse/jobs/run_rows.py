@@ -15,8 +15,9 @@ from typing import Any
 from packhorse.batching.policies import AUTO
 from packhorse.config import JobConfig
 from packhorse.data import Completion, Failure, Request, SamplingParams
-from packhorse.engine_protocol.registry import model_engines
-from packhorse.inference.log_probs import log_probs_note
+from packhorse.engine_protocol.registry import engine_entry, model_engines
+from packhorse.inference.job_settings import check_sampling_support, result_settings
+from packhorse.inference.log_probs import completion_note
 from packhorse.inference.model import (
     check_batching,
     check_decoding,
@@ -24,7 +25,6 @@ from packhorse.inference.model import (
     check_least,
     load_prepared,
     prepare_for,
-    result_settings,
 )
 from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
@@ -34,6 +34,8 @@ from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
+
+_NOTED_OPTIONS = frozenset({"top_log_probs", "prompt_log_probs", "n"})
 
 
 def run(config: JobConfig, reporter: ProgressReporter | None = None) -> RunReport:
@@ -82,9 +84,11 @@ class Generation:
             config.model,
             engine,
             policy=config.batching.policy,
+            sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
             report=report,
         )
+        check_sampling_support(config.decoding, engine_entry(self._prepared.engine))
         return {"model": self._prepared.fingerprint, "engine": self._prepared.engine}
 
     def identity(self) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class Generation:
             budget = model.budget(config.decoding)
             resolved = resolved_settings(config, model, budget)
             reporter.stage(plan_line(resolved))
-            notes = LogProbNotes(model.codec, config.decoding)
+            notes = Notes(model.codec, config.decoding)
 
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
                 return model.start_generation(
@@ -139,8 +143,8 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class LogProbNotes:
-    """Stores log-probabilities in the journal for rows that request them.
+class Notes:
+    """Stores log-probabilities and further choices in the journal for rows that request them.
 
     Attributes:
         decoding: Sampling parameters of the job.
@@ -151,18 +155,20 @@ class LogProbNotes:
     _requesting: dict[str, Request] = field(default_factory=dict)
 
     def watch(self, rows: Iterable[Request]) -> Iterator[Request]:
-        """Yield the rows, and keep those that request log-probabilities until they are answered."""
+        """Yield the rows, and keep those that may get a note until they are answered."""
+        decoding = self.decoding
+        every = decoding.n > 1 or decoding.prompt_log_probs is not None
         for row in rows:
-            if row.options.get("top_log_probs") is not None:
+            if every or not _NOTED_OPTIONS.isdisjoint(row.options):
                 self._requesting[row.key] = row
             yield row
 
     def take(self, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """Return the note of a completed row, None if it requested no log-probabilities."""
+        """Return the note of a completed row, None if it requested nothing that has one."""
         row = self._requesting.pop(outcome.key, None)
         if row is None or not isinstance(outcome, Completion):
             return None
-        return log_probs_note(self.codec, row, outcome, self.decoding)
+        return completion_note(self.codec, row, outcome, self.decoding)
 
 
 def settings(config: JobConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@ use it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,14 @@ class EngineRequest:
         quantization: Number format, or "auto".
         policy: Batching policy, or "auto".
         workers: Batches in flight at once, None to leave it to the engine.
+        sampling: Fields of SamplingParams that are set, of those that some engines lack.
     """
 
     device: str = "cpu"
     quantization: str = "auto"
     policy: str = "auto"
     workers: int | None = None
+    sampling: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def choose_engine(
         reasons.append(f"{entry.name} {refusal}")
     raise ConfigError(
         f"no engine runs this {config.model_type} model as requested: {'; '.join(reasons)}",
-        "change --quantization, --batching, --device or --workers",
+        "change --quantization, --batching, --device, --workers or the sampling options",
     )
 
 
@@ -113,6 +115,8 @@ def _option_refusal(entry: EngineEntry, request: EngineRequest) -> str | None:
         return f"does not batch rows by {request.policy}"
     if not entry.runs_side_by_side and request.workers not in (None, 1):
         return f"does not run {request.workers} workers"
+    if missing := [each for each in request.sampling if each not in entry.sampling_fields]:
+        return f"does not support {missing[0]}"
     return None
 
 

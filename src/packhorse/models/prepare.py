@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,7 @@ def prepare(
     quantization_method: str = AUTO,
     policy: str = AUTO,
     workers: int | None = None,
+    sampling: Sequence[str] = (),
     allow_pickle: bool = False,
     verify: bool = False,
     report: Report = _warn,
@@ -76,7 +78,8 @@ def prepare(
         device: "cpu", "cuda" or "auto"; determines the format that "auto" stands for.
         quantization_method: How the model is prepared for int8 (`quantization.methods`). "auto" is
             the recipe that `packhorse quantize` stored, or the best method for the model's family.
-        policy, workers: Batching policy and workers that the engine "auto" must be able to run.
+        policy, workers, sampling: Batching policy, workers and fields of SamplingParams that the
+            engine "auto" must be able to run.
         allow_pickle: Accept PyTorch pickles as weights.
         verify: Read every byte of the files, even of those that did not change (`hashing`).
         report: Receives a line before each long step.
@@ -97,6 +100,7 @@ def prepare(
         quantization_method,
         policy,
         workers,
+        sampling,
         allow_pickle,
         report,
     )
@@ -122,6 +126,7 @@ class PrepareRequest:
     method: str
     policy: str
     workers: int | None
+    sampling: Sequence[str]
     allow_pickle: bool
     report: Report
 
@@ -152,9 +157,8 @@ def _prepare_for_best(original: Original, request: PrepareRequest) -> PreparedMo
 
     If the model cannot be converted for one engine, the next one is chosen.
     """
-    wanted = EngineRequest(
-        torch_device(request.device), request.quantization, request.policy, request.workers
-    )
+    options = request.quantization, request.policy, request.workers, request.sampling
+    wanted = EngineRequest(torch_device(request.device), *options)
     config = config_of(original.checkpoint().folder)
     failures: dict[str, str] = {}
     while True:

@@ -1,6 +1,7 @@
 """OpenAI's formats: request fields and their ranges, messages, batch lines, response documents.
 
 request_fields.py  options of a request: names, types, ranges; `top_logprobs` and all others
+field_types.py     types of options
 row_options.py     which fields of a plain row are options
 messages.py        chat messages
 batch_lines.py     lines of batch files

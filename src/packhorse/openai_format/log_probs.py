@@ -44,6 +44,48 @@ def join_log_probs(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def echo_document(
+    names: TokenNames, prompt: Sequence[PlacedToken], completion: dict[str, Any], offset: int
+) -> dict[str, Any]:
+    """Return the form of a text completion whose text begins with the prompt.
+
+    Args:
+        names: The model's tokenizer.
+        prompt: Tokens of the prompt; nothing is known of the first one.
+        completion: The document of the generated tokens.
+        offset: Number of characters of the prompt.
+    """
+    document = _text_document(names, prompt)
+    document["token_logprobs"][0] = document["top_logprobs"][0] = None
+    offsets = [offset + each for each in completion["text_offset"]]
+    return join_log_probs([document, {**completion, "text_offset": offsets}])
+
+
+def prompt_document(
+    names: TokenNames, tokens: Sequence[TokenLogProbs]
+) -> list[dict[str, Any] | None]:
+    """Return `prompt_logprobs` as vLLM writes it.
+
+    Null for the first token of the prompt; for each other one, by token id, the log-probability,
+    the rank and the text of this token and of the most probable ones in its place.
+    """
+
+    def described(token_id: int, log_prob: float, rank: int) -> dict[str, Any]:
+        return {
+            "logprob": max(log_prob, MIN_LOG_PROB),
+            "rank": rank,
+            "decoded_token": _token_text(names, token_id),
+        }
+
+    found: list[dict[str, Any] | None] = [None]
+    for token in tokens:
+        entry = {str(token.token_id): described(token.token_id, token.log_prob, token.rank)}
+        for place, (token_id, log_prob) in enumerate(token.alternatives):
+            entry.setdefault(str(token_id), described(token_id, log_prob, place + 1))
+        found.append(entry)
+    return found
+
+
 def _chat_document(names: TokenNames, tokens: Sequence[PlacedToken]) -> dict[str, Any]:
     content = [
         {

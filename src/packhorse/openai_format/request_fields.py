@@ -14,73 +14,36 @@ read as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from packhorse.data import SamplingParams
+from packhorse.openai_format.field_types import (
+    BIAS,
+    TOKEN_ID,
+    FieldType,
+    Flag,
+    LogitBias,
+    NumberRange,
+    StopStrings,
+    TokenIds,
+)
 from packhorse.openai_format.row_errors import RowError, format_value
 
-
-@dataclass(frozen=True, slots=True)
-class NumberRange:
-    """Type and range of a numeric field.
-
-    Attributes:
-        type: int, or float, which accepts integers too. A boolean is never a number.
-        minimum: Smallest value.
-        maximum: Largest value, included.
-        excludes_minimum: Whether values must be above the minimum.
-    """
-
-    type: type[int] | type[float]
-    minimum: int
-    maximum: int
-    excludes_minimum: bool = False
-
-    def contains(self, value: float) -> bool:
-        above = value > self.minimum if self.excludes_minimum else value >= self.minimum
-        return above and value <= self.maximum
-
-    def accepts(self, value: Any) -> bool:
-        """Return whether a JSON value has the type and is in the range."""
-        types = (int,) if self.type is int else (int, float)
-        return isinstance(value, types) and not isinstance(value, bool) and self.contains(value)
-
-    def convert(self, value: Any) -> int | float:
-        return self.type(value)
-
-    def __str__(self) -> str:
-        kind = "an integer" if self.type is int else "a number"
-        if self.excludes_minimum:
-            return f"{kind} above {self.minimum} and at most {self.maximum}"
-        return f"{kind} from {self.minimum} to {self.maximum}"
-
-
-@dataclass(frozen=True, slots=True)
-class StopStrings:
-    """Type of `stop`: one string or a list of strings, none of them empty."""
-
-    max_count: int
-
-    def accepts(self, value: Any) -> bool:
-        if isinstance(value, list):
-            is_text = all(isinstance(each, str) and each for each in value)
-            return len(value) <= self.max_count and is_text
-        return isinstance(value, str) and bool(value)
-
-    def convert(self, value: str | list[str]) -> tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(value)
-
-    def __str__(self) -> str:
-        return f"text or a list of at most {self.max_count} texts, none of them empty"
-
-
-MAX_NEW_TOKENS = NumberRange(int, 1, 2**31 - 1)
+MAX_NEW_TOKENS = NumberRange(int, 0, 2**31 - 1)
 TEMPERATURE = NumberRange(float, 0, 100)
-TOP_P = NumberRange(float, 0, 1, excludes_minimum=True)
-TOP_K = NumberRange(int, 0, 2**31 - 1)
-SEED = NumberRange(int, 0, 2**63 - 1)
+TOP_P = NumberRange(float, 0, 1)
+TOP_K = NumberRange(int, -1, 2**31 - 1)
+SEED = NumberRange(int, -1, 2**63 - 1)
 STOP = StopStrings(max_count=16)
+N = NumberRange(int, 1, 128)
+MIN_P = NumberRange(float, 0, 1)
+PENALTY = NumberRange(float, -2, 2)
+"""Range of presence_penalty and frequency_penalty, as OpenAI and vLLM have it."""
+REPETITION_PENALTY = NumberRange(float, 0, 100, excludes_minimum=True)
+LOGIT_BIAS = LogitBias(max_count=1024)
+BAD_WORDS = StopStrings(max_count=256)
+TOKEN_IDS = TokenIds(max_count=1024)
+FLAG = Flag()
 TOP_LOGPROBS = NumberRange(int, 0, 20)
 """How many of the most probable tokens are listed per generated token."""
 
@@ -91,9 +54,16 @@ _PARAMS: dict[str, NumberRange] = {
     "top_k": TOP_K,
     "seed": SEED,
     "top_log_probs": TOP_LOGPROBS,
+    "prompt_log_probs": TOP_LOGPROBS,
+    "n": N,
+    "min_p": MIN_P,
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "repetition_penalty": REPETITION_PENALTY,
+    "min_tokens": MAX_NEW_TOKENS,
 }
 """Range of each numeric field of SamplingParams."""
-_OPTIONS: dict[str, tuple[str, NumberRange | StopStrings]] = {
+_OPTIONS: dict[str, tuple[str, FieldType]] = {
     "max_new_tokens": ("max_new_tokens", MAX_NEW_TOKENS),
     "max_tokens": ("max_new_tokens", MAX_NEW_TOKENS),
     "max_completion_tokens": ("max_new_tokens", MAX_NEW_TOKENS),
@@ -102,9 +72,24 @@ _OPTIONS: dict[str, tuple[str, NumberRange | StopStrings]] = {
     "top_k": ("top_k", TOP_K),
     "seed": ("seed", SEED),
     "stop": ("stop", STOP),
+    "n": ("n", N),
+    "min_p": ("min_p", MIN_P),
+    "presence_penalty": ("presence_penalty", PENALTY),
+    "frequency_penalty": ("frequency_penalty", PENALTY),
+    "repetition_penalty": ("repetition_penalty", REPETITION_PENALTY),
+    "logit_bias": ("logit_bias", LOGIT_BIAS),
+    "bad_words": ("bad_words", BAD_WORDS),
+    "suppress_tokens": ("suppress_tokens", TOKEN_IDS),
+    "min_tokens": ("min_tokens", MAX_NEW_TOKENS),
+    "ignore_eos": ("ignore_eos", FLAG),
+    "stop_token_ids": ("stop_token_ids", TOKEN_IDS),
+    "echo": ("echo", FLAG),
+    "prompt_logprobs": ("prompt_log_probs", TOP_LOGPROBS),
 }
 """Field of a row or request -> the field of SamplingParams that it sets, and its type."""
 OPTION_FIELDS = frozenset(_OPTIONS)
+_USUAL_OPTIONS = tuple(_OPTIONS)[:8]
+_DEFAULTS = SamplingParams()
 LOG_PROB_FIELDS = frozenset({"logprobs", "top_logprobs"})
 
 _SHARED_FIELDS: dict[str, NumberRange | type[bool]] = {
@@ -113,6 +98,13 @@ _SHARED_FIELDS: dict[str, NumberRange | type[bool]] = {
     "top_p": TOP_P,
     "top_k": TOP_K,
     "seed": SEED,
+    "min_p": MIN_P,
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "repetition_penalty": REPETITION_PENALTY,
+    "min_tokens": MAX_NEW_TOKENS,
+    "ignore_eos": bool,
+    "prompt_logprobs": TOP_LOGPROBS,
 }
 CHAT_FIELDS: Mapping[str, NumberRange | type[bool]] = {
     **_SHARED_FIELDS,
@@ -124,8 +116,15 @@ CHAT_FIELDS: Mapping[str, NumberRange | type[bool]] = {
 COMPLETION_FIELDS: Mapping[str, NumberRange | type[bool]] = {
     **_SHARED_FIELDS,
     "logprobs": TOP_LOGPROBS,
+    "echo": bool,
 }
 """The same for a text completion request."""
+RESPONSE_FIELDS: Mapping[str, NumberRange | type[bool]] = {
+    **{name: kind for name, kind in _SHARED_FIELDS.items() if name != "prompt_logprobs"},
+    "max_output_tokens": MAX_NEW_TOKENS,
+    "top_logprobs": TOP_LOGPROBS,
+}
+"""The same for a request of the Responses API."""
 
 IGNORED_FIELDS = frozenset(
     {
@@ -144,26 +143,14 @@ IGNORED_FIELDS = frozenset(
 )
 """Fields of requests that have no effect on a completion."""
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "stream": (False,),
-    "echo": (False,),
     "logprobs": (False,),
     "top_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
-    "prompt_logprobs": (),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -207,6 +194,17 @@ def is_neutral(name: str, value: Any) -> bool:
     )
 
 
+def is_default(name: str, value: Any) -> bool:
+    """Return whether an option has the value that changes nothing, such as `min_p` 0.
+
+    False for the options that most requests set: temperature, top_p, top_k, seed, stop and limits.
+    """
+    if name not in _OPTIONS or name in _USUAL_OPTIONS:
+        return False
+    param, kind = _OPTIONS[name]
+    return kind.accepts(value) and kind.convert(value) == getattr(_DEFAULTS, param)
+
+
 def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options among `fields` by the names and with the types of SamplingParams.
 
@@ -218,10 +216,10 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     set_by: dict[str, str] = {}
-    for field, (name, kind) in _OPTIONS.items():
-        value = fields.get(field)
-        if value is None:
+    for field in fields:
+        if field not in _OPTIONS or (value := fields[field]) is None:
             continue
+        name, kind = _OPTIONS[field]
         if not kind.accepts(value):
             raise _bad_option(field, kind, value)
         converted = kind.convert(value)
@@ -248,8 +246,15 @@ def read_request_options(body: Mapping[str, Any], *, is_chat: bool) -> dict[str,
         RowError: `bad_option`.
     """
     options = read_options(body)
+    if is_chat and options.get("echo"):
+        raise RowError("bad_option", "echo is for text completions; leave it out of chats")
     top = _read_top_log_probs(body, is_chat=is_chat)
-    return options if top is None else {**options, "top_log_probs": top}
+    if top is None:
+        return options
+    options["top_log_probs"] = top
+    if options.get("echo"):  # OpenAI's logprobs then cover the prompt too
+        options["prompt_log_probs"] = max(top, options.get("prompt_log_probs", 0))
+    return options
 
 
 def _read_top_log_probs(body: Mapping[str, Any], *, is_chat: bool) -> int | None:
@@ -278,7 +283,7 @@ def _read_count(field: str, value: Any) -> int:
     return int(value)
 
 
-def _bad_option(field: str, kind: NumberRange | StopStrings, value: Any) -> RowError:
+def _bad_option(field: str, kind: FieldType, value: Any) -> RowError:
     return RowError("bad_option", f"{field} must be {kind}, got {format_value(value)}")
 
 
@@ -288,13 +293,26 @@ def range_error(params: SamplingParams) -> str:
         value = getattr(params, name)
         if value is not None and not allowed.contains(value):
             return f"{name} must be {allowed}, got {value!r}"
-    return "" if all(params.stop) else "stop must hold no empty text"
+    for name in ("stop", "bad_words"):
+        if not all(getattr(params, name)):
+            return f"{name} must hold no empty text"
+    for token, bias in params.logit_bias:
+        if not (TOKEN_ID.contains(token) and BIAS.contains(bias)):
+            return f"logit_bias must be token ids and biases from -100 to 100, got {token}={bias:g}"
+    for name in ("suppress_tokens", "stop_token_ids"):
+        if wrong := [token for token in getattr(params, name) if not TOKEN_ID.accepts(token)]:
+            return f"{name} must be token ids, got {format_value(wrong[0])}"
+    return ""
 
 
 def write_options(options: Mapping[str, Any], *, is_chat: bool) -> dict[str, Any]:
     """Return the request fields that ask for `options`, which have the names of SamplingParams."""
     fields = dict(options)
     top = fields.pop("top_log_probs", None)
+    if "prompt_log_probs" in fields:
+        fields["prompt_logprobs"] = fields.pop("prompt_log_probs")
+    if "logit_bias" in fields:
+        fields["logit_bias"] = {str(token): bias for token, bias in fields["logit_bias"]}
     if "max_new_tokens" in fields:
         fields["max_tokens"] = fields.pop("max_new_tokens")
     if top is not None:

@@ -39,6 +39,29 @@ def response_document(
     return {**head, "choices": list(choices), "usage": usage}
 
 
+def with_prompt_log_probs(
+    kind: Kind, document: dict[str, Any], found: Sequence[list[Any] | None]
+) -> dict[str, Any]:
+    """Return a response with `prompt_logprobs` where vLLM has them.
+
+    That is in the response of a chat, and in each choice of a text completion.
+
+    Args:
+        kind: What was asked for.
+        document: The whole response.
+        found: `prompt_logprobs` of the prompt of each choice, None if they were not asked for.
+    """
+    if all(each is None for each in found):
+        return document
+    if kind == "chat":
+        return {**document, "prompt_logprobs": found[0]}
+    choices = [
+        {**choice, "prompt_logprobs": each}
+        for choice, each in zip(document["choices"], found, strict=True)
+    ]
+    return {**document, "choices": choices}
+
+
 def choice_document(
     kind: Kind, index: int, text: str | None, log_probs: dict[str, Any] | None, reason: str | None
 ) -> dict[str, Any]:

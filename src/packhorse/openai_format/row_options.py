@@ -2,7 +2,8 @@
 
 The rule is the same for JSONL, CSV, TSV and Parquet. A field with the name of an option (of
 packhorse, OpenAI or vLLM) is an option if all fields of its row are known. Beside unknown fields it
-may be data, so the row is rejected until `--row-options` decides. Fields of which the prompt is
+may be data, so the row is rejected until `--row-options` decides, unless its value is the usual
+one. Fields of which the prompt is
 made are always data. An option that is not supported is rejected unless it has no effect.
 """
 
@@ -16,6 +17,7 @@ from packhorse.config import RowOptions
 from packhorse.openai_format.request_fields import (
     IGNORED_FIELDS,
     OPTION_FIELDS,
+    is_default,
     is_neutral,
     is_option,
     read_options,
@@ -50,6 +52,8 @@ def read_row_options(
         if is_option(name)
         and not (value is None if name in OPTION_FIELDS else is_neutral(name, value))
     }
+    if unknown and row_options == "auto":
+        options = {name: value for name, value in options.items() if not is_default(name, value)}
     if options and unknown and row_options == "auto":
         raise RowError("ambiguous_option", "; ".join(describe_ambiguity(options, unknown)))
     for name, value in options.items():
@@ -72,10 +76,13 @@ def describe_ambiguity(options: Collection[str], unknown: Collection[str]) -> tu
 
 
 def parse_text_option(name: str, text: str) -> Any:
-    """Return the value of an option in a CSV cell: `stop` as text, others as JSON if they are."""
+    """Return the value of an option in a CSV cell: JSON if it is, except for `stop`.
+
+    `stop` is text, and so are `bad_words` unless they are a list.
+    """
     if not text:
         return None
-    if name == "stop":
+    if name == "stop" or (name == "bad_words" and not text.startswith("[")):
         return text
     try:
         return json.loads(text)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -25,6 +26,7 @@ from packhorse.openai_format.responses import (
     response_document,
     response_head,
     usage_document,
+    with_prompt_log_probs,
 )
 from packhorse.outputs.columns import ERROR, TEXT, Columns, check_output_column, output_columns
 from packhorse.storage.atomic_files import atomic_file, write_json
@@ -67,6 +69,8 @@ class OutputRow:
         chat: Whether the row was messages and becomes a chat completion in OpenAI's format.
         confidence, answered_by: Of the label, for a classification.
         log_probs: `logprobs` of the choice in OpenAI's format, if the row asked for them.
+        prompt_log_probs: `prompt_logprobs` in vLLM's format, if the row asked for them.
+        other_choices: text, finish_reason and log_probs of the choices after the first.
     """
 
     id: RowId
@@ -81,6 +85,17 @@ class OutputRow:
     confidence: float | None = None
     answered_by: str | None = None
     log_probs: dict[str, Any] | None = None
+    prompt_log_probs: list[Any] | None = None
+    other_choices: list[dict[str, Any]] | None = None
+
+    @property
+    def choices(self) -> list[dict[str, Any]] | None:
+        """Text and finish reason of all choices, of a row with several."""
+        if not self.other_choices:
+            return None
+        first = {"text": self.text, "finish_reason": self.finish_reason}
+        others = ({name: each[name] for name in first} for each in self.other_choices)
+        return [first, *others]
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -138,6 +153,7 @@ def write_output(
     *,
     openai: OpenAIOutput | None = None,
     labels: bool = False,
+    extra_columns: Sequence[str] = (),
     kept: KeptColumns | None = None,
     output_column: str = TEXT,
 ) -> int:
@@ -152,6 +168,7 @@ def write_output(
         openai: Write OpenAI batch output lines; `path` then ends in .jsonl.
         labels: The rows are a classification, with columns for label and confidence instead of text
             and tokens.
+        extra_columns: Those of `packhorse.outputs.columns.EXTRA_COLUMNS` that the output has.
         kept: Columns of the input to repeat, of as many rows.
         output_column: Name of the column of `OutputRow.text`.
 
@@ -169,7 +186,8 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        return _WRITERS[kind](file, rows, output_columns(labels, output_column, kept))
+        columns = output_columns(labels, output_column, kept, extra_columns)
+        return _WRITERS[kind](file, rows, columns)
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
@@ -227,10 +245,15 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     usage = None
     if row.prompt_tokens is not None and row.completion_tokens is not None:
         usage = usage_document(row.prompt_tokens, row.completion_tokens)
-    choice = choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)
-    return response_document(
-        response_head(kind, name, openai.created, openai.model), [choice], usage
+    choices = [choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)]
+    choices += [
+        choice_document(kind, index, each["text"], each["log_probs"], each["finish_reason"])
+        for index, each in enumerate(row.other_choices or (), 1)
+    ]
+    body = response_document(
+        response_head(kind, name, openai.created, openai.model), choices, usage
     )
+    return with_prompt_log_probs(kind, body, [row.prompt_log_probs] * len(choices))
 
 
 def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
@@ -341,8 +364,11 @@ def _cell(row: OutputRow, name: str) -> Value:
     """Return an attribute of a row as the value of a column of a table."""
     if name == "id":
         return str(row.id)
-    value: Value = getattr(row, name)
-    return value
+    value = getattr(row, name)
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False)
+    found: Value = value
+    return found
 
 
 def _utf8(value: Value) -> Value:

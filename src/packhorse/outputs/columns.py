@@ -20,6 +20,23 @@ RESULTS = (
     "error_code",
     "error_message",
 )
+EXTRA_COLUMNS = {
+    "reasoning": TEXT,
+    "tool_calls": TEXT,
+    "reasoning_tokens": "completion_tokens",
+    "choices": "completion_tokens",
+    "prompt_logprobs": "completion_tokens",
+}
+"""Columns that only some jobs have -> the column that they stand after."""
+NOTE_COLUMNS = {
+    "reasoning": "reasoning",
+    "tool_calls": "tool_calls",
+    "reasoning_tokens": "reasoning_tokens",
+    "other_choices": "choices",
+    "prompt_log_probs": "prompt_logprobs",
+}
+"""Field of a row's note in the journal -> the column that the output has because of it."""
+_ATTRIBUTES = {"prompt_logprobs": "prompt_log_probs"}
 _LABELS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
 _RENAMED = "input_"
 
@@ -55,10 +72,16 @@ def kept_name(name: str, taken: Collection[str]) -> str:
     return f"{_RENAMED}{name}" if base in taken else name
 
 
-def output_columns(labels: bool, output_column: str, kept: KeptColumns | None) -> Columns:
+def output_columns(
+    labels: bool, output_column: str, kept: KeptColumns | None, extra: Collection[str] = ()
+) -> Columns:
     """Return the columns of an output; the arguments are those of `write_output`."""
-    names = _LABELS if labels else RESULTS
-    results = {output_column if name == TEXT else name: name for name in names}
+    names = list(_LABELS if labels else RESULTS)
+    for name in reversed([each for each in EXTRA_COLUMNS if each in extra]):
+        names.insert(names.index(EXTRA_COLUMNS[name]) + 1, name)
+    results = {
+        output_column if name == TEXT else name: _ATTRIBUTES.get(name, name) for name in names
+    }
     if labels:
         results["label"] = TEXT
     return Columns(results, kept, {*results, ERROR})
@@ -70,7 +93,7 @@ def check_output_column(name: str) -> None:
     Raises:
         ConfigError: If it is empty, not Unicode, or the name of another column of the output.
     """
-    taken = [*(each for each in RESULTS if each != TEXT), ERROR]
+    taken = [*(each for each in (*RESULTS, *EXTRA_COLUMNS) if each != TEXT), ERROR]
     base = name
     while base.startswith(_RENAMED):
         base = base.removeprefix(_RENAMED)

@@ -213,7 +213,8 @@ class Meter:
             self.failures[outcome.code] += 1
             return
         timing = outcome.timing
-        self._count_row(timing, outcome.prompt_tokens)
+        if outcome.index >= 0:  # not of a further choice of a row
+            self._count_row(timing, outcome.prompt_tokens)
         self.generated_tokens += outcome.completion_tokens
         if timing.first_token is not None:
             self.first_token_latencies.append(timing.first_token - timing.submitted)

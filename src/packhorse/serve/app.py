@@ -19,6 +19,7 @@ from packhorse.serve.errors import APIError
 from packhorse.serve.middleware import AccessMiddleware, AccessPolicy
 from packhorse.serve.page import page_routes
 from packhorse.serve.prometheus import ServerMetrics
+from packhorse.serve.responses_routes import responses_routes
 from packhorse.serve.routes import (
     disabled_embedding_routes,
     embedding_routes,
@@ -55,6 +56,7 @@ def application(
         openapi_url="/openapi.json",
     )
     app.include_router(openai_routes(service, config.limits))
+    app.include_router(responses_routes(service, config.limits))
     app.include_router(embedding_routes(embedder) if embedder else disabled_embedding_routes())
     app.include_router(model_routes(service, embedder))
     app.include_router(health_routes(service))
@@ -77,6 +79,7 @@ def access_policy(config: ServeConfig) -> AccessPolicy:
         allowed_hosts=frozenset(map(host_name, config.allowed_hosts)),
         keys=tuple(sha256(key.encode()).digest() for key in config.api_keys),
         limits=config.limits,
+        origins=frozenset(map(str.lower, config.allowed_origins)),
     )
 
 

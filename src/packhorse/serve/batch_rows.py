@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from packhorse.data import Completion, Failure, Request
-from packhorse.inference.generation import cut_at_stop
-from packhorse.inference.log_probs import log_probs_note
+from packhorse.inference.log_probs import completion_note
 from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
+from packhorse.serve.responses import shown_text
 from packhorse.serve.service import Service
 
 MAX_ATTEMPTS = 3
@@ -80,7 +80,6 @@ class BatchRows:
         work = ParsedRequest(
             (row.content,),
             row.options,
-            1,
             is_stream=False,
             include_usage=False,
             is_bare=row.bare,
@@ -100,41 +99,57 @@ class BatchRows:
                 return _failure(row, of_failure(outcome))
 
     def note(self, row: Request, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """Return the log-probabilities to journal; None if the row asked for none."""
-        if isinstance(outcome, Failure) or outcome.log_probs is None:
+        """Return what to journal beside the text; None for nothing."""
+        if isinstance(outcome, Failure):
             return None
-        return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
+        return completion_note(self.service.codec, row, outcome, self.service.decoding)
 
     async def _attempt(self, row: Request, work: ParsedRequest) -> Completion | Failure:
         """Return the outcome of one attempt. Raises APIError for a row that is refused for good."""
         while True:
             try:
-                (choice,) = await self.service.admit(work)
+                choices = await self.service.admit(work)
             except APIError as problem:
                 if problem.status not in (429, 503):
                     raise
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             try:
-                await choice.row.done.wait()
+                for choice in choices:
+                    await choice.row.done.wait()
             finally:
-                self.service.release([choice])
-            outcome = choice.row.outcome
-            assert outcome is not None
-            if isinstance(outcome, Finished):
-                return self._answer(row, choice.row, outcome)
-            if not _never_ran(outcome):
-                return outcome
+                self.service.release(choices)
+            outcomes = [choice.row.outcome for choice in choices]
+            failures = [each for each in outcomes if isinstance(each, Failure)]
+            if not failures:
+                return self._answer(row, [choice.row for choice in choices])
+            if not all(map(_never_ran, failures)):
+                return next(each for each in failures if not _never_ran(each))
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _answer(self, row: Request, ran: RequestState, ended: Finished) -> Completion:
+    def _answer(self, row: Request, ran: list[RequestState]) -> Completion:
+        first, *others = (self._choice(row, each) for each in ran)
+        last = max(each.timing.finished for each in (first, *others))
+        timing = replace(first.timing, finished=last)
+        return replace(first, timing=timing, other_choices=tuple(others))
+
+    def _choice(self, row: Request, ran: RequestState) -> Completion:
+        assert isinstance(ran.outcome, Finished)
         ids, prompt = tuple(ran.token_ids), ran.prompt
-        text, was_cut = cut_at_stop(self.service.codec.decode(ids), prompt.decoding.stop)
-        reason = "stop" if was_cut else ended.reason
+        text, was_cut = shown_text(self.service.codec, ran, row.content)
         return Completion(
-            row.index, row.id, row.key, text, ids, reason, len(prompt.token_ids), ended.timing,
-            tuple(ran.log_probs) if ran.asks_log_probs else None,
-        )  # fmt: skip
+            index=row.index,
+            id=row.id,
+            key=row.key,
+            text=text,
+            token_ids=ids,
+            finish_reason="stop" if was_cut else ran.outcome.reason,
+            prompt_tokens=len(prompt.token_ids),
+            timing=ran.outcome.timing,
+            log_probs=tuple(ran.log_probs) if ran.asks_log_probs else None,
+            prompt_token_ids=prompt.token_ids,
+            prompt_log_probs=ran.prompt_log_probs,
+        )
 
 
 def _failure(row: Request, problem: APIError) -> Failure:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from packhorse.config import InputConfig
 from packhorse.data import Completion, Failure, Request
-from packhorse.inference.model import result_settings
+from packhorse.inference.job_settings import result_settings
 from packhorse.inputs import detect_format, read_rows
 from packhorse.jobs.frame import Exported, export_journal
 from packhorse.jobs.journal import Journal

@@ -19,7 +19,13 @@ from packhorse.inference.model import Model, load_prepared
 from packhorse.jobs.streams import guarded_streams
 from packhorse.models import PreparedModel
 from packhorse.serve.channel import Channel, Message
-from packhorse.serve.wire import log_probs_values, read_batch, ready_message, timing_values
+from packhorse.serve.wire import (
+    log_probs_values,
+    prompt_values,
+    read_batch,
+    ready_message,
+    timing_values,
+)
 
 WAIT_SECONDS = 0.004
 """How long an engine with running rows waits for another batch."""
@@ -101,7 +107,7 @@ class _EngineLoop:
     def __init__(self, model: Model, channel: Channel, inbox: _Inbox) -> None:
         self._model, self._channel, self._inbox = model, channel, inbox
         self._source = _Source(model.capabilities, channel, inbox.messages)
-        self._stops = StopStrings(model.codec, self._stops_of)
+        self._stops = StopStrings(model.codec, self._decoding_of)
         self._on_token = _TokenSender(channel, self._stops, inbox)
 
     def run(self) -> None:
@@ -111,8 +117,8 @@ class _EngineLoop:
             self._inbox.finish(result.index)
             self._channel.send(_result_message(result))
 
-    def _stops_of(self, row: int) -> tuple[str, ...]:
-        return self._source.running[row].decoding.stop
+    def _decoding_of(self, row: int) -> SamplingParams:
+        return self._source.running[row].decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +192,16 @@ def _result_message(result: EngineOutput | Failure) -> Message:
     if isinstance(result, Failure):
         failure = {"row": result.index, "code": result.code, "message": result.message}
         return {"kind": "failed", **failure}
-    return {
+    message: Message = {
         "kind": "done",
         "row": result.index,
         "reason": result.finish_reason,
         "tokens": len(result.token_ids),
         "timing": timing_values(result.timing),
     }
+    if result.prompt_log_probs is not None:
+        message["prompt"] = prompt_values(result.prompt_log_probs)
+    return message
 
 
 def _description(model: Model, max_batch_tokens: int) -> str:

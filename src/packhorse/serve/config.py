@@ -99,9 +99,11 @@ class ServeConfig:
     Attributes:
         port: 0 is any free port.
         name: model name for clients; None is `model`, or the last part of a path.
+        aliases: further model names for clients.
         decoding: defaults for requests.
         api_keys: accepted keys; if empty, no key is required.
         allowed_hosts: accepted Host names besides localhost and IP addresses.
+        allowed_origins: origins of pages that may use the server beside its own, or "*".
         stall_seconds: restart an engine that has work and sends no message for this long; 0 never.
             It sends none during the prefill of a batch.
         drain_seconds: time for running requests to finish at shutdown.
@@ -133,6 +135,15 @@ class ServeConfig:
             "default": "MODEL",
         },
     )
+    aliases: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "flags": ("--alias",),
+            "metavar": "NAME",
+            "repeatable": True,
+            "help": "also answer to this model name, e.g. gpt-4o-mini; repeatable",
+        },
+    )
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)
@@ -147,6 +158,16 @@ class ServeConfig:
             "repeatable": True,
             "help": "accept requests to this host name, beside localhost and IP addresses; "
             "repeatable",
+        },
+    )
+    allowed_origins: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "flags": ("--allow-origin",),
+            "metavar": "ORIGIN",
+            "repeatable": True,
+            "help": "let pages of this origin, such as https://app.example, use the server (CORS), "
+            "or of every origin with *; repeatable",
         },
     )
     stall_seconds: float = field(
@@ -189,10 +210,9 @@ class ServeConfig:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Names by which clients may call the model, `served_name` first: that alone if it was
-        chosen, else also those that `packhorse run` takes."""
-        if self.name:
-            return (self.name,)
-        return tuple(dict.fromkeys((self.served_name, *model_names(self.model))))
+        chosen, else also those that `packhorse run` takes; and the aliases."""
+        own = () if self.name else model_names(self.model)
+        return tuple(dict.fromkeys((self.served_name, *own, *self.aliases)))
 
     @property
     def embeddings_name(self) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
 """What needs no key: the page holds no data."""
 UPLOADS = "/v1/files"
 _DISCARDED_BYTES = 64 << 20
@@ -34,12 +35,14 @@ _OWNER_CHARACTERS = 32
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """host: what the server listens on. keys: digests of the API keys, none where all may come."""
+    """host: what the server listens on. keys: digests of the API keys, none where all may come.
+    origins: of pages that may use the server beside its own, in lower case; "*" is every page."""
 
     host: str
     allowed_hosts: frozenset[str]
     keys: tuple[bytes, ...]
     limits: RequestLimits
+    origins: frozenset[str] = frozenset()
 
     def problem(self, scope: Scope) -> APIError | None:
         """Why a request is refused by its headers alone."""
@@ -53,15 +56,22 @@ class AccessPolicy:
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._is_allowed_host(host):
             return _wrong_host(host)
-        origin = headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1") not in (
-            f"http://{host}",
-            f"https://{host}",
-        ):
-            return APIError(403, "wrong_origin", "pages of other sites may not use this server")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        is_own = origin in ("", f"http://{host}", f"https://{host}")
+        if not is_own and not self.cross_origin(scope):
+            message = "pages of other sites may not use this server without --allow-origin"
+            return APIError(403, "wrong_origin", message)
+        if is_preflight(scope) and self.cross_origin(scope):
+            return None
         if scope["path"] not in OPEN_PATHS and not self._has_key(headers):
             return APIError(401, "invalid_api_key", "an API key is needed: Authorization: Bearer …")
         return self._body_problem(scope, headers)
+
+    def cross_origin(self, scope: Scope) -> str:
+        """The allowed origin of another site's page that sends a request, "" for all others."""
+        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        is_allowed = origin.lower() in self.origins or "*" in self.origins
+        return origin if origin and is_allowed else ""
 
     def most_bytes(self, scope: Scope) -> int:
         return self.limits.upload_bytes if _is_upload(scope) else self.limits.body_bytes
@@ -118,6 +128,9 @@ class AccessMiddleware:
         try:
             if problem is not None:
                 raise problem
+            if is_preflight(scope) and self._policy.cross_origin(scope):
+                await _respond_preflight(scope, counted)
+                return
             if _is_upload(scope):
                 upload = Upload(receive, counted, self._policy.limits)
                 await self._application(scope, upload.receive, upload.send)
@@ -153,7 +166,9 @@ class AccessMiddleware:
                 route = scope.get("route")
                 path = getattr(route, "path", "unknown")
                 self._metrics.responses.labels(path, str(event["status"])).inc()
-                event["headers"] = [*event.get("headers", []), *_ALWAYS]
+                origin = self._policy.cross_origin(scope)
+                shared = _cors_headers(origin) if origin else []
+                event["headers"] = [*event.get("headers", []), *_ALWAYS, *shared]
             await send(event)
 
         return counted
@@ -210,6 +225,37 @@ async def respond(problem: APIError, send: Send) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def is_origin(text: str) -> bool:
+    """Whether a text is "*" or an origin as browsers send it: scheme, host and port."""
+    return text == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", text, re.I) is not None
+
+
+def is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks if a page may send a request (CORS)."""
+    headers = dict(scope["headers"])
+    return scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
+
+
+async def _respond_preflight(scope: Scope, send: Send) -> None:
+    """Allow the headers that are asked for: a key is checked with the request itself."""
+    asked = dict(scope["headers"]).get(b"access-control-request-headers", b"")
+    headers = [
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-allow-headers", asked),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _cors_headers(origin: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"retry-after"),
+        (b"vary", b"origin"),
+    ]
 
 
 async def _read(receive: Receive, most: int) -> bytes:

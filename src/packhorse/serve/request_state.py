@@ -19,7 +19,8 @@ class Finished:
 @dataclass(slots=True, eq=False)
 class RequestState:
     """A row of a client's request. token_ids: generated so far. log_probs: of each of them, where
-    they are asked for. outcome: None while it runs.
+    they are asked for. prompt_log_probs: set with the outcome, if asked for.
+    outcome: None while it runs.
 
     arrived: seconds of `time.monotonic`. readers: each is set whenever a token or the outcome is
     added, and cleared by whoever reads. done: set with the outcome.
@@ -29,6 +30,7 @@ class RequestState:
     arrived: float
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    prompt_log_probs: tuple[TokenLogProbs, ...] | None = None
     outcome: Finished | Failure | None = None
     readers: list[asyncio.Event] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from packhorse.data import Message, Request, SamplingParams
-from packhorse.inference.generation import derived_seed
+from packhorse.data import Message, Request
 from packhorse.inputs.rows import LONE_SURROGATE, NESTED_TOO_DEEPLY, canonical_json
 from packhorse.openai_format.batch_lines import read_body
 from packhorse.openai_format.messages import read_messages
@@ -17,7 +16,7 @@ from packhorse.openai_format.row_errors import RowError
 from packhorse.serve.errors import APIError
 from packhorse.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 
-_LIVE_FIELDS = {"n", "stream", "stream_options"}
+_LIVE_FIELDS = {"stream", "stream_options"}
 """Fields that batch lines do not support."""
 
 
@@ -28,7 +27,6 @@ class ParsedRequest:
     Attributes:
         contents: One chat, or one or more text prompts.
         options: Options of the request, by the names of SamplingParams.
-        choices: Number of completions per content.
         is_stream: Whether the completion is streamed.
         include_usage: Whether the stream ends with a chunk of token counts.
         is_bare: Whether text prompts are run without a chat template.
@@ -37,7 +35,6 @@ class ParsedRequest:
 
     contents: tuple[str | tuple[Message, ...], ...]
     options: Mapping[str, Any]
-    choices: int
     is_stream: bool
     include_usage: bool
     is_bare: bool = True
@@ -56,22 +53,38 @@ def read_chat(body: ChatRequest, max_messages: int) -> ParsedRequest:
     Raises:
         APIError: For too many messages, messages that are not valid, or unsupported options.
     """
-    if len(body.messages) > max_messages:
-        raise APIError(
-            400, "too_many_messages", f"at most {max_messages} messages", param="messages"
-        )
     fields = _read_body("/v1/chat/completions", body)
+    messages = read_chat_messages(fields["messages"], max_messages)
+    return _parsed(body, (messages,), fields)
+
+
+def read_chat_messages(
+    given: list[Any], max_messages: int, param: str = "messages"
+) -> tuple[Message, ...]:
+    """Return the messages of a chat.
+
+    Args:
+        given: Messages as they were sent.
+        max_messages: Their limit.
+        param: The field of the request that they are in.
+
+    Raises:
+        APIError: For too many messages, or messages that are not valid.
+    """
+    if len(given) > max_messages:
+        message = f"at most {max_messages} messages"
+        raise APIError(400, "too_many_messages", message, param=param)
     try:
-        messages = read_messages(fields["messages"])
+        messages = read_messages(given)
     except RowError as error:
-        raise APIError(400, error.code, str(error), param="messages") from None
+        raise APIError(400, error.code, str(error), param=param) from None
     try:
         canonical_json(messages).encode()
     except UnicodeEncodeError:
-        raise APIError(400, "invalid_unicode", LONE_SURROGATE, param="messages") from None
+        raise APIError(400, "invalid_unicode", LONE_SURROGATE, param=param) from None
     except RecursionError:
-        raise APIError(400, "invalid_request", NESTED_TOO_DEEPLY, param="messages") from None
-    return _parsed(body, (messages,), fields)
+        raise APIError(400, "invalid_request", NESTED_TOO_DEEPLY, param=param) from None
+    return messages
 
 
 def read_completion(body: CompletionRequest, max_prompts: int) -> ParsedRequest:
@@ -119,16 +132,6 @@ def read_texts(body: EmbeddingRequest, model: str) -> list[str]:
     return texts
 
 
-def choice_decoding(decoding: SamplingParams, choice: int) -> SamplingParams:
-    """Return the parameters of one of several choices.
-
-    The first choice keeps the seed of the request; the others get seeds derived from it.
-    """
-    if decoding.seed is None or choice == 0:
-        return decoding
-    return replace(decoding, seed=derived_seed(decoding.seed, str(choice)))
-
-
 def _read_body(url: str, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
     fields = body.model_dump(exclude_unset=True, exclude=_LIVE_FIELDS)
     try:
@@ -151,5 +154,8 @@ def _parsed(
         raise APIError(
             400, "bad_option", "stream_options needs stream: true", param="stream_options"
         )
+    if is_stream and options.get("prompt_log_probs") is not None:
+        message = "log-probabilities of the prompt are not streamed; leave out stream"
+        raise APIError(400, "bad_option", message, param="stream")
     include_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return ParsedRequest(contents, options, body.n or 1, is_stream, include_usage)
+    return ParsedRequest(contents, options, is_stream, include_usage)

@@ -11,9 +11,14 @@ from typing import Any
 
 from packhorse.data import Failure
 from packhorse.inference.detokenizer import IncrementalDetokenizer
-from packhorse.inference.generation import cut_at_stop
-from packhorse.inference.log_probs import IncrementalLogProbs, placed
-from packhorse.openai_format.log_probs import PlacedToken, join_log_probs, log_probs_document
+from packhorse.inference.generation import final_text
+from packhorse.inference.log_probs import IncrementalLogProbs, placed, with_echo
+from packhorse.openai_format.log_probs import (
+    PlacedToken,
+    join_log_probs,
+    log_probs_document,
+    prompt_document,
+)
 from packhorse.openai_format.responses import (
     Kind,
     choice_document,
@@ -21,11 +26,13 @@ from packhorse.openai_format.responses import (
     response_document,
     response_head,
     usage_document,
+    with_prompt_log_probs,
 )
 from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Choice, Service
+from packhorse.tokenization import Codec, Content
 
 TOKENS_AT_ONCE = 64
 """Tokens whose log-probabilities are written before other requests get their turn."""
@@ -46,15 +53,24 @@ async def collect_response(service: Service, kind: Kind, choices: list[Choice]) 
     log_probs: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
         outcome = _finished(choice.row, service)
-        ids, stop = choice.row.token_ids, choice.row.prompt.decoding.stop
-        text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
+        text, was_cut = shown_text(service.codec, choice.row, choice.text)
         reason = "stop" if was_cut else outcome.reason
         if id(choice.row) not in log_probs:
             log_probs[id(choice.row)] = await _all_log_probs(service, kind, choice)
         documents.append(
             choice_document(kind, choice.index, text, log_probs[id(choice.row)], reason)
         )
-    return response_document(_head(service, kind), documents, _usage(choices))
+    document = response_document(_head(service, kind), documents, _usage(choices))
+    found = [choice.row.prompt_log_probs for choice in choices]
+    prompts = [None if each is None else prompt_document(service.codec, each) for each in found]
+    return with_prompt_log_probs(kind, document, prompts)
+
+
+def shown_text(codec: Codec, row: RequestState, content: Content) -> tuple[str, bool]:
+    """Return the text of a finished row, and whether a stop string cut it."""
+    decoding = row.prompt.decoding
+    text, was_cut = final_text(codec, row.token_ids, decoding.stop, decoding.min_tokens)
+    return content + text if decoding.echo and isinstance(content, str) else text, was_cut
 
 
 async def stream_response(
@@ -102,7 +118,7 @@ async def _put_chunks(
 ) -> None:
     """Put the chunks of one choice into the queue: role, text, finish reason; then None."""
     row, seen = choice.row, 0
-    stream = _ChoiceStream(service, kind, choice)
+    stream = ChoiceStream(service.codec, row)
     opening = {"role": "assistant", "content": ""}
     changed = asyncio.Event()
     row.readers.append(changed)
@@ -116,9 +132,15 @@ async def _put_chunks(
         if (new or outcome) and not is_opened and kind == "chat":
             is_opened = True
             await queue.put(chunk_choice(kind, choice.index, opening))
-        part = stream.add(new, is_last=outcome is not None)
-        if part is not None:
-            await queue.put(part)
+        elif (new or outcome) and not is_opened and row.prompt.decoding.echo:
+            is_opened = True
+            await queue.put(chunk_choice(kind, choice.index, {"content": str(choice.text)}))
+        piece, tokens = stream.add(new, is_last=outcome is not None)
+        if piece or tokens:
+            log_probs = None
+            if row.asks_log_probs:
+                log_probs = log_probs_document(service.codec, tokens, is_chat=kind == "chat")
+            await queue.put(chunk_choice(kind, choice.index, {"content": piece}, log_probs))
         if outcome is not None:
             reason = "stop" if stream.was_cut else outcome.reason
             await queue.put(chunk_choice(kind, choice.index, {}, reason=reason))
@@ -128,38 +150,34 @@ async def _put_chunks(
         changed.clear()
 
 
-class _ChoiceStream:
-    """Text and log-probabilities of one choice, as its tokens are generated.
+class ChoiceStream:
+    """Text and log-probabilities of one row, as its tokens are generated.
 
     Attributes:
         was_cut: Whether a stop string ended the text; known after the last tokens.
     """
 
-    def __init__(self, service: Service, kind: Kind, choice: Choice) -> None:
+    def __init__(self, codec: Codec, row: RequestState) -> None:
         self.was_cut = False
-        self._service, self._kind, self._choice = service, kind, choice
-        stop = choice.row.prompt.decoding.stop
-        self._text = IncrementalDetokenizer(service.codec, stop)
-        self._tokens = IncrementalLogProbs(service.codec, stop)
+        self._row = row
+        limits = row.prompt.decoding.stop, row.prompt.decoding.min_tokens
+        self._text = IncrementalDetokenizer(codec, *limits)
+        self._tokens = IncrementalLogProbs(codec, *limits)
         self._num_read = 0
 
-    def add(self, new: list[int], *, is_last: bool) -> dict[str, Any] | None:
-        """Return the chunk of what these tokens make certain; None if nothing is."""
-        if self._choice.row.asks_log_probs:
-            piece, tokens = self._add_log_probs(len(new), is_last)
-        else:
-            piece, tokens = self._text.add(new) if new else "", []
-            if is_last:
-                rest, self.was_cut = self._text.finish()
-                piece += rest
-        if not piece and not tokens:
-            return None
-        log_probs = _log_probs(self._service, self._kind, self._choice, tokens)
-        return chunk_choice(self._kind, self._choice.index, {"content": piece}, log_probs)
+    def add(self, new: list[int], *, is_last: bool) -> tuple[str, list[PlacedToken]]:
+        """Return the text that these tokens make certain, and its tokens if they are asked for."""
+        if self._row.asks_log_probs:
+            return self._add_log_probs(len(new), is_last)
+        piece = self._text.add(new) if new else ""
+        if is_last:
+            rest, self.was_cut = self._text.finish()
+            piece += rest
+        return piece, []
 
     def _add_log_probs(self, count: int, is_last: bool) -> tuple[str, list[PlacedToken]]:
         """Return the text and tokens that the next `count` tokens make certain."""
-        new = self._choice.row.log_probs[self._num_read : self._num_read + count]
+        new = self._row.log_probs[self._num_read : self._num_read + count]
         self._num_read += count
         found = [self._tokens.add(token) for token in new]
         if is_last:
@@ -169,25 +187,22 @@ class _ChoiceStream:
         return text, [token for _, tokens in found for token in tokens]
 
 
-def _log_probs(
-    service: Service, kind: Kind, choice: Choice, tokens: list[PlacedToken]
-) -> dict[str, Any] | None:
-    if not choice.row.asks_log_probs:
-        return None
-    return log_probs_document(service.codec, tokens, is_chat=kind == "chat")
-
-
 async def _all_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[str, Any] | None:
     """Return the log-probabilities of a whole choice; the event loop runs between its parts."""
     if not choice.row.asks_log_probs:
         return None
-    tokens = placed(service.codec, choice.row.prompt.decoding.stop, choice.row.log_probs)
+    row, decoding = choice.row, choice.row.prompt.decoding
+    tokens = placed(service.codec, decoding.stop, row.log_probs, decoding.min_tokens)
     parts = []
     for start in range(0, max(1, len(tokens)), TOKENS_AT_ONCE):
         part = tokens[start : start + TOKENS_AT_ONCE]
         parts.append(log_probs_document(service.codec, part, is_chat=kind == "chat"))
         await asyncio.sleep(0)
-    return join_log_probs(parts)
+    document = join_log_probs(parts)
+    if kind == "chat":
+        return document
+    prompt_ids, prompt = row.prompt.token_ids, str(choice.text)
+    return with_echo(service.codec, decoding, document, prompt_ids, row, prompt)
 
 
 def _head(service: Service, kind: Kind, *, is_chunk: bool = False) -> dict[str, Any]:

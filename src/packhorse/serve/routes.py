@@ -46,14 +46,15 @@ def model_routes(service: Service, embedder: Embedder | None) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> schemas.ModelList:
         others = [_embedding_card(service, embedder)] if embedder else []
-        return schemas.ModelList(data=[_model_card(service), *others])
+        cards = [_model_card(service, name) for name in (service.name, *service.aliases)]
+        return schemas.ModelList(data=[*cards, *others])
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> schemas.ModelCard:
         if embedder is not None and model == embedder.name:
             return _embedding_card(service, embedder)
         service.check_model(model)
-        return _model_card(service)
+        return _model_card(service, model if model in service.aliases else service.name)
 
     return router
 
@@ -87,6 +88,11 @@ def health_routes(service: Service) -> APIRouter:
     """Live: the process answers. Ready: requests would be taken. Metrics: in Prometheus' format."""
     router = APIRouter(responses=schemas.ERRORS)
 
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """As ready, by the name that vLLM gives it."""
+        return await ready()
+
     @router.get("/health/live")
     async def live() -> dict[str, str]:
         return {"status": "live"}
@@ -118,7 +124,11 @@ async def _respond(
         return JSONResponse(
             await unless_disconnected(request, collect_response(service, kind, choices))
         )
-    stream = stream_response(service, kind, parsed, choices)
+    return await stream_events(request, stream_response(service, kind, parsed, choices))
+
+
+async def stream_events(request: Request, stream: AsyncIterator[bytes]) -> Response:
+    """Return a stream of server-sent events; what fails before the first one has a status."""
     first = await unless_disconnected(request, _first(stream))
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(
@@ -164,7 +174,7 @@ def _embedding_card(service: Service, embedder: Embedder) -> schemas.ModelCard:
     return schemas.ModelCard(id=embedder.name, created=service.created, max_model_len=most)
 
 
-def _model_card(service: Service) -> schemas.ModelCard:
+def _model_card(service: Service, name: str) -> schemas.ModelCard:
     loaded = service.supervisor.loaded
     context = loaded.batching.capabilities.max_context if loaded else None
-    return schemas.ModelCard(id=service.name, created=service.created, max_model_len=context)
+    return schemas.ModelCard(id=name, created=service.created, max_model_len=context)

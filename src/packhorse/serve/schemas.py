@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from packhorse.openai_format.field_types import NumberRange
 from packhorse.openai_format.request_fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
+    RESPONSE_FIELDS,
     STOP,
-    NumberRange,
 )
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -97,6 +98,18 @@ class ChatRequest(_GenerationRequest):
 @_with_fields(COMPLETION_FIELDS)
 class CompletionRequest(_GenerationRequest):
     prompt: Texts
+
+
+@_with_fields(RESPONSE_FIELDS)
+class ResponsesRequest(BaseModel):
+    """See `packhorse.openai_format.responses_api`."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model: Name
+    input: Text | Annotated[list[Any], Field(min_length=1, max_length=1 << 16)]
+    instructions: Text | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOP.max_count)] | None = None
 
 
 class EmbeddingRequest(BaseModel):
@@ -200,6 +213,19 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+
+
+class ResponseObject(BaseModel):
+    """A response. output: one message with one `output_text`."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    object: Literal["response"] = "response"
+    created_at: float
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any]
 
 
 class Embedding(BaseModel):

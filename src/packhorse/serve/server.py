@@ -14,7 +14,9 @@ from typing import Any
 import uvicorn
 
 from packhorse.embeddings import SentenceEncoder
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.errors import ConfigError
+from packhorse.inference.job_settings import check_sampling_support
 from packhorse.inference.model import check_batching, check_decoding, prepare_for
 from packhorse.jobs.host_names import host_name, is_loopback
 from packhorse.models import PreparedModel, prepare_embedding_model
@@ -36,7 +38,7 @@ from packhorse.serve.listening import (
     listen,
     report_exhaustion_once,
 )
-from packhorse.serve.middleware import AccessMiddleware
+from packhorse.serve.middleware import AccessMiddleware, is_origin
 from packhorse.serve.prometheus import ServerMetrics
 from packhorse.serve.request_queue import RequestQueue
 from packhorse.serve.service import Service
@@ -63,9 +65,11 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
             config.model,
             config.engine,
             policy=config.batching.policy,
+            sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
             report=report,
         )
+        check_sampling_support(config.decoding, engine_entry(prepared.engine))
         encoder = _encoder(config.embeddings, report)
         config = _within_open_files(config, report)
         return asyncio.run(_serve(config, prepared, encoder, listener, report))
@@ -75,16 +79,26 @@ def check(config: ServeConfig) -> None:
     """Raises ConfigError for options that make no sense or are not safe."""
     check_batching(config.batching)
     check_decoding(config.decoding)
-    if config.embeddings is not None and config.embeddings_name == config.served_name:
+    if config.embeddings is not None and config.embeddings_name in (
+        config.served_name,
+        *config.aliases,
+    ):
         raise ConfigError(
-            f"both models would be called {config.served_name}",
-            "give the first another --served-model-name",
+            f"both models would be called {config.embeddings_name}",
+            "give the first another --served-model-name or --alias",
         )
     if not config.api_keys and not is_loopback(config.host):
         raise ConfigError(
             f"others can reach {config.host}, and no API key is asked for",
             "give --api-key-file, or listen on 127.0.0.1",
         )
+    for origin in config.allowed_origins:
+        if not is_origin(origin):
+            raise ConfigError(
+                f"{origin!r} is no origin that a browser sends",
+                "give --allow-origin the scheme and host of a page, such as https://app.example, "
+                "or * for every page",
+            )
     for name in config.allowed_hosts:
         if not host_name(name) or "/" in name:
             raise ConfigError(
@@ -153,6 +167,7 @@ async def _serve(
         codec=prepared.codec(),
         max_log_probs=config.limits.log_probs,
         names=config.model_names,
+        aliases=config.aliases,
         background=BackgroundTasks(report),
     )
     if fault := service.codec.template_fault():

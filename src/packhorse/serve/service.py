@@ -7,25 +7,28 @@ import itertools
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
 from packhorse.data import Prompt, Request, SamplingParams
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.inference.generation import no_log_probs
+from packhorse.inference.generation import row_refusal, with_bad_word_ids
 from packhorse.inference.model import check_decoding
 from packhorse.models import PreparedModel
 from packhorse.openai_format.batch_lines import check_model
 from packhorse.openai_format.row_errors import RowError
+from packhorse.sampling_params import single_choice
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.errors import APIError
 from packhorse.serve.request_queue import tokens_of
 from packhorse.serve.request_state import Finished, RequestState
-from packhorse.serve.requests import ParsedRequest, choice_decoding
+from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.supervisor import MAX_BACKOFF_SECONDS, UNAVAILABLE, Supervisor
-from packhorse.tokenization import Codec, Refusal, Tokenizer
+from packhorse.tokenization import Codec, Content, Refusal, Tokenizer
 
 MAX_RETRY_SECONDS = 60
 TOKENIZING_THREADS = 2
@@ -40,12 +43,13 @@ _RATE_SECONDS = 30.0
 class Choice:
     """One text a client gets. Choices that cannot differ share a row.
 
-    content: number of the prompt in its request.
+    content: number of the prompt in its request. text: the prompt.
     """
 
     index: int
     content: int
     row: RequestState
+    text: Content = ""
 
 
 @dataclass(slots=True)
@@ -55,7 +59,8 @@ class Service:
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
     max_log_probs: see `RequestLimits.log_probs`. names: by which clients may call it, `name`
-    first; () is that alone. background: tasks beside the requests.
+    first; () is that alone. aliases: those of them that /v1/models lists. background: tasks beside
+    the requests.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Service:
     max_log_probs: int
     created: int = field(default_factory=lambda: int(time.time()))
     names: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
     _threads: ThreadPoolExecutor = field(init=False)
     _tokenizers: SimpleQueue[Tokenizer] = field(default_factory=SimpleQueue)
@@ -104,19 +110,23 @@ class Service:
         """Tokenize a request and queue its rows. Raises APIError."""
         max_context = self.require_ready()
         decoding = replace(self.decoding, **parsed.options)
-        self._check_log_probs_supported(decoding)
+        self._check_sampling(decoding, parsed)
         self._check_fits_queue(_num_rows(parsed, decoding), 0)
         self._check_queue_space(len(parsed.contents))
         encoded = await self._encode(parsed.requests(), max_context, decoding, parsed)
+        if decoding.bad_words:
+            decoding = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._with_bad_word_ids, decoding
+            )
         prompts: list[Prompt] = []
         places: list[tuple[int, int]] = []
         for content, ids in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             can_differ = not chosen.greedy
-            for choice in range(parsed.choices):
+            for choice in range(decoding.n):
                 if choice == 0 or can_differ:
-                    own = choice_decoding(chosen, choice)
+                    own = single_choice(chosen, choice)
                     prompts.append(Prompt(next(self._indexes), ids, own))
                 places.append((content, len(prompts) - 1))
         self._check_num_log_probs(prompts)
@@ -125,7 +135,10 @@ class Service:
         rows = self.supervisor.submit(prompts)
         if rows is None:
             raise self._queue_full_error()
-        return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
+        return [
+            Choice(index, content, rows[row], parsed.contents[content])
+            for index, (content, row) in enumerate(places)
+        ]
 
     async def admit_for_client(self, parsed: ParsedRequest) -> list[Choice]:
         """Call `admit`; count the rows if the queue is full."""
@@ -196,13 +209,24 @@ class Service:
     def _encode_in_thread(
         self, requests: list[Request], rooms: list[int], date: datetime | None
     ) -> list[tuple[int, ...] | Refusal]:
-        """Runs in a tokenizing thread, with a tokenizer that no other thread uses meanwhile."""
+        """Runs in a tokenizing thread."""
+        with self._tokenizer() as tokenizer:
+            return tokenizer.encode(requests, rooms, date)
+
+    def _with_bad_word_ids(self, decoding: SamplingParams) -> SamplingParams:
+        """Runs in a tokenizing thread."""
+        with self._tokenizer() as tokenizer:
+            return with_bad_word_ids(decoding, tokenizer.codec)
+
+    @contextmanager
+    def _tokenizer(self) -> Iterator[Tokenizer]:
+        """A tokenizer that no other thread uses meanwhile."""
         try:
             tokenizer = self._tokenizers.get_nowait()
         except Empty:
             tokenizer = Tokenizer(self.prepared.codec())
         try:
-            return tokenizer.encode(requests, rooms, date)
+            yield tokenizer
         finally:
             self._tokenizers.put(tokenizer)
 
@@ -221,22 +245,38 @@ class Service:
 
     def _check_num_log_probs(self, prompts: list[Prompt]) -> None:
         """Refuse a request whose answer could hold too many log-probabilities."""
-        tokens = sum(prompt.decoding.max_new_tokens for prompt in prompts)
-        count = tokens * (1 + (prompts[0].decoding.top_log_probs or 0))
-        if prompts[0].decoding.top_log_probs is not None and count > self.max_log_probs:
+        new = sum(prompt.decoding.max_new_tokens for prompt in prompts)
+        given = sum(len(prompt.token_ids) for prompt in prompts)
+        tokens = count = 0
+        decoding = prompts[0].decoding
+        for top, some in ((decoding.top_log_probs, new), (decoding.prompt_log_probs, given)):
+            if top is not None:
+                tokens, count = tokens + some, count + some * (1 + top)
+        if count > self.max_log_probs:
             message = (
                 f"{count:,} log-probabilities may come of {tokens:,} tokens; at most "
                 f"{self.max_log_probs:,} a request: lower max_tokens, n or their number"
             )
             raise APIError(400, "too_many_log_probs", message, param="logprobs")
 
-    def _check_log_probs_supported(self, decoding: SamplingParams) -> None:
+    def _check_sampling(self, decoding: SamplingParams, parsed: ParsedRequest) -> None:
+        """Refuse what the engine does not support, or what contradicts itself."""
         loaded = self.supervisor.loaded
-        if decoding.top_log_probs is None or loaded is None:
+        if loaded is None:
             return
-        if not loaded.batching.capabilities.gives_log_probs:
-            message = no_log_probs(loaded.batching.capabilities.name)
-            raise APIError(400, "unsupported_option", message, param="logprobs")
+        if "max_new_tokens" not in parsed.options:  # the server's limit, which may shrink
+            decoding = replace(
+                decoding, max_new_tokens=max(decoding.max_new_tokens, decoding.min_tokens)
+            )
+        capabilities = loaded.batching.capabilities
+        for request in parsed.requests():
+            if refusal := row_refusal(decoding, request, capabilities):
+                supported = capabilities.sampling_fields
+                wrong = [name for name in decoding.engine_fields if name not in supported]
+                if decoding.top_log_probs is not None and not capabilities.gives_log_probs:
+                    wrong = ["logprobs"]
+                param = wrong[0] if wrong else None
+                raise APIError(400, refusal.code, refusal.message, param=param)
 
     def _check_queue_space(self, rows: int) -> None:
         """Refuses before any parsed what could not wait anyway."""
@@ -272,4 +312,4 @@ class Service:
 
 def _num_rows(parsed: ParsedRequest, decoding: SamplingParams) -> int:
     """Choices that cannot differ share a row."""
-    return len(parsed.contents) * (1 if decoding.greedy else parsed.choices)
+    return len(parsed.contents) * (1 if decoding.greedy else decoding.n)

@@ -26,6 +26,7 @@ from packhorse.serve.wire import (
     LoadedEngine,
     batch_message,
     read_log_probs,
+    read_prompt,
     read_ready,
     read_timing,
 )
@@ -296,6 +297,8 @@ class Supervisor:
         if row is not None and len(row.token_ids) != generated:
             text = f"{generated} tokens were generated, {len(row.token_ids)} of them arrived"
             return Failure(index, "engine_error", text)
+        if row is not None and "prompt" in message:
+            row.prompt_log_probs = read_prompt(message["prompt"])
         return Finished(message["reason"], read_timing(message["timing"]))
 
     def _finish_row(self, index: int, outcome: Finished | Failure) -> None:

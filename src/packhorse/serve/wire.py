@@ -7,6 +7,7 @@ from the engine    ready (loaded), refused (cannot be loaded), report (a line fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ def batch_message(batch: Batch) -> Message:
 
 def read_batch(message: Message) -> Batch:
     prompts = tuple(
-        Prompt(index, tuple(ids), SamplingParams(**{**decoding, "stop": tuple(decoding["stop"])}))
+        Prompt(index, tuple(ids), SamplingParams(**decoding))
         for index, ids, decoding in message["rows"]
     )
     return Batch(prompts, message["shared_prefix"])
@@ -57,7 +58,9 @@ def read_ready(message: Message) -> LoadedEngine:
     costs = Calibration.from_json(known).costs() if known else None
     chosen = BatchingConfig(**message["batching"])
     limits = TokenBudget(**message["budget"]).limits(chosen, costs)
-    capabilities = EngineCapabilities(**message["capabilities"])
+    values = message["capabilities"]
+    fields = tuple(values["sampling_fields"])
+    capabilities = EngineCapabilities(**{**values, "sampling_fields": fields})
     batching = Batching(capabilities, chosen.policy, limits, chosen.share_prefixes)
     return LoadedEngine(batching, message["description"])
 
@@ -69,6 +72,17 @@ def log_probs_values(token: TokenLogProbs) -> list[Any]:
 def read_log_probs(token_id: int, values: list[Any]) -> TokenLogProbs:
     log_prob, alternatives = values
     return TokenLogProbs(token_id, log_prob, tuple((each, value) for each, value in alternatives))
+
+
+def prompt_values(tokens: Sequence[TokenLogProbs]) -> list[list[Any]]:
+    return [[each.token_id, *log_probs_values(each), each.rank] for each in tokens]
+
+
+def read_prompt(values: list[list[Any]]) -> tuple[TokenLogProbs, ...]:
+    return tuple(
+        TokenLogProbs(token, log_prob, tuple(map(tuple, alternatives)), rank)
+        for token, log_prob, alternatives, rank in values
+    )
 
 
 def timing_values(timing: Timing) -> list[float | None]:

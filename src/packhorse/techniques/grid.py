@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from packhorse.batching import POLICIES
 from packhorse.batching.policies import CONTINUOUS, PLANNED
@@ -79,15 +80,28 @@ class Combination:
 def _named(
     chosen: SamplingParams | InputConfig, usual: SamplingParams | InputConfig
 ) -> Iterator[str]:
-    """Yield an option of `packhorse run` for every field that differs from its default;
-    log-probabilities are requested per row, not by an option."""
+    """Yield an option of `packhorse run` for every field that differs from its default.
+
+    Fields without an option are left out: log-probabilities are requested per row.
+    """
     for field in fields(chosen):
         value = getattr(chosen, field.name)
-        if value == getattr(usual, field.name) or field.name == "top_log_probs":
+        if value == getattr(usual, field.name) or "help" not in field.metadata:
             continue
-        option = f"--{field.name.replace('_', '-')}"
-        for each in value if isinstance(value, tuple) else (value,):
-            yield from [f"{option}={each}"] if str(each).startswith("-") else [option, str(each)]
+        (option,) = field.metadata.get("flags", (f"--{field.name.replace('_', '-')}",))
+        if isinstance(value, bool):
+            yield option
+            continue
+        for text in _option_values(value, is_repeatable="repeatable" in field.metadata):
+            yield from [f"{option}={text}"] if text.startswith("-") else [option, text]
+
+
+def _option_values(value: Any, *, is_repeatable: bool) -> list[str]:
+    """Return the texts of an option, one for each time that it is given."""
+    if not isinstance(value, tuple):
+        return [str(value)]
+    texts = ["=".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value]
+    return texts if is_repeatable else [",".join(texts)]
 
 
 def combinations(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ def token_log_probs(logits: Logits, token_id: int, count: int) -> TokenLogProbs:
     values = log_softmax(logits)
     alternatives = tuple((each, float(values[each])) for each in _most_probable(logits, count))
     return TokenLogProbs(token_id, float(values[token_id]), alternatives)
+
+
+def prompt_token_log_probs(logits: Logits, token_id: int, count: int) -> TokenLogProbs:
+    """Return `token_log_probs` of a token of a prompt, with its rank.
+
+    Args:
+        logits: [vocabulary], after the tokens before it.
+    """
+    found = token_log_probs(logits, token_id, count)
+    return replace(found, rank=1 + int(np.count_nonzero(logits > logits[token_id])))
 
 
 def _most_probable(logits: Logits, count: int) -> list[int]:

@@ -6,7 +6,8 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from math import isfinite
+from typing import TYPE_CHECKING, TypeVar
 
 from packhorse.data import (
     EngineOutput,
@@ -19,6 +20,13 @@ from packhorse.data import (
 )
 from packhorse.engine_protocol import LogProbsCallback, TokenCallback
 from packhorse.errors import first_line
+from packhorse.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from packhorse.engines.common.log_probs import Logits
+    from packhorse.engines.common.logits import LogitsProcessor
 
 Result = EngineOutput | Failure
 T = TypeVar("T")
@@ -26,6 +34,10 @@ T = TypeVar("T")
 NOT_NUMBERS = (
     "the model computed no numbers (NaN or infinity) for this row: its weights are damaged or "
     "overflow in this number format; try float32"
+)
+NOTHING_LEFT = (
+    "no token can be chosen for this row: bad_words, suppress_tokens and logit_bias exclude all "
+    "tokens, or the model computed no numbers (NaN or infinity)"
 )
 _OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
 
@@ -47,6 +59,7 @@ class Row:
 
     Attributes:
         submitted, first_token: seconds of `time.monotonic`.
+        prompt_log_probs: of the prompt's tokens but the first, as far as they are known.
         answered: it has its result.
         failed: its result is a Failure.
     """
@@ -55,9 +68,11 @@ class Row:
     submitted: float = field(default_factory=time.monotonic)
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[TokenLogProbs] = field(default_factory=list)
+    prompt_log_probs: list[TokenLogProbs] = field(default_factory=list)
     first_token: float | None = None
     answered: bool = False
     failed: bool = False
+    _processor: LogitsProcessor | None = None
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -72,6 +87,46 @@ class Row:
     @property
     def tokens_left(self) -> int:
         return self.prompt.decoding.max_new_tokens - len(self.token_ids)
+
+    @property
+    def needs_prompt_log_probs(self) -> bool:
+        """Whether log-probabilities of the prompt are requested and not all known."""
+        prompt = self.prompt
+        return prompt.decoding.prompt_log_probs is not None and (
+            len(self.prompt_log_probs) < len(prompt.token_ids) - 1
+        )
+
+    def take_prompt_logits(self, logits: Logits) -> None:
+        """Add the log-probabilities of the first token of the prompt that has none.
+
+        Args:
+            logits: [vocabulary], after the token before it.
+        """
+        from packhorse.engines.common.log_probs import prompt_token_log_probs
+
+        token_id = self.prompt.token_ids[len(self.prompt_log_probs) + 1]
+        count = self.prompt.decoding.prompt_log_probs or 0
+        self.prompt_log_probs.append(prompt_token_log_probs(logits, token_id, count))
+
+    def change_logits(self, logits: Tensor, end_ids: Collection[int]) -> None:
+        """Change the logits [vocabulary] of the next token in place; see `LogitsProcessor`."""
+        if self._processor is None:
+            from packhorse.engines.common.logits import LogitsProcessor
+
+            prompt = self.prompt
+            self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids)
+        self._processor(logits, self.token_ids)
+
+    def fail_without_token(self) -> Failure:
+        """Return the failure of a row for which no token can be chosen."""
+        changes = self.prompt.decoding.changes_logits
+        return self.fail("engine_error", NOTHING_LEFT if changes else NOT_NUMBERS)
+
+    def finish_prompt(self) -> EngineOutput | Failure:
+        """Return the result of a row that generates nothing."""
+        if not all(isfinite(each.log_prob) for each in self.prompt_log_probs):
+            return self.fail("engine_error", NOT_NUMBERS)
+        return self._complete("length", time.monotonic())
 
     def take(
         self,
@@ -93,7 +148,10 @@ class Row:
         now = time.monotonic()
         if self.first_token is None:
             self.first_token = now
-        if token_id in end_ids:
+        decoding = self.prompt.decoding
+        if token_id in end_ids and not decoding.ignore_eos:
+            return self._complete("stop", now)
+        if token_id in decoding.stop_token_ids:
             return self._complete("stop", now)
         self.token_ids.append(token_id)
         if log_probs is not None:
@@ -115,9 +173,12 @@ class Row:
     def _complete(self, reason: FinishReason, now: float) -> EngineOutput:
         self.answered = True
         timing = Timing(self.submitted, now, self.first_token)
-        asked = self.prompt.decoding.top_log_probs is not None
-        log_probs = tuple(self.log_probs) if asked else None
-        return EngineOutput(self.prompt.index, tuple(self.token_ids), reason, timing, log_probs)
+        decoding = self.prompt.decoding
+        log_probs = None if decoding.top_log_probs is None else tuple(self.log_probs)
+        of_prompt = None if decoding.prompt_log_probs is None else tuple(self.prompt_log_probs)
+        return EngineOutput(
+            self.prompt.index, tuple(self.token_ids), reason, timing, log_probs, of_prompt
+        )
 
 
 def _ends(
@@ -139,8 +200,23 @@ def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list
     return list(groups.values())
 
 
+def settle(row: Row, max_context: int, vocab_size: int) -> EngineOutput | Failure | None:
+    """Return the result of a row that need not run, or that no engine can run (`refuse`).
+
+    A row need not run if it generates nothing and asks for nothing of its prompt.
+    """
+    if refusal := refuse(row, max_context, vocab_size):
+        return refusal
+    decoding = row.prompt.decoding
+    is_empty = not decoding.max_new_tokens and decoding.prompt_log_probs is None
+    return row.finish_prompt() if is_empty else None
+
+
 def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
-    """Return the failure of a row that no engine can run: empty, too long, or foreign token ids."""
+    """Return the failure of a row that no engine can run.
+
+    That is one that is empty, too long, or has token ids that the model does not have.
+    """
     ids = row.prompt.token_ids
     room = max_context - row.prompt.decoding.max_new_tokens
     if not ids:
@@ -151,6 +227,9 @@ def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
             f"the prompt has {len(ids)} tokens, {max(0, room)} fit beside the tokens to be "
             "generated: shorten it or lower max_new_tokens",
         )
+    decoding = row.prompt.decoding
+    if unknown := _unknown_token_id(decoding, vocab_size):
+        return row.fail("bad_option", unknown)
     strange = next((token for token in ids if not 0 <= token < vocab_size), None)
     if strange is not None:
         return row.fail(
@@ -159,6 +238,24 @@ def refuse(row: Row, max_context: int, vocab_size: int) -> Failure | None:
             "with different tokenizers",
         )
     return None
+
+
+def _unknown_token_id(decoding: SamplingParams, vocab_size: int) -> str:
+    """Return what is wrong with the first token id of sampling parameters that a model lacks."""
+    biased = tuple(token for token, _ in decoding.logit_bias)
+    fields = {
+        "logit_bias": biased,
+        "suppress_tokens": decoding.suppress_tokens,
+        "stop_token_ids": decoding.stop_token_ids,
+    }
+    for name, ids in fields.items():
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                return (
+                    f"{name} must hold token ids from 0 to {vocab_size - 1}, those of this model, "
+                    f"got {token}"
+                )
+    return ""
 
 
 def answer(rows: list[Row], attempt: Callable[[list[Row]], Iterable[T]]) -> Iterator[T | Failure]:

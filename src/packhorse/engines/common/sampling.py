@@ -1,29 +1,36 @@
 """Sampling of the next token from logits, for engines that choose tokens themselves.
 
-Rule: logits / temperature -> the top_k largest -> softmax -> the nucleus of top_p -> the smallest
-token id whose cumulative probability, summed in the order of ids, exceeds u times their sum. All in
-float64; u is one number from [0, 1) per token, from the row's own generator. A row's draws
-therefore depend on its seed alone, and its tokens on its own logits: never on its batch. (Logits of
-a row that is computed in another batch may differ by float32 rounding, about 1e-5; the order of
-ids, unlike the order of probabilities, makes the outcome follow such a change continuously.)
+Rule: logits / temperature -> those of at least min_p times the largest probability -> the top_k
+largest -> softmax -> the nucleus of top_p (vLLM's order; `packhorse.engines.common.logits` comes
+before) -> the smallest token id whose cumulative probability, summed in the order of ids, exceeds u
+times their sum. All in float64; u is one number from [0, 1) per token, from the row's own
+generator. A row's draws therefore depend on its seed alone, and its tokens on its own logits: never
+on its batch. (Logits of a row that is computed in another batch may differ by float32 rounding,
+about 1e-5; the order of ids, unlike the order of probabilities, makes the outcome follow such a
+change continuously.)
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from packhorse.data import SamplingParams
+from packhorse.sampling_params import SamplingParams
 
 FIRST_CANDIDATES = 1024
 
 
 def wants_all_logits(decoding: SamplingParams) -> bool:
     """Whether a row needs all of its logits, not only the index of the largest."""
-    return not decoding.greedy or decoding.top_log_probs is not None
+    return (
+        not decoding.greedy
+        or decoding.changes_logits
+        or decoding.top_log_probs is not None
+        or decoding.prompt_log_probs is not None
+    )
 
 
 def row_generator(decoding: SamplingParams) -> random.Random:
@@ -32,16 +39,26 @@ def row_generator(decoding: SamplingParams) -> random.Random:
 
 
 def choose_tokens(
-    logits: Tensor, decodings: Sequence[SamplingParams], generators: Sequence[random.Random]
+    logits: Tensor,
+    decodings: Sequence[SamplingParams],
+    generators: Sequence[random.Random],
+    change: Callable[[int, Tensor], None] = lambda row, logits: None,
 ) -> list[int | None]:
     """Return a token id per row; None for a row whose logits are not finite.
 
     Greedy rows take the first of equal logits.
 
     Args:
-        logits: [rows, vocabulary], any floating type.
+        logits: [rows, vocabulary], any floating type; not changed.
         decodings, generators: one per row; a generator advances by one number if its row samples.
+        change: changes a copy of the logits [vocabulary] of a row, in float32, in place; called for
+            rows whose `changes_logits` is set.
     """
+    changed = [row for row, decoding in enumerate(decodings) if decoding.changes_logits]
+    if changed:
+        logits = logits.to(torch.float32, copy=True)
+        for row in changed:
+            change(row, logits[row])
     largest, best = logits.max(dim=-1)
     chosen: list[int | None] = best.tolist()
     for row, is_number in enumerate(largest.isfinite().tolist()):
@@ -59,6 +76,7 @@ def choose_tokens(
             temperature=[decoding.temperature for decoding in options],
             top_k=[decoding.top_k for decoding in options],
             top_p=[decoding.top_p for decoding in options],
+            min_p=[decoding.min_p for decoding in options],
             uniform=[generators[row].random() for row in sampling],
         )
         for row, token_id in zip(sampling, drawn.tolist(), strict=True):
@@ -73,6 +91,7 @@ def sample(
     top_k: Sequence[int],
     top_p: Sequence[float],
     uniform: Sequence[float],
+    min_p: Sequence[float] = (),
 ) -> Tensor:
     """Return token ids [rows] by the rule of this module.
 
@@ -80,6 +99,7 @@ def sample(
         logits: [rows, vocabulary].
         temperature, top_k, top_p, uniform: one per row; temperature > 0, top_k 0 for no limit,
             0 < top_p <= 1, 0 <= uniform < 1.
+        min_p: one per row, 0 <= min_p <= 1; () for no limit.
     """
     device = logits.device
 
@@ -88,6 +108,8 @@ def sample(
 
     wide = logits.double()
     scaled = (wide - wide.amax(dim=-1, keepdim=True)) / column(temperature)
+    if any(min_p):
+        scaled = scaled.masked_fill(scaled < column(min_p).log(), -torch.inf)
     limits = torch.tensor(top_k, device=device)[:, None]
     shares = column(top_p)
     narrow = ((limits > 0) | (shares < 1)).squeeze(1).nonzero().squeeze(1)

@@ -38,7 +38,15 @@ from numpy.typing import NDArray
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, SamplingParams, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
-from packhorse.engines.common.rows import Result, Row, answer, refuse
+from packhorse.engine_protocol.registry import engine_entry
+from packhorse.engines.common.rows import Result, Row, answer, refuse, settle
+from packhorse.engines.ctranslate2.constraints import (
+    constraints,
+    has_seed,
+    read_prompt,
+    sampling_options,
+    unsupported_sampling,
+)
 from packhorse.engines.ctranslate2.loading import (
     GeneratorSource,
     available_device,
@@ -47,7 +55,14 @@ from packhorse.engines.ctranslate2.loading import (
     memory_sizes,
     supported_compute_type,
 )
-from packhorse.engines.ctranslate2.log_probs import StepLogits, asks, bounded, kept_steps
+from packhorse.engines.ctranslate2.log_probs import (
+    StepLogits,
+    asks,
+    bounded,
+    kept_steps,
+    too_many_beyond,
+    too_many_logits,
+)
 from packhorse.engines.ctranslate2.scoring import ContinuationScoring
 from packhorse.engines.ctranslate2.seeded import SeededWorkers
 from packhorse.engines.ctranslate2.step_callback import BatchEnded, Run, StepCallback
@@ -62,8 +77,6 @@ if TYPE_CHECKING:
 PREFERRED_BATCH_TOKENS = 1024
 KEPT_PREFIX_TOKENS = 4096
 """Tokens of shared prefixes whose states are kept; further prefixes are computed once per batch."""
-GREEDY_BELOW_TEMPERATURE = 1e-4
-CUDA_TOP_P_CANDIDATES = 8192
 _STEP_BYTES_PER_LOGIT = 16
 
 
@@ -127,6 +140,7 @@ class CTranslate2Engine:
         self._at_exit = weakref.finalize(self, await_idle, self._generator)
         self._closed = threading.Event()
         self._keeping = threading.Lock()
+        self._open_runs = 0
         self._kept_prefixes: set[tuple[int, ...]] = set()
         variables = read_variables(folder)
         self._tokens = checked_tokens(self._generator, folder, variables, max_context)
@@ -153,6 +167,7 @@ class CTranslate2Engine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
+            sampling_fields=engine_entry("ctranslate2").sampling_fields,
             max_prompt=self._window,
         )
 
@@ -168,6 +183,8 @@ class CTranslate2Engine:
         if self._closed.is_set():
             raise EngineError("the engine is closed", "load the model again")
         run = Run(self._generator, on_token, SeededWorkers(self._source))
+        with self._keeping:
+            self._open_runs += 1
         executor = ThreadPoolExecutor(self._traits.workers, thread_name_prefix="ctranslate2")
         underway, is_more = 0, True
         try:
@@ -190,7 +207,11 @@ class CTranslate2Engine:
             run.cancelled.set()
             executor.shutdown(cancel_futures=True)
             run.seeded.close()
-            await_idle(run.generator)
+            with self._keeping:
+                self._open_runs -= 1
+                is_last = not self._open_runs
+            if is_last:  # jobs of other runs may never be over
+                await_idle(run.generator)
 
     def score(
         self, batches: Iterator[Batch], continuations: Sequence[Sequence[int]]
@@ -238,17 +259,28 @@ class CTranslate2Engine:
 
     def _answer(self, batch: Batch, run: Run) -> Iterator[Result]:
         rows = [Row(prompt) for prompt in batch.prompts]
-        yield from filter(None, map(self._refuse, rows))
+        yield from filter(None, map(self._settle, rows))
+        for row in rows:
+            if not row.answered and row.prompt.decoding.prompt_log_probs is not None:
+                yield from read_prompt(row, self.logits_after)
         accepted = [row for row in rows if not row.answered]
-        seeded = [row for row in accepted if _has_seed(row.prompt.decoding)]
-        others = [row for row in accepted if not _has_seed(row.prompt.decoding)]
+        seeded = [row for row in accepted if has_seed(row.prompt.decoding)]
+        others = [row for row in accepted if not has_seed(row.prompt.decoding)]
         shared = batch.shared_prefix
         yield from answer(others, lambda rows: self._generate_alike(rows, run, shared))
         for row in seeded:
             if asks(row.prompt) and row.tokens_left > kept_steps(self._vocab_size):
-                yield row.fail("bad_option", self._too_many_logits())
+                yield row.fail("bad_option", too_many_logits(self._vocab_size))
             else:
                 yield from answer([row], lambda rows: self._generate(rows, run))
+
+    def _settle(self, row: Row) -> Result | None:
+        """Return the result of a row that need not or cannot run."""
+        if failure := self._refuse(row):
+            return failure
+        if problem := unsupported_sampling(row.prompt, kept_steps(self._vocab_size)):
+            return row.fail("unsupported_option", problem)
+        return settle(row, self._traits.max_context, self._vocab_size)
 
     def _refuse(self, row: Row) -> Failure | None:
         """Return the failure of a row that cannot run."""
@@ -273,7 +305,7 @@ class CTranslate2Engine:
         for row in rows:
             is_one_token = len(row.sequence) == shared + 1
             sampling = sorted(self._sampling(row.prompt.decoding).items())
-            group = (asks(row.prompt), is_one_token, *sampling)
+            group = (asks(row.prompt), is_one_token, *sampling, *constraints(row, self._end_ids))
             groups.setdefault(group, []).append(row)
         for group_rows in groups.values():
             if asks(group_rows[0].prompt):
@@ -296,22 +328,9 @@ class CTranslate2Engine:
         most = self._window + kept_steps(self._vocab_size)
         for row in rows:
             if self._exceeds_window(row) and len(row.sequence) > most:
-                run.results.put(row.fail("bad_option", self._too_many_beyond()))
+                reason = too_many_beyond(self._window, self._vocab_size, self._elsewhere)
+                run.results.put(row.fail("bad_option", reason))
         return [row for row in rows if not row.answered]
-
-    def _too_many_beyond(self) -> str:
-        return (
-            "with log-probabilities, CTranslate2 generates at most "
-            f"{kept_steps(self._vocab_size)} tokens beyond this model's attention window of "
-            f"{self._window}: lower max_new_tokens, or {self._elsewhere}"
-        )
-
-    def _too_many_logits(self) -> str:
-        most = kept_steps(self._vocab_size)
-        return (
-            f"with a seed and log-probabilities, CTranslate2 generates at most {most} tokens of "
-            "this model: lower max_new_tokens, or leave out one of them"
-        )
 
     def _generate(
         self, rows: list[Row], run: Run, shared: int = 0, most_steps: int | None = None
@@ -339,18 +358,23 @@ class CTranslate2Engine:
             rows, self._end_ids, run, lambda: self._is_stopping(run), logits, forced
         )
         left = max(row.tokens_left for row in rows)
+        steps = min(left, most_steps or left)
+        end_ids, suppressed, least = constraints(rows[0], self._end_ids)
         options: dict[str, Any] = {
-            "max_length": forced + min(left, most_steps or left),
+            "max_length": forced + steps,
+            "min_length": forced + min(least, steps) if least else 0,
             "return_logits_vocab": is_asked,
-            "end_token": sorted(self._end_ids),
+            "end_token": list(end_ids),
             "include_prompt_in_result": forced > 0,
             **self._sampling(decoding),
         }
+        if suppressed:
+            options["suppress_sequences"] = [[self._tokens[token]] for token in suppressed]
         if shared:
             prefix = rows[0].sequence[:shared]
             options["static_prompt"] = [self._tokens[token_id] for token_id in prefix]
             options["cache_static_prompt"] = not is_beyond and self._may_keep(prefix)
-        if _has_seed(decoding):
+        if has_seed(decoding):
             run.seeded.generate(prompts[0], decoding.seed or 0, listener, **options)
         else:
             run.generator.generate_batch(prompts, callback=listener, **options)
@@ -372,22 +396,4 @@ class CTranslate2Engine:
         return run.cancelled.is_set() or self._closed.is_set()
 
     def _sampling(self, decoding: SamplingParams) -> dict[str, float]:
-        """CTranslate2's names; greedy is sampling from the one most probable token."""
-        if _is_greedy(decoding):
-            return {"sampling_topk": 1}
-        top_k = decoding.top_k if decoding.top_k < self._vocab_size else 0
-        if decoding.top_p < 1 and self._traits.device == "cuda":
-            top_k = min(top_k or CUDA_TOP_P_CANDIDATES, CUDA_TOP_P_CANDIDATES, self._vocab_size)
-        return {
-            "sampling_topk": top_k,
-            "sampling_topp": decoding.top_p,
-            "sampling_temperature": decoding.temperature,
-        }
-
-
-def _is_greedy(decoding: SamplingParams) -> bool:
-    return decoding.greedy or decoding.temperature < GREEDY_BELOW_TEMPERATURE
-
-
-def _has_seed(decoding: SamplingParams) -> bool:
-    return decoding.seed is not None and not _is_greedy(decoding)
+        return sampling_options(decoding, self._vocab_size, self._traits.device)

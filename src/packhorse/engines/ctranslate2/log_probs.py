@@ -38,6 +38,23 @@ def kept_steps(vocabulary: int) -> int:
     return max(1, KEPT_BYTES // (_BYTES_PER_LOGIT * vocabulary))
 
 
+def too_many_beyond(window: int, vocabulary: int, elsewhere: str) -> str:
+    """Return the message for a row whose logits beyond an attention window are too many."""
+    return (
+        f"with log-probabilities, CTranslate2 generates at most {kept_steps(vocabulary)} tokens "
+        f"beyond this model's attention window of {window}: lower max_new_tokens, or {elsewhere}"
+    )
+
+
+def too_many_logits(vocabulary: int) -> str:
+    """Return the message for a row with a seed whose logits are too many."""
+    return (
+        "with a seed and log-probabilities, CTranslate2 generates at most "
+        f"{kept_steps(vocabulary)} tokens of this model: lower max_new_tokens, or leave out one of "
+        "them"
+    )
+
+
 def bounded(rows: Sequence[Row], vocabulary: int) -> Iterator[tuple[list[Row], int]]:
     """Yield rows that may run together, longest first, and the number of tokens that they may
     generate before they are restarted."""

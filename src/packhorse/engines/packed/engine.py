@@ -21,6 +21,7 @@ from packhorse.engines.common.allocator import return_freed_memory
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
+from packhorse.engines.packed.caller import Caller
 from packhorse.engines.packed.compiling import count_compiled_kernels, kernel_folder
 from packhorse.engines.packed.int8_matmul import int8_matmul_is_exact
 from packhorse.engines.packed.memory import bytes_per_position, weight_bytes, working_bytes
@@ -37,6 +38,7 @@ from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.reference_logits import EXACT, Tolerance, are_near, check_text, read_reference
 from packhorse.profiling.cores import usable_cores
+from packhorse.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -67,8 +69,8 @@ class PackedEngine:
     """Engine that packs the tokens of all running rows into steps, one step per thread at a time.
 
     In float32, rows give the same output as with transformers. In int8, a row gives the same tokens
-    in any batch. Only one `run` may be active at a time. `capabilities.peak_bytes` states the peak
-    memory.
+    in any batch. Several runs may be open at the same time; their rows are computed in the same
+    steps. `capabilities.peak_bytes` states the peak memory.
 
     Args:
         folder: config.json and weights of a model of a known family (`decoders.FAMILIES`); no
@@ -159,6 +161,7 @@ class PackedEngine:
             shares_prefixes=True,
             max_num_seqs=max_num_seqs,
             gives_log_probs=True,
+            sampling_fields=ENGINE_FIELDS,
             working_bytes=working_bytes(arch, self._scratches, context),
         )
         self._warm_up(folder)
@@ -196,26 +199,40 @@ class PackedEngine:
         on_token: TokenCallback | None = None,
         scoring: Scoring | None = None,
     ) -> Iterator[Outcome]:
+        run, caller = self._attach(on_token, scoring)
+        try:
+            yield from run.results(caller, batches)
+        finally:
+            with self._lock:
+                if run.detach(caller) and self._run is run:
+                    self._run = None
+
+    def _attach(
+        self, on_token: TokenCallback | None, scoring: Scoring | None
+    ) -> tuple[Run, Caller]:
+        """Return the run that computes the rows of a new caller."""
         with self._lock:
             if self._network is None:
                 raise EngineError("the engine is closed", "load the model again")
-            if self._run is not None:
-                raise EngineError("the engine is already running", "finish or close that run first")
+            if self._run is not None and (scoring or self._run.scoring):
+                raise EngineError(
+                    "the packed engine scores while nothing else runs on it",
+                    "finish or close the other run first",
+                )
             if scoring is not None:
                 scoring.require(self._network.arch.vocabulary)
-            cache, context = self._network.cache, self._capabilities.max_context
-            scheduler = Scheduler(
-                cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads, context,
-                shared_rows=SHARED_ROWS if self._network.shares_steps else 0,
-            )  # fmt: skip
-            run = self._run = Run(
-                self._network, scheduler, self._scratches, self._end_ids, context, on_token, scoring
-            )
-        try:
-            yield from run.results(batches)
-        finally:
-            with self._lock:
-                self._run = None
+            if self._run is None:
+                cache, context = self._network.cache, self._capabilities.max_context
+                scheduler = Scheduler(
+                    cache, self._max_num_seqs, self._max_num_batched_tokens, self._threads,
+                    context, shared_rows=SHARED_ROWS if self._network.shares_steps else 0,
+                )  # fmt: skip
+                self._run = Run(
+                    self._network, scheduler, self._scratches, self._end_ids, context, scoring
+                )
+            caller = Caller(on_token)
+            self._run.attach(caller)
+            return self._run, caller
 
     def logits_after(self, token_ids: Sequence[int], count: int) -> NDArray[np.float32]:
         """Return the logits [count, vocabulary] after each of the last `count` of `token_ids`.
@@ -231,7 +248,7 @@ class PackedEngine:
         with self._lock:
             run, self._network, self._scratches = self._run, None, []
         if run is not None:
-            run.cancel(closes=True)
+            run.cancel()
 
     def _warm_up(self, folder: Path) -> None:
         """Compute one token, which compiles kernels that are not cached."""

@@ -1,21 +1,21 @@
-"""One run of the packed engine: worker threads that compute steps, and the rows they share."""
+"""A run of the packed engine: worker threads that compute steps, and callers that bring rows."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from packhorse.data import Batch, Scores, TokenLogProbs
-from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.common.log_probs import wanted_log_probs
-from packhorse.engines.common.rows import NOT_NUMBERS, CallbackError, Row, diagnose, refuse
+from packhorse.engines.common.rows import CallbackError, Row, diagnose, settle
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
+from packhorse.engines.packed.caller import NEEDS_INPUT, Caller
 from packhorse.engines.packed.network import Network
 from packhorse.engines.packed.scheduler import Scheduler, Sequence, pack
 from packhorse.engines.packed.scoring import Scoring
@@ -25,13 +25,6 @@ from packhorse.errors import EngineError
 Result = Generated | Scores
 QUEUE_SHARE = 4
 """The queue holds up to 1 / QUEUE_SHARE as many rows as may run at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class _WorkerExit:
-    """A worker ended, by `error` or because no work was left."""
-
-    error: BaseException | None
 
 
 @dataclass(slots=True)
@@ -53,12 +46,10 @@ class _SharedStep:
     error: BaseException | None = None
 
 
-NEEDS_INPUT = object()
-"""Wakes the caller's thread because there is room for more rows."""
-
-
 class Run:
-    """One pass of rows from `batches` to results.
+    """Worker threads that compute the rows of all callers that are attached.
+
+    Rows of several callers are computed in the same steps.
 
     Args:
         network: Model; used by this run alone while it lasts.
@@ -66,8 +57,7 @@ class Run:
         scratches: Scratch buffers, one per thread.
         end_ids: Token ids that end a row.
         max_context: Maximum number of prompt and generated tokens per row.
-        on_token: Called with each generated token.
-        scoring: Continuations to score; None to generate.
+        scoring: Continuations to score, for a run with a single caller; None to generate.
     """
 
     def __init__(
@@ -77,67 +67,99 @@ class Run:
         scratches: list[Scratch],
         end_ids: frozenset[int],
         max_context: int,
-        on_token: TokenCallback | None = None,
         scoring: Scoring | None = None,
     ) -> None:
         self._network, self._scheduler, self._scratches = network, scheduler, scratches
-        self._end_ids, self._max_context, self._on_token = end_ids, max_context, on_token
-        self._scoring = scoring
+        self._end_ids, self._max_context = end_ids, max_context
+        self.scoring = scoring
         self._queue_rows = max(1, len(scheduler.block_tables) // QUEUE_SHARE)
-        self._results: SimpleQueue[object] = SimpleQueue()
+        self._callers: list[Caller] = []
         self._changed = threading.Condition()
-        self._has_input, self._is_cancelled = True, False
-        self._input_requested = self._was_closed = False
+        self._is_cancelled = False
         self._shared: _SharedStep | None = None
         self._threads = [
             threading.Thread(target=self._run_steps, args=(scratch,), name="packed", daemon=True)
             for scratch in scratches
         ]
 
-    def results(self, batches: Iterator[Batch]) -> Iterator[Result]:
-        """Yield results as rows finish.
+    def attach(self, caller: Caller) -> None:
+        """Let a caller bring rows; the first one starts the worker threads.
+
+        Raises:
+            EngineError: The run has failed, and other callers have not noticed yet.
+        """
+        with self._changed:
+            if self._is_cancelled:
+                raise EngineError("the run of other rows failed", "finish or close it first")
+            self._callers.append(caller)
+            is_first = self._threads[0].ident is None
+        if is_first:
+            for thread in self._threads:
+                thread.start()
+
+    def detach(self, caller: Caller) -> bool:
+        """Drop the rows of a caller; return whether it was the last one, so that the run is over.
+
+        Returns when no thread computes a row of the caller.
+        """
+        with self._changed:
+            caller.is_closed = True
+            self._callers.remove(caller)
+            is_last = not self._callers
+            self._is_cancelled |= is_last
+            while not self._is_cancelled and self._scheduler.discard(caller):
+                self._changed.wait()
+            self._changed.notify_all()
+        if is_last:
+            self._join()
+        return is_last
+
+    def results(self, caller: Caller, batches: Iterator[Batch]) -> Iterator[Result]:
+        """Yield results of an attached caller as its rows finish.
 
         Rows are pulled when there is room; finished results are yielded first.
         """
-        working = len(self._threads)
-        for thread in self._threads:
-            thread.start()
-        try:
-            while working:
-                while self._needs_input() and self._results.empty():
-                    batch = next(batches, None)
-                    if batch is None:
-                        self._end_input()
-                    else:
-                        yield from self._enqueue(batch)
-                outcome = self._results.get()
-                if isinstance(outcome, _WorkerExit):
-                    working -= 1
-                    if outcome.error is not None:
-                        raise outcome.error
-                elif outcome is not NEEDS_INPUT:
-                    yield outcome  # type: ignore[misc]
-        finally:
-            self.cancel()
-        if self._was_closed:
-            raise EngineError("the engine was closed during a run", "load the model again")
+        outstanding = 0
+        while caller.has_input or outstanding:
+            while self._needs_input(caller) and caller.results.empty():
+                batch = next(batches, None)
+                if batch is None:
+                    self._end_input(caller)
+                    break
+                outstanding += len(batch.prompts)
+                for failure in self._enqueue(batch, caller):
+                    outstanding -= 1
+                    yield failure
+            if not (caller.has_input or outstanding):
+                return
+            outcome = caller.results.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is not NEEDS_INPUT:
+                outstanding -= 1
+                yield outcome  # type: ignore[misc]
 
-    def cancel(self, *, closes: bool = False) -> None:
-        """Stop the running steps and wait for the workers.
-
-        Args:
-            closes: Whether the engine is being closed.
-        """
+    def cancel(self) -> None:
+        """Stop because the engine is closed: callers get an EngineError."""
+        error = EngineError("the engine was closed during a run", "load the model again")
         with self._changed:
             self._is_cancelled = True
-            self._was_closed |= closes and self._has_work()
             self._changed.notify_all()
+        self._join()
+        self._raise_in_callers(error)
+
+    def _join(self) -> None:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
-    def _enqueue(self, batch: Batch) -> Iterator[Result]:
-        """Queue the rows of a batch; yield failures of rows that cannot run."""
+    def _raise_in_callers(self, error: BaseException) -> None:
+        with self._changed:
+            for caller in self._callers:
+                caller.results.put(error)
+
+    def _enqueue(self, batch: Batch, caller: Caller) -> Iterator[Result]:
+        """Queue the rows of a batch; yield results of rows that need not or cannot run."""
         rows = [Row(prompt) for prompt in batch.prompts]
         vocabulary, positions = self._network.arch.vocabulary, self._network.arch.positions
         trained = self._network.arch.decoder.trained_length
@@ -145,14 +167,14 @@ class Run:
         for row in rows:
             prompt = row.prompt
             last = len(prompt.token_ids) + prompt.decoding.max_new_tokens
-            if failure := refuse(row, self._max_context, vocabulary):
-                yield failure
+            if result := settle(row, self._max_context, vocabulary):
+                yield result
             elif positions and last > positions:
                 yield row.fail(
                     "engine_error", f"{last} positions are needed, the model has {positions}"
                 )
             else:
-                paths = [] if self._scoring is None else list(self._scoring.paths)
+                paths = [] if self.scoring is None else list(self.scoring.paths)
                 longest = max(map(len, paths), default=0)
                 if len(prompt.token_ids) <= trained < len(prompt.token_ids) + longest:
                     yield row.fail(
@@ -162,30 +184,38 @@ class Run:
                     )
                     continue
                 sequence = Sequence(row, (), row_generator(prompt.decoding), pending_paths=paths)
+                sequence.caller = caller
                 if 0 < trained < len(prompt.token_ids):
                     sequence.rotation_offset = self._network.rotation_offset
-                sequence.prefix = sequence.cache_key(prompt.token_ids[: batch.shared_prefix])
+                # Logits of a prefix that another row computed are gone.
+                shared = 0 if row.needs_prompt_log_probs else batch.shared_prefix
+                sequence.prefix = sequence.cache_key(prompt.token_ids[:shared])
                 accepted.append(sequence)
         with self._changed:
             self._scheduler.add(accepted)
             self._changed.notify_all()
 
-    def _needs_input(self) -> bool:
+    def _needs_input(self, caller: Caller) -> bool:
         with self._changed:
-            self._input_requested = False
-            return self._has_input and len(self._scheduler.waiting) < self._queue_rows
+            caller.input_requested = False
+            return caller.has_input and len(self._scheduler.waiting) < self._queue_rows
 
-    def _end_input(self) -> None:
+    def _end_input(self, caller: Caller) -> None:
         with self._changed:
-            self._has_input = False
+            caller.has_input = False
             self._changed.notify_all()
 
-    def _has_work(self) -> bool:
-        return self._has_input or bool(self._scheduler.waiting or self._scheduler.running)
+    def _request_input(self) -> None:
+        """Wake callers if there is room for more rows; called with the lock."""
+        if len(self._scheduler.waiting) < self._queue_rows:
+            for caller in self._callers:
+                if caller.has_input and not caller.input_requested:
+                    caller.input_requested = True
+                    caller.results.put(NEEDS_INPUT)
 
     def _run_steps(self, scratch: Scratch) -> None:
-        """Compute steps in a worker thread until no work is left."""
-        usual, error = torch.get_num_threads(), None
+        """Compute steps in a worker thread until no caller is attached."""
+        usual = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             step = empty_step(len(scratch.residual), len(self._scheduler.block_tables))
@@ -194,24 +224,21 @@ class Run:
                     self._help(work, scratch)
                 else:
                     self._compute(work, step, scratch)
-        except CallbackError as raised:
-            error = raised.error
-        except BaseException as raised:  # noqa: BLE001 - `results` raises it in the caller's thread
-            error = raised
+        except BaseException as error:  # noqa: BLE001 - `results` raises it in callers' threads
+            with self._changed:
+                self._is_cancelled = True
+                self._changed.notify_all()
+            self._raise_in_callers(error)
         finally:
             torch.set_num_threads(usual)
-            self._results.put(_WorkerExit(error))
 
     def _next_work(self, step: Step, scratch: Scratch) -> list[tuple[Sequence, int]] | _SharedStep:
         """Wait for work: the rows of the next step, or a step to help with; nothing at the end."""
         with self._changed:
-            while not self._is_cancelled and self._has_work():
+            while not self._is_cancelled:
                 if self._shared is None:
                     chosen = self._scheduler.schedule()
-                    if self._has_input and len(self._scheduler.waiting) < self._queue_rows:
-                        if not self._input_requested:
-                            self._results.put(NEEDS_INPUT)
-                        self._input_requested = True
+                    self._request_input()
                     if chosen and self._scheduler.shares_step:
                         self._shared = _SharedStep(step, scratch)
                     if chosen:
@@ -259,7 +286,7 @@ class Run:
     def _compute(self, chosen: list[tuple[Sequence, int]], step: Step, scratch: Scratch) -> None:
         try:
             ending = pack(chosen, step)
-            if self._scoring is not None:
+            if self.scoring is not None:
                 step.num_best = 0
             self._run_network(step, scratch)
             results = self._collect_results(ending, step, scratch)
@@ -278,8 +305,8 @@ class Run:
                     offset = self._network.rotation_offset
                     self._scheduler.restart_if_longer(sequence, trained, offset)
             self._end_step(step)
-        for outcome in results:
-            self._results.put(outcome)
+        for caller, outcome in results:
+            caller.results.put(outcome)
 
     def _end_step(self, step: Step) -> None:
         """Let the next step begin; called with the lock."""
@@ -289,48 +316,75 @@ class Run:
 
     def _collect_results(
         self, ending: list[Sequence], step: Step, scratch: Scratch
-    ) -> list[Result]:
-        """Return the results of rows that finish with this step."""
-        if self._scoring is not None:
-            found = self._scoring.log_probs(ending, step, self._network, scratch)
+    ) -> list[tuple[Caller, Result]]:
+        """Return the results of rows that finish with this step, and whose they are."""
+        if self.scoring is not None:
+            found = self.scoring.log_probs(ending, step, self._network, scratch)
             with self._changed:
-                return [*self._scoring.results(found)]
-        results: list[Result] = []
-        tokens, log_probs = self._choose_tokens(ending, scratch)
-        for place, (sequence, token) in enumerate(zip(ending, tokens, strict=True)):
-            row = sequence.row
-            if token is None:
-                results.append(row.fail("engine_error", NOT_NUMBERS))
-            elif result := row.take(token, self._end_ids, self._on_token, log_probs.get(place)):
-                results.append(result)
+                caller = ending[0].caller if ending else None
+                return [(caller, each) for each in self.scoring.results(found) if caller]
+        results: list[tuple[Caller, Result]] = []
+        for sequence, token, log_probs in self._choose_tokens(ending, scratch):
+            row, caller = sequence.row, sequence.caller
+            if caller.is_closed:
+                row.answered = True
+                continue
+            result: Result | None
+            if not row.prompt.decoding.max_new_tokens:
+                result = row.finish_prompt()
+            elif token is None:
+                result = row.fail_without_token()
+            else:
+                try:
+                    result = row.take(token, self._end_ids, caller.on_token, log_probs)
+                except CallbackError as raised:
+                    caller.is_closed = row.answered = True
+                    caller.results.put(raised.error)
+                    continue
+            if result is not None:
+                results.append((caller, result))
         return results
 
     def _choose_tokens(
         self, ending: list[Sequence], scratch: Scratch
-    ) -> tuple[list[int | None], dict[int, TokenLogProbs]]:
-        """Return the next token of each row and the log-probabilities that were requested.
+    ) -> Iterator[tuple[Sequence, int | None, TokenLogProbs | None]]:
+        """Yield the next token of each row, and its log-probabilities if they were requested.
 
-        Returns:
-            Tokens, None for rows whose logits are not finite, and log-probabilities by place in
-                `ending`.
+        The token is None for a row whose logits are not finite. Logits after other tokens of a
+        prompt than its last go to `Row.take_prompt_logits`.
         """
-        decodings = [sequence.row.prompt.decoding for sequence in ending]
-        simple = len(ending) - sum(map(wants_all_logits, decodings))
+        simple = sum(not wants_all_logits(each.row.prompt.decoding) for each in ending)
         best, best_at = self._network.choose(simple, scratch)
-        tokens: list[int | None] = [
-            token if number else None
-            for token, number in zip(best_at.tolist(), np.isfinite(best).tolist(), strict=True)
-        ]
-        log_probs: dict[int, TokenLogProbs] = {}
+        for sequence, token, number in zip(
+            ending[:simple], best_at.tolist(), np.isfinite(best).tolist(), strict=True
+        ):
+            yield sequence, token if number else None, None
         for first in range(simple, len(ending), SAMPLED_AT_ONCE):
             rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = self._network.logits(rows, scratch)
-            rngs = [sequence.rng for sequence in ending[rows]]
-            chosen = choose_tokens(torch.from_numpy(logits), decodings[rows], rngs)
-            found = wanted_log_probs(chosen, decodings[rows], logits.__getitem__)
-            log_probs |= {first + place: each for place, each in found.items()}
-            tokens += chosen
-        return tokens, log_probs
+            kept: list[int] = []
+            for place, sequence in enumerate(ending[rows]):
+                if sequence.row.needs_prompt_log_probs:
+                    sequence.row.take_prompt_logits(logits[place])
+                else:
+                    kept.append(place)
+            if kept:
+                logits = logits if len(kept) == len(logits) else logits[kept]
+                yield from self._sample([ending[first + place] for place in kept], logits)
+
+    def _sample(
+        self, sequences: list[Sequence], logits: NDArray[np.float32]
+    ) -> Iterator[tuple[Sequence, int | None, TokenLogProbs | None]]:
+        decodings = [sequence.row.prompt.decoding for sequence in sequences]
+        chosen = choose_tokens(
+            torch.from_numpy(logits),
+            decodings,
+            [sequence.rng for sequence in sequences],
+            lambda place, values: sequences[place].row.change_logits(values, self._end_ids),
+        )
+        found = wanted_log_probs(chosen, decodings, logits.__getitem__)
+        for place, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
+            yield sequence, token, found.get(place)
 
     def _retry_separately(
         self, chosen: list[tuple[Sequence, int]], step: Step, error: Exception
@@ -343,5 +397,5 @@ class Run:
                     continue
                 self._scheduler.remove(sequence, is_damaged=True)
                 if not sequence.row.answered:
-                    self._results.put(sequence.row.fail(*diagnose(error)))
+                    sequence.caller.results.put(sequence.row.fail(*diagnose(error)))
             self._end_step(step)

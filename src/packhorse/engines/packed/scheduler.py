@@ -21,6 +21,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Sequence:
         pending_paths: Paths to score after `path`, in order.
         rotation_offset: What is added to its positions in `Step.rotation_rows`; not 0 if it is
             longer than the trained length.
+        caller: The `packhorse.engines.packed.caller.Caller` that brought the row.
     """
 
     row: Row
@@ -72,6 +74,7 @@ class Sequence:
     path: tuple[int, ...] = ()
     pending_paths: list[tuple[int, ...]] = field(default_factory=list)
     rotation_offset: int = 0
+    caller: Any = None
 
     def cache_key(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Return the key of tokens in the prefix cache.
@@ -89,6 +92,8 @@ class Sequence:
     @property
     def logits_start(self) -> int:
         """First token whose logits are needed; those of all later tokens are needed too."""
+        if self.row.needs_prompt_log_probs:
+            return len(self.row.prompt_log_probs)
         return self.num_tokens - max(1, len(self.path))
 
     @property
@@ -151,6 +156,15 @@ class Scheduler:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         self.waiting.extend(sequences)
+
+    def discard(self, caller: object) -> bool:
+        """Remove the rows of a caller; return whether steps with some of them are running."""
+        self.waiting = deque(each for each in self.waiting if each.caller is not caller)
+        own = [each for each in self.running if each.caller is caller]
+        for sequence in own:
+            if not sequence.is_busy:
+                self.remove(sequence)
+        return any(sequence.is_busy for sequence in own)
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """Return the rows of the next step and the number of tokens of each; they become busy.

@@ -119,8 +119,13 @@ def forget_rows(model: PreTrainedModel) -> None:
     sees one below the trained length; RecurrentGemma keeps its states in its layers until it
     computes without a cache. So a row of a single token does both.
     """
-    if any(map(_remembers, model.modules())):
+    if remembers_rows(model):
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)
+
+
+def remembers_rows(model: PreTrainedModel) -> bool:
+    """Whether a model keeps something of the rows that it computed last, outside of a cache."""
+    return any(map(_remembers, model.modules()))
 
 
 def _remembers(module: torch.nn.Module) -> bool:

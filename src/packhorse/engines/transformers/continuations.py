@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from packhorse.engines.transformers.batch_rule import BatchRule
+from packhorse.engines.transformers.batch_rule import BatchRule, forget_rows
 from packhorse.engines.transformers.padded_batch import PaddedBatch
 from packhorse.engines.transformers.prefix_states import PrefixState
+
+PROMPT_LOGIT_BYTES = 256 << 20
+"""Logits of a prompt that are computed at once."""
 
 
 def continuation_log_probs(
@@ -91,6 +94,29 @@ def logits_after(
         logits: Tensor = forward(ids, use_cache=False, **options).logits
         found: NDArray[np.float32] = logits[0, -count:].float().cpu().numpy()
     return found
+
+
+@torch.inference_mode()
+def prompt_logits(
+    model: PreTrainedModel, token_ids: Sequence[int], vocabulary: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the logits [vocabulary] after each token of a prompt but the last.
+
+    A pass over the prompt alone gives those of as many tokens as fit into PROMPT_LOGIT_BYTES, so a
+    long prompt is computed several times; families whose output cannot be narrowed give all.
+    """
+    forward: Any = model
+    keeps = "logits_to_keep" in inspect.signature(forward.forward).parameters
+    count = len(token_ids) - 1
+    at_once = max(1, PROMPT_LOGIT_BYTES // (vocabulary * 4)) if keeps else max(1, count)
+    for first in range(0, count, at_once):
+        places = torch.arange(first, min(count, first + at_once), device=model.device)
+        forget_rows(model)
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        options = {"logits_to_keep": places} if keeps else {}
+        logits: Tensor = forward(ids, use_cache=False, **options).logits[0]
+        for place in range(len(places)):
+            yield logits[place].float().cpu().numpy()
 
 
 def _log_probs(logits: Tensor) -> Tensor:

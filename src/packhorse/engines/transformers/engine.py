@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +20,21 @@ from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
 from packhorse.engines.common.log_probs import wanted_log_probs
-from packhorse.engines.common.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
+from packhorse.engines.common.rows import (
+    NOT_NUMBERS,
+    Result,
+    Row,
+    answer,
+    by_common,
+    refuse,
+    settle,
+)
 from packhorse.engines.common.sampling import choose_tokens, row_generator
-from packhorse.engines.transformers.batch_rule import BatchRule
+from packhorse.engines.transformers.batch_rule import remembers_rows
 from packhorse.engines.transformers.continuations import (
     continuation_log_probs,
     logits_after,
+    prompt_logits,
     stepped_log_probs,
 )
 from packhorse.engines.transformers.padded_batch import PaddedBatch
@@ -35,6 +46,7 @@ from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.resolved_config import load_config
 from packhorse.profiling.cores import usable_cores
+from packhorse.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel
@@ -63,6 +75,9 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Tr
 class TransformersEngine:
     """One batch at a time, padded on the left; rows that are finished leave it at once.
 
+    Several runs may be open at the same time: their batches take turns, step by step. A model that
+    keeps states of rows in its layers computes the rows of a batch again after another's turn.
+
     folder: config.json and weights of a causal language model; no remote code is run.
     end_ids: token ids that end a row. max_context: prompt and generated tokens of a row (tokens).
     quantization: "auto" (float32 on a CPU, float16 on a GPU), "float32", "bfloat16", "float16".
@@ -90,6 +105,8 @@ class TransformersEngine:
         found = examine(self._model, folder)
         self._prefixes = PrefixStates(self._model) if found.shares_prefixes else None
         self._end_ids = frozenset(end_ids)
+        self._turns = RLock()
+        self._computed_last: PaddedBatch | None = None
         self._vocab_size, self._rule = found.vocab_size, found.rule
         tensors = [*self._model.parameters(), *self._model.buffers()]
         self._traits = EngineCapabilities(
@@ -106,6 +123,7 @@ class TransformersEngine:
             cache_copies=2,
             shares_prefixes=self._prefixes is not None,
             gives_log_probs=True,
+            sampling_fields=ENGINE_FIELDS,
             same_length_above=self._rule.same_length_above,
             rows_alone=self._rule.alone,
             separate_above=self._rule.separate_above,
@@ -125,7 +143,8 @@ class TransformersEngine:
             raise EngineError("the engine is closed", "load the model again")
         for batch in batches:
             rows = [Row(prompt) for prompt in batch.prompts]
-            yield from self._refusals(rows)
+            limits = self._traits.max_context, self._vocab_size
+            yield from filter(None, (settle(row, *limits) for row in rows))
             accepted = [row for row in rows if not row.answered]
             if accepted:
                 prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
@@ -140,7 +159,8 @@ class TransformersEngine:
             raise EngineError("the engine is closed", "load the model again")
         for batch in batches:
             rows = [Row(prompt) for prompt in batch.prompts]
-            yield from self._refusals(rows)
+            limits = self._traits.max_context, self._vocab_size
+            yield from filter(None, (refuse(row, *limits) for row in rows))
             accepted = [row for row in rows if not row.answered]
             if accepted:
                 prefix = batch.prompts[0].token_ids[: batch.shared_prefix]
@@ -151,7 +171,15 @@ class TransformersEngine:
         """See `packhorse.engine_protocol.LogitsProvider`."""
         if self._model is None:
             raise EngineError("the engine is closed", "load the model again")
-        return logits_after(self._model, token_ids, count)
+        with self._turn():
+            return logits_after(self._model, token_ids, count)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Use the model for something else than steps of a batch."""
+        with self._turns:
+            self._computed_last = None
+            yield
 
     def _score(
         self,
@@ -171,11 +199,13 @@ class TransformersEngine:
         for group in by_common(others, lambda row: self._group(row, longest)):
             state = self._prefix_state(prefix, group)
             sequences = [row.sequence for row in group]
-            found = continuation_log_probs(model, sequences, continuations, state)
+            with self._turn():
+                found = continuation_log_probs(model, sequences, continuations, state)
             yield from _scores(group, found)
         for group in by_common(stepped, lambda row: (self._group(row, longest), row.tokens)):
             sequences = [row.sequence for row in group]
-            found = stepped_log_probs(model, sequences, continuations, self._rule)
+            with self._turn():
+                found = stepped_log_probs(model, sequences, continuations, self._rule)
             yield from _scores(group, found)
 
     def _group(self, row: Row, more: int = 0) -> object:
@@ -189,13 +219,11 @@ class TransformersEngine:
     def _prefix_state(self, prefix: tuple[int, ...], rows: Sequence[Row]) -> PrefixState | None:
         """The state that rows of one batch may go on from, if they may share one."""
         longest = max(row.tokens for row in rows)
-        if self._prefixes is None or not self._rule.holds_prefix(len(prefix), longest):
+        prefixes = self._prefixes
+        if prefixes is None or not self._rule.holds_prefix(len(prefix), longest):
             return None
-        return self._prefixes.of(prefix)
-
-    def _refusals(self, rows: list[Row]) -> Iterator[Failure]:
-        refused = (refuse(row, self._traits.max_context, self._vocab_size) for row in rows)
-        yield from filter(None, refused)
+        with self._turn():
+            return prefixes.of(prefix)
 
     def close(self) -> None:
         self._model = self._prefixes = None
@@ -212,7 +240,8 @@ class TransformersEngine:
         draws = {row.prompt.index: row_generator(row.prompt.decoding) for row in rows}
 
         def decode(rows: list[Row]) -> Iterator[Result]:
-            groups = by_common(rows, self._group)
+            yield from self._read_prompts(model, rows)
+            groups = by_common([row for row in rows if not row.answered], self._group)
             while groups:
                 group = groups.pop(0)
                 state = self._prefix_state(prefix, group)
@@ -220,6 +249,17 @@ class TransformersEngine:
                 groups += by_common(crossing, self._group)
 
         return answer(rows, decode)
+
+    def _read_prompts(self, model: PreTrainedModel, rows: list[Row]) -> Iterator[Result]:
+        """Compute log-probabilities of prompts, row by row; yield rows that generate nothing."""
+        for row in rows:
+            if row.needs_prompt_log_probs:
+                row.prompt_log_probs.clear()  # of an attempt that failed
+                with self._turn():
+                    for logits in prompt_logits(model, row.prompt.token_ids, self._vocab_size):
+                        row.take_prompt_logits(logits)
+            if not row.prompt.decoding.max_new_tokens:
+                yield row.finish_prompt()
 
     def _decode(
         self,
@@ -232,13 +272,14 @@ class TransformersEngine:
         """Results of rows of one group; returns those that grew past the trained length
         beside others and go on from there in a batch of their own."""
         rule, crossing = self._rule, list[Row]()
-        batch, logits = _begin(model, rows, state, rule)
+        batch, logits = self._begin(model, rows, state)
         is_below = not any(rule.is_beyond(row.tokens) for row in rows)
         while True:
             chosen = choose_tokens(
                 logits,
                 [row.prompt.decoding for row in rows],
                 [draws[row.prompt.index] for row in rows],
+                lambda place, values: rows[place].change_logits(values, self._end_ids),  # noqa: B023
             )
             found = wanted_log_probs(
                 chosen,
@@ -248,7 +289,7 @@ class TransformersEngine:
             going_on = []
             for place, (row, token_id) in enumerate(zip(rows, chosen, strict=True)):
                 if token_id is None:
-                    yield row.fail("engine_error", NOT_NUMBERS)
+                    yield row.fail_without_token()
                 elif result := row.take(token_id, self._end_ids, on_token, found.get(place)):
                     yield result
                 elif is_below and rule.is_beyond(row.tokens):
@@ -257,23 +298,30 @@ class TransformersEngine:
                     going_on.append(place)
             if not going_on:
                 return crossing
-            if len(going_on) < len(rows):
-                rows = [rows[place] for place in batch.keep(going_on)]
-            logits = batch.step([row.token_ids[-1] for row in rows])
+            with self._turns:
+                if self._computed_last is not batch and remembers_rows(model):
+                    rows = [rows[place] for place in going_on]
+                    batch, logits = self._begin(model, rows, None)
+                    continue
+                if len(going_on) < len(rows):
+                    rows = [rows[place] for place in batch.keep(going_on)]
+                self._computed_last = batch
+                logits = batch.step([row.token_ids[-1] for row in rows])
 
-
-def _begin(
-    model: PreTrainedModel, rows: list[Row], state: PrefixState | None, rule: BatchRule
-) -> tuple[PaddedBatch, torch.Tensor]:
-    """A batch of rows of one group and the logits of their next tokens."""
-    sequences = [row.sequence for row in rows]
-    at_once = [rule.prefill_tokens(len(row.prompt.token_ids), row.tokens) for row in rows]
-    begun = [ids[:count] for ids, count in zip(sequences, at_once, strict=True)]
-    batch = PaddedBatch(model, begun, pad_id=0, prefix=state)
-    logits = batch.prefill()
-    for place in range(at_once[0], rows[0].tokens):
-        logits = batch.step([ids[place] for ids in sequences])
-    return batch, logits
+    def _begin(
+        self, model: PreTrainedModel, rows: list[Row], state: PrefixState | None
+    ) -> tuple[PaddedBatch, torch.Tensor]:
+        """A batch of rows of one group and the logits of their next tokens."""
+        rule, sequences = self._rule, [row.sequence for row in rows]
+        at_once = [rule.prefill_tokens(len(row.prompt.token_ids), row.tokens) for row in rows]
+        begun = [ids[:count] for ids, count in zip(sequences, at_once, strict=True)]
+        with self._turns:
+            batch = PaddedBatch(model, begun, pad_id=0, prefix=state)
+            self._computed_last = batch
+            logits = batch.prefill()
+            for place in range(at_once[0], rows[0].tokens):
+                logits = batch.step([ids[place] for ids in sequences])
+        return batch, logits
 
 
 def _scores(rows: Sequence[Row], found: torch.Tensor) -> Iterator[Scores | Failure]:
