@@ -23,9 +23,10 @@ import subprocess
 import sys
 import time
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from packhorse.data import Message
+if TYPE_CHECKING:
+    from packhorse.data import Content
 
 PLANNED = "packhorse planned"
 Setting = tuple[str, int, int, int]
@@ -58,7 +59,7 @@ def settings(cores: int) -> dict[str, Setting]:
     }
 
 
-def prompts_of(options: argparse.Namespace) -> list[str | tuple[Message, ...]]:
+def prompts_of(options: argparse.Namespace) -> list[Content]:
     from pathlib import Path
 
     from packhorse.config import InputConfig

@@ -17,7 +17,7 @@ PACKAGE = Path(packhorse.__file__).parent
 
 # A folder imports from its own layer and from layers above it; the table reads from the ground up.
 LAYERS = {
-    "base": {"errors", "data", "config", "engine_protocol", "cgroups", "storage"},
+    "base": {"errors", "data", "config", "engine_protocol", "cgroups", "storage", "prompt_options"},
     "rows": {"batching", "profiling", "openai_format", "inputs", "outputs", "tokenization"},
     "models": {"quantization", "models", "embeddings"},
     "running": {"engines", "calibration", "inference"},

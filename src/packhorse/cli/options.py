@@ -18,6 +18,7 @@ from packhorse.batching import AUTO, POLICIES
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig
 from packhorse.data import SamplingParams
 from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
+from packhorse.prompt_options import PromptOptions
 
 _Config = TypeVar("_Config")
 _METAVARS = {int: "N", str: "TEXT", Path: "FILE"}
@@ -69,7 +70,8 @@ def given(arguments: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
     for name, kind in get_type_hints(config).items():
         value = getattr(arguments, _destination(config, name), MISSING)
         if value is not MISSING:
-            found[name] = tuple(value) if isinstance(value, list) else value
+            collect = dict if get_origin(kind) is Mapping else tuple
+            found[name] = collect(value) if isinstance(value, list) else value
         elif isinstance(kind, type) and is_dataclass(kind):
             found[name] = read(arguments, kind)
     return found
@@ -102,6 +104,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **changes: Mapping[str, Any]) -> None:
     add(parser.add_argument_group("input"), InputConfig, *names, **changes)
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    title = "prompts (options of a row override these)"
+    add(parser.add_argument_group(title), PromptOptions)
 
 
 def engine(name: str) -> str:
@@ -158,6 +165,8 @@ def _value_keywords(option: Mapping[str, Any], kind: Any, field: Field[Any]) -> 
     choices = option.get("choices") or (get_args(kind) if get_origin(kind) is Literal else None)
     if choices:
         return {"choices": choices}
+    if get_origin(kind) is Mapping:
+        return {"action": "append", "type": option["type"], "metavar": option["metavar"]}
     if get_origin(kind) is not tuple:
         parse = _parser(option, kind)
         return {"type": parse, "metavar": option.get("metavar", _METAVARS.get(kind, "X"))}
@@ -190,7 +199,7 @@ def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
 def _help(option: Mapping[str, Any], field: Field[Any], kind: Any) -> str:
     """Return the help text with the default in parentheses, if there is one to show."""
     default = option.get("default", default_of(field))
-    if kind is bool or default in (None, MISSING, ()):
+    if kind is bool or default in (None, MISSING, (), {}):
         shown = ""
     elif isinstance(default, tuple):
         shown = ",".join(f"{item:g}" if isinstance(item, float) else item for item in default)

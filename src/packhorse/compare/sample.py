@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.config import CsvQuoting, InputConfig
-from packhorse.data import Request, free_id
+from packhorse.data import Request, TokenIds, free_id
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import read_fields, read_rows
+from packhorse.inputs.rows import TOKEN_IDS
+from packhorse.openai_format.prompt_fields import write_prompt_options
 from packhorse.storage.atomic_files import atomic_file
 
 SAMPLE_SEED = 20_250_101
@@ -125,6 +127,9 @@ def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
                 "give it the same prompts as JSONL",
             )
         name = "prompt" if isinstance(request.content, str) else "messages"
-        row: dict[str, Any] = {"id": request.id, name: request.content, **request.options}
+        if isinstance(request.content, TokenIds):
+            name = TOKEN_IDS
+        options = {**request.options, **write_prompt_options(request.prompt_options)}
+        row: dict[str, Any] = {"id": request.id, name: request.content, **options}
         row.pop("top_log_probs", None)  # only batch lines have it; it does not change the text
         yield json.dumps(row).encode() + b"\n"

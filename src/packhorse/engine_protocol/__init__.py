@@ -48,6 +48,7 @@ class EngineCapabilities:
             the context.
         gives_log_probs: it supports `SamplingParams.top_log_probs`; other engines do not get rows
             that ask for it.
+        forces_tokens: it supports `Prompt.forced`; other engines do not get prompts with it.
         same_length_above: prompts longer than this share a batch only with prompts of the same
             length (tokens); 0 means every prompt, None no prompt.
         separate_above: prompts longer than this never share a batch with shorter ones (tokens);
@@ -72,6 +73,7 @@ class EngineCapabilities:
     runs_side_by_side: bool = False
     max_num_seqs: int = 0
     gives_log_probs: bool = False
+    forces_tokens: bool = False
     working_bytes: int = 0
     max_prompt: int = 0
     same_length_above: int | None = None

@@ -53,6 +53,7 @@ class EngineEntry:
             checkpoint. "": it loads no such folders.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
+        forces_tokens: it supports `Prompt.forced`, which limits reasoning.
         requirement: what `pip install` needs if the loader's module lacks a library.
     """
 
@@ -67,6 +68,7 @@ class EngineEntry:
     runs_side_by_side: bool = False
     int8_writer: str = ""
     gives_logits: bool = False
+    forces_tokens: bool = False
     requirement: str = ""
 
     @property

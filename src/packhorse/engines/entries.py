@@ -14,6 +14,7 @@ ENTRIES = (
         device_rule="packhorse.models:torch_device",
         refusal="packhorse.models.engine_support:transformers_refusal",
         gives_logits=True,
+        forces_tokens=True,
     ),
     EngineEntry(
         name="ctranslate2",
@@ -35,11 +36,13 @@ ENTRIES = (
         is_continuous=True,
         int8_writer="packhorse.engines.packed.int8_writer:write_int8",
         gives_logits=True,
+        forces_tokens=True,
     ),
     EngineEntry(
         name="fake",
         loader="packhorse.engines.fake:load",
         model_kind=NO_MODEL,
         number_formats=("float32", "int8", "int16"),
+        forces_tokens=True,
     ),
 )

@@ -128,6 +128,7 @@ class FakeEngine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
+            forces_tokens=True,
         )
 
     @property
@@ -209,7 +210,8 @@ class FakeEngine:
             while rows:
                 _wait(self._seconds_per_token)
                 for row in rows:
-                    token_id = next(words[row.prompt.index], END)
+                    forced = row.forced_token()
+                    token_id = next(words[row.prompt.index], END) if forced is None else forced
                     log_probs = _token_log_probs(row, token_id)
                     if result := row.take(token_id, (END,), on_token, log_probs):
                         yield result

@@ -23,12 +23,15 @@ from packhorse.data import (
     Request,
     SamplingParams,
     Scores,
+    TokenIds,
 )
 from packhorse.engine_protocol import Engine, Scorer
 from packhorse.errors import EngineError
 from packhorse.inference.deduplication import Duplicates
+from packhorse.inference.output_reader import Decoder, MarkedCodec, read_output
 from packhorse.profiling.run_metrics import Meter
-from packhorse.tokenization import Codec, Refusal, Tokenizer
+from packhorse.tokenization import OutputFormat, Refusal, Tokenizer
+from packhorse.tokenization.output_format import PLAIN_OUTPUT
 
 WINDOW_CHARACTERS = 64 << 20
 WINDOWS_WAITING = 4
@@ -65,6 +68,7 @@ class GenerationRun:
     deduplicate: bool = False
     stopping: Callable[[], bool] = lambda: False
     _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
+    _forms: dict[int, OutputFormat] = field(default_factory=dict)
     _refused: deque[Failure] = field(default_factory=deque)
     _duplicates: Duplicates = field(init=False)
 
@@ -73,9 +77,8 @@ class GenerationRun:
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
         """Yield one outcome per request, in the order in which they finish."""
-        on_token = StopStrings(
-            self.tokenizer.codec, lambda row: self._underway[row][1].decoding.stop
-        )
+        decoder = MarkedCodec(self.tokenizer.codec, self.tokenizer.marker_ids)
+        on_token = StopStrings(decoder, lambda row: self._underway[row][1].decoding.stop)
         for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
             on_token.forget(result.index)
             yield from self._yield_unrun_outcomes()
@@ -156,33 +159,53 @@ class GenerationRun:
                 )
             if decoding.top_log_probs is not None and not self.engine.capabilities.gives_log_probs:
                 ids = Refusal("unsupported_option", no_log_probs(self.engine.capabilities.name))
-            if isinstance(ids, Refusal):
-                self._refused.append(_make_failure(request, ids.code, ids.message))
-            else:
-                prompt = Prompt(request.index, ids, decoding)
-                if deduplicate and self._duplicates.join(request, prompt):
-                    continue
+            prompt = ids if isinstance(ids, Refusal) else self._make_prompt(request, ids, decoding)
+            if isinstance(prompt, Refusal):
+                self._refused.append(_make_failure(request, prompt.code, prompt.message))
+                self._forms.pop(request.index, None)
+            elif not (deduplicate and self._duplicates.join(request, prompt)):
                 self._underway[request.index] = (request, prompt)
                 prompts.append(prompt)
         return prompts
 
+    def _make_prompt(
+        self, request: Request, ids: tuple[int, ...], decoding: SamplingParams
+    ) -> Prompt | Refusal:
+        """Return the prompt of a row, and keep how its output is to be read."""
+        found = self.tokenizer.output_format(request, ids)
+        if isinstance(found, Refusal):
+            return found
+        form, forced = found
+        if forced is not None and not self.engine.capabilities.forces_tokens:
+            return Refusal("unsupported_option", no_forced_tokens(self.engine.capabilities.name))
+        if form is not PLAIN_OUTPUT:
+            self._forms[request.index] = form
+        return Prompt(request.index, ids, decoding, forced)
+
     def _make_outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
         request, prompt = self._underway.pop(result.index)
+        form = self._forms.pop(result.index, PLAIN_OUTPUT)
         if isinstance(result, Failure):
             return _make_failure(request, result.code, result.message)
-        text, was_cut = cut_at_stop(
-            self.tokenizer.codec.decode(result.token_ids), prompt.decoding.stop
+        codec = self.tokenizer.codec
+        raw, was_cut = cut_at_stop(
+            MarkedCodec(codec, form.keep).decode(result.token_ids), prompt.decoding.stop
         )
+        read = read_output(codec, form, result.token_ids, raw, request.key)
         return Completion(
             index=request.index,
             id=request.id,
             key=request.key,
-            text=text,
+            text=read.text,
             token_ids=result.token_ids,
-            finish_reason="stop" if was_cut else result.finish_reason,
+            finish_reason=read.finish_reason("stop" if was_cut else result.finish_reason),
             prompt_tokens=len(prompt.token_ids),
             timing=result.timing,
             log_probs=result.log_probs,
+            reasoning=read.reasoning,
+            reasoning_tokens=read.reasoning_tokens,
+            tool_calls=read.tool_calls,
+            content=read.content,
         )
 
     def _observe_output_length(self, outcome: Completion | Failure) -> None:
@@ -218,7 +241,7 @@ class StopStrings:
         stops_of: Returns the stop strings of a running row.
     """
 
-    codec: Codec
+    codec: Decoder
     stops_of: Callable[[int], tuple[str, ...]]
     _tails: dict[int, deque[int]] = field(default_factory=dict)
 
@@ -292,9 +315,17 @@ def no_log_probs(engine: str) -> str:
     )
 
 
+def no_forced_tokens(engine: str) -> str:
+    """Return the message for an engine that cannot limit reasoning."""
+    return (
+        f"the engine {engine} cannot limit the tokens of reasoning: use transformers or packed, or "
+        "thinking auto, on or off"
+    )
+
+
 def _count_characters(request: Request) -> int:
     content = request.content
-    if isinstance(content, str):
+    if isinstance(content, (str, TokenIds)):
         return len(content)
     return sum(len(str(message.get("content", ""))) for message in content)
 

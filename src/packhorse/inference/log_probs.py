@@ -9,6 +9,7 @@ from typing import Any
 from packhorse.data import Completion, Request, SamplingParams, TokenLogProbs
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import row_decoding
+from packhorse.inference.output_reader import Decoder
 from packhorse.openai_format.log_probs import PlacedToken, log_probs_document
 from packhorse.tokenization import Codec
 
@@ -20,7 +21,7 @@ class IncrementalLogProbs:
     character that it begins with or is part of does: a stop string cuts both.
     """
 
-    def __init__(self, codec: Codec, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, codec: Decoder, stop: tuple[str, ...] = ()) -> None:
         self._text = IncrementalDetokenizer(codec, stop)
         self._held: deque[PlacedToken] = deque()
         self._undecided: list[tuple[str, TokenLogProbs]] = []
@@ -67,7 +68,7 @@ def _common_prefix_length(one: str, other: str) -> int:
 
 
 def placed(
-    codec: Codec, stop: tuple[str, ...], tokens: Iterable[TokenLogProbs]
+    codec: Decoder, stop: tuple[str, ...], tokens: Iterable[TokenLogProbs]
 ) -> list[PlacedToken]:
     """Return the placed tokens of a complete text."""
     growing = IncrementalLogProbs(codec, stop)
@@ -89,6 +90,4 @@ def log_probs_note(
         decoding: Sampling parameters of the job; the row's own options override them.
     """
     tokens = placed(codec, row_decoding(decoding, row).stop, answer.log_probs or ())
-    return {
-        "log_probs": log_probs_document(codec, tokens, is_chat=not isinstance(row.content, str))
-    }
+    return {"log_probs": log_probs_document(codec, tokens, is_chat=row.is_chat)}

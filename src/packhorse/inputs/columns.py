@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from packhorse.config import MessagesFormat
 from packhorse.errors import InputError
+from packhorse.inputs.conversations import CONVERSATIONS
 from packhorse.inputs.foreign_content import input_name
-from packhorse.inputs.rows import RowLayout
+from packhorse.inputs.rows import TOKEN_IDS, RowLayout
 from packhorse.inputs.template import Template
 
 _COLUMNS_SHOWN = 20
@@ -20,6 +22,7 @@ def find_prompt_column(
     template: Template | None,
     prompt_column: str | None,
     *,
+    messages_format: MessagesFormat = "auto",
     has_header: bool = True,
 ) -> RowLayout:
     """Return the layout of a table whose prompt is in some of `columns`.
@@ -28,7 +31,9 @@ def find_prompt_column(
         path: The file, for messages.
         columns: Names of all columns.
         template: Builds the prompt from columns, if given.
-        prompt_column: Holds the prompt, if given; else "prompt" or "text" does.
+        prompt_column: Holds the prompt, if given; else "prompt", "text", "messages" or
+            "prompt_token_ids" does.
+        messages_format: How messages are stored; "sharegpt" reads "conversations" first.
         has_header: Whether the first line of the file names the columns, not its schema.
 
     Raises:
@@ -38,13 +43,18 @@ def find_prompt_column(
         layout = RowLayout(template, columns=tuple(columns))
     elif prompt_column is not None:
         layout = RowLayout(prompt_field=prompt_column, columns=tuple(columns))
+    elif messages_format == "sharegpt" and CONVERSATIONS in columns:
+        layout = RowLayout(columns=tuple(columns), messages_format=messages_format)
     elif "prompt" in columns or "text" in columns:
         name = "prompt" if "prompt" in columns else "text"
         layout = RowLayout(prompt_field=name, columns=tuple(columns))
+    elif "messages" in columns or TOKEN_IDS in columns:
+        layout = RowLayout(columns=tuple(columns))
     else:
         advice = "say which one to use with --prompt-column"
         raise missing_column_error(path, columns, "prompt", advice, has_header=has_header)
-    for name in layout.prompt_names:
+    is_asked_for = template is not None or layout.prompt_field is not None
+    for name in layout.prompt_columns if is_asked_for else ():
         if name not in columns:
             raise missing_column_error(
                 path, columns, name, "choose one of these", has_header=has_header

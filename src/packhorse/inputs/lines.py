@@ -35,7 +35,9 @@ def open_jsonl(
     path: Path, template: Template | None, config: InputConfig, report: Report
 ) -> tuple[RowLayout, Iterator[Record]]:
     """Return the layout of JSONL rows, which name their own fields, and the records."""
-    return RowLayout(template, config.prompt_column), read_objects(path)
+    return RowLayout(
+        template, config.prompt_column, messages_format=config.messages_format
+    ), read_objects(path)
 
 
 def open_batch_lines(

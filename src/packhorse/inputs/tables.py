@@ -56,7 +56,9 @@ def open_csv(
     quoted = allows_quotes(path, config.csv_quoting)
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file, quoted))
-    layout = find_prompt_column(path, header, template, config.prompt_column)
+    layout = find_prompt_column(
+        path, header, template, config.prompt_column, messages_format=config.messages_format
+    )
     layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout, quoted, report)
 

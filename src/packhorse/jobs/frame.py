@@ -264,7 +264,13 @@ def export_journal(journal: Journal, output: Path, which: Exported = "all") -> i
         for record in journal.records()
         if which == "all" or (record.finish_reason if which == "completed" else record.error_code)
     )
-    return write_output(output, rows, openai=shape, labels=bool(journal.meta("labels")))
+    return write_output(
+        output,
+        rows,
+        openai=shape,
+        labels=bool(journal.meta("labels")),
+        columns=journal.meta("columns") or (),
+    )
 
 
 def input_identity(source: str) -> str:

@@ -26,6 +26,7 @@ from packhorse.inference.model import (
     prepare_for,
     result_settings,
 )
+from packhorse.inference.output_reader import output_note
 from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
 from packhorse.jobs.journal import Journal
@@ -33,6 +34,7 @@ from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolv
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
 from packhorse.profiling.run_metrics import Meter
+from packhorse.prompt_options import PromptOptions, prompt_settings
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 
@@ -83,6 +85,7 @@ class Generation:
             engine,
             policy=config.batching.policy,
             allow_pickle=config.allow_pickle,
+            prompts=config.reading.prompts,
             report=report,
         )
         return {"model": self._prepared.fingerprint, "engine": self._prepared.engine}
@@ -101,9 +104,14 @@ class Generation:
             config.reading.on_too_long,
             context.date,
             SpecialTextNotice(reporter.stage),
+            config.reading.prompts,
         )
-        if journal.has_only_chats():
+        if journal.has_only_chats() and not config.reading.prompts.raw_prompts:
             tokenizer.check()
+        tokenizer.check_options(reporter.stage)
+        columns = OutputColumns(journal)
+        if tokenizer.splits_reasoning:
+            columns.add("reasoning", "reasoning_tokens")
         reporter.stage(f"loading {config.model}")
         with meter.stage("load"), context.loading():
             model = load_prepared(
@@ -119,7 +127,7 @@ class Generation:
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
                 return model.start_generation(
                     tokenizer, config.decoding, budget, meter, context.stopping
-                ).outcomes(notes.watch(rows))
+                ).outcomes(notes.watch(columns.watch(rows, config.reading.prompts)))
 
             if config.warmup_rows:
                 with meter.stage("warm up"):
@@ -129,7 +137,8 @@ class Generation:
             try:
                 with meter.stage("generate"):
                     for outcome in answers(pending(), meter):
-                        journal.record(outcome, notes.take(outcome))
+                        note = {**(notes.take(outcome) or {}), **output_note(outcome)}
+                        journal.record(outcome, note or None)
                         reporter.advance()
             finally:
                 reporter.end()
@@ -165,12 +174,38 @@ class LogProbNotes:
         return log_probs_note(self.codec, row, outcome, self.decoding)
 
 
+class OutputColumns:
+    """Columns of the output beside the usual ones, kept in the journal.
+
+    Columns for reasoning are in it if the model has tags of reasoning, `tool_calls` if a row has
+    tools.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._known: list[str] = journal.meta("columns") or []
+
+    def add(self, *names: str) -> None:
+        """Add columns that are not there yet."""
+        new = [name for name in names if name not in self._known]
+        if new:
+            self._known += new
+            self._journal.set_meta("columns", self._known)
+
+    def watch(self, rows: Iterable[Request], prompts: PromptOptions) -> Iterator[Request]:
+        """Yield the rows, and add the column for tool calls at the first row with tools."""
+        for row in rows:
+            if row.prompt_options.get("tools", prompts.tools):
+                self.add("tool_calls")
+            yield row
+
+
 def settings(config: JobConfig) -> dict[str, Any]:
     """Return what determines the results of a job besides its model, flat, for the journal.
 
     Batching is not part of it: in float32 it changes nothing but speed.
     """
-    engine = config.engine
+    engine, messages_format = config.engine, config.reading.messages_format
     quantization = resolve_quantization(engine.quantization, engine.device, engine.engine)
     return {
         "input": input_identity(config.input),
@@ -178,6 +213,8 @@ def settings(config: JobConfig) -> dict[str, Any]:
         "template": config.reading.template,
         "prompt_column": config.reading.prompt_column,
         "on_too_long": config.reading.on_too_long,
+        "messages_format": None if messages_format == "auto" else messages_format,
+        **prompt_settings(config.reading.prompts),
         **quoting_settings(config.input, config.reading),
         **result_settings(quantization, config.decoding),
     }

@@ -46,12 +46,14 @@ class EngineRequest:
         quantization: Number format, or "auto".
         policy: Batching policy, or "auto".
         workers: Batches in flight at once, None to leave it to the engine.
+        forces_tokens: Whether it must limit the tokens of reasoning.
     """
 
     device: str = "cpu"
     quantization: str = "auto"
     policy: str = "auto"
     workers: int | None = None
+    forces_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ def _option_refusal(entry: EngineEntry, request: EngineRequest) -> str | None:
         return f"does not run {request.quantization}{here}"
     if not entry.takes_policy(request.policy):
         return f"does not batch rows by {request.policy}"
+    if request.forces_tokens and not entry.forces_tokens:
+        return "cannot limit the tokens of reasoning"
     if not entry.runs_side_by_side and request.workers not in (None, 1):
         return f"does not run {request.workers} workers"
     return None

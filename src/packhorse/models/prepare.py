@@ -62,6 +62,7 @@ def prepare(
     workers: int | None = None,
     allow_pickle: bool = False,
     verify: bool = False,
+    forces_tokens: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
     """Return the verified folder of a model in the form that an engine loads.
@@ -79,6 +80,7 @@ def prepare(
         policy, workers: Batching policy and workers that the engine "auto" must be able to run.
         allow_pickle: Accept PyTorch pickles as weights.
         verify: Read every byte of the files, even of those that did not change (`hashing`).
+        forces_tokens: Whether the engine "auto" must be able to limit the tokens of reasoning.
         report: Receives a line before each long step.
 
     Raises:
@@ -99,6 +101,7 @@ def prepare(
         workers,
         allow_pickle,
         report,
+        forces_tokens,
     )
     what = f"{model} cannot be prepared"
     with model_errors(what, "copy or fetch the model again"), verify_all(verify):
@@ -124,6 +127,7 @@ class PrepareRequest:
     workers: int | None
     allow_pickle: bool
     report: Report
+    forces_tokens: bool = False
 
 
 def _prepare(request: PrepareRequest) -> PreparedModel:
@@ -153,7 +157,11 @@ def _prepare_for_best(original: Original, request: PrepareRequest) -> PreparedMo
     If the model cannot be converted for one engine, the next one is chosen.
     """
     wanted = EngineRequest(
-        torch_device(request.device), request.quantization, request.policy, request.workers
+        torch_device(request.device),
+        request.quantization,
+        request.policy,
+        request.workers,
+        request.forces_tokens,
     )
     config = config_of(original.checkpoint().folder)
     failures: dict[str, str] = {}

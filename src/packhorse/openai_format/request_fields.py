@@ -135,7 +135,6 @@ IGNORED_FIELDS = frozenset(
         "store",
         "service_tier",
         "stream_options",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -166,6 +165,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -187,7 +187,8 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "extra_body": ({},),
 }
-"""Options that are not supported, each with the values that have no effect."""
+"""Options that are not supported, each with the values that have no effect. Chats support those of
+them that are fields of `prompt_fields`."""
 _GUIDED = "guided_"
 
 

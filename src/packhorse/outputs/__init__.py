@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -49,8 +50,15 @@ _COLUMNS = (
     "error_code",
     "error_message",
 )
+_AFTER = {"reasoning": "text", "reasoning_tokens": "completion_tokens", "tool_calls": "text"}
+"""Columns that only some jobs have -> the usual column that they stand after."""
 _LABEL_COLUMNS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
-_TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
+_TYPES = {
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "reasoning_tokens": "int64",
+    "confidence": "float64",
+}
 Value = str | int | float | None
 
 
@@ -68,6 +76,10 @@ class OutputRow:
         chat: Whether the row was messages and becomes a chat completion in OpenAI's format.
         confidence, answered_by: Of the label, for a classification.
         log_probs: `logprobs` of the choice in OpenAI's format, if the row asked for them.
+        reasoning: What the model wrote between its tags of reasoning.
+        reasoning_tokens: Its number of tokens, tags included.
+        tool_calls: Calls of tools in OpenAI's format.
+        content: `text` without the calls; None if it is `text`.
     """
 
     id: RowId
@@ -82,6 +94,10 @@ class OutputRow:
     confidence: float | None = None
     answered_by: str | None = None
     log_probs: dict[str, Any] | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    content: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -139,6 +155,7 @@ def write_output(
     *,
     openai: OpenAIOutput | None = None,
     labels: bool = False,
+    columns: Sequence[str] = (),
 ) -> int:
     """Write `rows` atomically in the format that the suffix of `path` selects.
 
@@ -151,6 +168,7 @@ def write_output(
         openai: Write OpenAI batch output lines; `path` then ends in .jsonl.
         labels: The rows are a classification, with columns for label and confidence instead of text
             and tokens.
+        columns: Further columns: `reasoning`, `reasoning_tokens`, `tool_calls`.
 
     Returns:
         The number of rows.
@@ -165,7 +183,15 @@ def write_output(
     with atomic_file(path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _COLUMNS)
+        return _WRITERS[kind](file, rows, _LABEL_COLUMNS if labels else _with(columns))
+
+
+def _with(columns: Sequence[str]) -> list[str]:
+    """Return the usual columns and these, each after the one that it belongs to."""
+    found = list(_COLUMNS)
+    for name in sorted(columns, key=list(_AFTER).index, reverse=True):
+        found.insert(found.index(_AFTER[name]) + 1, name)
+    return found
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Sequence[str]) -> int:
@@ -195,7 +221,10 @@ def _jsonl_line(row: OutputRow, columns: Sequence[str]) -> dict[str, Any]:
         error = {"code": row.error_code, "message": row.error_message, "line": row.line}
         return {"id": row.id, "error": error}
     kept = [name for name in columns if not name.startswith("error_")]
-    return {name: row.id if name == "id" else _cell(row, name) for name in kept}
+    return {
+        name: getattr(row, name) if name in ("id", "tool_calls") else _cell(row, name)
+        for name in kept
+    }
 
 
 def _openai_line(row: OutputRow, openai: OpenAIOutput) -> dict[str, Any]:
@@ -218,8 +247,17 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     kind: Kind = "chat" if row.chat else "text"
     usage = None
     if row.prompt_tokens is not None and row.completion_tokens is not None:
-        usage = usage_document(row.prompt_tokens, row.completion_tokens)
-    choice = choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)
+        usage = usage_document(row.prompt_tokens, row.completion_tokens, row.reasoning_tokens)
+    content = row.text if row.content is None else row.content
+    choice = choice_document(
+        kind,
+        0,
+        content,
+        row.log_probs,
+        row.finish_reason,
+        reasoning=row.reasoning,
+        tool_calls=row.tool_calls,
+    )
     return response_document(
         response_head(kind, name, openai.created, openai.model), [choice], usage
     )
@@ -259,6 +297,8 @@ def _cell(row: OutputRow, name: str) -> Value:
     """Return the value of a row in a column of a table."""
     if name == "id":
         return str(row.id)
+    if name == "tool_calls":
+        return None if row.tool_calls is None else json.dumps(row.tool_calls, ensure_ascii=False)
     value: Value = getattr(row, "text" if name == "label" else name)
     return value
 

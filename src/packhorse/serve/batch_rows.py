@@ -12,10 +12,11 @@ from typing import Any
 from packhorse.data import Completion, Failure, Request
 from packhorse.inference.generation import cut_at_stop
 from packhorse.inference.log_probs import log_probs_note
+from packhorse.inference.output_reader import MarkedCodec, output_note, read_output
 from packhorse.serve.errors import APIError, of_failure
-from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.request_state import Finished
 from packhorse.serve.requests import ParsedRequest
-from packhorse.serve.service import Service
+from packhorse.serve.service import Choice, Service
 
 MAX_ATTEMPTS = 3
 """Attempts per row if the engine dies while it runs: first beside other rows, then alone."""
@@ -85,6 +86,8 @@ class BatchRows:
             include_usage=False,
             is_bare=row.bare,
             date=date,
+            prompt_options=row.prompt_options,
+            key=row.key,
         )
         attempts = 0
         while True:
@@ -100,10 +103,11 @@ class BatchRows:
                 return _failure(row, of_failure(outcome))
 
     def note(self, row: Request, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """Return the log-probabilities to journal; None if the row asked for none."""
-        if isinstance(outcome, Failure) or outcome.log_probs is None:
-            return None
-        return log_probs_note(self.service.codec, row, outcome, self.service.decoding)
+        """Return what to journal beside the text: log-probabilities, reasoning, tool calls."""
+        found = output_note(outcome)
+        if isinstance(outcome, Completion) and outcome.log_probs is not None:
+            found |= log_probs_note(self.service.codec, row, outcome, self.service.decoding)
+        return found or None
 
     async def _attempt(self, row: Request, work: ParsedRequest) -> Completion | Failure:
         """Return the outcome of one attempt. Raises APIError for a row that is refused for good."""
@@ -122,18 +126,23 @@ class BatchRows:
             outcome = choice.row.outcome
             assert outcome is not None
             if isinstance(outcome, Finished):
-                return self._answer(row, choice.row, outcome)
+                return self._answer(row, choice, outcome)
             if not _never_ran(outcome):
                 return outcome
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _answer(self, row: Request, ran: RequestState, ended: Finished) -> Completion:
+    def _answer(self, row: Request, choice: Choice, ended: Finished) -> Completion:
+        ran = choice.row
         ids, prompt = tuple(ran.token_ids), ran.prompt
-        text, was_cut = cut_at_stop(self.service.codec.decode(ids), prompt.decoding.stop)
-        reason = "stop" if was_cut else ended.reason
+        codec, form = self.service.codec, choice.form
+        decoded = MarkedCodec(codec, form.keep).decode(ids)
+        raw, was_cut = cut_at_stop(decoded, prompt.decoding.stop)
+        read = read_output(codec, form, ids, raw, row.key)
+        reason = read.finish_reason("stop" if was_cut else ended.reason)
         return Completion(
-            row.index, row.id, row.key, text, ids, reason, len(prompt.token_ids), ended.timing,
+            row.index, row.id, row.key, read.text, ids, reason, len(prompt.token_ids), ended.timing,
             tuple(ran.log_probs) if ran.asks_log_probs else None,
+            read.reasoning, read.reasoning_tokens, read.tool_calls, read.content,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from packhorse.config import ALLOW_PICKLE_OPTION, MODEL_OPTION, BatchingConfig, EngineConfig
 from packhorse.data import SamplingParams
 from packhorse.openai_format.batch_lines import model_names
+from packhorse.prompt_options import PromptOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class ServeConfig:
         port: 0 is any free port.
         name: model name for clients; None is `model`, or the last part of a path.
         decoding: defaults for requests.
+        prompts: how requests become prompts, unless they say otherwise.
         api_keys: accepted keys; if empty, no key is required.
         allowed_hosts: accepted Host names besides localhost and IP addresses.
         stall_seconds: restart an engine that has work and sends no message for this long; 0 never.
@@ -138,6 +140,7 @@ class ServeConfig:
     decoding: SamplingParams = field(default_factory=SamplingParams)
     queue: QueueConfig = field(default_factory=QueueConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    prompts: PromptOptions = field(default_factory=PromptOptions)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = field(
         default=(),

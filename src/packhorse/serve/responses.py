@@ -6,13 +6,22 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from packhorse.data import Failure
+from packhorse.data import Failure, FinishReason
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import cut_at_stop
 from packhorse.inference.log_probs import IncrementalLogProbs, placed
+from packhorse.inference.output_reader import (
+    ContentStream,
+    MarkedCodec,
+    Part,
+    ReadOutput,
+    ReasoningSplitter,
+    count_reasoning_tokens,
+    read_output,
+)
 from packhorse.openai_format.log_probs import PlacedToken, join_log_probs, log_probs_document
 from packhorse.openai_format.responses import (
     Kind,
@@ -46,15 +55,21 @@ async def collect_response(service: Service, kind: Kind, choices: list[Choice]) 
     log_probs: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
         outcome = _finished(choice.row, service)
-        ids, stop = choice.row.token_ids, choice.row.prompt.decoding.stop
-        text, was_cut = cut_at_stop(service.codec.decode(ids), stop)
-        reason = "stop" if was_cut else outcome.reason
+        read, was_cut = _read(service, choice)
         if id(choice.row) not in log_probs:
             log_probs[id(choice.row)] = await _all_log_probs(service, kind, choice)
         documents.append(
-            choice_document(kind, choice.index, text, log_probs[id(choice.row)], reason)
+            choice_document(
+                kind,
+                choice.index,
+                read.text if read.content is None else read.content,
+                log_probs[id(choice.row)],
+                read.finish_reason("stop" if was_cut else outcome.reason),
+                reasoning=read.reasoning,
+                tool_calls=[call.to_json() for call in read.tool_calls],
+            )
         )
-    return response_document(_head(service, kind), documents, _usage(choices))
+    return response_document(_head(service, kind), documents, _usage(service, choices))
 
 
 async def stream_response(
@@ -86,7 +101,7 @@ async def stream_response(
                 has_begun = True
                 yield _event({**head, "choices": [part]} | _no_usage(work))
         if work.include_usage:
-            yield _event(response_document(head, [], _usage(choices)))
+            yield _event(response_document(head, [], _usage(service, choices)))
         yield b"data: [DONE]\n\n"
     finally:
         for task in tasks:
@@ -116,11 +131,10 @@ async def _put_chunks(
         if (new or outcome) and not is_opened and kind == "chat":
             is_opened = True
             await queue.put(chunk_choice(kind, choice.index, opening))
-        part = stream.add(new, is_last=outcome is not None)
-        if part is not None:
+        for part in stream.add(new, is_last=outcome is not None):
             await queue.put(part)
         if outcome is not None:
-            reason = "stop" if stream.was_cut else outcome.reason
+            reason = stream.finish_reason(outcome.reason)
             await queue.put(chunk_choice(kind, choice.index, {}, reason=reason))
             await queue.put(None)
             return
@@ -129,33 +143,63 @@ async def _put_chunks(
 
 
 class _ChoiceStream:
-    """Text and log-probabilities of one choice, as its tokens are generated.
+    """Deltas of one choice, as its tokens are generated.
 
-    Attributes:
-        was_cut: Whether a stop string ended the text; known after the last tokens.
+    Reasoning and text come as they are certain, tool calls in one delta when the output has ended.
     """
 
     def __init__(self, service: Service, kind: Kind, choice: Choice) -> None:
-        self.was_cut = False
         self._service, self._kind, self._choice = service, kind, choice
-        stop = choice.row.prompt.decoding.stop
-        self._text = IncrementalDetokenizer(service.codec, stop)
-        self._tokens = IncrementalLogProbs(service.codec, stop)
+        stop, form = choice.row.prompt.decoding.stop, choice.form
+        decoder = MarkedCodec(service.codec, form.keep)
+        self._text = IncrementalDetokenizer(decoder, stop)
+        self._tokens = IncrementalLogProbs(decoder, stop)
+        self._splitter = None if form.tags is None else ReasoningSplitter(form.tags, form.is_open)
+        self._content = ContentStream(form, choice.key)
         self._num_read = 0
+        self._was_cut = self._has_calls = False
 
-    def add(self, new: list[int], *, is_last: bool) -> dict[str, Any] | None:
-        """Return the chunk of what these tokens make certain; None if nothing is."""
+    def finish_reason(self, reason: FinishReason) -> FinishReason:
+        """Return why the choice ended; known after its last tokens."""
+        if self._has_calls and reason != "length":
+            return "tool_calls"
+        return "stop" if self._was_cut else reason
+
+    def add(self, new: list[int], *, is_last: bool) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of what these tokens make certain."""
         if self._choice.row.asks_log_probs:
             piece, tokens = self._add_log_probs(len(new), is_last)
         else:
             piece, tokens = self._text.add(new) if new else "", []
             if is_last:
-                rest, self.was_cut = self._text.finish()
+                rest, self._was_cut = self._text.finish()
                 piece += rest
-        if not piece and not tokens:
-            return None
-        log_probs = _log_probs(self._service, self._kind, self._choice, tokens)
-        return chunk_choice(self._kind, self._choice.index, {"content": piece}, log_probs)
+        deltas = self._deltas(piece, is_last)
+        if tokens and not deltas:
+            deltas = [{"content": ""}]
+        for place, delta in enumerate(deltas):
+            found = tokens if place == 0 else []
+            log_probs = _log_probs(self._service, self._kind, self._choice, found)
+            yield chunk_choice(self._kind, self._choice.index, delta, log_probs)
+
+    def _deltas(self, piece: str, is_last: bool) -> list[dict[str, Any]]:
+        parts: list[Part] = [("text", piece)] if piece else []
+        if self._splitter is not None:
+            parts = self._splitter.add(piece)
+            if is_last:
+                parts += self._splitter.finish()
+        deltas: list[dict[str, Any]] = []
+        for kind, text in parts:
+            name = "reasoning_content" if kind == "reasoning" else "content"
+            if said := text if kind == "reasoning" else self._content.add(text):
+                deltas.append({name: said})
+        if is_last:
+            rest, calls = self._content.finish()
+            self._has_calls = bool(calls)
+            deltas += [{"content": rest}] if rest else []
+            listed = [{"index": place, **call.to_json()} for place, call in enumerate(calls)]
+            deltas += [{"tool_calls": listed}] if calls else []
+        return deltas
 
     def _add_log_probs(self, count: int, is_last: bool) -> tuple[str, list[PlacedToken]]:
         """Return the text and tokens that the next `count` tokens make certain."""
@@ -163,7 +207,7 @@ class _ChoiceStream:
         self._num_read += count
         found = [self._tokens.add(token) for token in new]
         if is_last:
-            rest, last, self.was_cut = self._tokens.finish()
+            rest, last, self._was_cut = self._tokens.finish()
             found.append((rest, last))
         text = "".join(piece for piece, _ in found)
         return text, [token for _, tokens in found for token in tokens]
@@ -181,7 +225,8 @@ async def _all_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[s
     """Return the log-probabilities of a whole choice; the event loop runs between its parts."""
     if not choice.row.asks_log_probs:
         return None
-    tokens = placed(service.codec, choice.row.prompt.decoding.stop, choice.row.log_probs)
+    decoder = MarkedCodec(service.codec, choice.form.keep)
+    tokens = placed(decoder, choice.row.prompt.decoding.stop, choice.row.log_probs)
     parts = []
     for start in range(0, max(1, len(tokens)), TOKENS_AT_ONCE):
         part = tokens[start : start + TOKENS_AT_ONCE]
@@ -202,11 +247,26 @@ def _finished(row: RequestState, service: Service) -> Finished:
     return row.outcome
 
 
-def _usage(choices: list[Choice]) -> dict[str, int]:
+def _read(service: Service, choice: Choice) -> tuple[ReadOutput, bool]:
+    """Return what a choice says, and whether a stop string cut it."""
+    row, form = choice.row, choice.form
+    decoded = MarkedCodec(service.codec, form.keep).decode(row.token_ids)
+    raw, was_cut = cut_at_stop(decoded, row.prompt.decoding.stop)
+    return read_output(service.codec, form, row.token_ids, raw, choice.key), was_cut
+
+
+def _usage(service: Service, choices: list[Choice]) -> dict[str, Any]:
     """Return the token counts; each prompt counts once, whatever its number of choices."""
     prompts = {choice.content: len(choice.row.prompt.token_ids) for choice in choices}
     completion_tokens = sum(len(choice.row.token_ids) for choice in choices)
-    return usage_document(sum(prompts.values()), completion_tokens)
+    reasoning = [
+        count_reasoning_tokens(service.codec, choice.form, choice.row.token_ids)
+        for choice in choices
+        if choice.form.tags is not None
+    ]
+    return usage_document(
+        sum(prompts.values()), completion_tokens, sum(reasoning) if reasoning else None
+    )
 
 
 def _no_usage(work: ParsedRequest) -> dict[str, None]:

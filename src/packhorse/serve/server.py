@@ -64,6 +64,7 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
             config.engine,
             policy=config.batching.policy,
             allow_pickle=config.allow_pickle,
+            prompts=config.prompts,
             report=report,
         )
         encoder = _encoder(config.embeddings, report)
@@ -154,6 +155,8 @@ async def _serve(
         max_log_probs=config.limits.log_probs,
         names=config.model_names,
         background=BackgroundTasks(report),
+        prompts=config.prompts,
+        report=report,
     )
     if fault := service.codec.template_fault():
         report(f"all chats will be refused: {fault}")

@@ -7,25 +7,28 @@ import itertools
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
-from packhorse.data import Prompt, Request, SamplingParams
+from packhorse.data import ForcedTokens, Prompt, Request, SamplingParams, TokenIds
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.inference.generation import no_log_probs
+from packhorse.inference.generation import no_forced_tokens, no_log_probs
 from packhorse.inference.model import check_decoding
 from packhorse.models import PreparedModel
 from packhorse.openai_format.batch_lines import check_model
 from packhorse.openai_format.row_errors import RowError
+from packhorse.prompt_options import PromptOptions
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.errors import APIError
 from packhorse.serve.request_queue import tokens_of
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest, choice_decoding
 from packhorse.serve.supervisor import MAX_BACKOFF_SECONDS, UNAVAILABLE, Supervisor
-from packhorse.tokenization import Codec, Refusal, Tokenizer
+from packhorse.tokenization import Codec, OutputFormat, Refusal, SpecialTextNotice, Tokenizer
+from packhorse.tokenization.output_format import PLAIN_OUTPUT
 
 MAX_RETRY_SECONDS = 60
 TOKENIZING_THREADS = 2
@@ -40,12 +43,19 @@ _RATE_SECONDS = 30.0
 class Choice:
     """One text a client gets. Choices that cannot differ share a row.
 
-    content: number of the prompt in its request.
+    content: number of the prompt in its request. form: how the output is written. key: what
+    identifies the choice; ids of tool calls are digests of it.
     """
 
     index: int
     content: int
     row: RequestState
+    form: OutputFormat = PLAIN_OUTPUT
+    key: str = ""
+
+
+EncodedRow = tuple[tuple[int, ...], OutputFormat, ForcedTokens | None]
+"""Token ids of a prompt, how its output is written, and tokens that limit its reasoning."""
 
 
 @dataclass(slots=True)
@@ -55,7 +65,8 @@ class Service:
     name: what clients call it. decoding: what requests get that say nothing. codec: for decoding,
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
     max_log_probs: see `RequestLimits.log_probs`. names: by which clients may call it, `name`
-    first; () is that alone. background: tasks beside the requests.
+    first; () is that alone. background: tasks beside the requests. prompts: how requests become
+    prompts, unless they say otherwise. report: takes warnings.
     """
 
     name: str
@@ -67,6 +78,9 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     names: tuple[str, ...] = ()
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
+    prompts: PromptOptions = field(default_factory=PromptOptions)
+    report: Callable[[str], None] = lambda text: None
+    _notice: SpecialTextNotice = field(init=False)
     _threads: ThreadPoolExecutor = field(init=False)
     _tokenizers: SimpleQueue[Tokenizer] = field(default_factory=SimpleQueue)
     _indexes: itertools.count[int] = field(default_factory=itertools.count)
@@ -74,8 +88,14 @@ class Service:
     _encoding: int = 0
 
     def __post_init__(self) -> None:
-        self._tokenizers.put(Tokenizer(self.prepared.codec()))
+        self._notice = SpecialTextNotice(self.report, is_quiet=True)
+        tokenizer = self._new_tokenizer()
+        tokenizer.check_options(self.report)
+        self._tokenizers.put(tokenizer)
         self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
+
+    def _new_tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.prepared.codec(), notice=self._notice, prompts=self.prompts)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -110,14 +130,14 @@ class Service:
         encoded = await self._encode(parsed.requests(), max_context, decoding, parsed)
         prompts: list[Prompt] = []
         places: list[tuple[int, int]] = []
-        for content, ids in enumerate(encoded):
+        for content, (ids, _, forced) in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             can_differ = not chosen.greedy
             for choice in range(parsed.choices):
                 if choice == 0 or can_differ:
                     own = choice_decoding(chosen, choice)
-                    prompts.append(Prompt(next(self._indexes), ids, own))
+                    prompts.append(Prompt(next(self._indexes), ids, own, forced))
                 places.append((content, len(prompts) - 1))
         self._check_num_log_probs(prompts)
         self._check_fits_queue(len(prompts), sum(map(tokens_of, prompts)))
@@ -125,7 +145,10 @@ class Service:
         rows = self.supervisor.submit(prompts)
         if rows is None:
             raise self._queue_full_error()
-        return [Choice(index, content, rows[row]) for index, (content, row) in enumerate(places)]
+        return [
+            Choice(index, content, rows[row], encoded[content][1], f"{parsed.key}:{index}")
+            for index, (content, row) in enumerate(places)
+        ]
 
     async def admit_for_client(self, parsed: ParsedRequest) -> list[Choice]:
         """Call `admit`; count the rows if the queue is full."""
@@ -160,7 +183,7 @@ class Service:
         max_context: int,
         decoding: SamplingParams,
         parsed: ParsedRequest,
-    ) -> list[tuple[int, ...]]:
+    ) -> list[EncodedRow]:
         """Token ids of each; a limit the client did not set itself shrinks to the room there is."""
         try:
             check_decoding(decoding, max_context if "max_new_tokens" in parsed.options else None)
@@ -172,7 +195,7 @@ class Service:
         rooms = [room] * len(requests)
         loop = asyncio.get_running_loop()
         self._encoding += len(requests)
-        encoded: list[tuple[int, ...] | Refusal] = []
+        encoded: list[EncodedRow | Refusal] = []
         try:
             for start in range(0, len(requests), PROMPTS_AT_ONCE):
                 part = slice(start, start + PROMPTS_AT_ONCE)
@@ -184,25 +207,30 @@ class Service:
         finally:
             self._encoding -= len(requests)
         found = []
-        for ids in encoded:
-            if isinstance(ids, Refusal):
-                code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
-                is_of_messages = ids.code in ("chat_template", "no_chat_template", "bad_messages")
-                message = ids.message.split(", or use --")[0]
+        for each in encoded:
+            if isinstance(each, Refusal):
+                code = "context_length_exceeded" if each.code == "prompt_too_long" else each.code
+                is_of_messages = each.code in ("chat_template", "no_chat_template", "bad_messages")
+                message = each.message.split(", or use --")[0]
                 raise APIError(400, code, message, param="messages" if is_of_messages else None)
-            found.append(ids)
+            self._check_limit_supported(each[2])
+            found.append(each)
         return found
 
     def _encode_in_thread(
         self, requests: list[Request], rooms: list[int], date: datetime | None
-    ) -> list[tuple[int, ...] | Refusal]:
+    ) -> list[EncodedRow | Refusal]:
         """Runs in a tokenizing thread, with a tokenizer that no other thread uses meanwhile."""
         try:
             tokenizer = self._tokenizers.get_nowait()
         except Empty:
-            tokenizer = Tokenizer(self.prepared.codec())
+            tokenizer = self._new_tokenizer()
         try:
-            return tokenizer.encode(requests, rooms, date)
+            encoded = tokenizer.encode(requests, rooms, date)
+            return [
+                _with_format(tokenizer, request, ids)
+                for request, ids in zip(requests, encoded, strict=True)
+            ]
         finally:
             self._tokenizers.put(tokenizer)
 
@@ -211,6 +239,8 @@ class Service:
         allowed = room * self.codec.longest_token
         for request in requests:
             content = request.content
+            if isinstance(content, TokenIds):
+                continue
             texts = [content] if isinstance(content, str) else [each["content"] for each in content]
             if (characters := sum(map(len, texts))) > allowed:
                 message = (
@@ -237,6 +267,12 @@ class Service:
         if not loaded.batching.capabilities.gives_log_probs:
             message = no_log_probs(loaded.batching.capabilities.name)
             raise APIError(400, "unsupported_option", message, param="logprobs")
+
+    def _check_limit_supported(self, forced: ForcedTokens | None) -> None:
+        loaded = self.supervisor.loaded
+        if forced is not None and loaded and not loaded.batching.capabilities.forces_tokens:
+            message = no_forced_tokens(loaded.batching.capabilities.name)
+            raise APIError(400, "unsupported_option", message, param="thinking")
 
     def _check_queue_space(self, rows: int) -> None:
         """Refuses before any parsed what could not wait anyway."""
@@ -268,6 +304,15 @@ class Service:
             "too many requests wait for the engine; try again later",
             retry_after=self.retry_after(),
         )
+
+
+def _with_format(
+    tokenizer: Tokenizer, request: Request, ids: tuple[int, ...] | Refusal
+) -> EncodedRow | Refusal:
+    if isinstance(ids, Refusal):
+        return ids
+    found = tokenizer.output_format(request, ids)
+    return found if isinstance(found, Refusal) else (ids, *found)
 
 
 def _num_rows(parsed: ParsedRequest, decoding: SamplingParams) -> int:

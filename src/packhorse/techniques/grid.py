@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from packhorse.batching import POLICIES
 from packhorse.batching.policies import CONTINUOUS, PLANNED
@@ -71,23 +73,42 @@ class Combination:
         """Return the `packhorse run` command that uses this combination on the user's own file."""
         words = ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options()]
         words += ["--max-new-tokens", str(decoding.max_new_tokens)]
-        words += [*_named(decoding, SamplingParams(decoding.max_new_tokens))]
-        words += [*_named(reading, InputConfig()), *(["--allow-pickle"] if allow_pickle else [])]
+        words += option_words(decoding, SamplingParams(decoding.max_new_tokens))
+        words += option_words(reading, InputConfig())
+        words += ["--allow-pickle"] if allow_pickle else []
         return shlex.join(words)
 
 
-def _named(
-    chosen: SamplingParams | InputConfig, usual: SamplingParams | InputConfig
-) -> Iterator[str]:
-    """Yield an option of `packhorse run` for every field that differs from its default;
-    log-probabilities are requested per row, not by an option."""
+def option_words(chosen: Any, usual: Any) -> list[str]:
+    """Return an option of `packhorse run` for every field that differs from its default.
+
+    Fields without an option, such as log-probabilities, are set by rows.
+
+    Args:
+        chosen: A config.
+        usual: The same with defaults.
+    """
+    words: list[str] = []
     for field in fields(chosen):
-        value = getattr(chosen, field.name)
-        if value == getattr(usual, field.name) or field.name == "top_log_probs":
+        value, default = getattr(chosen, field.name), getattr(usual, field.name)
+        if value == default:
             continue
-        option = f"--{field.name.replace('_', '-')}"
+        if is_dataclass(value):
+            words += option_words(value, default)
+        if "help" not in field.metadata:
+            continue
+        option = field.metadata.get("flags", (f"--{field.name.replace('_', '-')}",))[0]
+        if isinstance(value, bool):
+            words.append(option)
+            continue
+        if isinstance(value, Mapping):
+            value = tuple(f"{name}={json.dumps(each)}" for name, each in value.items())
+        elif isinstance(value, tuple) and not field.metadata.get("repeatable"):
+            value = ",".join(value)
         for each in value if isinstance(value, tuple) else (value,):
-            yield from [f"{option}={each}"] if str(each).startswith("-") else [option, str(each)]
+            is_like_option = str(each).startswith("-")
+            words += [f"{option}={each}"] if is_like_option else [option, str(each)]
+    return words
 
 
 def combinations(

@@ -158,6 +158,7 @@ class PackedEngine:
             shares_prefixes=True,
             max_num_seqs=max_num_seqs,
             gives_log_probs=True,
+            forces_tokens=True,
             working_bytes=working_bytes(arch, self._scratches, context),
         )
         self._warm_up(folder)

@@ -13,7 +13,14 @@ import torch
 from packhorse.data import Batch, Scores, TokenLogProbs
 from packhorse.engine_protocol import TokenCallback
 from packhorse.engines.common.log_probs import wanted_log_probs
-from packhorse.engines.common.rows import NOT_NUMBERS, CallbackError, Row, diagnose, refuse
+from packhorse.engines.common.rows import (
+    NOT_NUMBERS,
+    CallbackError,
+    Row,
+    diagnose,
+    force_tokens,
+    refuse,
+)
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
 from packhorse.engines.packed.network import SAMPLED_AT_ONCE, Network, Scratch, Step, empty_step
@@ -305,12 +312,14 @@ class Run:
             token if number else None
             for token, number in zip(best_at.tolist(), np.isfinite(best).tolist(), strict=True)
         ]
+        force_tokens(tokens, [sequence.row for sequence in ending[:simple]])
         log_probs: dict[int, TokenLogProbs] = {}
         for first in range(simple, len(ending), SAMPLED_AT_ONCE):
             rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = self._network.logits(rows, scratch)
             rngs = [sequence.rng for sequence in ending[rows]]
             chosen = choose_tokens(torch.from_numpy(logits), decodings[rows], rngs)
+            force_tokens(chosen, [sequence.row for sequence in ending[rows]])
             found = wanted_log_probs(chosen, decodings[rows], logits.__getitem__)
             log_probs |= {first + place: each for place, each in found.items()}
             tokens += chosen

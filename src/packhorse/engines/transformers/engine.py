@@ -18,7 +18,15 @@ from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
 from packhorse.engines.common.log_probs import wanted_log_probs
-from packhorse.engines.common.rows import NOT_NUMBERS, Result, Row, answer, by_common, refuse
+from packhorse.engines.common.rows import (
+    NOT_NUMBERS,
+    Result,
+    Row,
+    answer,
+    by_common,
+    force_tokens,
+    refuse,
+)
 from packhorse.engines.common.sampling import choose_tokens, row_generator
 from packhorse.engines.transformers.batch_rule import BatchRule
 from packhorse.engines.transformers.continuations import (
@@ -105,6 +113,7 @@ class TransformersEngine:
             cache_copies=2,
             shares_prefixes=self._prefixes is not None,
             gives_log_probs=True,
+            forces_tokens=True,
             same_length_above=self._rule.same_length_above,
             rows_alone=self._rule.alone,
             separate_above=self._rule.separate_above,
@@ -239,6 +248,7 @@ class TransformersEngine:
                 [row.prompt.decoding for row in rows],
                 [draws[row.prompt.index] for row in rows],
             )
+            force_tokens(chosen, rows)
             found = wanted_log_probs(
                 chosen,
                 [row.prompt.decoding for row in rows],
