@@ -223,7 +223,7 @@ def test_openai_requests(read: Any) -> None:
             "bad_option",
             "only valid for chats",
         ),
-        (batch_line(chat(tools=[{}])), "bad_option", "tool 1 must be a function with a name"),
+        (batch_line(chat(tools=[{}])), "bad_option", "tools[0] must be a function"),
         (batch_line(chat(response_format={"type": "json_object"})), "unsupported_option", "an obj"),
         (batch_line(chat(stream=True)), "unsupported_option", "stream"),
         (batch_line(chat(presence_penalty=0.5)), "unsupported_option", "0.5"),

@@ -119,7 +119,7 @@ def read_tools(value: Any) -> tuple[dict[str, Any], ...]:
             raise RowError("bad_option", "tools is text that is not JSON; give a list") from None
     if not isinstance(value, list) or len(value) > MAX_TOOLS:
         raise _bad("tools", f"a list of at most {MAX_TOOLS} functions", value)
-    return tuple(_tool(tool, place) for place, tool in enumerate(value, start=1))
+    return tuple(_tool(tool, place) for place, tool in enumerate(value))
 
 
 def _tool(value: Any, place: int) -> dict[str, Any]:
@@ -127,12 +127,12 @@ def _tool(value: Any, place: int) -> dict[str, Any]:
     if tool.get("type", "function") != "function":
         raise RowError(
             "unsupported_option",
-            f"tool {place} has type {format_value(tool['type'])}; only functions are supported",
+            f"tools[{place}] has type {format_value(tool['type'])}; only functions are supported",
         )
     function = tool.get("function", {k: v for k, v in tool.items() if k != "type"})
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
-        raise RowError("bad_option", f"tool {place} must be a function with a name")
+        raise RowError("bad_option", f"tools[{place}] must be a function with a name")
     if not isinstance(function.get("parameters") or {}, dict):
         raise RowError(
             "bad_option", f"the parameters of tool {format_value(name)} must be an object"

@@ -123,6 +123,7 @@ class Tokenizer:
                 "a system message cannot be added to prompts that are rendered already",
                 "leave --system or --raw-prompts out",
             )
+        self._rules.check()
         if fault := self._rules.thinking_fault(chosen.thinking):
             raise ConfigError(fault, "leave --thinking out, or name the tags with --thinking-tags")
         if chosen.template_options:

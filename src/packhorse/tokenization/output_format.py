@@ -93,6 +93,10 @@ class OutputRules:
     def __init__(self, codec: Codec, options: PromptOptions) -> None:
         self._codec, self._options = codec, options
 
+    def check(self) -> None:
+        """Raise ConfigError for tags of the options that are not two texts."""
+        find_tags(self._codec, self._options)
+
     @cached_property
     def tags(self) -> ReasoningTags | None:
         """Tags of the model's reasoning; see `find_tags`."""
