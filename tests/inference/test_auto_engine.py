@@ -67,6 +67,9 @@ def answers(folder: Path, engine: str = "auto", **options: Any) -> tuple[str, li
          f"packed {REFUSED} 'gemma'"),
         (config_of("olmo2"), EngineRequest(), "transformers",
          f"packed {REFUSED} 'olmo2'; ctranslate2 does not run olmo2 models"),
+        (config_of("llama"), EngineRequest(forces_tokens=True), "packed", "fastest"),
+        (config_of("gemma", head_dim=12), EngineRequest(forces_tokens=True), "transformers",
+         "ctranslate2 cannot limit the tokens of reasoning"),
         (None, EngineRequest(), "transformers", "cannot read the config"),
     ],
 )  # fmt: skip

@@ -293,3 +293,27 @@ def test_options_of_the_command_line() -> None:
     for wrong in ("-1", "many"):
         with pytest.raises(ValueError, match=r"negative|invalid"):
             parse_thinking(wrong)
+
+
+def test_options_of_the_template_need_one(codec_with: ModelWith) -> None:
+    codec = codec_with(shapes.CHATML)
+    raw = PromptOptions(raw_prompts=True)
+    own: dict[str, Any]
+    for own in (
+        {"template_options": {"x": 1}},
+        {"thinking": "on"},
+        {"reasoning_effort": "low"},
+        {"final_assistant": "answer"},
+    ):
+        for content in ("a", TokenIds((5,))):
+            assert "needs a chat template" in refusal(codec, content, raw, **own).message
+    assert isinstance(encode(codec, "a", raw, tools=(TOOL,), thinking=5), tuple)
+
+
+def test_a_message_that_is_continued_is_not_cut(codec_with: ModelWith) -> None:
+    codec = codec_with(shapes.CHATML)
+    row = Request(0, "r", 1, ({**HI, "content": "x " * 50}, {"role": "assistant", "content": "It"}))
+    (found,) = Tokenizer(codec, None, "truncate-left").encode([row], [40])
+    assert isinstance(found, tuple)
+    assert len(found) <= 40
+    assert codec._tokenizer.decode(list(found)).endswith("assistant\nIt")

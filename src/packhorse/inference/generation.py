@@ -111,6 +111,7 @@ class GenerationRun:
         for result in engine.score(self._batches(requests, deduplicate=False), continuations):
             yield from self._yield_refusals()
             request, prompt = self._underway.pop(result.index)
+            self._forms.pop(result.index, None)
             if isinstance(result, Failure):
                 result = _make_failure(request, result.code, result.message)
                 self.meter.count_outcome(result)
@@ -162,8 +163,9 @@ class GenerationRun:
             prompt = ids if isinstance(ids, Refusal) else self._make_prompt(request, ids, decoding)
             if isinstance(prompt, Refusal):
                 self._refused.append(_make_failure(request, prompt.code, prompt.message))
+            elif deduplicate and self._duplicates.join(request, prompt):
                 self._forms.pop(request.index, None)
-            elif not (deduplicate and self._duplicates.join(request, prompt)):
+            else:
                 self._underway[request.index] = (request, prompt)
                 prompts.append(prompt)
         return prompts

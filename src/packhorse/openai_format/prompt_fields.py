@@ -29,7 +29,13 @@ PROMPT_FIELDS = frozenset(
         *_FLAGS,
     }
 )
-_ALWAYS_MEANT = frozenset({"continue_final_message", "add_generation_prompt"})
+_NEUTRAL_HERE = {
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "continue_final_message": None,
+    "add_generation_prompt": None,
+}
+"""Fields whose neutral value differs from that in requests without tools and prefills."""
 _THINKING_TOKENS = NumberRange(int, 0, 2**31 - 1)
 _OWN_FIELDS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 """Variables of templates that are set by fields of their own."""
@@ -38,9 +44,9 @@ MAX_TOOLS = 512
 
 def has_effect(name: str, value: Any) -> bool:
     """Return whether a field of PROMPT_FIELDS has a value that may change a prompt."""
-    if name == "parallel_tool_calls":
-        return value not in (None, True)
-    return value is not None and (name in _ALWAYS_MEANT or not is_neutral(name, value))
+    if name in _NEUTRAL_HERE:
+        return value is not None and value != _NEUTRAL_HERE[name]
+    return value is not None and not is_neutral(name, value)
 
 
 def read_prompt_options(fields: Mapping[str, Any]) -> dict[str, Any]:

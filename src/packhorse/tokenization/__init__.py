@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from packhorse.config import OnTooLong
 from packhorse.data import Content, ForcedTokens, Message, Request, TokenIds
@@ -24,14 +25,7 @@ from packhorse.prompt_options import PromptOptions
 from packhorse.tokenization.codecs import ByteCodec, Codec, Refusal
 from packhorse.tokenization.huggingface import HuggingFaceCodec
 from packhorse.tokenization.notice import SpecialTextNotice
-from packhorse.tokenization.output_format import (
-    PLAIN_OUTPUT,
-    OutputFormat,
-    OutputRules,
-    prompt_opens_reasoning,
-    reasoning_limit,
-)
-from packhorse.tokenization.placeholders import function_of
+from packhorse.tokenization.output_format import OutputFormat, OutputRules
 from packhorse.tokenization.render_options import PLAIN, RenderOptions
 
 __all__ = [
@@ -166,7 +160,7 @@ class Tokenizer:
             rooms: Largest number of prompt tokens of each request.
             now: Overrides `self.now`.
         """
-        if self.notice is not None:
+        if self.notice is not None and not self.prompts.raw_prompts:
             self.notice.check(requests, self.codec)
         moment = now or self.now
         prepared = [self._prepare(request) for request in requests]
@@ -186,69 +180,25 @@ class Tokenizer:
             request: The row.
             ids: Its prompt, as `encode` returns it.
         """
-        if request.bare and not isinstance(self._limit(request), int):
-            return PLAIN_OUTPUT, None
-        rules, own = self._rules, request.prompt_options
-        tools = own.get("tools", self.prompts.tools)
-        limit = self._limit(request)
-        if rules.tags is None and not tools:
-            if isinstance(limit, int):
-                return Refusal("unsupported_option", rules.thinking_fault(limit))
-            return PLAIN_OUTPUT, None
-        tool_format = rules.tool_format if tools else None
-        keep = rules.tag_ids | (rules.tool_ids if tools else frozenset())
-        is_open = False
-        if rules.tags is not None:
-            prefill = self._prefill(request)
-            is_open = prompt_opens_reasoning(self.codec, rules.tags, rules.tag_ids, ids, prefill)
-        found = OutputFormat(
-            tags=rules.tags,
-            is_open=is_open,
-            tool_format=tool_format,
-            tool_names=frozenset(str(function_of(tool).get("name")) for tool in tools),
-            parallel_tool_calls=own.get("parallel_tool_calls", self.prompts.parallel_tool_calls),
-            keep=keep,
-        )
-        if request.bare:  # a text completion has no field for reasoning
-            found = PLAIN_OUTPUT
-        if not isinstance(limit, int) or rules.tags is None:
-            return found, None
-        forced = reasoning_limit(self.codec, rules.tags, limit, is_open=is_open)
-        if forced is None:
-            return Refusal(
-                "unsupported_option",
-                f"this model writes {rules.tags.end} in several tokens, so its reasoning cannot be "
-                "limited to a number of tokens; use thinking auto, on or off",
-            )
-        return found, forced
-
-    def _limit(self, request: Request) -> str | int:
-        thinking: str | int = request.prompt_options.get("thinking", self.prompts.thinking)
-        return thinking
-
-    def _prefill(self, request: Request) -> str:
-        """Return the message of the assistant that the prompt of a row ends in."""
-        if not request.is_chat:
-            return ""
-        last = request.content[-1]
-        assert isinstance(last, Mapping)
-        final = request.prompt_options.get("final_assistant", self.prompts.final_assistant)
-        is_continued = last.get("role") == "assistant" and final == "continue"
-        return str(last.get("content") or "") if is_continued else ""
+        return self._rules.format_of(request, ids)
 
     def _prepare(self, request: Request) -> _Prepared | Refusal:
         content = request.content
         chosen = replace(self.prompts, **request.prompt_options)
+        is_rendered = isinstance(content, TokenIds) or (
+            isinstance(content, str) and chosen.raw_prompts
+        )
+        is_plain = isinstance(content, str) and (request.bare or not self.codec.has_chat_template)
+        own = request.prompt_options
+        refusal = _needs_template(own, is_rendered=is_rendered) if is_rendered or is_plain else None
+        if refusal is not None:
+            return refusal
         if isinstance(content, TokenIds):
             return self._with_known_ids(content)
         if isinstance(content, str):
-            if chosen.raw_prompts:
+            if is_rendered:
                 return _Prepared(Rendered(content))
-            if request.bare or not self.codec.has_chat_template:
-                if chosen.tools:
-                    message = "tools need messages and a model with a chat template"
-                    return Refusal("no_chat_template", message)
-                self._notice_unknown(request)
+            if is_plain:
                 return _Prepared(content)
             content = ({"role": "user", "content": content},)
         else:
@@ -366,7 +316,9 @@ class Tokenizer:
         """
         content = prepared.content
         assert not isinstance(content, TokenIds)
-        text = content if isinstance(content, str) else str(content[-1]["content"])
+        # A message that is continued stays whole: the one before it is cut.
+        place = -2 if prepared.options.continues and len(content) > 1 else -1
+        text = content if isinstance(content, str) else str(content[place]["content"])
         fragment = self.codec.encode_fragment(text)
         keep = len(fragment) - (length - room)
         for _ in range(_TRUNCATION_ATTEMPTS):
@@ -375,7 +327,9 @@ class Tokenizer:
             cut = fragment[-keep:] if self.on_too_long == "truncate-left" else fragment[:keep]
             shorter: Content = self.codec.decode(cut).strip("\N{REPLACEMENT CHARACTER}")
             if not isinstance(content, str):
-                shorter = (*content[:-1], {**content[-1], "content": shorter})
+                messages = list(content)
+                messages[place] = {**messages[place], "content": shorter}
+                shorter = tuple(messages)
             ids = self._encode([replace(prepared, content=shorter)], now)[0]
             if isinstance(ids, Refusal) or 0 < len(ids) <= room:
                 return ids
@@ -394,6 +348,30 @@ class Tokenizer:
             f"the prompt has {length} tokens, {room} fit beside the tokens to be generated: "
             f"{advice}",
         )
+
+
+def _needs_template(own: Mapping[str, Any], *, is_rendered: bool) -> Refusal | None:
+    """Return the refusal of a row's options that only a chat template could honour.
+
+    Args:
+        own: Options of a row to which none is applied.
+        is_rendered: Whether the row is rendered already. Its calls of tools can then be read.
+    """
+    names = {
+        "template_options": "chat_template_kwargs",
+        "final_assistant": "continue_final_message",
+        "add_generation_prompt": "add_generation_prompt",
+        "reasoning_effort": "reasoning_effort",
+        **({} if is_rendered else {"tools": "tools"}),
+        **({"thinking": "thinking"} if own.get("thinking") in ("on", "off") else {}),
+    }
+    found = next((field for name, field in names.items() if name in own), None)
+    if found is None:
+        return None
+    return Refusal(
+        "unsupported_option",
+        f"{found} needs a chat template, and none is applied to this row; leave it out",
+    )
 
 
 def _renumbered(ids: tuple[int, ...] | Refusal, added: int) -> tuple[int, ...] | Refusal:

@@ -50,7 +50,8 @@ class SpecialTextNotice:
             f"{len(found):,} of the first {len(requests):,} rows spell special tokens of this model"
             f" (line {row.line}: {format_value(text)}): these stay text"
             + (", and the chat template is put around the prompt" * is_wrapped)
-            + "; if they are meant, give messages and let the chat template write them"
+            + "; if they are meant, add --raw-prompts, or give messages and let the chat template "
+            "write them"
         )
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from packhorse.data import ForcedTokens
+from packhorse.data import ForcedTokens, Request
 from packhorse.errors import ConfigError
 from packhorse.openai_format.row_errors import format_value
 from packhorse.openai_format.tool_calls import TOOL_MARKERS, ToolFormat
 from packhorse.prompt_options import PromptOptions
 from packhorse.tokenization.codecs import Codec, Refusal
+from packhorse.tokenization.placeholders import function_of
 
 _TAIL_TOKENS = 32
 
@@ -179,6 +180,65 @@ class OutputRules:
                 found[self.switch] = thinking != "off"
             found |= level.get("template_options", {})
         return found
+
+    def format_of(
+        self, request: Request, ids: Sequence[int]
+    ) -> tuple[OutputFormat, ForcedTokens | None] | Refusal:
+        """Return how to read the output of a row, and the tokens that limit its reasoning.
+
+        Args:
+            request: The row.
+            ids: Its prompt, as `encode` returns it.
+        """
+        if request.bare and not isinstance(self._limit(request), int):
+            return PLAIN_OUTPUT, None
+        own = request.prompt_options
+        tools = own.get("tools", self._options.tools)
+        limit = self._limit(request)
+        if self.tags is None and not tools:
+            if isinstance(limit, int):
+                return Refusal("unsupported_option", self.thinking_fault(limit))
+            return PLAIN_OUTPUT, None
+        tool_format = self.tool_format if tools else None
+        keep = self.tag_ids | (self.tool_ids if tools else frozenset())
+        is_open = False
+        if self.tags is not None:
+            prefill = self._prefill(request)
+            is_open = prompt_opens_reasoning(self._codec, self.tags, self.tag_ids, ids, prefill)
+        found = OutputFormat(
+            tags=self.tags,
+            is_open=is_open,
+            tool_format=tool_format,
+            tool_names=frozenset(str(function_of(tool).get("name")) for tool in tools),
+            parallel_tool_calls=own.get("parallel_tool_calls", self._options.parallel_tool_calls),
+            keep=keep,
+        )
+        if request.bare:  # a text completion has no field for reasoning
+            found = PLAIN_OUTPUT
+        if not isinstance(limit, int) or self.tags is None:
+            return found, None
+        forced = reasoning_limit(self._codec, self.tags, limit, is_open=is_open)
+        if forced is None:
+            return Refusal(
+                "unsupported_option",
+                f"this model writes {self.tags.end} in several tokens, so its reasoning cannot be "
+                "limited to a number of tokens; use thinking auto, on or off",
+            )
+        return found, forced
+
+    def _limit(self, request: Request) -> str | int:
+        thinking: str | int = request.prompt_options.get("thinking", self._options.thinking)
+        return thinking
+
+    def _prefill(self, request: Request) -> str:
+        """Return the message of the assistant that the prompt of a row ends in."""
+        if not request.is_chat:
+            return ""
+        last = request.content[-1]
+        assert isinstance(last, Mapping)
+        final = request.prompt_options.get("final_assistant", self._options.final_assistant)
+        is_continued = last.get("role") == "assistant" and final == "continue"
+        return str(last.get("content") or "") if is_continued else ""
 
     @property
     def _known(self) -> frozenset[str]:
