@@ -95,6 +95,7 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     import ctranslate2
 
     from packhorse.config import EngineConfig
+    from packhorse.data import as_messages
     from packhorse.inference.model import prepare_for
     from packhorse.models import model_facts
     from packhorse.models.ctranslate2_folder import vocabulary
@@ -105,12 +106,7 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         options.model, EngineConfig("ctranslate2", quantization=options.quantization)
     )
     codec = HuggingFaceCodec(prepared.tokenizer_folder)
-    encoded = codec.encode_chats(
-        [
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            for prompt in prompts_of(options)
-        ]
-    )
+    encoded = codec.encode_chats(list(map(as_messages, prompts_of(options))))
     words = vocabulary(prepared.folder)
     prompts = [[words[token] for token in ids] for ids in encoded if not isinstance(ids, Refusal)]
     generator = ctranslate2.Generator(

@@ -217,11 +217,10 @@ def test_the_demonstration_model_continues_an_answer(demo_model_folder: Path, en
         {"role": "assistant", "content": "The capital city, as everyone knows, is"},
     ]
     tokenizer = AutoTokenizer.from_pretrained(demo_model_folder)
-    ids = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors="pt")
-    ids = ids if isinstance(ids, torch.Tensor) else ids["input_ids"]
-    theirs = AutoModelForCausalLM.from_pretrained(demo_model_folder, dtype=torch.float32)
+    raw: Any = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    ids = torch.tensor([tokenizer(raw, add_special_tokens=False)["input_ids"]])
+    theirs: Any = AutoModelForCausalLM.from_pretrained(demo_model_folder, dtype=torch.float32)
     expected = theirs.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
-    raw = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
     chosen = EngineConfig(engine=engine)
     with packhorse.load("smollm2-135m-instruct", engine=chosen) as model:
         (continued,) = model.generate([chat], max_new_tokens=12)

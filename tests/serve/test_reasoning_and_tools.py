@@ -43,7 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     answers.write_text(json.dumps(list(ANSWERS.items())))
     options = ("--thinking-tags", "<think>,</think>", "--tool-format", "hermes")
     arguments = ("fake", "--engine", "fake", *options, "--state", str(folder / "state"))
-    with served(*arguments, **{ANSWERS_VARIABLE: str(answers)}) as running:
+    variables: Any = {ANSWERS_VARIABLE: str(answers)}
+    with served(*arguments, **variables) as running:
         yield running
 
 
