@@ -78,15 +78,16 @@ def read_conversation(
             ) from None
     if not isinstance(value, list):
         return read_messages(value)
-    messages = [_as_mapping(each) or each for each in value]
+    messages = [each if isinstance(each, dict) else _as_mapping(each) or each for each in value]
     if messages_format == "sharegpt":
         messages = [_from_sharegpt(each, place) for place, each in enumerate(messages, start=1)]
         if isinstance(system, str) and system.strip():
             messages.insert(0, {"role": "system", "content": system})
     elif (
         messages
-        and isinstance(messages[0], Mapping)
-        and {"from", "role"} & {*messages[0]} == {"from"}
+        and isinstance(first := messages[0], dict)
+        and "role" not in first
+        and "from" in first
     ):
         raise RowError(
             "bad_messages",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
 from hashlib import blake2b
@@ -71,6 +71,8 @@ class RowLayout:
         id_field: The field of the row's own id.
         read_envelope: Returns the fields of a request inside an envelope that holds the id.
         bare: Whether text prompts are run without a chat template; see `Request`.
+        prompt_names: Fields that make the prompt.
+        prompt_columns: Fields of the row that hold them, which may be inside them.
     """
 
     template: Template | None = None
@@ -82,25 +84,25 @@ class RowLayout:
     id_field: str = "id"
     read_envelope: Callable[[Fields], Fields] | None = None
     bare: bool = False
+    prompt_names: tuple[str, ...] = field(init=False)
+    prompt_columns: tuple[str, ...] = field(init=False)
 
-    @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """Fields that make the prompt."""
+    def __post_init__(self) -> None:  # these are needed for every row
+        names = self._find_prompt_names()
+        columns = names if self.template is not None else map(self._column_of, names)
+        object.__setattr__(self, "prompt_names", names)
+        object.__setattr__(self, "prompt_columns", tuple(columns))
+
+    def _column_of(self, name: str) -> str:
+        return name if name in self.columns else name.partition(".")[0]
+
+    def _find_prompt_names(self) -> tuple[str, ...]:
         if self.template is not None:
             return self.template.names
         if self.prompt_field is not None:
             return (self.prompt_field,)
         known = ("prompt", "messages", TOKEN_IDS)
         return (*known, CONVERSATIONS, SYSTEM) if self.messages_format == "sharegpt" else known
-
-    @property
-    def prompt_columns(self) -> tuple[str, ...]:
-        """Fields of the row that hold `prompt_names`, which may be inside them."""
-        if self.template is not None:
-            return self.prompt_names
-        return tuple(
-            name if name in self.columns else name.partition(".")[0] for name in self.prompt_names
-        )
 
     @property
     def option_columns(self) -> tuple[str, ...]:
@@ -182,7 +184,8 @@ def parse_row(index: int, record: Record, layout: RowLayout, keys: RowKeys) -> R
         is_chat = isinstance(content, tuple) and not isinstance(content, TokenIds)
         options, prompt_options = _read_options(fields, layout, is_chat=is_chat)
         bare = layout.bare and not is_chat
-        key = keys.for_request(row_id, content, {**options, **prompt_options}, bare)
+        own = {**options, **prompt_options} if prompt_options else options
+        key = keys.for_request(row_id, content, own, bare)
     except RowError as error:
         code, message = error.code, str(error)
     except UnicodeEncodeError:

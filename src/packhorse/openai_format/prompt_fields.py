@@ -56,9 +56,10 @@ def read_prompt_options(fields: Mapping[str, Any]) -> dict[str, Any]:
         RowError: `bad_option` for a wrong type or fields that contradict each other,
             `unsupported_option` for a `tool_choice` that forces a call.
     """
-    given = {name: fields[name] for name in PROMPT_FIELDS if fields.get(name) is not None}
-    if not given:
+    if PROMPT_FIELDS.isdisjoint(fields):
         return {}
+    names = PROMPT_FIELDS & fields.keys()
+    given = {name: fields[name] for name in names if fields[name] is not None}
     for name in _FLAGS:
         if not isinstance(given.get(name, True), bool):
             raise _bad(name, "true or false", given[name])

@@ -48,7 +48,9 @@ def read_row_options(
     options = {
         name: value for name, value in fields.items() if is_option(name) and _is_given(name, value)
     }
-    if options and unknown and row_options == "auto":
+    if not options:
+        return {}, {}
+    if unknown and row_options == "auto":
         raise RowError("ambiguous_option", "; ".join(describe_ambiguity(options, unknown)))
     for name, value in options.items():
         if name not in OPTION_FIELDS and name not in PROMPT_FIELDS:

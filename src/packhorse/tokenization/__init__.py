@@ -184,12 +184,12 @@ class Tokenizer:
 
     def _prepare(self, request: Request) -> _Prepared | Refusal:
         content = request.content
-        chosen = replace(self.prompts, **request.prompt_options)
+        own = request.prompt_options
+        chosen = replace(self.prompts, **own) if own else self.prompts
         is_rendered = isinstance(content, TokenIds) or (
             isinstance(content, str) and chosen.raw_prompts
         )
         is_plain = isinstance(content, str) and (request.bare or not self.codec.has_chat_template)
-        own = request.prompt_options
         refusal = _needs_template(own, is_rendered=is_rendered) if is_rendered or is_plain else None
         if refusal is not None:
             return refusal

@@ -178,6 +178,8 @@ class HuggingFaceCodec:
                 tools=tuple(self._hide_specials(chosen.tools, found)),
                 variables=self._hide_specials([chosen.variables], found)[0],
             )
+            if chosen.tools or chosen.variables
+            else chosen
             for chosen, found in zip(options, literals, strict=True)
         ]
         of_tools = list(map(len, literals))

@@ -156,6 +156,13 @@ class OutputRules:
         Args:
             own: The row's own options, which override those of the job.
         """
+        return self._variables(own) if own else self._usual_variables
+
+    @cached_property
+    def _usual_variables(self) -> dict[str, Any] | Refusal:
+        return self._variables({})
+
+    def _variables(self, own: Mapping[str, Any]) -> dict[str, Any] | Refusal:
         found: dict[str, Any] = {}
         job: dict[str, Any] = {
             "thinking": self._options.thinking,
@@ -240,7 +247,7 @@ class OutputRules:
         is_continued = last.get("role") == "assistant" and final == "continue"
         return str(last.get("content") or "") if is_continued else ""
 
-    @property
+    @cached_property
     def _known(self) -> frozenset[str]:
         return self._codec.template_variables() or frozenset()
 

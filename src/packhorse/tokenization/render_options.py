@@ -33,6 +33,8 @@ class RenderOptions:
     @property
     def shape(self) -> tuple[Any, ...]:
         """What decides, beside the shape of the messages, which branches a template takes."""
+        if not self.tools and not self.variables:
+            return ()
         return len(self.tools), json.dumps(self.variables, sort_keys=True, default=str)
 
     def template_variables(self, messages: Sequence[Message]) -> dict[str, Any]:
