@@ -14,6 +14,7 @@ import chat_template_shapes as shapes
 import tiny_models
 from packhorse.data import Content, Request, TokenIds
 from packhorse.errors import ConfigError
+from packhorse.inference.output_reader import MarkedCodec, read_output
 from packhorse.prompt_options import PromptOptions, parse_template_option, parse_thinking
 from packhorse.tokenization import HuggingFaceCodec, Refusal, SpecialTextNotice, Tokenizer
 
@@ -53,17 +54,8 @@ def codec_with(llama: Path, tmp_path: Path) -> ModelWith:
     """The tokenizer of the tiny model with another chat template and <think> as tokens."""
 
     def made(template: str) -> HuggingFaceCodec:
-        folder = tmp_path / "model"
-        shutil.copytree(llama, folder)
+        folder = with_tokens(tmp_path / "model", llama, ("<think>", "</think>"), special=False)
         (folder / "chat_template.jinja").write_text(template)
-        file = folder / "tokenizer.json"
-        stored = json.loads(file.read_text())
-        for place, text in enumerate(("<think>", "</think>")):
-            token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            stored["added_tokens"].append(
-                {"id": 300 + place, "content": text, "special": False, **token}
-            )
-        file.write_text(json.dumps(stored))
         return HuggingFaceCodec(folder)
 
     return made
@@ -317,3 +309,59 @@ def test_a_message_that_is_continued_is_not_cut(codec_with: ModelWith) -> None:
     assert isinstance(found, tuple)
     assert len(found) <= 40
     assert str(codec._tokenizer.decode(list(found))).endswith("assistant\nIt")
+
+
+def with_tokens(folder: Path, source: Path, texts: Sequence[str], *, special: bool) -> Path:
+    """A copy of a model whose tokenizer has further tokens, from id 300 on."""
+    shutil.copytree(source, folder)
+    file = folder / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    stored["added_tokens"] += [
+        {"id": 300 + place, "content": text, "special": special, **token}
+        for place, text in enumerate(texts)
+    ]
+    file.write_text(json.dumps(stored))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tokens", "output", "expected"),
+    [
+        (("[THINK]", "[/THINK]"), "[THINK]so[/THINK]42", ("so", "42")),
+        (
+            ("<|channel|>", "<|message|>", "<|end|>", "<|start|>"),
+            "<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>42",
+            ("so", "42"),
+        ),
+    ],
+)
+def test_tags_that_are_special_tokens(
+    llama: Path, tmp_path: Path, tokens: Sequence[str], output: str, expected: tuple[str, str]
+) -> None:
+    codec = HuggingFaceCodec(with_tokens(tmp_path / "model", llama, tokens, special=True))
+    row = Request(0, "r", 1, (HI,))
+    tokenizer = Tokenizer(codec, prompts=PromptOptions(thinking=2))
+    (ids,) = tokenizer.encode([row], [1000])
+    assert not isinstance(ids, Refusal)
+    found = tokenizer.output_format(row, ids)
+    assert not isinstance(found, Refusal)
+    form, forced = found
+    (generated,) = codec.encode_rendered([output])
+    raw = MarkedCodec(codec, form.keep).decode(generated)
+    assert raw == output
+    assert codec.decode(generated) != output  # special tokens are no text elsewhere
+    read = read_output(codec, form, generated, raw, "r")
+    assert (read.reasoning, read.text) == expected
+    end = codec.encode_rendered(["[/THINK]" if "[/THINK]" in tokens else "<|end|>"])[0][0]
+    assert read.reasoning_tokens == generated.index(end) + 1
+    assert forced is not None
+    start = codec.encode_rendered([output.partition("so")[0]])[0]
+    limited = list(start)
+    for _ in range(20):
+        token = forced.next(limited)
+        limited.append(5 if token is None else token)
+    text = MarkedCodec(codec, form.keep).decode(limited)
+    cut = read_output(codec, form, limited, text, "r")
+    assert cut.reasoning == codec.decode((5, 5)).strip()
+    assert cut.text

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import Any
 
 from packhorse.config import MessagesFormat, RowOptions
-from packhorse.data import Content, Failure, NumberId, Request, RowId, TokenIds
+from packhorse.data import Content, Failure, NumberId, Request, RowId
 from packhorse.inputs.conversations import (
     CONVERSATIONS,
     SYSTEM,
@@ -181,7 +181,7 @@ def parse_row(index: int, record: Record, layout: RowLayout, keys: RowKeys) -> R
         if layout.read_envelope is not None:
             fields = layout.read_envelope(fields)
         content = _read_content(fields, layout)
-        is_chat = isinstance(content, tuple) and not isinstance(content, TokenIds)
+        is_chat = type(content) is tuple  # TokenIds is another type
         options, prompt_options = _read_options(fields, layout, is_chat=is_chat)
         bare = layout.bare and not is_chat
         own = {**options, **prompt_options} if prompt_options else options

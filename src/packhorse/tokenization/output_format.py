@@ -312,7 +312,9 @@ def is_single(codec: Codec, text: str) -> bool:
 def marker_ids(codec: Codec, texts: Sequence[str]) -> frozenset[int]:
     """Return the special tokens in these texts, which decoding would leave out."""
     ids = {each for encoded in codec.encode_rendered(list(texts)) for each in encoded}
-    return frozenset(each for each in ids if codec.token_bytes(each) is None)
+    return frozenset(
+        each for each in ids if codec.is_single_token(each) and not codec.decode([each])
+    )
 
 
 def prompt_opens_reasoning(
