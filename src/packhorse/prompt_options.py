@@ -12,16 +12,16 @@ def parse_thinking(text: str) -> str | int:
     """Return a value of `PromptOptions.thinking`. Raises ValueError for any other text."""
     if text in ("auto", "off", "on"):
         return text
-    if (number := int(text)) < 0:
-        raise ValueError("must not be negative")
-    return number
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise ValueError(f"must be auto, off, on or a number of tokens, got {text!r}")
 
 
 def parse_template_option(text: str) -> tuple[str, Any]:
     """Return name and value of NAME=VALUE; the value is JSON, else text. Raises ValueError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ValueError("must be NAME=VALUE")
+        raise ValueError(f"must be NAME=VALUE, got {text!r}")
     try:
         return name.strip(), json.loads(value)
     except (ValueError, RecursionError):

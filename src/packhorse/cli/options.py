@@ -166,7 +166,8 @@ def _value_keywords(option: Mapping[str, Any], kind: Any, field: Field[Any]) -> 
     if choices:
         return {"choices": choices}
     if get_origin(kind) is Mapping:
-        return {"action": "append", "type": option["type"], "metavar": option["metavar"]}
+        parse = _explaining(option["type"])
+        return {"action": "append", "type": parse, "metavar": option["metavar"]}
     if get_origin(kind) is not tuple:
         parse = _parser(option, kind)
         return {"type": parse, "metavar": option.get("metavar", _METAVARS.get(kind, "X"))}
@@ -191,9 +192,23 @@ def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
     parse: Callable[[str], Any] = option.get("type") or (
         kind if kind in (int, float, Path) else text
     )
+    if parse is option.get("type"):
+        parse = _explaining(parse)
     if (none := option.get("none")) is not None:
         return lambda given: None if given == none else parse(given)
     return parse
+
+
+def _explaining(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser whose ValueError argparse shows as it is."""
+
+    def explained(given: str) -> Any:
+        try:
+            return parse(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return explained
 
 
 def _help(option: Mapping[str, Any], field: Field[Any], kind: Any) -> str:

@@ -145,7 +145,7 @@ class OutputRules:
             return "the model's chat template has no switch that turns its reasoning off"
         if self.tags is None:
             return (
-                "neither template nor tokenizer of this model have known tags of reasoning, so "
+                "neither template nor tokenizer of this model has known tags of reasoning, so "
                 f"thinking must be auto or off, got {thinking}"
             )
         return ""
