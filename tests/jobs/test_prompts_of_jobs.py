@@ -206,6 +206,26 @@ def test_the_command_line_reads_them_back(tmp_path: Path) -> None:
     assert options.read(parser.parse_args([]), PromptOptions) == PromptOptions()
 
 
+@pytest.mark.slow
+def test_a_plan_counts_reasoning(job: JobConfig, home: Path) -> None:
+    from packhorse.cli.plan import lines
+    from packhorse.estimate import EstimateConfig, estimate
+
+    config = EstimateConfig(
+        model="fake",
+        input=job.input,
+        engines=("fake",),
+        quantizations=("float32",),
+        batchings=("planned",),
+        decoding=job.decoding,
+        reading=job.reading,
+    )
+    found = estimate(config, lambda text: None)
+    assert found.reasoning_tokens is not None
+    assert 0 < found.reasoning_tokens < found.new_tokens
+    assert any("are reasoning" in line for line in lines(found))
+
+
 @pytest.mark.parametrize("engine", ["transformers", "packed"])
 def test_the_demonstration_model_continues_an_answer(demo_model_folder: Path, engine: str) -> None:
     """As transformers' own generate does with its own rendering of the chat."""
