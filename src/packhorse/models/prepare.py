@@ -156,13 +156,8 @@ def _prepare_for_best(original: Original, request: PrepareRequest) -> PreparedMo
 
     If the model cannot be converted for one engine, the next one is chosen.
     """
-    wanted = EngineRequest(
-        torch_device(request.device),
-        request.quantization,
-        request.policy,
-        request.workers,
-        request.forces_tokens,
-    )
+    device, form, policy = torch_device(request.device), request.quantization, request.policy
+    wanted = EngineRequest(device, form, policy, request.workers, request.forces_tokens)
     config = config_of(original.checkpoint().folder)
     failures: dict[str, str] = {}
     while True:
