@@ -23,9 +23,10 @@ import subprocess
 import sys
 import time
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from packhorse.data import Message
+if TYPE_CHECKING:
+    from packhorse.data import Content
 
 PLANNED = "packhorse planned"
 Setting = tuple[str, int, int, int]
@@ -58,7 +59,7 @@ def settings(cores: int) -> dict[str, Setting]:
     }
 
 
-def prompts_of(options: argparse.Namespace) -> list[str | tuple[Message, ...]]:
+def prompts_of(options: argparse.Namespace) -> list[Content]:
     from pathlib import Path
 
     from packhorse.config import InputConfig
@@ -94,6 +95,7 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     import ctranslate2
 
     from packhorse.config import EngineConfig
+    from packhorse.data import as_messages
     from packhorse.inference.model import prepare_for
     from packhorse.models import model_facts
     from packhorse.models.ctranslate2_folder import vocabulary
@@ -104,12 +106,7 @@ def own_trial(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         options.model, EngineConfig("ctranslate2", quantization=options.quantization)
     )
     codec = HuggingFaceCodec(prepared.tokenizer_folder)
-    encoded = codec.encode_chats(
-        [
-            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            for prompt in prompts_of(options)
-        ]
-    )
+    encoded = codec.encode_chats(list(map(as_messages, prompts_of(options))))
     words = vocabulary(prepared.folder)
     prompts = [[words[token] for token in ids] for ids in encoded if not isinstance(ids, Refusal)]
     generator = ctranslate2.Generator(

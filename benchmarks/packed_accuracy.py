@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packhorse.config import InputConfig
-from packhorse.data import Batch, EngineOutput, Prompt, Request, SamplingParams
+from packhorse.data import Batch, EngineOutput, Prompt, Request, SamplingParams, as_messages
 from packhorse.engines.packed import PackedEngine
 from packhorse.evaluation.quality import matched_prefix_share
 from packhorse.inputs import read_rows
@@ -59,7 +59,7 @@ def prompts_of(options: argparse.Namespace) -> list[Ids]:
     codec = HuggingFaceCodec(prepare(options.model, engine="packed").tokenizer_folder)
     read = read_rows(Path(options.input), InputConfig(limit=options.skip + options.rows))
     rows = [row.content for row in read if isinstance(row, Request)][options.skip :]
-    chats = [[{"role": "user", "content": row}] if isinstance(row, str) else row for row in rows]
+    chats = list(map(as_messages, rows))
     return [ids for ids in codec.encode_chats(chats) if isinstance(ids, tuple)]
 
 

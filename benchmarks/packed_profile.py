@@ -37,7 +37,7 @@ from packhorse.batching.planner import plan_batches
 from packhorse.batching.policies import CONTINUOUS
 from packhorse.batching.sizes import Limits
 from packhorse.config import InputConfig
-from packhorse.data import Batch, Failure, Prompt, Request, SamplingParams
+from packhorse.data import Batch, Failure, Prompt, Request, SamplingParams, as_messages
 from packhorse.engine_protocol import EngineCapabilities
 from packhorse.engines.common.allocator import keep_freed_memory
 from packhorse.engines.packed import PackedEngine, read_architecture
@@ -142,11 +142,7 @@ def load(options: argparse.Namespace) -> tuple[PackedEngine, Architecture, Huggi
 
 def prompts_of(path: str, rows: int, new_tokens: int, codec: HuggingFaceCodec) -> list[Prompt]:
     read = read_rows(Path(path), InputConfig(limit=rows))
-    chats = [
-        [{"role": "user", "content": row.content}] if isinstance(row.content, str) else row.content
-        for row in read
-        if isinstance(row, Request)
-    ]
+    chats = [as_messages(row.content) for row in read if isinstance(row, Request)]
     return [
         Prompt(index, ids, SamplingParams(max_new_tokens=new_tokens))
         for index, ids in enumerate(codec.encode_chats(chats))

@@ -182,6 +182,16 @@ def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("0 ")
 
 
+@pytest.mark.real_model
+@pytest.mark.usefixtures("demo_model_folder")
+def test_the_python_of_the_page_of_prompts_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = code_blocks("prompts.md", "python")
+    exec(code, {})  # noqa: S102
+    lines = sorted(line for line in capsys.readouterr().out.splitlines() if line[:1].isdigit())
+    assert "Paris" in lines[0]
+    assert len(lines) >= 3
+
+
 @pytest.mark.slow
 def test_the_client_of_the_serving_page_runs() -> None:
     code = "".join(code_blocks("serving.md", "python"))
@@ -209,6 +219,7 @@ def test_every_python_block_is_run_by_a_test() -> None:
         "README.md",
         "docs/dataframes.md",
         "docs/sampling.md",
+        "docs/prompts.md",
         "docs/serving.md",
         "docs/how-to/add-a-batching-policy.md",
         "docs/how-to/add-a-model-family.md",

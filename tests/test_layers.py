@@ -21,6 +21,7 @@ LAYERS = {
         "errors",
         "data",
         "sampling_params",
+        "prompt_options",
         "config",
         "engine_protocol",
         "cgroups",

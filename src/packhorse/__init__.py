@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig, OutputConfig
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
+from packhorse.prompt_options import PromptOptions
 
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load
@@ -37,6 +38,7 @@ __all__ = [
     "Model",
     "OutputConfig",
     "PackhorseError",
+    "PromptOptions",
     "RunReport",
     "SamplingParams",
     "__version__",

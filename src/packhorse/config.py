@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Literal
 
 from packhorse.data import SamplingParams
+from packhorse.prompt_options import PromptOptions
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
 RowOptions = Literal["auto", "yes", "no"]
+MessagesFormat = Literal["auto", "openai", "sharegpt"]
 DEVICES = ("auto", "cpu", "cuda")
 QUANTIZATIONS = (
     "auto",
@@ -225,7 +227,12 @@ class InputConfig:
     """
 
     prompt_column: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "column or field that holds the prompt"}
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "column or field that holds the prompt or messages; data.question is a field "
+            "inside another",
+        },
     )
     template: str | None = field(
         default=None,
@@ -273,6 +280,15 @@ class InputConfig:
             "the row is refused"
         },
     )
+    messages_format: MessagesFormat = field(
+        default="auto",
+        metadata={
+            "help": "how messages are stored: openai (role, content) or sharegpt (from, value; "
+            "the field conversations); also reads messages in columns of JSON text",
+            "default": "auto: openai, in a list or a field called messages",
+        },
+    )
+    prompts: PromptOptions = field(default_factory=PromptOptions)
 
 
 @dataclass(frozen=True, slots=True)

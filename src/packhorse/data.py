@@ -9,7 +9,7 @@ All are frozen: no row is changed in place, each step creates the next value.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
@@ -19,7 +19,30 @@ from packhorse.sampling_params import SamplingParams as SamplingParams
 RowId = str | int
 """The id of a row, as in the input. A number that is not a plain integer is a `NumberId`."""
 Message = Mapping[str, Any]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class TokenIds(tuple[int, ...]):
+    """A prompt that is given as token ids."""
+
+    __slots__ = ()
+
+
+Content = str | TokenIds | tuple[Message, ...]
+"""What a row asks: text, token ids or chat messages."""
+
+
+def as_messages(content: Content) -> tuple[Message, ...]:
+    """Return what a row asks as chat messages: text is one message of the user.
+
+    Raises:
+        ValueError: For token ids.
+    """
+    if isinstance(content, str):
+        return ({"role": "user", "content": content},)
+    if isinstance(content, TokenIds):
+        raise ValueError("token ids are no messages")
+    return content
 
 
 class NumberId(str):
@@ -65,22 +88,82 @@ class Request:
         id: The row's own id, else `line-N` (JSONL, text) or `row-N` (CSV, Parquet).
         line: 1-based line (JSONL, text), first line of the record (CSV) or row number (Parquet),
             for messages.
-        content: Text, or chat messages.
+        content: Text, token ids or chat messages.
         options: The row's own sampling parameters by name, already checked for type.
         key: Identity across runs: a digest of id, content and options; equal rows without ids
             are distinguished by their occurrence number.
         bare: Continue the text without applying the chat template (OpenAI's /v1/completions).
         has_own_id: Whether the input gives the row its id.
+        prompt_options: The row's own fields of PromptOptions by name, already checked for type.
     """
 
     index: int
     id: RowId
     line: int
-    content: str | tuple[Message, ...]
+    content: Content
     options: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     bare: bool = False
     has_own_id: bool = True
+    prompt_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the row is chat messages, not text or token ids."""
+        return not isinstance(self.content, (str, TokenIds))
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedTokens:
+    """Tokens that a row gets in place of the model's own when its reasoning reaches a limit.
+
+    Attributes:
+        limit: Number of generated tokens after `start` that the model chooses itself.
+        token_ids: Tokens that follow then.
+        end: Tokens by which the model ends its reasoning; once generated, nothing is forced.
+        start: Tokens by which reasoning begins, at the beginning of the output; () if the prompt
+            has begun it.
+    """
+
+    limit: int
+    token_ids: tuple[int, ...]
+    end: tuple[int, ...]
+    start: tuple[int, ...] = ()
+
+    def next(self, generated: Sequence[int]) -> int | None:
+        """Return the token that must follow `generated`; None if the model chooses it."""
+        if len(generated) < self.limit:
+            return None
+        begin = 0
+        if self.start:
+            begin = find_tokens(generated[: _MAX_TOKENS_BEFORE_START + len(self.start)], self.start)
+            if begin < 0:
+                return None
+            begin += len(self.start)
+        due = begin + self.limit
+        place = len(generated) - due
+        if not 0 <= place < len(self.token_ids):
+            return None
+        is_ended = find_tokens(generated[begin:due], self.end) >= 0
+        if is_ended or tuple(generated[due:]) != self.token_ids[:place]:
+            return None
+        return self.token_ids[place]
+
+
+_MAX_TOKENS_BEFORE_START = 4
+"""Tokens of white space that a model may write before it begins its reasoning."""
+
+
+def find_tokens(token_ids: Sequence[int], part: Sequence[int]) -> int:
+    """Return the place of the first occurrence of `part` in `token_ids`; -1 if there is none."""
+    wanted = tuple(part)
+    for place in range(len(token_ids) - len(wanted) + 1):
+        if (
+            token_ids[place] == wanted[0]
+            and tuple(token_ids[place : place + len(wanted)]) == wanted
+        ):
+            return place
+    return -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +174,13 @@ class Prompt:
         token_ids: The whole prompt, template included, unpadded.
         decoding: Final sampling parameters; max_new_tokens fits the context, and the seed is
             derived from the run's seed and the row.
+        forced: Tokens that limit the row's reasoning; only for engines that force tokens.
     """
 
     index: int
     token_ids: tuple[int, ...]
     decoding: SamplingParams
+    forced: ForcedTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +265,42 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model wants to be called. packhorse calls nothing.
+
+    Attributes:
+        id: Name of this call; a message with its result refers to it.
+        name: Name of the function.
+        arguments: Arguments as a JSON object.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the call as OpenAI's clients read it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The result of a row: its completion as text.
 
     Attributes:
-        text: Generated text without special tokens, cut before the first stop string; after the
-            prompt if `SamplingParams.echo` is set.
+        text: Generated text without reasoning and special tokens, cut before the first stop string;
+            after the prompt if `SamplingParams.echo` is set. Tool calls are part of it, as the
+            model wrote them.
         prompt_tokens, completion_tokens: Numbers of tokens that the engine computed.
         log_probs: One per token id; None if not requested.
         prompt_token_ids: The prompt, if log-probabilities of its tokens were requested.
         prompt_log_probs: One per token of the prompt but the first; None if not requested.
         other_choices: The other completions of a row that asks for several, in their order.
+        reasoning: What the model wrote between its tags of reasoning; None if nothing.
+        reasoning_tokens: Number of tokens of reasoning and its tags; None for a model without tags.
+        tool_calls: Functions to call, for rows with tools.
+        content: `text` without tool calls; None if it is `text`.
     """
 
     index: int
@@ -205,6 +315,10 @@ class Completion:
     prompt_token_ids: tuple[int, ...] = ()
     prompt_log_probs: tuple[TokenLogProbs, ...] | None = None
     other_choices: tuple[Completion, ...] = ()
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    content: str | None = None
 
     @property
     def completion_tokens(self) -> int:

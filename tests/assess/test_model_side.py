@@ -34,7 +34,8 @@ from packhorse.assess.splits import split
 from packhorse.config import EngineConfig
 from packhorse.data import Failure, SamplingParams, Scores
 from packhorse.errors import ConfigError
-from packhorse.inference.model import Model, requests_of
+from packhorse.inference.model import Model
+from packhorse.inference.prompts import requests_of
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import ByteCodec, Tokenizer
 

@@ -67,6 +67,9 @@ def answers(folder: Path, engine: str = "auto", **options: Any) -> tuple[str, li
          f"packed {REFUSED} 'bloom'"),
         (config_of("olmo"), EngineRequest(), "transformers",
          f"packed {REFUSED} 'olmo'; ctranslate2 does not run olmo models"),
+        (config_of("llama"), EngineRequest(forces_tokens=True), "packed", "fastest"),
+        (config_of("bloom"), EngineRequest(forces_tokens=True), "transformers",
+         "ctranslate2 cannot limit the tokens of reasoning"),
         (None, EngineRequest(), "transformers", "cannot read the config"),
     ],
 )  # fmt: skip

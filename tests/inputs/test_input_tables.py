@@ -142,10 +142,10 @@ def test_options_of_a_table(read_csv: Any, read_parquet: Any) -> None:
 
 def test_an_option_of_a_table_that_cannot_be_honoured(read_csv: Any, read_parquet: Any) -> None:
     for row in (
-        *read_csv("prompt,enable_thinking\nx,false\n"),
-        *read_csv('prompt,tools\nx,"[{""type"": ""function""}]"\n'),
+        *read_csv("prompt,functions\nx,false\n"),
+        *read_csv('prompt,tools\nx,"[{""type"": ""custom""}]"\n'),
         *read_parquet({"prompt": ["x"], "response_format": [{"type": "json_object"}]}),
-        *read_parquet({"messages": [MESSAGES], "enable_thinking": [False]}),
+        *read_parquet({"messages": [MESSAGES], "documents": [["x"]]}),
     ):
         assert row.code == "unsupported_option"
     (row,) = read_csv("prompt,enable_thinking,n,tools\nx,,1,[]\n")
@@ -446,7 +446,7 @@ def test_unusable_parquet(read_parquet: Any, tmp_path: Path) -> None:
     for columns, config, words in [
         ({"q": ["x"]}, {}, "no column 'prompt'; it has 'q'"),
         ({"q": ["x"]}, {"template": "{qq}"}, "no column 'qq'"),
-        ({"prompt": [1]}, {}, "must hold text, got int64"),
+        ({"prompt": [1]}, {}, "must hold text, messages or token ids, got int64"),
         ({"prompt": pa.array([], pa.string())}, {}, "has no rows"),
         (twice, {}, "more than one column 'prompt'"),
     ]:

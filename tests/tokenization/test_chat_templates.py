@@ -356,7 +356,7 @@ def test_the_process_renders_like_transformers() -> None:
         theirs: Any = render_jinja_template(
             [chat], chat_template=template, add_generation_prompt=True
         )
-        assert rendering_process().render(source, [chat], DATE) == theirs[0]
+        assert rendering_process().render(source, [{"messages": chat}], DATE) == theirs[0]
 
 
 @pytest.mark.parametrize(
@@ -377,12 +377,12 @@ def test_what_stands_in_a_prompt(content: str, prompt: str, whole: bool) -> None
 def test_a_process_that_is_gone_is_started_again() -> None:
     process = RenderingProcess()
     source = TemplateSource(shapes.CHATML, {})
-    process.render(source, [[HI]], DATE)
+    process.render(source, [{"messages": [HI]}], DATE)
     assert process._process is not None
     process._process.kill()
     process._process.wait()
-    (first,) = process.render(source, [[HI]], DATE)
-    (second,) = process.render(source, [[HI]], DATE)
+    (first,) = process.render(source, [{"messages": [HI]}], DATE)
+    (second,) = process.render(source, [{"messages": [HI]}], DATE)
     process._end()
     assert isinstance(second, str)
     assert isinstance(first, str)

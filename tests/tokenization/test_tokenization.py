@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import tiny_models
-from packhorse.data import Request
+from packhorse.data import Content, Request
 from packhorse.errors import ModelError
-from packhorse.tokenization import ByteCodec, Content, HuggingFaceCodec, Refusal, Tokenizer
+from packhorse.tokenization import ByteCodec, HuggingFaceCodec, Refusal, Tokenizer
 
 ROOM = 10_000
 

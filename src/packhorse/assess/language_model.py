@@ -20,7 +20,8 @@ from packhorse.assess.priors import divide_out_prior, label_probabilities
 from packhorse.assess.prompting import PromptTemplate
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.evaluation.label_matching import is_right, normalise
-from packhorse.inference.model import Model, requests_of
+from packhorse.inference.model import Model
+from packhorse.inference.prompts import requests_of
 from packhorse.models import model_facts
 from packhorse.profiling.run_metrics import Meter
 from packhorse.tokenization import Tokenizer

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(accuracy, CompareConfig, "reference", "embeddings", "labels", "teacher_forcing")
     options.add(parser.add_argument_group("limits for the recommendation"), UserLimits)
     names = ("prompt_column", "template", "system", "csv_quoting", "served_model_name", "date")
-    options.add_input(parser, *names, "row_options")
+    options.add_input(parser, *names, "row_options", "messages_format")
+    options.add_prompts(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

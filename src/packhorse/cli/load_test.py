@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_json(parser)
     options.add(parser.add_argument_group("goals of a good answer"), Goals)
     names = ("prompt_column", "template", "system", "limit", "csv_quoting", "row_options")
-    options.add_input(parser, *names)
+    options.add_input(parser, *names, "messages_format")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from packhorse.batching import AUTO, POLICIES
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, OutputConfig
 from packhorse.data import SamplingParams
 from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
+from packhorse.prompt_options import PromptOptions
 
 _Config = TypeVar("_Config")
 _METAVARS = {int: "N", str: "TEXT", Path: "FILE"}
@@ -70,7 +71,8 @@ def given(arguments: argparse.Namespace, config: type[Any]) -> dict[str, Any]:
     for name, kind in get_type_hints(config).items():
         value = getattr(arguments, _destination(config, name), MISSING)
         if value is not MISSING:
-            found[name] = tuple(value) if isinstance(value, list) else value
+            collect = dict if get_origin(kind) is Mapping else tuple
+            found[name] = collect(value) if isinstance(value, list) else value
         elif isinstance(kind, type) and is_dataclass(kind):
             found[name] = read(arguments, kind)
     return found
@@ -119,6 +121,11 @@ def columns(given: str) -> str | tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError("name columns, or say all or none")
     return names
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    title = "prompts (options of a row override these)"
+    add(parser.add_argument_group(title), PromptOptions)
 
 
 def engine(name: str) -> str:
@@ -175,6 +182,9 @@ def _value_keywords(option: Mapping[str, Any], kind: Any, field: Field[Any]) -> 
     choices = option.get("choices") or (get_args(kind) if get_origin(kind) is Literal else None)
     if choices:
         return {"choices": choices}
+    if get_origin(kind) is Mapping:
+        parse = _explaining(option["type"])
+        return {"action": "append", "type": parse, "metavar": option["metavar"]}
     if get_origin(kind) is not tuple:
         parse = _parser(option, kind)
         return {"type": parse, "metavar": option.get("metavar", _METAVARS.get(kind, "X"))}
@@ -199,15 +209,29 @@ def _parser(option: Mapping[str, Any], kind: Any) -> Callable[[str], Any]:
     parse: Callable[[str], Any] = option.get("type") or (
         kind if kind in (int, float, Path) else text
     )
+    if parse is option.get("type"):
+        parse = _explaining(parse)
     if (none := option.get("none")) is not None:
         return lambda given: None if given == none else parse(given)
     return parse
 
 
+def _explaining(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser whose ValueError argparse shows as it is."""
+
+    def explained(given: str) -> Any:
+        try:
+            return parse(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return explained
+
+
 def _help(option: Mapping[str, Any], field: Field[Any], kind: Any) -> str:
     """Return the help text with the default in parentheses, if there is one to show."""
     default = option.get("default", default_of(field))
-    if kind is bool or default in (None, MISSING, ()):
+    if kind is bool or default in (None, MISSING, (), {}):
         shown = ""
     elif isinstance(default, tuple):
         shown = ",".join(f"{item:g}" if isinstance(item, float) else item for item in default)

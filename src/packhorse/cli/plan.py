@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(group, EstimateConfig, "engines", "quantizations", "batchings")
     options.add_sampling(parser)
     options.add_input(parser)
+    options.add_prompts(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,6 +44,8 @@ def lines(found: JobEstimate) -> list[str]:
         f"{found.rows:,} rows, {found.prompt_tokens:,} prompt tokens, about {found.new_tokens:,} "
         f"to be generated (measured on {found.pilot_rows} rows)"
     ]
+    if found.reasoning_tokens is not None:
+        shown.append(f"about {found.reasoning_tokens:,} of these are reasoning")
     if found.unusable_rows:
         shown.append(f"{found.unusable_rows:,} rows cannot be read or do not fit")
     if found.equal_rows:

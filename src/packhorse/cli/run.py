@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_batching(parser)
     options.add_sampling(parser)
     options.add_input(parser)
+    options.add_prompts(parser)
     options.add_output(parser)
 
 

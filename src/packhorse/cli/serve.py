@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add(parser.add_argument_group("queue"), QueueConfig)
     options.add_engine(parser, ServeConfig)
     options.add_sampling(parser)
+    options.add_prompts(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

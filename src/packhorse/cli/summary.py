@@ -40,6 +40,13 @@ def _session_lines(session: dict[str, Any], resolved: dict[str, Any]) -> list[st
         f"latency     p50 {_figure(latency['p50'])} s, p95 {_figure(latency['p95'])} s per row, "
         "from the start of its batch",
     ]
+    if session["reasoning_tokens"] is not None:
+        generated = session["generated_tokens"]
+        share = session["reasoning_tokens"] / generated if generated else 0.0
+        lines.append(
+            f"reasoning   {session['reasoning_tokens']:,} of {generated:,} generated tokens "
+            f"({share:.0%})"
+        )
     if session["expected"] is not None:
         expected = session["expected"]
         lines.append(

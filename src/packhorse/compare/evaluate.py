@@ -12,7 +12,7 @@ from packhorse.compare.config import CompareConfig
 from packhorse.compare.metric_definitions import QUALITY, SPEED
 from packhorse.compare.sample import Sample
 from packhorse.compare.trial import RepeatOutcome, RowResult, read_rows
-from packhorse.data import SamplingParams
+from packhorse.data import SamplingParams, TokenIds
 from packhorse.embeddings import SentenceEncoder
 from packhorse.engine_protocol.registry import engine_entry
 from packhorse.errors import PackhorseError
@@ -176,7 +176,10 @@ class TrialEvaluator:
         codec = prepare_for(
             self.config.model, engine, allow_pickle=self.config.allow_pickle
         ).codec()
-        tokenizer = Tokenizer(codec, self.config.reading.system, now=date_of(self.date))
+        reading = self.config.reading
+        tokenizer = Tokenizer(
+            codec, reading.system, now=date_of(self.date), prompts=reading.prompts
+        )
         encoded = tokenizer.encode(self.sample.requests, [_NO_LIMIT] * len(self.sample.requests))
         return [() if isinstance(ids, Refusal) else ids for ids in encoded]
 
@@ -365,6 +368,8 @@ def _output(row: RowResult) -> Output | None:
 
 def _shown(content: Any) -> str:
     """Return the end of a prompt's last message, where its question usually is."""
+    if isinstance(content, TokenIds):
+        return f"{len(content)} token ids"
     text = content if isinstance(content, str) else str(content[-1].get("content", ""))
     return text if len(text) <= PROMPT_EXCERPT else f"…{text[-PROMPT_EXCERPT:]}"
 

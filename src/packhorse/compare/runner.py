@@ -29,6 +29,7 @@ from packhorse.jobs.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.outputs import write_json
 from packhorse.profiling.hardware import machine
+from packhorse.prompt_options import PromptOptions, prompt_settings
 from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import make_folder
 from packhorse.storage.json_files import read_object
@@ -38,6 +39,7 @@ from packhorse.techniques.grid import (
     Combination,
     combinations,
     engine_config,
+    option_words,
     packhorse_command,
 )
 
@@ -175,6 +177,7 @@ def _bind(config: CompareConfig, sample: Sample, path: Path) -> str:
         "batch_size": config.batch_size,
         "max_batch_tokens": config.max_batch_tokens,
         "system": config.reading.system,
+        **_own_prompt_settings(config),
     }
     if path.exists():
         found = read_object(path, error=OutputError, hint="choose another folder with -o")
@@ -219,9 +222,16 @@ def _run_arguments(config: CompareConfig, sample: Sample, date: str) -> list[str
     arguments += ["--warm-up-rows", str(config.warmup_rows)]
     if config.reading.system is not None:
         arguments += ["--system", config.reading.system]
+    arguments += option_words(config.reading.prompts, PromptOptions())
     if config.allow_pickle:
         arguments += ["--allow-pickle"]
     return arguments
+
+
+def _own_prompt_settings(config: CompareConfig) -> dict[str, Any]:
+    """Return the settings of prompts that differ from their defaults."""
+    settings = prompt_settings(config.reading.prompts)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _run_reference(
@@ -241,6 +251,7 @@ def _run_reference(
         "sample": sample.sha256,
         "max_new_tokens": config.max_new_tokens,
         "system": config.reading.system,
+        **_own_prompt_settings(config),
         "versions": versions(),
         **({"date": date} if prepared.codec().writes_date else {}),
     }

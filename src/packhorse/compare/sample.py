@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.config import CsvQuoting, InputConfig
-from packhorse.data import Request, free_id
+from packhorse.data import Request, TokenIds, free_id
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs import read_fields, read_rows
+from packhorse.inputs.rows import TOKEN_IDS
+from packhorse.openai_format.prompt_fields import write_prompt_options
 from packhorse.openai_format.request_fields import write_options
 from packhorse.storage.atomic_files import atomic_file
 
@@ -126,9 +128,12 @@ def _lines(requests: tuple[Request, ...]) -> Iterator[bytes]:
                 "give it the same prompts as JSONL",
             )
         name = "prompt" if isinstance(request.content, str) else "messages"
+        if isinstance(request.content, TokenIds):
+            name = TOKEN_IDS
         options = dict(request.options)
         for unused in ("top_log_probs", "prompt_log_probs"):  # they do not change the text
             options.pop(unused, None)
         fields = write_options(options, is_chat=False)
+        fields |= write_prompt_options(request.prompt_options)
         row: dict[str, Any] = {"id": request.id, name: request.content, **fields}
         yield json.dumps(row).encode() + b"\n"

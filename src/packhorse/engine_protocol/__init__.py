@@ -50,6 +50,7 @@ class EngineCapabilities:
             that ask for it.
         sampling_fields: fields of `packhorse.sampling_params.ENGINE_FIELDS` that it supports; rows
             that set others fail before they reach it.
+        forces_tokens: it supports `Prompt.forced`; other engines do not get prompts with it.
         same_length_above: prompts longer than this share a batch only with prompts of the same
             length (tokens); 0 means every prompt, None no prompt.
         separate_above: prompts longer than this never share a batch with shorter ones (tokens);
@@ -75,6 +76,7 @@ class EngineCapabilities:
     max_num_seqs: int = 0
     gives_log_probs: bool = False
     sampling_fields: tuple[str, ...] = ()
+    forces_tokens: bool = False
     working_bytes: int = 0
     max_prompt: int = 0
     same_length_above: int | None = None

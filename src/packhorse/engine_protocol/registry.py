@@ -55,6 +55,7 @@ class EngineEntry:
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
         sampling_fields: fields of `packhorse.sampling_params.ENGINE_FIELDS` that it supports.
+        forces_tokens: it supports `Prompt.forced`, which limits reasoning.
         requirement: what `pip install` needs if the loader's module lacks a library.
     """
 
@@ -70,6 +71,7 @@ class EngineEntry:
     int8_writer: str = ""
     gives_logits: bool = False
     sampling_fields: tuple[str, ...] = ()
+    forces_tokens: bool = False
     requirement: str = ""
 
     @property

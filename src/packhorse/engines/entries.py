@@ -16,6 +16,7 @@ ENTRIES = (
         refusal="packhorse.models.engine_support:transformers_refusal",
         gives_logits=True,
         sampling_fields=ENGINE_FIELDS,
+        forces_tokens=True,
     ),
     EngineEntry(
         name="ctranslate2",
@@ -46,6 +47,7 @@ ENTRIES = (
         int8_writer="packhorse.engines.packed.int8_writer:write_int8",
         gives_logits=True,
         sampling_fields=ENGINE_FIELDS,
+        forces_tokens=True,
     ),
     EngineEntry(
         name="fake",
@@ -53,5 +55,6 @@ ENTRIES = (
         model_kind=NO_MODEL,
         number_formats=("float32", "int8", "int16"),
         sampling_fields=ENGINE_FIELDS,
+        forces_tokens=True,
     ),
 )

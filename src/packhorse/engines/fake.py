@@ -130,6 +130,7 @@ class FakeEngine:
             runs_side_by_side=True,
             gives_log_probs=True,
             sampling_fields=ENGINE_FIELDS,
+            forces_tokens=True,
         )
 
     @property
@@ -216,7 +217,8 @@ class FakeEngine:
             while rows:
                 _wait(self._seconds_per_token)
                 for row in rows:
-                    token_id = next(words[row.prompt.index], END)
+                    forced = row.forced_token()
+                    token_id = next(words[row.prompt.index], END) if forced is None else forced
                     if token_id == END and len(row.token_ids) < row.prompt.decoding.min_tokens:
                         token_id = ord(" ")
                     log_probs = _token_log_probs(row, token_id)

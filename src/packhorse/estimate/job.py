@@ -77,6 +77,7 @@ class JobEstimate:
 
     Attributes:
         equal_rows: Rows that need not run because an equal row does.
+        reasoning_tokens: Those of `new_tokens` that are reasoning; None for a model without tags.
         predictions: Predictions, fastest first.
         failed: Techniques that cannot be calibrated, with the reason.
         recommended: The fastest technique without accuracy loss; if none finishes within
@@ -90,6 +91,7 @@ class JobEstimate:
     equal_rows: int
     prompt_tokens: int
     new_tokens: int
+    reasoning_tokens: int | None
     pilot_rows: int
     pace: float
     predictions: tuple[Prediction, ...]
@@ -137,9 +139,15 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
         report(f"reading {config.input}")
         model.date = date_of(config.reading.date)
         tokenizer = Tokenizer(
-            model.codec, config.reading.system, config.reading.on_too_long, model.date
+            model.codec,
+            config.reading.system,
+            config.reading.on_too_long,
+            model.date,
+            prompts=config.reading.prompts,
         )
-        if detect_format(Path(config.input)) != "openai-batch":
+        tokenizer.check_options(report)
+        is_openai = detect_format(Path(config.input)) == "openai-batch"
+        if not is_openai and not config.reading.prompts.raw_prompts:
             tokenizer.check()
         context = model.capabilities.max_context
         check_decoding(config.decoding, context)
@@ -157,6 +165,8 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
         key=lambda prediction: prediction.load_seconds + prediction.seconds,
     )
     limit = config.decoding.max_new_tokens
+    new_tokens = found.scale * len(running) * float(pilot.outputs.survival(limit).sum())
+    share = pilot.reasoning_share
     return JobEstimate(
         model=config.model,
         input=config.input,
@@ -164,7 +174,8 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
         unusable_rows=found.unusable,
         equal_rows=round(found.scale * (len(found.prompts) - len(running))),
         prompt_tokens=found.prompt_tokens,
-        new_tokens=round(found.scale * len(running) * float(pilot.outputs.survival(limit).sum())),
+        new_tokens=round(new_tokens),
+        reasoning_tokens=None if share is None else round(share * new_tokens),
         pilot_rows=pilot.rows,
         pace=pilot.pace,
         predictions=tuple(predictions),

@@ -33,12 +33,14 @@ class Pilot:
         outputs: Their output lengths.
         pace: Measured seconds / seconds that the cost model predicts for these rows; corrects
             predictions. 1 without a cost model.
+        reasoning_share: Tokens of reasoning / generated tokens; None for a model without tags.
     """
 
     rows: int
     seconds: float
     outputs: OutputLengths
     pace: float
+    reasoning_share: float | None = None
 
 
 def run_pilot(
@@ -52,7 +54,13 @@ def run_pilot(
 
     Equal rows run separately, because the prediction is compared with rows that ran.
     """
-    tokenizer = Tokenizer(model.codec, reading.system, reading.on_too_long, model.now())
+    tokenizer = Tokenizer(
+        model.codec,
+        reading.system,
+        reading.on_too_long,
+        model.now(),
+        prompts=reading.prompts,
+    )
     at_once = (
         CONTINUOUS_ROWS_AT_ONCE
         if model.capabilities.max_num_seqs
@@ -63,6 +71,7 @@ def run_pilot(
     )
     chunks = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)]
     outputs = OutputLengths()
+    generated, reasoning = 0, list[int]()
     budget = model.budget(decoding)
     ran = 0
     started = time.monotonic()
@@ -72,6 +81,9 @@ def run_pilot(
         )
         for outcome in generation_run.outcomes(survey.requests[place] for place in chunk):
             if isinstance(outcome, Completion):
+                generated += outcome.completion_tokens
+                if outcome.reasoning_tokens is not None:
+                    reasoning.append(outcome.reasoning_tokens)
                 outputs.observe(
                     outcome.completion_tokens, reached_limit=outcome.finish_reason == "length"
                 )
@@ -85,4 +97,5 @@ def run_pilot(
         for chunk in chunks[:ran]:
             expected += setting.expect([survey.prompts[place] for place in chunk], outputs).seconds
     rows = sum(map(len, chunks[:ran]))
-    return Pilot(rows, elapsed, outputs, elapsed / expected if expected > 0 else 1.0)
+    share = sum(reasoning) / max(1, generated) if reasoning else None
+    return Pilot(rows, elapsed, outputs, elapsed / expected if expected > 0 else 1.0, share)

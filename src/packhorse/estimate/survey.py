@@ -70,10 +70,11 @@ def survey(
         rooms = [max_context - chosen.max_new_tokens for chosen in decodings]
         encoded = tokenizer.encode(window, rooms)
         for request, ids, chosen, room in zip(window, encoded, decodings, rooms, strict=True):
-            if isinstance(ids, Refusal) or room < 1:
+            form = ids if isinstance(ids, Refusal) else tokenizer.output_format(request, ids)
+            if isinstance(ids, Refusal) or isinstance(form, Refusal) or room < 1:
                 unusable += 1
             else:
-                prompts.append(Prompt(request.index, ids, chosen))
+                prompts.append(Prompt(request.index, ids, chosen, form[1]))
                 requests.append(request)
         if len(prompts) >= SURVEYED_ROWS:
             break

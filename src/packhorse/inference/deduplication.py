@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import Any
 
 from packhorse.data import Completion, Failure, Prompt, Request, SamplingParams
 
@@ -46,7 +47,7 @@ class Duplicates:
             return False
         if self._following + len(self.ready) >= self.most_waiting:
             return False
-        digest = _digest(prompt)
+        digest = _digest(prompt, request.prompt_options)
         answer = self._answered.get(digest)
         if answer is not None:
             self._answered.move_to_end(digest)
@@ -84,7 +85,7 @@ def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
     seen: set[bytes] = set()
     running = []
     for prompt in prompts:
-        digest = _digest(prompt) if is_deterministic(prompt.decoding) else None
+        digest = _digest(prompt, {}) if is_deterministic(prompt.decoding) else None
         if digest not in seen:
             running.append(prompt)
         if digest is not None:
@@ -97,9 +98,17 @@ def is_deterministic(decoding: SamplingParams) -> bool:
     return decoding.greedy or decoding.seed is not None
 
 
-def _digest(prompt: Prompt) -> bytes:
+def _digest(prompt: Prompt, options: Mapping[str, Any]) -> bytes:
+    """Return what equal rows have in common.
+
+    Args:
+        prompt: The prompt.
+        options: Options of the row by which its output is read.
+    """
     digest = blake2b(array("q", prompt.token_ids).tobytes(), digest_size=16)
     digest.update(repr(prompt.decoding).encode())
+    if prompt.forced is not None or options:
+        digest.update(repr((prompt.forced, sorted(options.items(), key=repr))).encode())
     return digest.digest()
 
 

@@ -8,7 +8,7 @@ beginning of a stop string is held back too.
 from __future__ import annotations
 
 from packhorse.inference.generation import cut_at_stop, final_text
-from packhorse.tokenization import Codec
+from packhorse.inference.output_reader import Decoder
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -23,7 +23,7 @@ class IncrementalDetokenizer:
         undecided: Text that the tokens since then decode to so far.
     """
 
-    def __init__(self, codec: Codec, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+    def __init__(self, codec: Decoder, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
         self._codec, self._stop, self._min_tokens = codec, stop, min_tokens
         self._token_ids: list[int] = []
         self._context = 0  # earlier tokens are not needed to decode later ones

@@ -20,19 +20,23 @@ from packhorse.data import (
     Completion,
     EngineOutput,
     Failure,
+    ForcedTokens,
     Prompt,
     Request,
     SamplingParams,
     Scores,
+    TokenIds,
 )
 from packhorse.engine_protocol import Engine, EngineCapabilities, Scorer
 from packhorse.engine_protocol.registry import sampling_refusal
 from packhorse.errors import EngineError
 from packhorse.inference.choices import Choices
 from packhorse.inference.deduplication import Duplicates
+from packhorse.inference.output_reader import Decoder, MarkedCodec, read_output
 from packhorse.profiling.run_metrics import Meter
 from packhorse.sampling_params import derived_seed
-from packhorse.tokenization import Codec, Refusal, Tokenizer
+from packhorse.tokenization import Codec, OutputFormat, Refusal, Tokenizer
+from packhorse.tokenization.output_format import PLAIN_OUTPUT
 
 WINDOW_CHARACTERS = 64 << 20
 WINDOWS_WAITING = 4
@@ -71,6 +75,7 @@ class GenerationRun:
     tokenizing: AbstractContextManager[Any] = field(default_factory=nullcontext)
     stopping: Callable[[], bool] = lambda: False
     _underway: dict[int, tuple[Request, Prompt]] = field(default_factory=dict)
+    _forms: dict[int, tuple[OutputFormat, str]] = field(default_factory=dict)
     _refused: deque[Failure] = field(default_factory=deque)
     _duplicates: Duplicates = field(init=False)
     _choices: Choices = field(default_factory=Choices)
@@ -80,7 +85,8 @@ class GenerationRun:
 
     def outcomes(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
         """Yield one outcome per request, in the order in which they finish."""
-        on_token = StopStrings(self.tokenizer.codec, lambda row: self._underway[row][1].decoding)
+        decoder = MarkedCodec(self.tokenizer.codec, self.tokenizer.marker_ids)
+        on_token = StopStrings(decoder, lambda row: self._underway[row][1].decoding)
         for result in self.engine.run(self._batches(requests, self.deduplicate), on_token):
             on_token.forget(result.index)
             yield from self._yield_unrun_outcomes()
@@ -113,6 +119,7 @@ class GenerationRun:
         for result in engine.score(self._batches(requests, deduplicate=False), continuations):
             yield from self._yield_refusals()
             request, prompt = self._underway.pop(result.index)
+            self._forms.pop(result.index, None)
             if isinstance(result, Failure):
                 result = _make_failure(request, result.code, result.message)
                 self.meter.count_outcome(result)
@@ -163,29 +170,49 @@ class GenerationRun:
                 )
             if problem := row_refusal(decoding, request, capabilities):
                 ids = problem
-            if isinstance(ids, Refusal):
-                self._refused.append(_make_failure(request, ids.code, ids.message))
+            form = ids if isinstance(ids, Refusal) else self._output_format(request, ids)
+            if isinstance(ids, Refusal) or isinstance(form, Refusal):
+                refusal = ids if isinstance(ids, Refusal) else form
+                assert isinstance(refusal, Refusal)
+                self._refused.append(_make_failure(request, refusal.code, refusal.message))
                 continue
             if decoding.bad_words:
                 with self.tokenizing:
                     decoding = with_bad_word_ids(decoding, codec)
             for choice, (index, own) in enumerate(self._choices.split(request, decoding)):
                 part = replace(request, index=index) if choice else request
-                prompt = Prompt(index, ids, own)
+                prompt = Prompt(index, ids, own, form[1])
                 if deduplicate and self._duplicates.join(part, prompt):
                     continue
+                if form[0] is not PLAIN_OUTPUT:
+                    key = f"{request.key}:{choice}" if choice else request.key
+                    self._forms[index] = form[0], key
                 self._underway[index] = (part, prompt)
                 prompts.append(prompt)
         return prompts
 
+    def _output_format(
+        self, request: Request, ids: tuple[int, ...]
+    ) -> tuple[OutputFormat, ForcedTokens | None] | Refusal:
+        """Return how the output of a row is to be read, and tokens that limit its reasoning."""
+        found = self.tokenizer.output_format(request, ids)
+        capabilities = self.engine.capabilities
+        if not isinstance(found, Refusal) and found[1] and not capabilities.forces_tokens:
+            return Refusal("unsupported_option", no_forced_tokens(capabilities.name))
+        return found
+
     def _make_outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
         request, prompt = self._underway.pop(result.index)
+        form, key = self._forms.pop(result.index, (PLAIN_OUTPUT, request.key))
         if isinstance(result, Failure):
             return _make_failure(request, result.code, result.message)
         decoding = prompt.decoding
-        text, was_cut = final_text(
-            self.tokenizer.codec, result.token_ids, decoding.stop, decoding.min_tokens
+        codec = self.tokenizer.codec
+        raw, was_cut = final_text(
+            MarkedCodec(codec, form.keep), result.token_ids, decoding.stop, decoding.min_tokens
         )
+        read = read_output(codec, form, result.token_ids, raw, key)
+        text = read.text
         if decoding.echo and isinstance(request.content, str):
             text = request.content + text
         of_prompt = result.prompt_log_probs
@@ -193,14 +220,18 @@ class GenerationRun:
             index=request.index,
             id=request.id,
             key=request.key,
-            text=text,
+            text=read.text,
             token_ids=result.token_ids,
-            finish_reason="stop" if was_cut else result.finish_reason,
+            finish_reason=read.finish_reason("stop" if was_cut else result.finish_reason),
             prompt_tokens=len(prompt.token_ids),
             timing=result.timing,
             log_probs=result.log_probs,
             prompt_token_ids=() if of_prompt is None else prompt.token_ids,
             prompt_log_probs=of_prompt,
+            reasoning=read.reasoning,
+            reasoning_tokens=read.reasoning_tokens,
+            tool_calls=read.tool_calls,
+            content=read.content,
         )
 
     def _observe_output_length(self, outcome: Completion | Failure) -> None:
@@ -236,7 +267,7 @@ class StopStrings:
         decoding_of: Returns the sampling parameters of a running row.
     """
 
-    codec: Codec
+    codec: Decoder
     decoding_of: Callable[[int], SamplingParams]
     _tails: dict[int, deque[int]] = field(default_factory=dict)
     _skipped: dict[int, int] = field(default_factory=dict)
@@ -297,7 +328,7 @@ def row_decoding(decoding: SamplingParams, request: Request) -> SamplingParams:
 
 
 def final_text(
-    codec: Codec, token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int = 0
+    codec: Decoder, token_ids: Sequence[int], stop: tuple[str, ...], min_tokens: int = 0
 ) -> tuple[str, bool]:
     """Return the text of a row's tokens before its first stop string, and whether there was one.
 
@@ -346,7 +377,9 @@ def row_refusal(
         )
         return Refusal("bad_option", message)
     if decoding.echo and not isinstance(request.content, str):
-        return Refusal("bad_option", "echo is for prompts that are text, the row has messages")
+        return Refusal(
+            "bad_option", "echo is for prompts that are text, not for messages or token ids"
+        )
     return None
 
 
@@ -364,9 +397,17 @@ def no_log_probs(engine: str) -> str:
     )
 
 
+def no_forced_tokens(engine: str) -> str:
+    """Return the message for an engine that cannot limit reasoning."""
+    return (
+        f"the engine {engine} cannot limit the tokens of reasoning: use transformers or packed, or "
+        "thinking auto, on or off"
+    )
+
+
 def _count_characters(request: Request) -> int:
     content = request.content
-    if isinstance(content, str):
+    if isinstance(content, (str, TokenIds)):
         return len(content)
     return sum(len(str(message.get("content", ""))) for message in content)
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from packhorse.data import Completion, Request, SamplingParams, TokenLogProbs
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import row_decoding
+from packhorse.inference.output_reader import Decoder, output_note
 from packhorse.openai_format.log_probs import (
     PlacedToken,
     echo_document,
@@ -32,7 +33,7 @@ class IncrementalLogProbs:
     character that it begins with or is part of does: a stop string cuts both.
     """
 
-    def __init__(self, codec: Codec, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
+    def __init__(self, codec: Decoder, stop: tuple[str, ...] = (), min_tokens: int = 0) -> None:
         self._text = IncrementalDetokenizer(codec, stop, min_tokens)
         self._held: deque[PlacedToken] = deque()
         self._undecided: list[tuple[str, TokenLogProbs]] = []
@@ -79,7 +80,7 @@ def _common_prefix_length(one: str, other: str) -> int:
 
 
 def placed(
-    codec: Codec,
+    codec: Decoder,
     stop: tuple[str, ...],
     tokens: Iterable[TokenLogProbs],
     min_tokens: int = 0,
@@ -130,7 +131,8 @@ def completion_note(
 ) -> dict[str, Any] | None:
     """Return what the journal stores with a completion besides its text; None for nothing.
 
-    The fields of `packhorse.outputs.OutputRow`: log_probs, prompt_log_probs and other_choices.
+    The fields of `packhorse.outputs.OutputRow`: log_probs, prompt_log_probs, other_choices,
+    reasoning, reasoning_tokens, tool_calls and content.
 
     Args:
         codec: Tokenizer of the model.
@@ -139,8 +141,8 @@ def completion_note(
         decoding: Sampling parameters of the job; the row's own options override them.
     """
     chosen = row_decoding(decoding, row)
-    prompt = row.content if isinstance(row.content, str) else None
-    note: dict[str, Any] = {}
+    prompt = None if row.is_chat else row.content if isinstance(row.content, str) else ""
+    note = output_note(answer)
     if answer.log_probs is not None:
         note["log_probs"] = choice_log_probs(codec, chosen, answer, prompt)
     if answer.prompt_log_probs is not None:
@@ -151,6 +153,7 @@ def completion_note(
                 "text": each.text,
                 "finish_reason": each.finish_reason,
                 "log_probs": choice_log_probs(codec, chosen, each, prompt),
+                **output_note(each),
             }
             for each in answer.other_choices
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,19 +19,20 @@ from packhorse.config import BatchingConfig, EngineConfig, OnTooLong
 from packhorse.data import (
     Completion,
     Failure,
-    Message,
-    Request,
     SamplingParams,
     Scores,
 )
 from packhorse.engine_protocol import Engine, EngineCapabilities
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.engines import load_engine
 from packhorse.errors import ConfigError, EngineError
-from packhorse.inference.generation import GenerationRun
+from packhorse.inference.generation import GenerationRun, no_forced_tokens
 from packhorse.inference.job_settings import check_sampling_support
+from packhorse.inference.prompts import PromptContent, requests_of
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.openai_format.request_fields import range_error
 from packhorse.profiling.run_metrics import Meter
+from packhorse.prompt_options import PromptOptions
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")
@@ -82,10 +84,11 @@ class Model:
 
     def generate(
         self,
-        prompts: Iterable[str | Sequence[Message]],
+        prompts: Iterable[PromptContent],
         *,
         system: str | None = None,
         on_too_long: OnTooLong = "error",
+        options: PromptOptions | None = None,
         **decoding: Any,
     ) -> Iterator[Completion | Failure]:
         """Yield a completion or failure per prompt, as they finish.
@@ -95,24 +98,28 @@ class Model:
         long, empty) yields a Failure and does not affect others.
 
         Args:
-            prompts: Texts or lists of chat messages.
+            prompts: Texts, lists of chat messages, or lists of token ids.
             system: System message for all prompts.
             on_too_long: What to do with prompts longer than the context.
+            options: Template options, tools, reasoning: how prompts are made and outputs read.
             decoding: Fields of `SamplingParams`, e.g. `max_new_tokens=64, temperature=0.7, seed=1`.
 
         Raises:
-            ConfigError: A value is out of range.
+            ConfigError: A value is out of range, or the model cannot reason as asked.
         """
         chosen = replace(SamplingParams(), **decoding)
         check_decoding(chosen, self.capabilities.max_context)
         check_sampling_support(chosen, self.capabilities)
-        tokenizer = Tokenizer(self.codec, system, on_too_long, self.now())
+        tokenizer = Tokenizer(
+            self.codec, system, on_too_long, self.now(), prompts=options or PromptOptions()
+        )
+        tokenizer.check_options(warnings.warn)
         generation_run = self.start_generation(tokenizer, chosen, self.budget(chosen), Meter())
         return self._guarded(generation_run.outcomes(requests_of(prompts)))
 
     def score(
         self,
-        prompts: Iterable[str | Sequence[Message]],
+        prompts: Iterable[PromptContent],
         continuations: Sequence[str],
         *,
         system: str | None = None,
@@ -206,18 +213,6 @@ class Model:
         )
 
 
-def requests_of(prompts: Iterable[str | Sequence[Message]]) -> Iterator[Request]:
-    """Yield prompts as requests whose index, id and key are their position."""
-    for index, prompt in enumerate(prompts):
-        yield Request(
-            index=index,
-            id=index,
-            line=index + 1,
-            content=prompt if isinstance(prompt, str) else tuple(prompt),
-            key=str(index),
-        )
-
-
 def load(
     model: str,
     *,
@@ -258,14 +253,18 @@ def prepare_for(
     policy: str = AUTO,
     sampling: Sequence[str] = (),
     allow_pickle: bool = False,
+    prompts: PromptOptions | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> PreparedModel:
     """Return the verified folder of `model` in the form that `engine` loads. Raises as `load`.
 
-    The engine "auto" is one that batches rows by `policy` and supports the fields `sampling` of
-    SamplingParams; `PreparedModel.engine` says which.
+    The engine "auto" is one that batches rows by `policy`, supports the fields `sampling` of
+    SamplingParams, and limits reasoning if `prompts` do; `PreparedModel.engine` says which.
     """
     check_engine(engine)
+    forces_tokens = prompts is not None and isinstance(prompts.thinking, int)
+    if forces_tokens and engine.engine != AUTO and not engine_entry(engine.engine).forces_tokens:
+        raise ConfigError(no_forced_tokens(engine.engine), "change --engine or --thinking")
     return prepare(
         model,
         engine=engine.engine,
@@ -277,6 +276,7 @@ def prepare_for(
         sampling=sampling,
         allow_pickle=allow_pickle,
         verify=engine.verify,
+        forces_tokens=forces_tokens,
         report=report,
     )
 

@@ -150,7 +150,7 @@ def read_rows(
     input_format = FORMATS[detect_format(path)]
     with input_errors(path):
         layout, records = input_format.open(path, template, config, report)
-    layout = replace(layout, row_options=config.row_options)
+    layout = replace(layout, row_options=config.row_options, messages_format=config.messages_format)
     _check_columns(path, layout)
     rows = _rows(path, layout, records, config.limit)
     rows = chain([next(rows)], rows)

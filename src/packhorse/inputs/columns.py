@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from packhorse.config import MessagesFormat
 from packhorse.errors import InputError
+from packhorse.inputs.conversations import CONVERSATIONS
 from packhorse.inputs.foreign_content import input_name
-from packhorse.inputs.rows import RowLayout
+from packhorse.inputs.rows import TOKEN_IDS, RowLayout
 from packhorse.inputs.template import Template
 
 _COLUMNS_SHOWN = 20
@@ -22,6 +24,7 @@ def find_prompt_column(
     prompt_column: str | None,
     *,
     id_column: str | None = None,
+    messages_format: MessagesFormat = "auto",
     has_header: bool = True,
 ) -> RowLayout:
     """Return the layout of a table whose prompt is in some of `columns`.
@@ -30,8 +33,10 @@ def find_prompt_column(
         path: The file, for messages.
         columns: Names of all columns.
         template: Builds the prompt from columns, if given.
-        prompt_column: Holds the prompt, if given; else "prompt" or "text" does.
+        prompt_column: Holds the prompt, if given; else "prompt", "text", "messages" or
+            "prompt_token_ids" does.
         id_column: Holds the ids, if given; else "id" does, if it exists.
+        messages_format: How messages are stored; "sharegpt" reads "conversations" first.
         has_header: Whether the first line of the file names the columns, not its schema.
 
     Raises:
@@ -41,15 +46,21 @@ def find_prompt_column(
         layout = RowLayout(template, columns=tuple(columns))
     elif prompt_column is not None:
         layout = RowLayout(prompt_field=prompt_column, columns=tuple(columns))
+    elif messages_format == "sharegpt" and CONVERSATIONS in columns:
+        layout = RowLayout(columns=tuple(columns), messages_format=messages_format)
     elif "prompt" in columns or "text" in columns:
         name = "prompt" if "prompt" in columns else "text"
         layout = RowLayout(prompt_field=name, columns=tuple(columns))
+    elif "messages" in columns or TOKEN_IDS in columns:
+        layout = RowLayout(columns=tuple(columns))
     else:
         advice = "say which one to use with --prompt-column"
         raise missing_column_error(path, columns, "prompt", advice, has_header=has_header)
     if id_column is not None:
         layout = replace(layout, id_field=id_column)
-    for name in (*layout.prompt_names, *([] if id_column is None else [id_column])):
+    is_asked_for = template is not None or layout.prompt_field is not None
+    asked = (*(layout.prompt_columns if is_asked_for else ()), *filter(None, [id_column]))
+    for name in asked:
         if name not in columns:
             raise missing_column_error(
                 path, columns, name, "choose one of these", has_header=has_header

@@ -36,7 +36,9 @@ def open_jsonl(
 ) -> tuple[RowLayout, Iterator[Record]]:
     """Return the layout of JSONL rows, which name their own fields, and the records."""
     id_field = config.id_column or "id"
-    layout = RowLayout(template, config.prompt_column, id_field=id_field)
+    layout = RowLayout(
+        template, config.prompt_column, id_field=id_field, messages_format=config.messages_format
+    )
     return layout, read_objects(path, id_field)
 
 

@@ -30,8 +30,9 @@ def open_parquet(
 ) -> tuple[RowLayout, Iterator[Record]]:
     """Return the layout, found from the schema, and the records.
 
-    A column `messages` (a list of structs) is used if there is no column `prompt` and the settings
-    name none. The prompt column may have any text or binary type, dictionary-encoded or not.
+    A column `messages` (a list of structs or maps, or JSON text) is used if there is no column
+    `prompt` and the settings name none. The prompt column may have any text or binary type,
+    dictionary-encoded or not, hold messages or token ids, or be a field of a struct.
 
     Raises:
         InputError: If the file is not Parquet or has no text column for the prompt.
@@ -50,32 +51,70 @@ def find_layout(
 ) -> RowLayout:
     """Return the layout of an Arrow table; arguments and errors are those of `open_parquet`."""
     asked_for = template is not None or config.prompt_column is not None
-    is_chat = not asked_for and "prompt" not in schema.names and "messages" in schema.names
-    layout = find_prompt_column(
-        path,
-        schema.names,
-        Template((("", "messages"),)) if is_chat else template,
-        config.prompt_column,
-        id_column=config.id_column,
-        has_header=False,
-    )
-    if is_chat:
-        layout = replace(layout, template=None)
+    if not asked_for and "prompt" not in schema.names and "messages" in schema.names:
+        layout = RowLayout(columns=tuple(schema.names))
+        if config.id_column is not None:
+            layout = replace(layout, id_field=config.id_column)
+    else:
+        layout = find_prompt_column(
+            path,
+            schema.names,
+            template,
+            config.prompt_column,
+            id_column=config.id_column,
+            messages_format=config.messages_format,
+            has_header=False,
+        )
     if layout.prompt_field is not None:
-        _check_is_text(path, schema.field(layout.prompt_field))
+        _check_is_prompt(path, schema, layout.prompt_field)
     return layout
 
 
-def _check_is_text(path: Path, field: pa.Field) -> None:
+def _check_is_prompt(path: Path, schema: pa.Schema, name: str) -> None:
+    """Raise InputError for a column, or a field inside one, that cannot hold prompts."""
     import pyarrow.types as types
 
-    kind = _plain_type(field.type)
-    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    if not _is_binary(kind) and not any(test(kind) for test in tests):
+    kind = _type_at(schema, name)
+    if kind is None:
         raise InputError(
-            f"column {field.name!r} of {path} must hold text, got {kind}",
-            f"choose a text column with --prompt-column, or use --template '{{{field.name}}}'",
+            f"column {name.partition('.')[0]!r} of {path} has no field for {name!r}, it is "
+            f"{schema.field(name.partition('.')[0]).type}",
+            "name a field of it with --prompt-column",
         )
+    tests = (
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+        types.is_null,
+        types.is_list,
+        types.is_large_list,
+    )
+    if not _is_binary(kind) and not any(test(kind) for test in tests):
+        field = name.rpartition(".")[2] or name
+        raise InputError(
+            f"column {name!r} of {path} must hold text, messages or token ids, got {kind}",
+            f"choose a text column with --prompt-column, or use --template '{{{field}}}'"
+            if field == name
+            else "choose a field of text with --prompt-column",
+        )
+
+
+def _type_at(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a column, or of a field inside structs and maps; None if there is none."""
+    import pyarrow.types as types
+
+    if name in schema.names:
+        return _plain_type(schema.field(name).type)
+    head, *rest = name.split(".")
+    kind = _plain_type(schema.field(head).type)
+    for part in rest:
+        if types.is_map(kind):
+            kind = _plain_type(kind.item_type)
+        elif types.is_struct(kind) and kind.get_field_index(part) >= 0:
+            kind = _plain_type(kind.field(part).type)
+        else:
+            return None
+    return kind
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

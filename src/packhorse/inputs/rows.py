@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
-from packhorse.config import RowOptions
-from packhorse.data import Failure, Message, NumberId, Request, RowId
+from packhorse.config import MessagesFormat, RowOptions
+from packhorse.data import Content, Failure, NumberId, Request, RowId
+from packhorse.inputs.conversations import (
+    CONVERSATIONS,
+    SYSTEM,
+    is_conversation,
+    read_conversation,
+    read_token_ids,
+    value_at,
+)
 from packhorse.inputs.template import Template
-from packhorse.openai_format.messages import read_messages
+from packhorse.openai_format.prompt_fields import read_prompt_options
 from packhorse.openai_format.request_fields import is_option, read_request_options
 from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import parse_text_option, read_row_options, unknown_names
 
 Fields = Mapping[str, Any]
-Content = str | tuple[Message, ...]
 Report = Callable[[str], None]
 """Takes a warning about an input as a whole."""
 _MAX_ID_DIGITS = 4300
@@ -54,7 +61,9 @@ class RowLayout:
 
     Attributes:
         template: Builds the prompt from fields; if None, `prompt_field` holds it.
-        prompt_field: The field that holds the prompt; if None, "prompt" or "messages" does.
+        prompt_field: The field that holds the prompt, with dots for fields inside others; if None,
+            "prompt", "messages" or "prompt_token_ids" does, and "conversations" for ShareGPT.
+        messages_format: How messages are stored.
         row_options: Whether fields with the name of an option are options; see
             `packhorse.openai_format.row_options`.
         columns: Names of all columns of a table; a row of JSONL has names of its own.
@@ -62,42 +71,59 @@ class RowLayout:
         id_field: The field of the row's own id.
         read_envelope: Returns the fields of a request inside an envelope that holds the id.
         bare: Whether text prompts are run without a chat template; see `Request`.
+        prompt_names: Fields that make the prompt.
+        prompt_columns: Fields of the row that hold them, which may be inside them.
     """
 
     template: Template | None = None
     prompt_field: str | None = None
+    messages_format: MessagesFormat = "auto"
     row_options: RowOptions = "auto"
     columns: tuple[str, ...] = ()
     has_text_options: bool = False
     id_field: str = "id"
     read_envelope: Callable[[Fields], Fields] | None = None
     bare: bool = False
+    prompt_names: tuple[str, ...] = field(init=False)
+    prompt_columns: tuple[str, ...] = field(init=False)
 
-    @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """Fields that make the prompt."""
+    def __post_init__(self) -> None:  # these are needed for every row
+        names = self._find_prompt_names()
+        columns = names if self.template is not None else map(self._column_of, names)
+        object.__setattr__(self, "prompt_names", names)
+        object.__setattr__(self, "prompt_columns", tuple(columns))
+
+    def _column_of(self, name: str) -> str:
+        return name if name in self.columns else name.partition(".")[0]
+
+    def _find_prompt_names(self) -> tuple[str, ...]:
         if self.template is not None:
             return self.template.names
-        return ("prompt", "messages") if self.prompt_field is None else (self.prompt_field,)
+        if self.prompt_field is not None:
+            return (self.prompt_field,)
+        known = ("prompt", "messages", TOKEN_IDS)
+        return (*known, CONVERSATIONS, SYSTEM) if self.messages_format == "sharegpt" else known
 
     @property
     def option_columns(self) -> tuple[str, ...]:
         """Columns with the name of an option that are not part of the prompt."""
-        others = (name for name in self.columns if name not in self.prompt_names)
+        others = (name for name in self.columns if name not in self.prompt_columns)
         return tuple(dict.fromkeys(name for name in others if is_option(name)))
 
     @property
     def unknown_columns(self) -> list[str]:
         """Columns that are neither id, prompt nor option."""
-        used = {self.id_field, *self.prompt_names}
+        used = {self.id_field, *self.prompt_columns}
         return unknown_names([name for name in self.columns if name not in used])
 
     @property
     def names(self) -> tuple[str, ...]:
         """Fields that make the row, each once; for JSONL without its options."""
-        return tuple(dict.fromkeys((self.id_field, *self.prompt_names, *self.option_columns)))
+        return tuple(dict.fromkeys((self.id_field, *self.prompt_columns, *self.option_columns)))
 
 
+TOKEN_IDS = "prompt_token_ids"  # noqa: S105 (no secret)
+"""Field of a prompt that is given as token ids."""
 LONE_SURROGATE = (
     "the row contains half a surrogate pair (such as \\ud800), which is not a character; "
     "remove it, or write both halves"
@@ -155,9 +181,11 @@ def parse_row(index: int, record: Record, layout: RowLayout, keys: RowKeys) -> R
         if layout.read_envelope is not None:
             fields = layout.read_envelope(fields)
         content = _read_content(fields, layout)
-        options = _read_options(fields, layout, is_chat=not isinstance(content, str))
-        bare = layout.bare and isinstance(content, str)
-        key = keys.for_request(row_id, content, options, bare)
+        is_chat = type(content) is tuple  # TokenIds is another type
+        options, prompt_options = _read_options(fields, layout, is_chat=is_chat)
+        bare = layout.bare and not is_chat
+        own = {**options, **prompt_options} if prompt_options else options
+        key = keys.for_request(row_id, content, own, bare)
     except RowError as error:
         code, message = error.code, str(error)
     except UnicodeEncodeError:
@@ -167,7 +195,17 @@ def parse_row(index: int, record: Record, layout: RowLayout, keys: RowKeys) -> R
     else:
         has_own_id = row_id is not None
         own_or_fallback = record.fallback_id if row_id is None else row_id
-        return Request(index, own_or_fallback, record.line, content, options, key, bare, has_own_id)
+        return Request(
+            index,
+            own_or_fallback,
+            record.line,
+            content,
+            options,
+            key,
+            bare,
+            has_own_id,
+            prompt_options,
+        )
     return Failure(
         index,
         code,
@@ -219,20 +257,32 @@ def _read_content(fields: Fields, layout: RowLayout) -> Content:
     if layout.template is not None:
         return layout.template.render(fields)
     if layout.prompt_field is not None:
-        return _read_prompt(fields, layout.prompt_field)
-    if fields.get("messages") is None:
-        only_messages = "messages" in fields and "prompt" not in fields
-        return _read_prompt(fields, "messages" if only_messages else "prompt")
-    if fields.get("prompt") is not None:
-        raise RowError("bad_prompt", "the row has both prompt and messages; keep one of them")
-    return read_messages(fields["messages"])
+        return _read_prompt(fields, layout.prompt_field, layout.messages_format)
+    given = [name for name in layout.prompt_names if fields.get(name) is not None]
+    if len(given) > 1 and given != [CONVERSATIONS, SYSTEM]:
+        raise RowError("bad_prompt", f"the row has both {' and '.join(given)}; keep one of them")
+    if not given:
+        name = "messages" if "messages" in fields and "prompt" not in fields else "prompt"
+        if layout.messages_format == "sharegpt" and name not in fields:
+            name = CONVERSATIONS
+        return _read_prompt(fields, name, layout.messages_format)
+    if given[0] == TOKEN_IDS:
+        return read_token_ids(fields[TOKEN_IDS], TOKEN_IDS)
+    if given[0] == "prompt":
+        return _read_prompt(fields, "prompt", layout.messages_format)
+    system = fields.get(SYSTEM) if given[0] == CONVERSATIONS else None
+    return read_conversation(fields[given[0]], layout.messages_format, system)
 
 
-def _read_options(fields: Fields, layout: RowLayout, *, is_chat: bool) -> dict[str, Any]:
-    """Return the options among the fields that are not part of the prompt."""
+def _read_options(
+    fields: Fields, layout: RowLayout, *, is_chat: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options among the fields that are not part of the prompt: of sampling, of the
+    prompt."""
     if layout.read_envelope is not None:  # which rejects fields that are not supported
-        return read_request_options(fields, is_chat=is_chat)
-    used = {layout.id_field, *layout.prompt_names}
+        options = read_request_options(fields, is_chat=is_chat)
+        return options, read_prompt_options(fields) if is_chat else {}
+    used = {layout.id_field, *layout.prompt_columns}
     left = {name: value for name, value in fields.items() if name not in used}
     if layout.has_text_options:
         left = {name: parse_text_option(name, value) for name, value in left.items()}
@@ -240,8 +290,12 @@ def _read_options(fields: Fields, layout: RowLayout, *, is_chat: bool) -> dict[s
     return read_row_options(left, unknown, layout.row_options)
 
 
-def _read_prompt(fields: Fields, name: str) -> str:
-    value = fields.get(name)
+def _read_prompt(fields: Fields, name: str, messages_format: MessagesFormat) -> Content:
+    """Return what a field holds: text, or messages.
+
+    Text is messages only if a format of messages is named, or in fields that hold nothing else.
+    """
+    value = value_at(fields, name)
     if value is None and name in fields:
         raise RowError("missing_prompt", f"{format_value(name)} is null; give the row a prompt")
     if value is None:
@@ -250,6 +304,10 @@ def _read_prompt(fields: Fields, name: str) -> str:
             f"the row has no {format_value(name)}, only {_list_names(fields)}; "
             "give it a prompt or messages, or say which field to use with --prompt-column",
         )
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return read_token_ids(value, name)
+    if is_conversation(value, name, messages_format):
+        return read_conversation(value, messages_format)
     if not isinstance(value, str):
         raise RowError(
             "bad_prompt", f"{format_value(name)} must be text, got {format_value(value)}"

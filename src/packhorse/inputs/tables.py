@@ -57,7 +57,12 @@ def open_csv(
     with _open(path) as file:
         header = _read_header(path, _CsvRecords(path, file, quoted))
     layout = find_prompt_column(
-        path, header, template, config.prompt_column, id_column=config.id_column
+        path,
+        header,
+        template,
+        config.prompt_column,
+        id_column=config.id_column,
+        messages_format=config.messages_format,
     )
     layout = replace(layout, has_text_options=True)
     return layout, _read(path, header, layout, quoted, report)

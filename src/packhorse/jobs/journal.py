@@ -114,7 +114,7 @@ class Journal:
         if isinstance(row, Failure):
             code, message = row.code, row.message
         else:
-            chat = not isinstance(row.content, str)
+            chat = row.is_chat
         identity = (row.index, row.key, str(row.id), id_to_json(row.id), row.line)
         values = (*identity, int(chat), code, message)
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from packhorse.batching.policies import AUTO
 from packhorse.config import JobConfig
-from packhorse.data import Completion, Failure, Request, SamplingParams
+from packhorse.data import Completion, Failure, Request
 from packhorse.engine_protocol.registry import engine_entry, model_engines
 from packhorse.inference.job_settings import check_sampling_support, result_settings
 from packhorse.inference.log_probs import completion_note
@@ -26,6 +26,7 @@ from packhorse.inference.model import (
     load_prepared,
     prepare_for,
 )
+from packhorse.inference.output_reader import output_note
 from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
 from packhorse.jobs.journal import Journal
@@ -33,6 +34,7 @@ from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolv
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
 from packhorse.profiling.run_metrics import Meter
+from packhorse.prompt_options import prompt_settings
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 _NOTED_OPTIONS = frozenset({"top_log_probs", "prompt_log_probs", "n"})
@@ -86,6 +88,7 @@ class Generation:
             policy=config.batching.policy,
             sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
+            prompts=config.reading.prompts,
             report=report,
         )
         check_sampling_support(config.decoding, engine_entry(self._prepared.engine))
@@ -105,9 +108,13 @@ class Generation:
             config.reading.on_too_long,
             context.date,
             SpecialTextNotice(reporter.stage),
+            config.reading.prompts,
         )
-        if journal.has_only_chats():
+        if journal.has_only_chats() and not config.reading.prompts.raw_prompts:
             tokenizer.check()
+        tokenizer.check_options(reporter.stage)
+        if tokenizer.splits_reasoning:
+            journal.add_columns(["reasoning", "reasoning_tokens"])
         reporter.stage(f"loading {config.model}")
         with meter.stage("load"), context.loading():
             model = load_prepared(
@@ -118,7 +125,7 @@ class Generation:
             budget = model.budget(config.decoding)
             resolved = resolved_settings(config, model, budget)
             reporter.stage(plan_line(resolved))
-            notes = Notes(model.codec, config.decoding)
+            notes = Notes(model.codec, config, journal)
 
             def answers(rows: Iterable[Request], meter: Meter) -> Iterator[Completion | Failure]:
                 return model.start_generation(
@@ -144,31 +151,38 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Stores log-probabilities and further choices in the journal for rows that request them.
+    """Makes the notes of rows in the journal: what completions hold beside their text.
 
     Attributes:
-        decoding: Sampling parameters of the job.
+        codec: Tokenizer of the model.
+        config: The job.
+        journal: Gets a column for tool calls at the first row with tools.
     """
 
     codec: Codec
-    decoding: SamplingParams
+    config: JobConfig
+    journal: Journal
     _requesting: dict[str, Request] = field(default_factory=dict)
 
     def watch(self, rows: Iterable[Request]) -> Iterator[Request]:
         """Yield the rows, and keep those that may get a note until they are answered."""
-        decoding = self.decoding
+        decoding, tools = self.config.decoding, self.config.reading.prompts.tools
         every = decoding.n > 1 or decoding.prompt_log_probs is not None
         for row in rows:
+            if row.prompt_options.get("tools", tools):
+                self.journal.add_columns(["tool_calls"])
             if every or not _NOTED_OPTIONS.isdisjoint(row.options):
                 self._requesting[row.key] = row
             yield row
 
     def take(self, outcome: Completion | Failure) -> dict[str, Any] | None:
-        """Return the note of a completed row, None if it requested nothing that has one."""
+        """Return the note of a row, None if it has nothing beside its text."""
         row = self._requesting.pop(outcome.key, None)
-        if row is None or not isinstance(outcome, Completion):
+        if isinstance(outcome, Failure):
             return None
-        return completion_note(self.codec, row, outcome, self.decoding)
+        if row is None:
+            return output_note(outcome) or None
+        return completion_note(self.codec, row, outcome, self.config.decoding)
 
 
 def settings(config: JobConfig) -> dict[str, Any]:
@@ -176,7 +190,7 @@ def settings(config: JobConfig) -> dict[str, Any]:
 
     Batching is not part of it: in float32 it changes nothing but speed.
     """
-    engine = config.engine
+    engine, messages_format = config.engine, config.reading.messages_format
     quantization = resolve_quantization(engine.quantization, engine.device, engine.engine)
     return {
         "input": input_identity(config.input),
@@ -185,6 +199,8 @@ def settings(config: JobConfig) -> dict[str, Any]:
         "prompt_column": config.reading.prompt_column,
         "id_column": config.reading.id_column,
         "on_too_long": config.reading.on_too_long,
+        "messages_format": None if messages_format == "auto" else messages_format,
+        **prompt_settings(config.reading.prompts),
         **quoting_settings(config.input, config.reading),
         **result_settings(quantization, config.decoding),
     }

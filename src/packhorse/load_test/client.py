@@ -17,9 +17,10 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from packhorse.data import Request
+from packhorse.data import Request, as_messages
 from packhorse.errors import ConfigError, InputError
 from packhorse.jobs.host_names import is_this_machine
+from packhorse.openai_format.prompt_fields import write_prompt_options
 from packhorse.openai_format.request_fields import write_options
 
 _CHATS, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -78,15 +79,16 @@ def request_body(
             as text to complete.
     """
     content = request.content
-    is_chat = not isinstance(content, str) or (has_chat_template and not request.bare)
+    is_plain_chat = isinstance(content, str) and has_chat_template and not request.bare
+    is_chat = request.is_chat or is_plain_chat
     options = write_options(request.options, is_chat=is_chat)
     if max_new_tokens is not None:
         options.setdefault("max_tokens", max_new_tokens)
     shared = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if not is_chat:
         return _COMPLETIONS, {**options, **shared, "prompt": content}
-    turns = ({"role": "user", "content": content},) if isinstance(content, str) else content
-    messages = [dict(turn) for turn in turns]
+    options |= write_prompt_options(request.prompt_options)
+    messages = [dict(each) for each in as_messages(content)]
     if system is not None and messages[0].get("role") not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": system})
     return _CHATS, {**options, **shared, "messages": messages}

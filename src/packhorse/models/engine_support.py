@@ -47,6 +47,7 @@ class EngineRequest:
         policy: Batching policy, or "auto".
         workers: Batches in flight at once, None to leave it to the engine.
         sampling: Fields of SamplingParams that are set, of those that some engines lack.
+        forces_tokens: Whether it must limit the tokens of reasoning.
     """
 
     device: str = "cpu"
@@ -54,6 +55,7 @@ class EngineRequest:
     policy: str = "auto"
     workers: int | None = None
     sampling: Sequence[str] = ()
+    forces_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ def _option_refusal(entry: EngineEntry, request: EngineRequest) -> str | None:
         return f"does not run {request.quantization}{here}"
     if not entry.takes_policy(request.policy):
         return f"does not batch rows by {request.policy}"
+    if request.forces_tokens and not entry.forces_tokens:
+        return "cannot limit the tokens of reasoning"
     if not entry.runs_side_by_side and request.workers not in (None, 1):
         return f"does not run {request.workers} workers"
     if missing := [each for each in request.sampling if each not in entry.sampling_fields]:

@@ -64,6 +64,7 @@ def prepare(
     sampling: Sequence[str] = (),
     allow_pickle: bool = False,
     verify: bool = False,
+    forces_tokens: bool = False,
     report: Report = _warn,
 ) -> PreparedModel:
     """Return the verified folder of a model in the form that an engine loads.
@@ -82,6 +83,7 @@ def prepare(
             engine "auto" must be able to run.
         allow_pickle: Accept PyTorch pickles as weights.
         verify: Read every byte of the files, even of those that did not change (`hashing`).
+        forces_tokens: Whether the engine "auto" must be able to limit the tokens of reasoning.
         report: Receives a line before each long step.
 
     Raises:
@@ -103,6 +105,7 @@ def prepare(
         sampling,
         allow_pickle,
         report,
+        forces_tokens,
     )
     what = f"{model} cannot be prepared"
     with model_errors(what, "copy or fetch the model again"), verify_all(verify):
@@ -129,6 +132,7 @@ class PrepareRequest:
     sampling: Sequence[str]
     allow_pickle: bool
     report: Report
+    forces_tokens: bool = False
 
 
 def _prepare(request: PrepareRequest) -> PreparedModel:
@@ -158,7 +162,8 @@ def _prepare_for_best(original: Original, request: PrepareRequest) -> PreparedMo
     If the model cannot be converted for one engine, the next one is chosen.
     """
     options = request.quantization, request.policy, request.workers, request.sampling
-    wanted = EngineRequest(torch_device(request.device), *options)
+    device, forces_tokens = torch_device(request.device), request.forces_tokens
+    wanted = EngineRequest(device, *options, forces_tokens=forces_tokens)
     config = config_of(original.checkpoint().folder)
     failures: dict[str, str] = {}
     while True:

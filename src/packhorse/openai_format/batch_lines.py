@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packhorse.openai_format.prompt_fields import PROMPT_FIELDS
 from packhorse.openai_format.request_fields import (
     LOG_PROB_FIELDS,
     NEUTRAL_VALUES,
@@ -107,6 +108,8 @@ def read_body(
     if models:
         check_model(body.get("model"), models)
     supported = {content_field} | OPTION_FIELDS | LOG_PROB_FIELDS
+    if content_field == "messages":
+        supported |= PROMPT_FIELDS
     for name, value in body.items():
         if name not in supported and not is_neutral(name, value):
             raise RowError("unsupported_option", _unsupported(name, value))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from packhorse.data import Message
 from packhorse.openai_format.row_errors import RowError, format_value
 
-_SYSTEM_ROLES = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 
 
 def read_messages(value: Any) -> tuple[Message, ...]:
@@ -25,10 +25,25 @@ def read_messages(value: Any) -> tuple[Message, ...]:
             "it is a list of objects with role and content",
         )
     messages = tuple(_message(message, place) for place, message in enumerate(value, start=1))
-    turns = [each for each in messages if each["role"] not in _SYSTEM_ROLES] or messages
+    turns = [each for each in messages if each["role"] not in SYSTEM_ROLES] or messages
     if not any(each["content"].strip() for each in turns):
         raise RowError("empty_prompt", "all messages are blank; give one of them content")
     return messages
+
+
+def merge_system(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return a chat with its leading system messages in the text of the first user message.
+
+    The chat is unchanged if the message after them is not the user's.
+    """
+    count = next(
+        (place for place, each in enumerate(messages) if each["role"] not in SYSTEM_ROLES), 0
+    )
+    if not count or messages[count]["role"] != "user":
+        return tuple(messages)
+    texts = [each["content"] for each in messages[: count + 1]]
+    merged = "\n\n".join(text for text in texts if text.strip())
+    return ({**messages[count], "content": merged}, *messages[count + 1 :])
 
 
 def _message(value: Any, place: int) -> dict[str, Any]:

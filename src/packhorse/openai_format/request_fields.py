@@ -134,7 +134,6 @@ IGNORED_FIELDS = frozenset(
         "store",
         "service_tier",
         "stream_options",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_retention",
@@ -153,6 +152,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -174,7 +174,8 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "extra_body": ({},),
 }
-"""Options that are not supported, each with the values that have no effect."""
+"""Options that are not supported, each with the values that have no effect. Chats support those of
+them that are fields of `prompt_fields`."""
 _GUIDED = "guided_"
 
 

@@ -33,7 +33,7 @@ def response_head(
 
 
 def response_document(
-    head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, int] | None
+    head: dict[str, Any], choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return a whole response; `usage` is None if token counts are not known."""
     return {**head, "choices": list(choices), "usage": usage}
@@ -63,18 +63,31 @@ def with_prompt_log_probs(
 
 
 def choice_document(
-    kind: Kind, index: int, text: str | None, log_probs: dict[str, Any] | None, reason: str | None
+    kind: Kind,
+    index: int,
+    text: str | None,
+    log_probs: dict[str, Any] | None,
+    reason: str | None,
+    *,
+    reasoning: str | None = None,
+    tool_calls: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return one choice of a whole response.
 
     Args:
         kind: What was asked for.
         index: Position of the choice.
-        text: The completion.
+        text: The completion without reasoning and, in a chat, without tool calls.
         log_probs: `logprobs` (see `log_probs_document`); None if not asked for.
         reason: `finish_reason`.
+        reasoning: Text of the reasoning; text completions have no field for it.
+        tool_calls: Calls of tools in a chat.
     """
-    message = {"role": "assistant", "content": text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning is not None:
+        message["reasoning_content"] = reasoning
+    if tool_calls:
+        message |= {"content": text or None, "tool_calls": tool_calls}
     content = {"message": message} if kind == "chat" else {"text": text}
     return {"index": index, **content, "logprobs": log_probs, "finish_reason": reason}
 
@@ -82,7 +95,7 @@ def choice_document(
 def chunk_choice(
     kind: Kind,
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     log_probs: dict[str, Any] | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
@@ -91,9 +104,15 @@ def chunk_choice(
     return {"index": index, **content, "logprobs": log_probs, "finish_reason": reason}
 
 
-def usage_document(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
+def usage_document(
+    prompt_tokens: int, completion_tokens: int, reasoning_tokens: int | None = None
+) -> dict[str, Any]:
+    """Return token counts; `reasoning_tokens` is None for a model without tags of reasoning."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if reasoning_tokens is not None:
+        counts["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return counts

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from packhorse.openai_format.prompt_fields import PROMPT_FIELDS, read_prompt_options
 from packhorse.openai_format.request_fields import is_option, read_options
 from packhorse.openai_format.row_errors import RowError, format_value
 
@@ -36,7 +37,6 @@ _IGNORED = frozenset(
 """Fields that are read elsewhere or have no effect."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
-    "reasoning": ({}, {"effort": None, "summary": None}),
     "text": ({}, {"format": {"type": "text"}}),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
@@ -44,6 +44,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "echo": (False,),
 }
+_PROMPT_FIELDS = {*PROMPT_FIELDS, "reasoning"} - {"tools", "tool_choice", "parallel_tool_calls"}
 _STATE = ("previous_response_id", "conversation")
 _INCLUDED = (LOG_PROBS, "reasoning.encrypted_content")
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -96,7 +97,7 @@ def read_response_options(fields: Mapping[str, Any]) -> dict[str, Any]:
             supported, `bad_option` for a value out of range.
     """
     for name, value in fields.items():
-        if value is None or name in _IGNORED:
+        if value is None or name in _IGNORED or name in _PROMPT_FIELDS:
             continue
         if name in _STATE:
             raise RowError(
@@ -129,6 +130,25 @@ def read_response_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def read_response_prompt_options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of chats that a request sets, by the names of PromptOptions.
+
+    Raises:
+        RowError: As `read_prompt_options`; `unsupported_option` for a summary of the reasoning.
+    """
+    given = {name: value for name, value in fields.items() if name in _PROMPT_FIELDS}
+    reasoning = given.pop("reasoning", None) or {}
+    if not isinstance(reasoning, dict):
+        raise RowError("bad_option", f"reasoning must be an object, got {format_value(reasoning)}")
+    for name, value in reasoning.items():
+        if name == "effort":
+            given.setdefault("reasoning_effort", value)
+        elif value is not None:
+            field = format_value(f"reasoning.{name}")
+            raise RowError("unsupported_option", f"{field} is not supported; leave it out")
+    return read_prompt_options(given)
+
+
 def output_text(text: str, log_probs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the content part of a message."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(log_probs)}
@@ -147,12 +167,14 @@ def output_message(
     }
 
 
-def response_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def response_usage(
+    prompt_tokens: int, completion_tokens: int, reasoning_tokens: int = 0
+) -> dict[str, Any]:
     return {
         "input_tokens": prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": prompt_tokens + completion_tokens,
     }
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from packhorse.config import RowOptions
+from packhorse.openai_format.prompt_fields import PROMPT_FIELDS, has_effect, read_prompt_options
 from packhorse.openai_format.request_fields import (
     IGNORED_FIELDS,
     OPTION_FIELDS,
@@ -32,8 +33,8 @@ def unknown_names(names: Collection[str]) -> list[str]:
 
 def read_row_options(
     fields: Mapping[str, Any], unknown: Collection[str], row_options: RowOptions
-) -> dict[str, Any]:
-    """Return the options of a row by the names and with the types of SamplingParams.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a row: fields of SamplingParams, and fields of PromptOptions.
 
     Args:
         fields: Fields that are part of neither the prompt nor the id.
@@ -42,28 +43,34 @@ def read_row_options(
 
     Raises:
         RowError: `ambiguous_option` for options that may be data, `unsupported_option` for one that
-            is not supported, `bad_option` as `read_options`.
+            is not supported, `bad_option` as `read_options` and `read_prompt_options`.
     """
     if row_options == "no":
-        return {}
+        return {}, {}
     options = {
-        name: value
-        for name, value in fields.items()
-        if is_option(name)
-        and not (value is None if name in OPTION_FIELDS else is_neutral(name, value))
+        name: value for name, value in fields.items() if is_option(name) and _is_given(name, value)
     }
     if unknown and row_options == "auto":
         options = {name: value for name, value in options.items() if not is_default(name, value)}
-    if options and unknown and row_options == "auto":
+    if not options:
+        return {}, {}
+    if unknown and row_options == "auto":
         raise RowError("ambiguous_option", "; ".join(describe_ambiguity(options, unknown)))
     for name, value in options.items():
-        if name not in OPTION_FIELDS:
+        if name not in OPTION_FIELDS and name not in PROMPT_FIELDS:
             raise RowError(
                 "unsupported_option",
                 f"{name} is {format_value(value)}, which is not supported; leave it out, or say "
                 "that such fields are data with --row-options no",
             )
-    return read_options(options)
+    return read_options(options), read_prompt_options(options)
+
+
+def _is_given(name: str, value: Any) -> bool:
+    """Return whether an option has a value that may change a completion."""
+    if name in PROMPT_FIELDS:
+        return has_effect(name, value)
+    return value is not None if name in OPTION_FIELDS else not is_neutral(name, value)
 
 
 def describe_ambiguity(options: Collection[str], unknown: Collection[str]) -> tuple[str, str]:

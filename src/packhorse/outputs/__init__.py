@@ -51,7 +51,14 @@ OutputFormat = Literal["jsonl", "csv", "parquet"]
 
 PARQUET_ROW_GROUP_ROWS = 10_000
 _GROUP_BYTES = 64 * 2**20
-_TYPES = {"prompt_tokens": "int64", "completion_tokens": "int64", "confidence": "float64"}
+_TYPES = {
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "reasoning_tokens": "int64",
+    "confidence": "float64",
+}
+_USUAL = ("text", "finish_reason")
+_CHOICE_FIELDS = (*_USUAL, "reasoning", "tool_calls")
 Value = str | int | float | None
 
 
@@ -70,7 +77,12 @@ class OutputRow:
         confidence, answered_by: Of the label, for a classification.
         log_probs: `logprobs` of the choice in OpenAI's format, if the row asked for them.
         prompt_log_probs: `prompt_logprobs` in vLLM's format, if the row asked for them.
-        other_choices: text, finish_reason and log_probs of the choices after the first.
+        other_choices: text, finish_reason, log_probs and, if there are any, reasoning, tool_calls
+            and content of the choices after the first.
+        reasoning: What the model wrote between its tags of reasoning.
+        reasoning_tokens: Its number of tokens, tags included.
+        tool_calls: Calls of tools in OpenAI's format.
+        content: `text` without the calls; None if it is `text`.
     """
 
     id: RowId
@@ -87,15 +99,22 @@ class OutputRow:
     log_probs: dict[str, Any] | None = None
     prompt_log_probs: list[Any] | None = None
     other_choices: list[dict[str, Any]] | None = None
+    reasoning: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    content: str | None = None
 
     @property
     def choices(self) -> list[dict[str, Any]] | None:
-        """Text and finish reason of all choices, of a row with several."""
+        """Text and finish reason of all choices, of a row with several; reasoning and tool calls of
+        those that have them."""
         if not self.other_choices:
             return None
-        first = {"text": self.text, "finish_reason": self.finish_reason}
-        others = ({name: each[name] for name in first} for each in self.other_choices)
-        return [first, *others]
+        first = {name: getattr(self, name) for name in _CHOICE_FIELDS}
+        return [
+            {name: each.get(name) for name in _CHOICE_FIELDS if name in _USUAL or each.get(name)}
+            for each in (first, *self.other_choices)
+        ]
 
     def __post_init__(self) -> None:
         assert (self.text is None) != (self.error_code is None), f"row {self.id!r}"
@@ -244,11 +263,19 @@ def _openai_body(row: OutputRow, openai: OpenAIOutput, name: str) -> dict[str, A
     kind: Kind = "chat" if row.chat else "text"
     usage = None
     if row.prompt_tokens is not None and row.completion_tokens is not None:
-        usage = usage_document(row.prompt_tokens, row.completion_tokens)
-    choices = [choice_document(kind, 0, row.text, row.log_probs, row.finish_reason)]
-    choices += [
-        choice_document(kind, index, each["text"], each["log_probs"], each["finish_reason"])
-        for index, each in enumerate(row.other_choices or (), 1)
+        usage = usage_document(row.prompt_tokens, row.completion_tokens, row.reasoning_tokens)
+    own = {name: getattr(row, name) for name in (*_CHOICE_FIELDS, "content", "log_probs")}
+    choices = [
+        choice_document(
+            kind,
+            index,
+            each["text"] if each.get("content") is None else each["content"],
+            each["log_probs"],
+            each["finish_reason"],
+            reasoning=each.get("reasoning"),
+            tool_calls=each.get("tool_calls"),
+        )
+        for index, each in enumerate((own, *(row.other_choices or ())))
     ]
     body = response_document(
         response_head(kind, name, openai.created, openai.model), choices, usage

@@ -135,6 +135,7 @@ class Meter:
         token_by_token_prefill_tokens: Prompt tokens computed one step at a time by an engine that
             prefills only the length of the shortest prompt.
         prefix_tokens_saved: Prompt tokens not computed because rows share them.
+        reasoning_tokens: Generated tokens of reasoning and its tags; None for a model without tags.
         rows_deduplicated: Rows that got the outcome of an equal row; they count as completed or
             failed and in no other metric.
         expected_seconds: Expected time of the stage "generate", summed as windows were planned;
@@ -155,6 +156,7 @@ class Meter:
     token_by_token_prefill_tokens: int = 0
     prefix_tokens_saved: int = 0
     rows_deduplicated: int = 0
+    reasoning_tokens: int | None = None
     _prefixes: set[int] = field(default_factory=set)
     latencies: array[float] = field(default_factory=lambda: array("d"))
     first_token_latencies: array[float] = field(default_factory=lambda: array("d"))
@@ -216,6 +218,8 @@ class Meter:
         if outcome.index >= 0:  # not of a further choice of a row
             self._count_row(timing, outcome.prompt_tokens)
         self.generated_tokens += outcome.completion_tokens
+        if outcome.reasoning_tokens is not None:
+            self.reasoning_tokens = (self.reasoning_tokens or 0) + outcome.reasoning_tokens
         if timing.first_token is not None:
             self.first_token_latencies.append(timing.first_token - timing.submitted)
             if outcome.completion_tokens > 1:
@@ -261,6 +265,7 @@ class Meter:
             "failed_by_code": dict(sorted(self.failures.items())),
             "prompt_tokens": self.prompt_tokens,
             "generated_tokens": self.generated_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
             "batches": self.batches,
             "rows_per_batch": self.batched_rows / self.batches if self.batches else None,
             "padding_share": self.padding_share,

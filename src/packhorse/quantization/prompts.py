@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from importlib import resources
 
-from packhorse.data import Request
+from packhorse.data import Request, as_messages
 from packhorse.tokenization import Codec, Refusal, Tokenizer
 
 _FILE = "calibration.jsonl"
@@ -56,7 +56,7 @@ def _readable(
 
 
 def _as_text(request: Request) -> Request:
-    if isinstance(request.content, str):
+    if not request.is_chat:
         return request
-    text = "\n\n".join(str(message["content"]) for message in request.content)
+    text = "\n\n".join(str(each["content"]) for each in as_messages(request.content))
     return Request(request.index, request.id, request.line, text)

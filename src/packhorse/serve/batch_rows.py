@@ -12,10 +12,10 @@ from typing import Any
 from packhorse.data import Completion, Failure, Request
 from packhorse.inference.log_probs import completion_note
 from packhorse.serve.errors import APIError, of_failure
-from packhorse.serve.request_state import Finished, RequestState
+from packhorse.serve.request_state import Finished
 from packhorse.serve.requests import ParsedRequest
-from packhorse.serve.responses import shown_text
-from packhorse.serve.service import Service
+from packhorse.serve.responses import read_choice
+from packhorse.serve.service import Choice, Service
 
 MAX_ATTEMPTS = 3
 """Attempts per row if the engine dies while it runs: first beside other rows, then alone."""
@@ -84,6 +84,8 @@ class BatchRows:
             include_usage=False,
             is_bare=row.bare,
             date=date,
+            prompt_options=row.prompt_options,
+            key=row.key,
         )
         attempts = 0
         while True:
@@ -122,33 +124,37 @@ class BatchRows:
             outcomes = [choice.row.outcome for choice in choices]
             failures = [each for each in outcomes if isinstance(each, Failure)]
             if not failures:
-                return self._answer(row, [choice.row for choice in choices])
+                return self._answer(row, choices)
             if not all(map(_never_ran, failures)):
                 return next(each for each in failures if not _never_ran(each))
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def _answer(self, row: Request, ran: list[RequestState]) -> Completion:
-        first, *others = (self._choice(row, each) for each in ran)
+    def _answer(self, row: Request, choices: list[Choice]) -> Completion:
+        first, *others = (self._choice(row, each) for each in choices)
         last = max(each.timing.finished for each in (first, *others))
         timing = replace(first.timing, finished=last)
         return replace(first, timing=timing, other_choices=tuple(others))
 
-    def _choice(self, row: Request, ran: RequestState) -> Completion:
+    def _choice(self, row: Request, choice: Choice) -> Completion:
+        ran = choice.row
         assert isinstance(ran.outcome, Finished)
-        ids, prompt = tuple(ran.token_ids), ran.prompt
-        text, was_cut = shown_text(self.service.codec, ran, row.content)
+        read, was_cut = read_choice(self.service.codec, choice)
         return Completion(
             index=row.index,
             id=row.id,
             key=row.key,
-            text=text,
-            token_ids=ids,
-            finish_reason="stop" if was_cut else ran.outcome.reason,
-            prompt_tokens=len(prompt.token_ids),
+            text=read.text,
+            token_ids=tuple(ran.token_ids),
+            finish_reason=read.finish_reason("stop" if was_cut else ran.outcome.reason),
+            prompt_tokens=len(ran.prompt.token_ids),
             timing=ran.outcome.timing,
             log_probs=tuple(ran.log_probs) if ran.asks_log_probs else None,
-            prompt_token_ids=prompt.token_ids,
+            prompt_token_ids=ran.prompt.token_ids,
             prompt_log_probs=ran.prompt_log_probs,
+            reasoning=read.reasoning,
+            reasoning_tokens=read.reasoning_tokens,
+            tool_calls=read.tool_calls,
+            content=read.content,
         )
 
 

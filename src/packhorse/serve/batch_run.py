@@ -24,6 +24,7 @@ from packhorse.inputs import detect_format, read_rows
 from packhorse.jobs.frame import Exported, export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
+from packhorse.prompt_options import prompt_settings
 from packhorse.serve.batch_documents import BatchDocuments, timestamp
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.files import FileStore
@@ -105,7 +106,11 @@ class BatchRun:
         capabilities = loaded.batching.capabilities
         identity = {"model": service.prepared.fingerprint, "engine": capabilities.name}
         journal.store_settings(
-            {**identity, **result_settings(capabilities.compute_type, service.decoding)}
+            {
+                **identity,
+                **result_settings(capabilities.compute_type, service.decoding),
+                **prompt_settings(service.prompts),
+            }
         )
         is_openai = detect_format(source) == "openai-batch"
         journal.set_meta("openai", {"model": service.name} if is_openai else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from packhorse.config import ALLOW_PICKLE_OPTION, MODEL_OPTION, BatchingConfig, EngineConfig
 from packhorse.data import SamplingParams
 from packhorse.openai_format.batch_lines import model_names
+from packhorse.prompt_options import PromptOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class ServeConfig:
         name: model name for clients; None is `model`, or the last part of a path.
         aliases: further model names for clients.
         decoding: defaults for requests.
+        prompts: how requests become prompts, unless they say otherwise.
         api_keys: accepted keys; if empty, no key is required.
         allowed_hosts: accepted Host names besides localhost and IP addresses.
         allowed_origins: origins of pages that may use the server beside its own, or "*".
@@ -149,6 +151,7 @@ class ServeConfig:
     decoding: SamplingParams = field(default_factory=SamplingParams)
     queue: QueueConfig = field(default_factory=QueueConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    prompts: PromptOptions = field(default_factory=PromptOptions)
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = field(
         default=(),

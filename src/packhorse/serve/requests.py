@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from packhorse.data import Message, Request
+from packhorse.data import Content, Message, Request, TokenIds
 from packhorse.inputs.rows import LONE_SURROGATE, NESTED_TOO_DEEPLY, canonical_json
 from packhorse.openai_format.batch_lines import read_body
 from packhorse.openai_format.messages import read_messages
+from packhorse.openai_format.prompt_fields import read_prompt_options
 from packhorse.openai_format.request_fields import read_request_options
 from packhorse.openai_format.row_errors import RowError
 from packhorse.serve.errors import APIError
@@ -31,18 +33,30 @@ class ParsedRequest:
         include_usage: Whether the stream ends with a chunk of token counts.
         is_bare: Whether text prompts are run without a chat template.
         date: Local time for chat templates; None is the clock's.
+        prompt_options: Options of the request, by the names of PromptOptions.
+        key: What identifies the request; ids of tool calls are digests of it.
     """
 
-    contents: tuple[str | tuple[Message, ...], ...]
+    contents: tuple[Content, ...]
     options: Mapping[str, Any]
     is_stream: bool
     include_usage: bool
     is_bare: bool = True
     date: datetime | None = None
+    prompt_options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = field(default_factory=lambda: secrets.token_hex(12))
 
     def requests(self) -> list[Request]:
         return [
-            Request(index, index, 0, content, self.options, bare=self.is_bare)
+            Request(
+                index,
+                index,
+                0,
+                content,
+                self.options,
+                bare=self.is_bare,
+                prompt_options=self.prompt_options,
+            )
             for index, content in enumerate(self.contents)
         ]
 
@@ -55,7 +69,12 @@ def read_chat(body: ChatRequest, max_messages: int) -> ParsedRequest:
     """
     fields = _read_body("/v1/chat/completions", body)
     messages = read_chat_messages(fields["messages"], max_messages)
-    return _parsed(body, (messages,), fields)
+    try:
+        prompt_options = read_prompt_options(fields)
+    except RowError as error:
+        raise APIError(400, error.code, str(error)) from None
+    check_json(prompt_options)
+    return replace(_parsed(body, (messages,), fields), prompt_options=prompt_options, is_bare=False)
 
 
 def read_chat_messages(
@@ -78,13 +97,18 @@ def read_chat_messages(
         messages = read_messages(given)
     except RowError as error:
         raise APIError(400, error.code, str(error), param=param) from None
+    check_json(messages, param)
+    return messages
+
+
+def check_json(value: Any, param: str | None = None) -> None:
+    """Raise APIError for lone surrogates and values nested too deeply."""
     try:
-        canonical_json(messages).encode()
+        canonical_json(value).encode()
     except UnicodeEncodeError:
         raise APIError(400, "invalid_unicode", LONE_SURROGATE, param=param) from None
     except RecursionError:
         raise APIError(400, "invalid_request", NESTED_TOO_DEEPLY, param=param) from None
-    return messages
 
 
 def read_completion(body: CompletionRequest, max_prompts: int) -> ParsedRequest:
@@ -93,16 +117,25 @@ def read_completion(body: CompletionRequest, max_prompts: int) -> ParsedRequest:
     Raises:
         APIError: For too many prompts, prompts that are blank or not text, or unsupported options.
     """
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts: list[Any] = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
+    if isinstance(prompts[0], int):
+        prompts = [prompts]
     if len(prompts) > max_prompts:
         raise APIError(400, "too_many_prompts", f"at most {max_prompts} prompts", param="prompt")
-    texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
-    if len(texts) < len(prompts):
-        raise APIError(400, "unsupported_prompt", "a prompt is text, not tokens", param="prompt")
-    if not all(text.strip() for text in texts):
-        raise APIError(400, "empty_prompt", "a prompt is blank; give it text", param="prompt")
+    contents: list[Content] = []
+    for prompt in prompts:
+        if isinstance(prompt, str) and prompt.strip():
+            contents.append(prompt)
+        elif isinstance(prompt, list) and prompt and all(isinstance(each, int) for each in prompt):
+            contents.append(TokenIds(prompt))
+        elif prompt in ("", []) or isinstance(prompt, str):
+            message = "a prompt is blank; give it text or token ids"
+            raise APIError(400, "empty_prompt", message, param="prompt")
+        else:
+            message = "a prompt is text or a list of token ids; lists of prompts may hold both"
+            raise APIError(400, "unsupported_prompt", message, param="prompt")
     fields = _read_body("/v1/completions", body)
-    return _parsed(body, texts, fields)
+    return _parsed(body, tuple(contents), fields)
 
 
 def read_texts(body: EmbeddingRequest, model: str) -> list[str]:
@@ -142,7 +175,7 @@ def _read_body(url: str, body: ChatRequest | CompletionRequest) -> dict[str, Any
 
 def _parsed(
     body: ChatRequest | CompletionRequest,
-    contents: tuple[str | tuple[Message, ...], ...],
+    contents: tuple[Content, ...],
     fields: Mapping[str, Any],
 ) -> ParsedRequest:
     try:

@@ -7,12 +7,22 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
-from packhorse.data import Failure
+from packhorse.data import Failure, FinishReason
 from packhorse.inference.detokenizer import IncrementalDetokenizer
 from packhorse.inference.generation import final_text
 from packhorse.inference.log_probs import IncrementalLogProbs, placed, with_echo
+from packhorse.inference.output_reader import (
+    ContentStream,
+    MarkedCodec,
+    Part,
+    ReadOutput,
+    ReasoningSplitter,
+    count_reasoning_tokens,
+    read_output,
+)
 from packhorse.openai_format.log_probs import (
     PlacedToken,
     join_log_probs,
@@ -32,7 +42,7 @@ from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.service import Choice, Service
-from packhorse.tokenization import Codec, Content
+from packhorse.tokenization import Codec
 
 TOKENS_AT_ONCE = 64
 """Tokens whose log-probabilities are written before other requests get their turn."""
@@ -53,24 +63,35 @@ async def collect_response(service: Service, kind: Kind, choices: list[Choice]) 
     log_probs: dict[int, dict[str, Any] | None] = {}
     for choice in choices:
         outcome = _finished(choice.row, service)
-        text, was_cut = shown_text(service.codec, choice.row, choice.text)
-        reason = "stop" if was_cut else outcome.reason
+        read, was_cut = read_choice(service.codec, choice)
         if id(choice.row) not in log_probs:
             log_probs[id(choice.row)] = await _all_log_probs(service, kind, choice)
         documents.append(
-            choice_document(kind, choice.index, text, log_probs[id(choice.row)], reason)
+            choice_document(
+                kind,
+                choice.index,
+                read.text if read.content is None else read.content,
+                log_probs[id(choice.row)],
+                read.finish_reason("stop" if was_cut else outcome.reason),
+                reasoning=read.reasoning,
+                tool_calls=[call.to_json() for call in read.tool_calls],
+            )
         )
-    document = response_document(_head(service, kind), documents, _usage(choices))
+    document = response_document(_head(service, kind), documents, _usage(service, choices))
     found = [choice.row.prompt_log_probs for choice in choices]
     prompts = [None if each is None else prompt_document(service.codec, each) for each in found]
     return with_prompt_log_probs(kind, document, prompts)
 
 
-def shown_text(codec: Codec, row: RequestState, content: Content) -> tuple[str, bool]:
-    """Return the text of a finished row, and whether a stop string cut it."""
-    decoding = row.prompt.decoding
-    text, was_cut = final_text(codec, row.token_ids, decoding.stop, decoding.min_tokens)
-    return content + text if decoding.echo and isinstance(content, str) else text, was_cut
+def read_choice(codec: Codec, choice: Choice) -> tuple[ReadOutput, bool]:
+    """Return what a finished choice says, and whether a stop string cut it."""
+    row, form, decoding = choice.row, choice.form, choice.row.prompt.decoding
+    decoder = MarkedCodec(codec, form.keep)
+    raw, was_cut = final_text(decoder, row.token_ids, decoding.stop, decoding.min_tokens)
+    read = read_output(codec, form, row.token_ids, raw, choice.key)
+    if decoding.echo and isinstance(choice.prompt, str):
+        read = replace(read, text=choice.prompt + read.text)
+    return read, was_cut
 
 
 async def stream_response(
@@ -102,7 +123,7 @@ async def stream_response(
                 has_begun = True
                 yield _event({**head, "choices": [part]} | _no_usage(work))
         if work.include_usage:
-            yield _event(response_document(head, [], _usage(choices)))
+            yield _event(response_document(head, [], _usage(service, choices)))
         yield b"data: [DONE]\n\n"
     finally:
         for task in tasks:
@@ -118,7 +139,7 @@ async def _put_chunks(
 ) -> None:
     """Put the chunks of one choice into the queue: role, text, finish reason; then None."""
     row, seen = choice.row, 0
-    stream = ChoiceStream(service.codec, row)
+    stream = ChoiceStream(service.codec, choice)
     opening = {"role": "assistant", "content": ""}
     changed = asyncio.Event()
     row.readers.append(changed)
@@ -134,15 +155,16 @@ async def _put_chunks(
             await queue.put(chunk_choice(kind, choice.index, opening))
         elif (new or outcome) and not is_opened and row.prompt.decoding.echo:
             is_opened = True
-            await queue.put(chunk_choice(kind, choice.index, {"content": str(choice.text)}))
-        piece, tokens = stream.add(new, is_last=outcome is not None)
-        if piece or tokens:
+            await queue.put(chunk_choice(kind, choice.index, {"content": str(choice.prompt)}))
+        deltas, tokens = stream.add(new, is_last=outcome is not None)
+        for place, delta in enumerate(deltas):
             log_probs = None
             if row.asks_log_probs:
-                log_probs = log_probs_document(service.codec, tokens, is_chat=kind == "chat")
-            await queue.put(chunk_choice(kind, choice.index, {"content": piece}, log_probs))
+                found = tokens if place == 0 else []
+                log_probs = log_probs_document(service.codec, found, is_chat=kind == "chat")
+            await queue.put(chunk_choice(kind, choice.index, delta, log_probs))
         if outcome is not None:
-            reason = "stop" if stream.was_cut else outcome.reason
+            reason = stream.finish_reason(outcome.reason)
             await queue.put(chunk_choice(kind, choice.index, {}, reason=reason))
             await queue.put(None)
             return
@@ -151,29 +173,62 @@ async def _put_chunks(
 
 
 class ChoiceStream:
-    """Text and log-probabilities of one row, as its tokens are generated.
+    """Deltas of one choice and log-probabilities of its tokens, as these are generated.
 
-    Attributes:
-        was_cut: Whether a stop string ended the text; known after the last tokens.
+    Reasoning and text come as they are certain, tool calls in one delta when the output has ended.
     """
 
-    def __init__(self, codec: Codec, row: RequestState) -> None:
-        self.was_cut = False
-        self._row = row
-        limits = row.prompt.decoding.stop, row.prompt.decoding.min_tokens
-        self._text = IncrementalDetokenizer(codec, *limits)
-        self._tokens = IncrementalLogProbs(codec, *limits)
+    def __init__(self, codec: Codec, choice: Choice) -> None:
+        self._row, form = choice.row, choice.form
+        decoder, decoding = MarkedCodec(codec, form.keep), choice.row.prompt.decoding
+        self._text = IncrementalDetokenizer(decoder, decoding.stop, decoding.min_tokens)
+        self._tokens = IncrementalLogProbs(decoder, decoding.stop, decoding.min_tokens)
+        self._splitter = None if form.tags is None else ReasoningSplitter(form.tags, form.is_open)
+        self._content = ContentStream(form, choice.key)
         self._num_read = 0
+        self._was_cut = self._has_calls = False
 
-    def add(self, new: list[int], *, is_last: bool) -> tuple[str, list[PlacedToken]]:
-        """Return the text that these tokens make certain, and its tokens if they are asked for."""
+    def finish_reason(self, reason: FinishReason) -> FinishReason:
+        """Return why the choice ended; known after its last tokens."""
+        if self._has_calls and reason != "length":
+            return "tool_calls"
+        return "stop" if self._was_cut else reason
+
+    def add(
+        self, new: list[int], *, is_last: bool
+    ) -> tuple[list[dict[str, Any]], list[PlacedToken]]:
+        """Return what these tokens make certain, and its tokens if they are asked for.
+
+        There is a delta if there are tokens.
+        """
         if self._row.asks_log_probs:
-            return self._add_log_probs(len(new), is_last)
-        piece = self._text.add(new) if new else ""
+            piece, tokens = self._add_log_probs(len(new), is_last)
+        else:
+            piece, tokens = self._text.add(new) if new else "", []
+            if is_last:
+                rest, self._was_cut = self._text.finish()
+                piece += rest
+        deltas = self._deltas(piece, is_last)
+        return deltas or [{"content": ""}] * bool(tokens), tokens
+
+    def _deltas(self, piece: str, is_last: bool) -> list[dict[str, Any]]:
+        parts: list[Part] = [("text", piece)] if piece else []
+        if self._splitter is not None:
+            parts = self._splitter.add(piece)
+            if is_last:
+                parts += self._splitter.finish()
+        deltas: list[dict[str, Any]] = []
+        for kind, text in parts:
+            name = "reasoning_content" if kind == "reasoning" else "content"
+            if said := text if kind == "reasoning" else self._content.add(text):
+                deltas.append({name: said})
         if is_last:
-            rest, self.was_cut = self._text.finish()
-            piece += rest
-        return piece, []
+            rest, calls = self._content.finish()
+            self._has_calls = bool(calls)
+            deltas += [{"content": rest}] if rest else []
+            listed = [{"index": place, **call.to_json()} for place, call in enumerate(calls)]
+            deltas += [{"tool_calls": listed}] if calls else []
+        return deltas
 
     def _add_log_probs(self, count: int, is_last: bool) -> tuple[str, list[PlacedToken]]:
         """Return the text and tokens that the next `count` tokens make certain."""
@@ -181,7 +236,7 @@ class ChoiceStream:
         self._num_read += count
         found = [self._tokens.add(token) for token in new]
         if is_last:
-            rest, last, self.was_cut = self._tokens.finish()
+            rest, last, self._was_cut = self._tokens.finish()
             found.append((rest, last))
         text = "".join(piece for piece, _ in found)
         return text, [token for _, tokens in found for token in tokens]
@@ -192,7 +247,8 @@ async def _all_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[s
     if not choice.row.asks_log_probs:
         return None
     row, decoding = choice.row, choice.row.prompt.decoding
-    tokens = placed(service.codec, decoding.stop, row.log_probs, decoding.min_tokens)
+    decoder = MarkedCodec(service.codec, choice.form.keep)
+    tokens = placed(decoder, decoding.stop, row.log_probs, decoding.min_tokens)
     parts = []
     for start in range(0, max(1, len(tokens)), TOKENS_AT_ONCE):
         part = tokens[start : start + TOKENS_AT_ONCE]
@@ -201,7 +257,7 @@ async def _all_log_probs(service: Service, kind: Kind, choice: Choice) -> dict[s
     document = join_log_probs(parts)
     if kind == "chat":
         return document
-    prompt_ids, prompt = row.prompt.token_ids, str(choice.text)
+    prompt_ids, prompt = row.prompt.token_ids, str(choice.prompt)
     return with_echo(service.codec, decoding, document, prompt_ids, row, prompt)
 
 
@@ -217,11 +273,18 @@ def _finished(row: RequestState, service: Service) -> Finished:
     return row.outcome
 
 
-def _usage(choices: list[Choice]) -> dict[str, int]:
+def _usage(service: Service, choices: list[Choice]) -> dict[str, Any]:
     """Return the token counts; each prompt counts once, whatever its number of choices."""
     prompts = {choice.content: len(choice.row.prompt.token_ids) for choice in choices}
     completion_tokens = sum(len(choice.row.token_ids) for choice in choices)
-    return usage_document(sum(prompts.values()), completion_tokens)
+    reasoning = [
+        count_reasoning_tokens(service.codec, choice.form, choice.row.token_ids)
+        for choice in choices
+        if choice.form.tags is not None
+    ]
+    return usage_document(
+        sum(prompts.values()), completion_tokens, sum(reasoning) if reasoning else None
+    )
 
 
 def _no_usage(work: ParsedRequest) -> dict[str, None]:

@@ -15,12 +15,14 @@ from fastapi.responses import JSONResponse, Response
 
 from packhorse.data import Failure
 from packhorse.inference.log_probs import placed
+from packhorse.inference.output_reader import MarkedCodec, count_reasoning_tokens
 from packhorse.openai_format.log_probs import PlacedToken, log_probs_document
 from packhorse.openai_format.responses_api import (
     output_message,
     output_text,
     read_response_messages,
     read_response_options,
+    read_response_prompt_options,
     response_object,
     response_usage,
 )
@@ -29,8 +31,8 @@ from packhorse.serve import schemas
 from packhorse.serve.config import RequestLimits
 from packhorse.serve.errors import APIError, of_failure
 from packhorse.serve.request_state import Finished, RequestState
-from packhorse.serve.requests import ParsedRequest, read_chat_messages
-from packhorse.serve.responses import ChoiceStream, shown_text
+from packhorse.serve.requests import ParsedRequest, check_json, read_chat_messages
+from packhorse.serve.responses import ChoiceStream, read_choice
 from packhorse.serve.routes import stream_events, unless_disconnected
 from packhorse.serve.service import Choice, Service
 
@@ -64,11 +66,20 @@ def read_response(fields: Mapping[str, Any], max_messages: int) -> ParsedRequest
     try:
         messages = read_response_messages(fields)
         options = read_response_options(fields)
+        prompt_options = read_response_prompt_options(fields)
     except RowError as error:
         raise APIError(400, error.code, str(error)) from None
     chat = read_chat_messages(messages, max_messages, param="input")
     is_stream = bool(fields.get("stream"))
-    return ParsedRequest((chat,), {**options, "n": 1}, is_stream, include_usage=False)
+    check_json(prompt_options)
+    return ParsedRequest(
+        contents=(chat,),
+        options={**options, "n": 1},
+        is_stream=is_stream,
+        include_usage=False,
+        is_bare=False,
+        prompt_options=prompt_options,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +120,13 @@ class _Answer:
         outcome = self._row.outcome
         if isinstance(outcome, Failure):
             raise of_failure(outcome, self._service.retry_after())
-        text, was_cut = shown_text(self._service.codec, self._row, "")
+        read, was_cut = read_choice(self._service.codec, self._choice)
         decoding, found = self._row.prompt.decoding, list[PlacedToken]()
         if self._row.asks_log_probs:
             limits = decoding.stop, self._row.log_probs, decoding.min_tokens
-            found = placed(self._service.codec, *limits)
-        return self._finished(_State("", text, tuple(self._log_probs(found))), outcome, was_cut)
+            found = placed(MarkedCodec(self._service.codec, self._choice.form.keep), *limits)
+        state = _State("", read.text, tuple(self._log_probs(found)))
+        return self._finished(state, outcome, was_cut)
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the response, the first one with the first token.
@@ -122,7 +134,7 @@ class _Answer:
         Raises:
             APIError: For a row that failed before.
         """
-        row, stream = self._row, ChoiceStream(self._service.codec, self._row)
+        row, stream = self._row, ChoiceStream(self._service.codec, self._choice)
         changed = asyncio.Event()
         row.readers.append(changed)
         text, log_probs, seen = "", list[dict[str, Any]](), 0
@@ -139,7 +151,8 @@ class _Answer:
                     for event in self._opening():
                         yield event
                 seen += len(new)
-                piece, tokens = stream.add(new, is_last=outcome is not None)
+                deltas, tokens = stream.add(new, is_last=outcome is not None)
+                piece = "".join(delta.get("content", "") for delta in deltas)
                 if piece or tokens:
                     found = self._log_probs(tokens)
                     text, log_probs = text + piece, log_probs + found
@@ -148,7 +161,8 @@ class _Answer:
                     )
                 if outcome is not None:
                     state = _State("", text, tuple(log_probs))
-                    for event in self._closing(state, outcome, stream.was_cut):
+                    was_cut = stream.finish_reason(outcome.reason) == "stop"
+                    for event in self._closing(state, outcome, was_cut):
                         yield event
                     return
                 await changed.wait()
@@ -199,9 +213,15 @@ class _Answer:
             status,
             [output_message(self._message_id, status, [part])],
             incomplete_details=None if is_whole else {"reason": "max_output_tokens"},
-            usage=response_usage(len(self._row.prompt.token_ids), len(self._row.token_ids)),
+            usage=self._usage(),
             completed_at=time.time() if is_whole else None,
         )
+
+    def _usage(self) -> dict[str, Any]:
+        form, ids = self._choice.form, self._row.token_ids
+        codec, is_plain = self._service.codec, self._choice.form.tags is None
+        reasoning = 0 if is_plain else count_reasoning_tokens(codec, form, ids)
+        return response_usage(len(self._row.prompt.token_ids), len(ids), reasoning)
 
     def _response(self, status: str, output: list[dict[str, Any]], **state: Any) -> dict[str, Any]:
         head = self._id, self._created, self._service.name, self._fields

@@ -134,18 +134,42 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
+class CompletionTokensDetails(BaseModel):
+    """reasoning_tokens: those of the reasoning and its tags."""
+
+    reasoning_tokens: int
+
+
 class Usage(BaseModel):
     """Token counts; end tokens are not counted."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class CalledFunction(BaseModel):
+    """arguments: a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
 
 
 class AssistantMessage(BaseModel):
+    """content: null if the message only calls tools. reasoning_content: of a model that reasons."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class TopLogProb(BaseModel):
@@ -186,7 +210,7 @@ class TextLogProbs(BaseModel):
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     logprobs: ChatLogProbs | None = None
 
 

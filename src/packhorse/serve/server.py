@@ -67,6 +67,7 @@ def serve(config: ServeConfig, report: Report = lambda text: None) -> bool:
             policy=config.batching.policy,
             sampling=config.decoding.engine_fields,
             allow_pickle=config.allow_pickle,
+            prompts=config.prompts,
             report=report,
         )
         check_sampling_support(config.decoding, engine_entry(prepared.engine))
@@ -169,6 +170,8 @@ async def _serve(
         names=config.model_names,
         aliases=config.aliases,
         background=BackgroundTasks(report),
+        prompts=config.prompts,
+        report=report,
     )
     if fault := service.codec.template_fault():
         report(f"all chats will be refused: {fault}")

@@ -7,20 +7,21 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
-from packhorse.data import Prompt, Request, SamplingParams
+from packhorse.data import Content, ForcedTokens, Prompt, Request, SamplingParams, TokenIds
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.inference.generation import row_refusal, with_bad_word_ids
+from packhorse.inference.generation import no_forced_tokens, row_refusal, with_bad_word_ids
 from packhorse.inference.model import check_decoding
 from packhorse.models import PreparedModel
 from packhorse.openai_format.batch_lines import check_model
 from packhorse.openai_format.row_errors import RowError
+from packhorse.prompt_options import PromptOptions
 from packhorse.sampling_params import single_choice
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.errors import APIError
@@ -28,7 +29,8 @@ from packhorse.serve.request_queue import tokens_of
 from packhorse.serve.request_state import Finished, RequestState
 from packhorse.serve.requests import ParsedRequest
 from packhorse.serve.supervisor import MAX_BACKOFF_SECONDS, UNAVAILABLE, Supervisor
-from packhorse.tokenization import Codec, Content, Refusal, Tokenizer
+from packhorse.tokenization import Codec, OutputFormat, Refusal, SpecialTextNotice, Tokenizer
+from packhorse.tokenization.output_format import PLAIN_OUTPUT
 
 MAX_RETRY_SECONDS = 60
 TOKENIZING_THREADS = 2
@@ -43,13 +45,20 @@ _RATE_SECONDS = 30.0
 class Choice:
     """One text a client gets. Choices that cannot differ share a row.
 
-    content: number of the prompt in its request. text: the prompt.
+    content: number of the prompt in its request. prompt: the prompt itself. form: how the output is
+    written. key: what identifies the choice; ids of tool calls are digests of it.
     """
 
     index: int
     content: int
     row: RequestState
-    text: Content = ""
+    prompt: Content = ""
+    form: OutputFormat = PLAIN_OUTPUT
+    key: str = ""
+
+
+EncodedRow = tuple[tuple[int, ...], OutputFormat, ForcedTokens | None]
+"""Token ids of a prompt, how its output is written, and tokens that limit its reasoning."""
 
 
 @dataclass(slots=True)
@@ -60,7 +69,8 @@ class Service:
     in the event loop; encoding has a tokenizer of its own, because it is not safe for threads.
     max_log_probs: see `RequestLimits.log_probs`. names: by which clients may call it, `name`
     first; () is that alone. aliases: those of them that /v1/models lists. background: tasks beside
-    the requests.
+    the requests. prompts: how requests become prompts, unless they say otherwise. report: takes
+    warnings.
     """
 
     name: str
@@ -73,6 +83,9 @@ class Service:
     names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     background: BackgroundTasks = field(default_factory=BackgroundTasks)
+    prompts: PromptOptions = field(default_factory=PromptOptions)
+    report: Callable[[str], None] = lambda text: None
+    _notice: SpecialTextNotice = field(init=False)
     _threads: ThreadPoolExecutor = field(init=False)
     _tokenizers: SimpleQueue[Tokenizer] = field(default_factory=SimpleQueue)
     _indexes: itertools.count[int] = field(default_factory=itertools.count)
@@ -80,8 +93,14 @@ class Service:
     _encoding: int = 0
 
     def __post_init__(self) -> None:
-        self._tokenizers.put(Tokenizer(self.prepared.codec()))
+        self._notice = SpecialTextNotice(self.report, is_quiet=True)
+        tokenizer = self._new_tokenizer()
+        tokenizer.check_options(self.report)
+        self._tokenizers.put(tokenizer)
         self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenizing")
+
+    def _new_tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.prepared.codec(), notice=self._notice, prompts=self.prompts)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -120,14 +139,14 @@ class Service:
             )
         prompts: list[Prompt] = []
         places: list[tuple[int, int]] = []
-        for content, ids in enumerate(encoded):
+        for content, (ids, _, forced) in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             can_differ = not chosen.greedy
             for choice in range(decoding.n):
                 if choice == 0 or can_differ:
                     own = single_choice(chosen, choice)
-                    prompts.append(Prompt(next(self._indexes), ids, own))
+                    prompts.append(Prompt(next(self._indexes), ids, own, forced))
                 places.append((content, len(prompts) - 1))
         self._check_num_log_probs(prompts)
         self._check_fits_queue(len(prompts), sum(map(tokens_of, prompts)))
@@ -136,7 +155,14 @@ class Service:
         if rows is None:
             raise self._queue_full_error()
         return [
-            Choice(index, content, rows[row], parsed.contents[content])
+            Choice(
+                index,
+                content,
+                rows[row],
+                parsed.contents[content],
+                encoded[content][1],
+                f"{parsed.key}:{index}",
+            )
             for index, (content, row) in enumerate(places)
         ]
 
@@ -173,7 +199,7 @@ class Service:
         max_context: int,
         decoding: SamplingParams,
         parsed: ParsedRequest,
-    ) -> list[tuple[int, ...]]:
+    ) -> list[EncodedRow]:
         """Token ids of each; a limit the client did not set itself shrinks to the room there is."""
         try:
             check_decoding(decoding, max_context if "max_new_tokens" in parsed.options else None)
@@ -185,7 +211,7 @@ class Service:
         rooms = [room] * len(requests)
         loop = asyncio.get_running_loop()
         self._encoding += len(requests)
-        encoded: list[tuple[int, ...] | Refusal] = []
+        encoded: list[EncodedRow | Refusal] = []
         try:
             for start in range(0, len(requests), PROMPTS_AT_ONCE):
                 part = slice(start, start + PROMPTS_AT_ONCE)
@@ -197,21 +223,26 @@ class Service:
         finally:
             self._encoding -= len(requests)
         found = []
-        for ids in encoded:
-            if isinstance(ids, Refusal):
-                code = "context_length_exceeded" if ids.code == "prompt_too_long" else ids.code
-                is_of_messages = ids.code in ("chat_template", "no_chat_template", "bad_messages")
-                message = ids.message.split(", or use --")[0]
+        for each in encoded:
+            if isinstance(each, Refusal):
+                code = "context_length_exceeded" if each.code == "prompt_too_long" else each.code
+                is_of_messages = each.code in ("chat_template", "no_chat_template", "bad_messages")
+                message = each.message.split(", or use --")[0]
                 raise APIError(400, code, message, param="messages" if is_of_messages else None)
-            found.append(ids)
+            self._check_limit_supported(each[2])
+            found.append(each)
         return found
 
     def _encode_in_thread(
         self, requests: list[Request], rooms: list[int], date: datetime | None
-    ) -> list[tuple[int, ...] | Refusal]:
+    ) -> list[EncodedRow | Refusal]:
         """Runs in a tokenizing thread."""
         with self._tokenizer() as tokenizer:
-            return tokenizer.encode(requests, rooms, date)
+            encoded = tokenizer.encode(requests, rooms, date)
+            return [
+                _with_format(tokenizer, request, ids)
+                for request, ids in zip(requests, encoded, strict=True)
+            ]
 
     def _with_bad_word_ids(self, decoding: SamplingParams) -> SamplingParams:
         """Runs in a tokenizing thread."""
@@ -224,7 +255,7 @@ class Service:
         try:
             tokenizer = self._tokenizers.get_nowait()
         except Empty:
-            tokenizer = Tokenizer(self.prepared.codec())
+            tokenizer = self._new_tokenizer()
         try:
             yield tokenizer
         finally:
@@ -235,6 +266,8 @@ class Service:
         allowed = room * self.codec.longest_token
         for request in requests:
             content = request.content
+            if isinstance(content, TokenIds):
+                continue
             texts = [content] if isinstance(content, str) else [each["content"] for each in content]
             if (characters := sum(map(len, texts))) > allowed:
                 message = (
@@ -278,6 +311,12 @@ class Service:
                 param = wrong[0] if wrong else None
                 raise APIError(400, refusal.code, refusal.message, param=param)
 
+    def _check_limit_supported(self, forced: ForcedTokens | None) -> None:
+        loaded = self.supervisor.loaded
+        if forced is not None and loaded and not loaded.batching.capabilities.forces_tokens:
+            message = no_forced_tokens(loaded.batching.capabilities.name)
+            raise APIError(400, "unsupported_option", message, param="thinking")
+
     def _check_queue_space(self, rows: int) -> None:
         """Refuses before any parsed what could not wait anyway."""
         waiting = self.supervisor.waiting
@@ -308,6 +347,15 @@ class Service:
             "too many requests wait for the engine; try again later",
             retry_after=self.retry_after(),
         )
+
+
+def _with_format(
+    tokenizer: Tokenizer, request: Request, ids: tuple[int, ...] | Refusal
+) -> EncodedRow | Refusal:
+    if isinstance(ids, Refusal):
+        return ids
+    found = tokenizer.output_format(request, ids)
+    return found if isinstance(found, Refusal) else (ids, *found)
 
 
 def _num_rows(parsed: ParsedRequest, decoding: SamplingParams) -> int:

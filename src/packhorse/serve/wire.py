@@ -14,7 +14,7 @@ from typing import Any
 from packhorse.batching.memory import TokenBudget
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
-from packhorse.data import Batch, Prompt, SamplingParams, Timing, TokenLogProbs
+from packhorse.data import Batch, ForcedTokens, Prompt, SamplingParams, Timing, TokenLogProbs
 from packhorse.engine_protocol import EngineCapabilities
 from packhorse.inference.model import Model
 from packhorse.serve.channel import Message
@@ -22,16 +22,34 @@ from packhorse.serve.request_queue import Batching
 
 
 def batch_message(batch: Batch) -> Message:
-    rows = [[prompt.index, prompt.token_ids, asdict(prompt.decoding)] for prompt in batch.prompts]
+    rows = [
+        [
+            prompt.index,
+            prompt.token_ids,
+            asdict(prompt.decoding),
+            None if prompt.forced is None else asdict(prompt.forced),
+        ]
+        for prompt in batch.prompts
+    ]
     return {"kind": "batch", "shared_prefix": batch.shared_prefix, "rows": rows}
 
 
 def read_batch(message: Message) -> Batch:
     prompts = tuple(
-        Prompt(index, tuple(ids), SamplingParams(**decoding))
-        for index, ids, decoding in message["rows"]
+        Prompt(
+            index,
+            tuple(ids),
+            SamplingParams(**decoding),
+            None if forced is None else _forced_tokens(forced),
+        )
+        for index, ids, decoding, forced in message["rows"]
     )
     return Batch(prompts, message["shared_prefix"])
+
+
+def _forced_tokens(values: dict[str, Any]) -> ForcedTokens:
+    lists = {name: tuple(values[name]) for name in ("token_ids", "end", "start")}
+    return ForcedTokens(limit=values["limit"], **lists)
 
 
 @dataclass(frozen=True, slots=True)

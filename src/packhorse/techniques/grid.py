@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from packhorse.batching import POLICIES
@@ -72,21 +73,28 @@ class Combination:
         """Return the `packhorse run` command that uses this combination on the user's own file."""
         words = ["packhorse", "run", model, source, "-o", "answers.jsonl", *self.options()]
         words += ["--max-new-tokens", str(decoding.max_new_tokens)]
-        words += [*_named(decoding, SamplingParams(decoding.max_new_tokens))]
-        words += [*_named(reading, InputConfig()), *(["--allow-pickle"] if allow_pickle else [])]
+        words += option_words(decoding, SamplingParams(decoding.max_new_tokens))
+        words += option_words(reading, InputConfig())
+        words += ["--allow-pickle"] if allow_pickle else []
         return shlex.join(words)
 
 
-def _named(
-    chosen: SamplingParams | InputConfig, usual: SamplingParams | InputConfig
-) -> Iterator[str]:
+def option_words(chosen: Any, usual: Any) -> Iterator[str]:
     """Yield an option of `packhorse run` for every field that differs from its default.
 
-    Fields without an option are left out: log-probabilities are requested per row.
+    Fields without an option, such as log-probabilities, are set by rows.
+
+    Args:
+        chosen: A config.
+        usual: The same with defaults.
     """
     for field in fields(chosen):
-        value = getattr(chosen, field.name)
-        if value == getattr(usual, field.name) or "help" not in field.metadata:
+        value, default = getattr(chosen, field.name), getattr(usual, field.name)
+        if value == default:
+            continue
+        if is_dataclass(value):
+            yield from option_words(value, default)
+        if "help" not in field.metadata:
             continue
         (option,) = field.metadata.get("flags", (f"--{field.name.replace('_', '-')}",))
         if isinstance(value, bool):
@@ -98,6 +106,8 @@ def _named(
 
 def _option_values(value: Any, *, is_repeatable: bool) -> list[str]:
     """Return the texts of an option, one for each time that it is given."""
+    if isinstance(value, Mapping):
+        return [f"{name}={json.dumps(each)}" for name, each in value.items()]
     if not isinstance(value, tuple):
         return [str(value)]
     texts = ["=".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value]

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from packhorse.data import Message
@@ -28,6 +29,7 @@ from packhorse.tokenization.placeholders import (
     with_function,
     with_placeholders,
 )
+from packhorse.tokenization.render_options import PLAIN, RenderOptions, cut_at_mark, mark_last
 from packhorse.tokenization.rendering import RenderError, TemplateSource, rendering_process
 from packhorse.tokenization.text_search import contains_text
 
@@ -80,13 +82,17 @@ class ChatTemplate:
         self._fault: str | None = None
 
     def render(
-        self, chats: Sequence[Sequence[Message]], now: datetime | None = None
+        self,
+        chats: Sequence[Sequence[Message]],
+        now: datetime | None = None,
+        options: Sequence[RenderOptions] = (),
     ) -> list[str | RowError]:
         """Return the prompt of each chat, up to the opening of the assistant's turn.
 
         Args:
             chats: Messages with text `role` and text `content`, as `read_messages` returns them.
             now: Local time that the template may write; None is the clock's.
+            options: Of each chat; () for none.
 
         Returns:
             A RowError for each chat that the template cannot represent.
@@ -94,16 +100,27 @@ class ChatTemplate:
         if self._fault:
             return [RowError("chat_template", self._fault) for _ in chats]
         moment = now or datetime.now()  # noqa: DTZ005 (templates write the local date)
-        passed: list[list[dict[str, Any]] | RowError] = []
-        for chat in chats:
-            form = self._format(chat, moment)
-            passed.append(form if isinstance(form, RowError) else _formatted(chat, form))
+        options = options or [PLAIN] * len(chats)
+        passed: list[dict[str, Any] | RowError] = []
+        for chat, chosen in zip(chats, options, strict=True):
+            form = self._format(chat, moment, chosen)
+            marked = mark_last(chat) if chosen.continues else chat
+            found = form if isinstance(form, RowError) else _formatted(marked, form)
+            passed.append(
+                found if isinstance(found, RowError) else chosen.template_variables(found)
+            )
         ready = [chat for chat in passed if not isinstance(chat, RowError)]
         texts = iter(rendering_process().render(self._source, ready, moment))
         return [
-            row if isinstance(row, RowError) else _check_complete(chat, next(texts))
-            for chat, row in zip(chats, passed, strict=True)
+            row if isinstance(row, RowError) else _check_complete(chat, next(texts), chosen)
+            for chat, row, chosen in zip(chats, passed, options, strict=True)
         ]
+
+    @cached_property
+    def variables(self) -> frozenset[str] | None:
+        """Names of the variables that the template reads; None if it cannot be parsed."""
+        (found,) = rendering_process().render(self._source, [None], datetime.now())  # noqa: DTZ005
+        return None if isinstance(found, RenderError) else frozenset(json.loads(found))
 
     def fault(self) -> str:
         """Return why the template can render no chat; "" if it may render some.
@@ -117,25 +134,38 @@ class ChatTemplate:
     def _find_fault(self) -> str:
         moment = datetime.now()  # noqa: DTZ005
         hello = [{"role": "user", "content": "Hello"}]
-        (result,) = rendering_process().render(self._source, [hello], moment)
+        (result,) = self._rendered([hello], moment)
         if isinstance(result, RenderError) and result.kind in ("limit", "syntax"):
             return f"its chat template cannot be used: {result.message}"
         return ""
 
-    def _format(self, chat: Sequence[Message], now: datetime) -> MessageFormat | RowError:
-        shape = tuple(map(_shape, chat))
+    def _rendered(
+        self,
+        chats: Sequence[Sequence[Message]],
+        now: datetime,
+        options: RenderOptions = PLAIN,
+    ) -> list[str | RenderError]:
+        variables = [options.template_variables(chat) for chat in chats]
+        return rendering_process().render(self._source, variables, now)
+
+    def _format(
+        self, chat: Sequence[Message], now: datetime, options: RenderOptions
+    ) -> MessageFormat | RowError:
+        shape = (*map(_shape, chat), *options.shape)
         form = self._formats.get(shape)
         if form is not None:
             self._formats.move_to_end(shape)
             return form
-        found = self._find_format(chat, now)
+        found = self._find_format(chat, now, replace(options, continues=False))
         if isinstance(found, MessageFormat):  # a refusal may be due to other fields of this row
             self._formats[shape] = found
             if len(self._formats) > _MAX_FORMATS:
                 self._formats.popitem(last=False)
         return found
 
-    def _find_format(self, chat: Sequence[Message], now: datetime) -> MessageFormat | RowError:
+    def _find_format(
+        self, chat: Sequence[Message], now: datetime, options: RenderOptions
+    ) -> MessageFormat | RowError:
         """Return the first form that loses nothing; it depends only on the shape of the chat."""
         roles: list[str] = []
         for place, message in enumerate(chat):
@@ -153,7 +183,7 @@ class ChatTemplate:
         for has_parts in (False, True):
             for objects in (True, False) if calls else (True,):
                 form = MessageFormat(tuple(roles), (has_parts,) * len(chat), objects)
-                trials.append(self._try(probes, form, now))
+                trials.append(self._try(probes, form, now, options))
                 if trials[-1].is_complete:
                     return form
                 if trials[-1].error is not None and trials[-1].error.kind:
@@ -164,17 +194,23 @@ class ChatTemplate:
                 has_parts != (place in best.lost_texts)
                 for place, has_parts in enumerate(best.form.parts)
             )
-            trial = self._try(probes, replace(best.form, parts=flipped), now)
+            trial = self._try(probes, replace(best.form, parts=flipped), now, options)
             if trial.is_complete:
                 return trial.form
             best = min(best, trial, key=lambda trial: trial.losses)
-        return self._refusal(chat, probes, best, now)
+        return self._refusal(chat, probes, best, now, options)
 
-    def _try(self, probes: Sequence[Message], form: MessageFormat, now: datetime) -> _Trial:
+    def _try(
+        self,
+        probes: Sequence[Message],
+        form: MessageFormat,
+        now: datetime,
+        options: RenderOptions,
+    ) -> _Trial:
         passed = _formatted(probes, form)
         if isinstance(passed, RowError):  # placeholders have arguments that are objects
             return _Trial(form, RenderError(str(passed)))
-        (text,) = rendering_process().render(self._source, [passed], now)
+        (text,) = self._rendered([passed], now, options)
         if isinstance(text, RenderError):
             return _Trial(form, text)
         lost_texts, lost_calls = [], []
@@ -199,7 +235,7 @@ class ChatTemplate:
                 ]
                 for each in (role, _INVENTED_ROLE)
             ]
-            text, other = rendering_process().render(self._source, chats, now)
+            text, other = self._rendered(chats, now)
             self._known_roles[role] = (
                 isinstance(text, str)
                 and placeholder("M", 0) in text
@@ -208,10 +244,15 @@ class ChatTemplate:
         return self._known_roles[role]
 
     def _refusal(
-        self, chat: Sequence[Message], probes: Sequence[Message], trial: _Trial, now: datetime
+        self,
+        chat: Sequence[Message],
+        probes: Sequence[Message],
+        trial: _Trial,
+        now: datetime,
+        options: RenderOptions,
     ) -> RowError:
         if trial.error is not None:
-            place = self._refused_message(probes, trial.form, now)
+            place = self._refused_message(probes, trial.form, now, options)
             return _refusal_error(chat, place, trial.error)
         if trial.lost_texts:
             place = trial.lost_texts[0]
@@ -220,12 +261,16 @@ class ChatTemplate:
         return _lost_error(chat, place, "whose tool calls the model's chat template leaves out")
 
     def _refused_message(
-        self, probes: Sequence[Message], form: MessageFormat, now: datetime
+        self,
+        probes: Sequence[Message],
+        form: MessageFormat,
+        now: datetime,
+        options: RenderOptions,
     ) -> int | None:
         """Return the last message of the shortest beginning that the template refuses, if any."""
         starts = [_formatted(probes[:end], form) for end in range(1, len(probes) + 1)]
         chats = [start for start in starts[:32] if not isinstance(start, RowError)]
-        for place, text in enumerate(rendering_process().render(self._source, chats, now)):
+        for place, text in enumerate(self._rendered(chats, now, options)):
             if isinstance(text, RenderError):
                 return None if text.kind else place
         return None
@@ -285,9 +330,24 @@ def _with_arguments(function: Mapping[str, Any], as_object: bool) -> dict[str, A
     return {**function, "arguments": arguments} if isinstance(arguments, Mapping) else None
 
 
-def _check_complete(chat: Sequence[Message], text: str | RenderError) -> str | RowError:
+def _check_complete(
+    chat: Sequence[Message], text: str | RenderError, options: RenderOptions
+) -> str | RowError:
     if isinstance(text, RenderError):
         return _refusal_error(chat, None, text)
+    if options.continues:
+        cut = cut_at_mark(text, chat[-1]["content"])
+        if cut is None:
+            what = "which the model's chat template changes, so that it cannot be continued"
+            return _lost_error(chat, len(chat) - 1, what)
+        text = cut
+    for tool in options.tools:
+        if (name := str(function_of(tool).get("name"))) not in text:
+            return RowError(
+                "chat_template",
+                f"the model's chat template leaves out the tool {format_value(name)}; leave tools "
+                "out, or use a model whose template takes them",
+            )
     for place, message in enumerate(chat):
         is_assistant = message["role"] not in ("user", "system", "developer", "tool", "function")
         if not contains_text(message["content"], text, is_assistant=is_assistant):

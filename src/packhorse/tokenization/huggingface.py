@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from packhorse.tokenization.codecs import Refusal
 from packhorse.tokenization.errors import tokenizer_errors
 from packhorse.tokenization.loading import load_tokenizer
 from packhorse.tokenization.placeholders import ROLES
+from packhorse.tokenization.render_options import PLAIN, RenderOptions
 from packhorse.tokenization.rendering import TemplateSource
 
 _BEGINS_OR_ENDS = re.compile(
@@ -96,6 +98,9 @@ class HuggingFaceCodec:
                 return whole[start + len(text) :]
         return ()
 
+    def encode_rendered(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return self._encode(texts, add_special_tokens=False, split_special_tokens=False)
+
     def encode_fragment(self, text: str) -> tuple[int, ...]:
         return self._encode([text], add_special_tokens=False, split_special_tokens=True)[0]
 
@@ -107,6 +112,23 @@ class HuggingFaceCodec:
         if isinstance(self._template, ChatTemplate):
             return self._template.fault()
         return self._template.message if self._template is not _NO_CHAT_TEMPLATE else ""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._tokenizer)
+
+    @property
+    def chat_template(self) -> str:
+        template = self._tokenizer.chat_template
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template or "")
+
+    def template_variables(self) -> frozenset[str] | None:
+        templates = [self._template, self._template_of_tools]
+        known = [each.variables for each in templates if isinstance(each, ChatTemplate)]
+        return None if None in known else frozenset().union(*filter(None, known))
+
+    def is_single_token(self, token_id: int) -> bool:
+        return token_id in self._added or token_id in self._special_ids
 
     @cached_property
     def _template(self) -> ChatTemplate | Refusal:
@@ -122,28 +144,75 @@ class HuggingFaceCodec:
             template = template["default"]
         return ChatTemplate(TemplateSource(str(template), self._tokenizer.special_tokens_map))
 
+    @cached_property
+    def _template_of_tools(self) -> ChatTemplate | None:
+        """The template for chats with tools, if the model has one of its own."""
+        template = self._tokenizer.chat_template
+        if not isinstance(template, dict) or "tool_use" not in template:
+            return None
+        text = str(template["tool_use"])
+        return ChatTemplate(TemplateSource(text, self._tokenizer.special_tokens_map))
+
     def encode_chats(
-        self, chats: Sequence[Sequence[Message]], now: datetime | None = None
+        self,
+        chats: Sequence[Sequence[Message]],
+        now: datetime | None = None,
+        options: Sequence[RenderOptions] = (),
     ) -> list[tuple[int, ...] | Refusal]:
         template = self._template
         if isinstance(template, Refusal):
             return [template for _ in chats]
+        options = options or [PLAIN] * len(chats)
         forged = [self._forged_role(chat) for chat in chats]
         if any(forged):
-            kept = [chat for chat, refusal in zip(chats, forged, strict=True) if not refusal]
-            rest = iter(self.encode_chats(kept, now))
+            kept = [place for place, refusal in enumerate(forged) if not refusal]
+            rest = iter(
+                self.encode_chats([chats[at] for at in kept], now, [options[at] for at in kept])
+            )
             return [refusal or next(rest) for refusal in forged]
         literals: list[list[str]] = [[] for _ in chats]
+        # Tools first: a template must write all of them, but not all of the messages.
+        hidden_options = [
+            replace(
+                chosen,
+                tools=tuple(self._hide_specials(chosen.tools, found)),
+                variables=self._hide_specials([chosen.variables], found)[0],
+            )
+            if chosen.tools or chosen.variables
+            else chosen
+            for chosen, found in zip(options, literals, strict=True)
+        ]
+        of_tools = list(map(len, literals))
         hidden = [
             self._hide_specials(chat, found) for chat, found in zip(chats, literals, strict=True)
         ]
         rendered = [
-            _pieces(text, found)
-            for text, found in zip(template.render(hidden, now), literals, strict=True)
+            _pieces(text, found, count)
+            for text, found, count in zip(
+                self._render(template, hidden, now, hidden_options),
+                literals,
+                of_tools,
+                strict=True,
+            )
         ]
         plain = [row for row in rendered if isinstance(row, str)]
         encoded = iter(self._encode(plain, add_special_tokens=False, split_special_tokens=False))
         return [next(encoded) if isinstance(row, str) else self._joined(row) for row in rendered]
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        chats: Sequence[Sequence[Message]],
+        now: datetime | None,
+        options: Sequence[RenderOptions],
+    ) -> list[str | RowError]:
+        """Render each chat with the template for its kind."""
+        if (of_tools := self._template_of_tools) is None:
+            return template.render(chats, now, options)
+        return [
+            (of_tools if chosen.tools else template).render([chat], now, [chosen])[0]
+            for chat, chosen in zip(chats, options, strict=True)
+        ]
 
     def _forged_role(self, chat: Sequence[Message]) -> Refusal | None:
         """Return the refusal of a role that would become a special token, if there is one.
@@ -166,12 +235,23 @@ class HuggingFaceCodec:
         names = map(_letters, [*self._tokenizer.all_special_tokens, *self._added.values()])
         return frozenset(name for name in names if _BEGINS_OR_ENDS.search(name))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], keep: frozenset[int] = frozenset()) -> str:
+        if not keep.isdisjoint(token_ids):
+            return self._decode_around(token_ids, keep)
         return str(
             self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+    def _decode_around(self, token_ids: Sequence[int], keep: frozenset[int]) -> str:
+        pieces: list[str] = []
+        start = 0
+        for place, token_id in enumerate(token_ids):
+            if token_id in keep:
+                pieces += [self.decode(token_ids[start:place]), self.token_name(token_id)]
+                start = place + 1
+        return "".join([*pieces, self.decode(token_ids[start:])])
 
     def token_name(self, token_id: int) -> str:
         token = self._tokenizer.convert_ids_to_tokens(token_id)
@@ -209,7 +289,9 @@ class HuggingFaceCodec:
         decoder = repr(backend.decoder) if backend is not None else ""
         return next((name for name in ("ByteLevel", "ByteFallback") if name in decoder), "")
 
-    def _hide_specials(self, chat: Sequence[Message], literals: list[str]) -> list[dict[str, Any]]:
+    def _hide_specials(
+        self, chat: Sequence[Mapping[str, Any]], literals: list[str]
+    ) -> list[dict[str, Any]]:
         """Return the chat with a placeholder for each text that spells a special token.
 
         The texts are appended to `literals`.
@@ -258,15 +340,25 @@ def _letters(text: str) -> str:
     return re.sub(r"\W", "", text)
 
 
-def _pieces(text: str | RowError, literals: Sequence[str]) -> str | list[str] | Refusal:
+def _pieces(
+    text: str | RowError, literals: Sequence[str], of_tools: int
+) -> str | list[str] | Refusal:
     """Return a rendered chat, split at texts that spell special tokens.
 
-    In the pieces [text, literal, text, ...] the literals are to be encoded as plain text.
+    In the pieces [text, literal, text, ...] the literals are to be encoded as plain text. The first
+    `of_tools` of them are of tools and options, which a template must write as they are.
     """
     if isinstance(text, RowError):
         return Refusal(text.code, str(text))
     if not literals:
         return text
+    for number, literal in enumerate(literals[:of_tools]):
+        if f"{_OPEN}{number}{_CLOSE}" not in text:
+            return Refusal(
+                "chat_template",
+                f"the model's chat template leaves out or changes the text {literal!r} of a tool "
+                "or an option, which spells a special token; write it differently",
+            )
     pieces = re.split(f"{_OPEN}(\\d+){_CLOSE}", text)
     pieces[1::2] = [literals[int(number)] for number in pieces[1::2]]
     return pieces

@@ -5,8 +5,10 @@ limits time and memory: the kernel ends the process at a limit of processor time
 and in C code, and allocations beyond a limit of address space fail.
 
 Frames on stdin and stdout are a length in 4 bytes, big-endian, and that many bytes of JSON. A
-request holds `source`, `variables`, `now` (ISO 8601), `seconds` (per chat) and `chats`; the reply
-has one frame per chat, `{"text": ...}` or `{"error": ..., "kind": ...}`, written at once.
+request holds `source`, `variables`, `now` (ISO 8601), `seconds` (per chat) and `chats`, the further
+variables of each chat (`messages`, `tools`, ...); the reply has one frame per chat, `{"text": ...}`
+or `{"error": ..., "kind": ...}`, written at once. For a chat that is null the text is a JSON list
+of the variables that the template reads.
 """
 
 from __future__ import annotations
@@ -54,16 +56,20 @@ def _read(source: BinaryIO) -> Any:
     return json.loads(source.read(struct.unpack(">I", header)[0]))
 
 
-def _render(request: dict[str, Any], chat: list[dict[str, Any]]) -> bytes:
+def _render(request: dict[str, Any], chat: dict[str, Any] | None) -> bytes:
     now = datetime.fromisoformat(request["now"])
     try:
+        if chat is None:
+            return json.dumps({"text": json.dumps(_variables(request["source"]))}).encode()
         text = _compiled(request["source"]).render(
-            messages=chat,
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            strftime_now=now.strftime,
-            **request["variables"],
+            {
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+                "strftime_now": now.strftime,
+                **request["variables"],
+                **chat,
+            }
         )
         if len(text) > OUTPUT_CHARACTERS:
             return _error(f"it writes {len(text):,} characters for this row", kind="limit")
@@ -79,6 +85,13 @@ def _render(request: dict[str, Any], chat: list[dict[str, Any]]) -> bytes:
 
 def _error(message: str, kind: str = "") -> bytes:
     return json.dumps({"error": message[:4096], "kind": kind}).encode()
+
+
+def _variables(source: str) -> list[str]:
+    """Return the names of variables that a template reads from its context."""
+    from jinja2 import meta
+
+    return sorted(meta.find_undeclared_variables(_environment().parse(source)))
 
 
 @lru_cache(maxsize=16)

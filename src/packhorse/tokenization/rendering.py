@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from packhorse.data import Message
 from packhorse.errors import ModelError, first_line
 
 SECONDS_PER_CHAT = 2.0
@@ -63,13 +62,17 @@ class RenderingProcess:
         self._owner = 0
 
     def render(
-        self, template: TemplateSource, chats: Sequence[Sequence[Message]], now: datetime
+        self,
+        template: TemplateSource,
+        chats: Sequence[Mapping[str, Any] | None],
+        now: datetime,
     ) -> list[str | RenderError]:
         """Return the text of each chat, or why there is none.
 
         Args:
             template: The chat template.
-            chats: Messages of each chat.
+            chats: Variables of each chat: `messages` and others. None returns the names of the
+                variables that the template reads, as a list in JSON.
             now: Local time for `strftime_now`.
 
         Raises:

@@ -88,6 +88,11 @@ class Row:
     def tokens_left(self) -> int:
         return self.prompt.decoding.max_new_tokens - len(self.token_ids)
 
+    def forced_token(self) -> int | None:
+        """Return the token that must come next whatever the logits; None if the model chooses."""
+        forced = self.prompt.forced
+        return None if forced is None else forced.next(self.token_ids)
+
     @property
     def needs_prompt_log_probs(self) -> bool:
         """Whether log-probabilities of the prompt are requested and not all known."""
@@ -190,6 +195,19 @@ def _ends(
         return on_token(index, token_id)
     except BaseException as error:
         raise CallbackError(error) from error
+
+
+def force_tokens(chosen: list[int | None], rows: Sequence[Row]) -> None:
+    """Replace tokens that the model chose by those that rows must take, in place.
+
+    Args:
+        chosen: Next token of each row; None, for logits that are not finite, is kept.
+        rows: The rows.
+    """
+    for place, row in enumerate(rows):
+        if row.prompt.forced is not None and chosen[place] is not None:
+            forced = row.forced_token()
+            chosen[place] = chosen[place] if forced is None else forced
 
 
 def by_common(rows: Iterable[Row], common: Callable[[Row], object]) -> list[list[Row]]:

@@ -162,6 +162,7 @@ class PackedEngine:
             max_num_seqs=max_num_seqs,
             gives_log_probs=True,
             sampling_fields=ENGINE_FIELDS,
+            forces_tokens=True,
             working_bytes=working_bytes(arch, self._scratches, context),
         )
         self._warm_up(folder)

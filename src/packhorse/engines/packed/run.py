@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from packhorse.data import Batch, Scores, TokenLogProbs
 from packhorse.engines.common.log_probs import wanted_log_probs
-from packhorse.engines.common.rows import CallbackError, Row, diagnose, settle
+from packhorse.engines.common.rows import CallbackError, Row, diagnose, force_tokens, settle
 from packhorse.engines.common.rows import Result as Generated
 from packhorse.engines.common.sampling import choose_tokens, row_generator, wants_all_logits
 from packhorse.engines.packed.caller import NEEDS_INPUT, Caller
@@ -355,10 +355,13 @@ class Run:
         """
         simple = sum(not wants_all_logits(each.row.prompt.decoding) for each in ending)
         best, best_at = self._network.choose(simple, scratch)
-        for sequence, token, number in zip(
-            ending[:simple], best_at.tolist(), np.isfinite(best).tolist(), strict=True
-        ):
-            yield sequence, token if number else None, None
+        chosen = [
+            token if number else None
+            for token, number in zip(best_at.tolist(), np.isfinite(best).tolist(), strict=True)
+        ]
+        force_tokens(chosen, [sequence.row for sequence in ending[:simple]])
+        for sequence, token in zip(ending[:simple], chosen, strict=True):
+            yield sequence, token, None
         for first in range(simple, len(ending), SAMPLED_AT_ONCE):
             rows = slice(first, min(len(ending), first + SAMPLED_AT_ONCE))
             logits = self._network.logits(rows, scratch)
@@ -382,6 +385,7 @@ class Run:
             [sequence.rng for sequence in sequences],
             lambda place, values: sequences[place].row.change_logits(values, self._end_ids),
         )
+        force_tokens(chosen, [sequence.row for sequence in sequences])
         found = wanted_log_probs(chosen, decodings, logits.__getitem__)
         for place, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
             yield sequence, token, found.get(place)

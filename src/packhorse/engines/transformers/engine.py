@@ -26,6 +26,7 @@ from packhorse.engines.common.rows import (
     Row,
     answer,
     by_common,
+    force_tokens,
     refuse,
     settle,
 )
@@ -124,6 +125,7 @@ class TransformersEngine:
             shares_prefixes=self._prefixes is not None,
             gives_log_probs=True,
             sampling_fields=ENGINE_FIELDS,
+            forces_tokens=True,
             same_length_above=self._rule.same_length_above,
             rows_alone=self._rule.alone,
             separate_above=self._rule.separate_above,
@@ -281,6 +283,7 @@ class TransformersEngine:
                 [draws[row.prompt.index] for row in rows],
                 lambda place, values: rows[place].change_logits(values, self._end_ids),  # noqa: B023
             )
+            force_tokens(chosen, rows)
             found = wanted_log_probs(
                 chosen,
                 [row.prompt.decoding for row in rows],
