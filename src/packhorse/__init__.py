@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
+from packhorse.structured_output import StructuredOutput, structured_output
 
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load
@@ -37,9 +38,11 @@ __all__ = [
     "PackhorseError",
     "RunReport",
     "SamplingParams",
+    "StructuredOutput",
     "__version__",
     "load",
     "run",
+    "structured_output",
 ]
 
 __version__ = "0.1.0"
