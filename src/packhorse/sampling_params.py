@@ -190,6 +190,15 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether logits are changed before a token is chosen (`engines.common.logits`)."""
+        return bool(self.structured_outputs) or self._has_other_changes
+
+    @property
+    def is_masked_greedy(self) -> bool:
+        """Whether the most probable token that `structured_outputs` allows is always taken."""
+        return self.greedy and bool(self.structured_outputs) and not self._has_other_changes
+
+    @property
+    def _has_other_changes(self) -> bool:
         return bool(
             self.presence_penalty
             or self.frequency_penalty
@@ -198,7 +207,6 @@ class SamplingParams:
             or self.bad_words
             or self.suppress_tokens
             or self.min_tokens
-            or self.structured_outputs
         )
 
     @property

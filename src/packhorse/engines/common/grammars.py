@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from packhorse.structured_output import StructuredOutput, llguidance_grammar
@@ -79,14 +80,29 @@ class GrammarState:
             logits: [vocabulary] float32.
             token_ids: Tokens that were generated so far.
         """
+        allowed = self._allowed(len(logits), token_ids)
+        logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
+
+    def best(self, logits: Tensor, token_ids: Sequence[int]) -> int | None:
+        """Return the most probable token that can lead to a match; the first of equal ones.
+
+        None if there is none, or if the logits are not finite. Arguments are those of `mask`, in
+        any floating type; the logits are not changed.
+        """
+        candidates = np.flatnonzero(self._allowed(len(logits), token_ids))
+        if not len(candidates):
+            return None
+        values = logits[torch.from_numpy(candidates).to(logits.device)]
+        largest, place = values.max(dim=0)
+        return int(candidates[int(place)]) if bool(largest.isfinite()) else None
+
+    def _allowed(self, vocab_size: int, token_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Return which tokens may follow; none if the grammar turns out to be too complex."""
         new = list(token_ids[self._num_taken :])
         self._num_taken += len(new)
         if new and not self._matcher.consume_tokens(new):
-            logits.fill_(-torch.inf)
-            return
+            return np.zeros(vocab_size, dtype=bool)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            logits.fill_(-torch.inf)
-            return
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(bool)
-        logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
+            return np.zeros(vocab_size, dtype=bool)
+        return np.unpackbits(bits, count=vocab_size, bitorder="little").view(bool)

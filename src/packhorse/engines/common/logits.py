@@ -89,6 +89,11 @@ class LogitsProcessor:
             logits[generated] -= decoding.frequency_penalty * counts
             logits[generated] -= decoding.presence_penalty
 
+    def best(self, logits: Tensor, token_ids: Sequence[int]) -> int | None:
+        """Return the next token of a row that `is_masked_greedy`; see `GrammarState.best`."""
+        assert self._grammar is not None
+        return self._grammar.best(logits, token_ids)
+
     def _count(self, token_ids: Sequence[int]) -> None:
         new = token_ids[self._num_counted :]
         self._num_counted = len(token_ids)

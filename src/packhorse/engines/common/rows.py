@@ -111,12 +111,21 @@ class Row:
 
     def change_logits(self, logits: Tensor, end_ids: Collection[int], grammars: Grammars) -> None:
         """Change the logits [vocabulary] of the next token in place; see `LogitsProcessor`."""
+        self._logits_processor(end_ids, grammars)(logits, self.token_ids)
+
+    def best_token(
+        self, logits: Tensor, end_ids: Collection[int], grammars: Grammars
+    ) -> int | None:
+        """Return the next token of a row that `is_masked_greedy`; see `GrammarState.best`."""
+        return self._logits_processor(end_ids, grammars).best(logits, self.token_ids)
+
+    def _logits_processor(self, end_ids: Collection[int], grammars: Grammars) -> LogitsProcessor:
         if self._processor is None:
             from packhorse.engines.common.logits import LogitsProcessor
 
             prompt = self.prompt
             self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids, grammars)
-        self._processor(logits, self.token_ids)
+        return self._processor
 
     def fail_without_token(self) -> Failure:
         """Return the failure of a row for which no token can be chosen."""

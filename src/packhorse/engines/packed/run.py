@@ -394,6 +394,9 @@ class Run:
             lambda place, values: sequences[place].row.change_logits(
                 values, self._end_ids, self._grammars
             ),
+            lambda place, values: sequences[place].row.best_token(
+                values, self._end_ids, self._grammars
+            ),
         )
         found = wanted_log_probs(chosen, decodings, logits.__getitem__)
         for place, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):

@@ -286,6 +286,9 @@ class TransformersEngine:
                 lambda place, values: rows[place].change_logits(  # noqa: B023
                     values, self._end_ids, self._grammars
                 ),
+                lambda place, values: rows[place].best_token(  # noqa: B023
+                    values, self._end_ids, self._grammars
+                ),
             )
             found = wanted_log_probs(
                 chosen,
