@@ -20,6 +20,7 @@ from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfi
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
 from packhorse.prompt_options import PromptOptions
+from packhorse.structured_output import StructuredOutput, structured_output
 
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load
@@ -41,9 +42,11 @@ __all__ = [
     "PromptOptions",
     "RunReport",
     "SamplingParams",
+    "StructuredOutput",
     "__version__",
     "load",
     "run",
+    "structured_output",
 ]
 
 __version__ = "0.1.0"

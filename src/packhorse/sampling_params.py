@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any
 
+from packhorse.structured_output import StructuredOutput
+
 
 def token_bias(text: str) -> tuple[int, float]:
     """Return the token id and the bias of `ID=BIAS`.
@@ -57,6 +59,7 @@ class SamplingParams:
         stop_token_ids: Further token ids that end a row; as end tokens, they are not kept.
         echo: The text begins with the prompt's (prompts that are text only).
         prompt_log_probs: As `top_log_probs`, for the tokens of the prompt.
+        structured_outputs: What the answer must match; it then ends as soon as it does.
         bad_word_ids: Token ids of `bad_words`, which the tokenizer adds (`with_bad_word_ids`).
     """
 
@@ -150,6 +153,7 @@ class SamplingParams:
             "probable tokens in each place",
         },
     )
+    structured_outputs: StructuredOutput | None = None
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -168,6 +172,9 @@ class SamplingParams:
             changes["bad_word_ids"] = tuple(map(tuple, self.bad_word_ids))
         elif self.bad_word_ids != ():
             changes["bad_word_ids"] = ()
+        structured: Any = self.structured_outputs
+        if isinstance(structured, Mapping):  # from JSON
+            changes["structured_outputs"] = StructuredOutput(**structured)
         if self.top_k == -1:
             changes["top_k"] = 0
         if self.seed == -1:
@@ -183,6 +190,15 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether logits are changed before a token is chosen (`engines.common.logits`)."""
+        return bool(self.structured_outputs) or self._has_other_changes
+
+    @property
+    def is_masked_greedy(self) -> bool:
+        """Whether the most probable token that `structured_outputs` allows is always taken."""
+        return self.greedy and bool(self.structured_outputs) and not self._has_other_changes
+
+    @property
+    def _has_other_changes(self) -> bool:
         return bool(
             self.presence_penalty
             or self.frequency_penalty
@@ -213,6 +229,7 @@ ENGINE_FIELDS = (
     "ignore_eos",
     "stop_token_ids",
     "prompt_log_probs",
+    "structured_outputs",
 )
 """Fields of SamplingParams that an engine supports if its `EngineEntry.sampling_fields` says so."""
 _SAMPLING_DEFAULTS = {each.name: each.default for each in fields(SamplingParams)}

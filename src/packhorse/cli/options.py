@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +23,7 @@ from packhorse.config import BatchingConfig, EngineConfig, InputConfig, OutputCo
 from packhorse.data import SamplingParams
 from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
 from packhorse.prompt_options import PromptOptions
+from packhorse.structured_output import StructuredOutput, structured_output
 
 _Config = TypeVar("_Config")
 _METAVARS = {int: "N", str: "TEXT", Path: "FILE"}
@@ -101,6 +105,23 @@ def add_batching(parser: Any, *names: str, **changes: Mapping[str, Any]) -> None
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     title = "sampling (options of a row override these)"
     add(parser.add_argument_group(title), SamplingParams)
+    group = parser.add_argument_group("structured outputs (those of a row override these)")
+    exclusive = group.add_mutually_exclusive_group()
+    destination = _destination(SamplingParams, "structured_outputs")
+    for flag, read_value, metavar, described in (
+        ("--json-schema", _read_schema, "SCHEMA",
+         "answers are JSON that a schema allows: a file, or pydantic:MODULE:CLASS"),
+        ("--regex", partial(structured_output, "regex"), "REGEX",
+         "answers match a regular expression"),
+        ("--choices", lambda given: structured_output("choices", names(given)), "A,B,C",
+         "answers are one of these texts"),
+        ("--grammar", lambda given: structured_output("grammar", _read_text(given)), "FILE",
+         "answers match a Lark grammar"),
+    ):  # fmt: skip
+        exclusive.add_argument(
+            flag, type=_argument(read_value), metavar=metavar, help=described, dest=destination,
+            default=argparse.SUPPRESS,
+        )  # fmt: skip
 
 
 def add_input(parser: argparse.ArgumentParser, *names: str, **changes: Mapping[str, Any]) -> None:
@@ -167,6 +188,40 @@ def text(given: str) -> str:
 def names(given: str) -> tuple[str, ...]:
     """Return the items of a list with commas between them."""
     return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def _argument(read_value: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a type of argparse that shows the text of a ValueError."""
+
+    def read_argument(given: str) -> Any:
+        try:
+            return read_value(text(given))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read_argument
+
+
+def _read_schema(given: str) -> StructuredOutput:
+    """Return the structured output of a file with a JSON schema, or of a class of pydantic."""
+    if not given.startswith("pydantic:"):
+        return structured_output("json_schema", _read_text(given))
+    module, _, name = given.removeprefix("pydantic:").partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # the user's own module, as `python -m` does
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{given} cannot be imported: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return structured_output("json_schema", found)
+
+
+def _read_text(given: str) -> str:
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{given} cannot be read: {error.strerror}") from error
 
 
 def _destination(config: type[Any], name: str) -> str:

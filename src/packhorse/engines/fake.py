@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores, TokenLogProbs
 from packhorse.engine_protocol import CostRule, EngineCapabilities, TokenCallback
+from packhorse.engine_protocol.registry import engine_entry
 from packhorse.engines.common.rows import Result, Row, answer, refuse, settle
 from packhorse.errors import EngineError
 from packhorse.sampling_params import ENGINE_FIELDS
@@ -129,7 +130,7 @@ class FakeEngine:
             shares_prefixes=True,
             runs_side_by_side=True,
             gives_log_probs=True,
-            sampling_fields=ENGINE_FIELDS,
+            sampling_fields=engine_entry("fake").sampling_fields,
             forces_tokens=True,
         )
 

@@ -28,6 +28,7 @@ from packhorse.openai_format.field_types import (
     TokenIds,
 )
 from packhorse.openai_format.row_errors import RowError, format_value
+from packhorse.openai_format.structured_fields import STRUCTURED_FIELDS, read_structured
 
 MAX_NEW_TOKENS = NumberRange(int, 0, 2**31 - 1)
 TEMPERATURE = NumberRange(float, 0, 100)
@@ -87,7 +88,7 @@ _OPTIONS: dict[str, tuple[str, FieldType]] = {
     "prompt_logprobs": ("prompt_log_probs", TOP_LOGPROBS),
 }
 """Field of a row or request -> the field of SamplingParams that it sets, and its type."""
-OPTION_FIELDS = frozenset(_OPTIONS)
+OPTION_FIELDS = frozenset(_OPTIONS) | STRUCTURED_FIELDS
 _USUAL_OPTIONS = tuple(_OPTIONS)[:8]
 _DEFAULTS = SamplingParams()
 LOG_PROB_FIELDS = frozenset({"logprobs", "top_logprobs"})
@@ -155,8 +156,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
     "grammar": (),
     "json_schema": (),
     "reasoning": (),
@@ -200,6 +199,8 @@ def is_default(name: str, value: Any) -> bool:
 
     False for the options that most requests set: temperature, top_p, top_k, seed, stop and limits.
     """
+    if name in STRUCTURED_FIELDS:
+        return value in ({"type": "text"}, {})
     if name not in _OPTIONS or name in _USUAL_OPTIONS:
         return False
     param, kind = _OPTIONS[name]
@@ -231,6 +232,14 @@ def read_options(fields: Mapping[str, Any]) -> dict[str, Any]:
                 f"{field} is {format_value(value)}, but {other} is {format_value(fields[other])}; "
                 "keep one",
             )
+    if structured := read_structured(fields):
+        if options.get("ignore_eos"):
+            raise RowError(
+                "bad_option",
+                "ignore_eos does not go with an answer of a given form, which ends when it is "
+                "complete; leave one out",
+            )
+        options["structured_outputs"] = structured
     return options
 
 

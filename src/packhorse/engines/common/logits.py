@@ -3,6 +3,7 @@
 Definitions and order are those of vLLM 1 (vllm/v1/sample/sampler.py, `Sampler.forward`; the
 formulas of the penalties are in vllm/model_executor/layers/utils.py, `apply_penalties`):
 
+0. `structured_outputs`: the logits of tokens that cannot lead to a match become -infinity.
 1. `suppress_tokens` and `bad_words`: the logit of a token that must not follow becomes -infinity.
    A word of several tokens is excluded by its last one, after generated tokens that begin it.
 2. `min_tokens`: while fewer tokens are generated, those that end a row become -infinity.
@@ -24,6 +25,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from packhorse.engines.common.grammars import Grammars
 from packhorse.sampling_params import SamplingParams
 
 
@@ -34,12 +36,19 @@ class LogitsProcessor:
         decoding: Sampling parameters with `bad_word_ids`.
         prompt_ids: Token ids of the prompt.
         end_ids: The model's end tokens.
+        grammars: Compiled grammars of the model, for `structured_outputs`.
     """
 
     def __init__(
-        self, decoding: SamplingParams, prompt_ids: Sequence[int], end_ids: Collection[int]
+        self,
+        decoding: SamplingParams,
+        prompt_ids: Sequence[int],
+        end_ids: Collection[int],
+        grammars: Grammars | None = None,
     ) -> None:
         self._decoding = decoding
+        structured = decoding.structured_outputs
+        self._grammar = grammars.start(structured) if structured and grammars else None
         words = decoding.bad_word_ids
         singles = {ids[0] for ids in words if len(ids) == 1}
         self._suppressed = sorted({*decoding.suppress_tokens, *singles})
@@ -60,6 +69,8 @@ class LogitsProcessor:
             token_ids: Tokens that were generated so far.
         """
         decoding = self._decoding
+        if self._grammar is not None:
+            self._grammar.mask(logits, token_ids)
         excluded = self._suppressed + self._last_tokens_of_words(token_ids)
         if len(token_ids) < decoding.min_tokens:
             excluded = excluded + self._ends
@@ -77,6 +88,11 @@ class LogitsProcessor:
             generated = list(self._counts)
             logits[generated] -= decoding.frequency_penalty * counts
             logits[generated] -= decoding.presence_penalty
+
+    def best(self, logits: Tensor, token_ids: Sequence[int]) -> int | None:
+        """Return the next token of a row that `is_masked_greedy`; see `GrammarState.best`."""
+        assert self._grammar is not None
+        return self._grammar.best(logits, token_ids)
 
     def _count(self, token_ids: Sequence[int]) -> None:
         new = token_ids[self._num_counted :]

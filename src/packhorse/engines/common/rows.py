@@ -25,6 +25,7 @@ from packhorse.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from packhorse.engines.common.grammars import Grammars
     from packhorse.engines.common.log_probs import Logits
     from packhorse.engines.common.logits import LogitsProcessor
 
@@ -36,8 +37,8 @@ NOT_NUMBERS = (
     "overflow in this number format; try float32"
 )
 NOTHING_LEFT = (
-    "no token can be chosen for this row: bad_words, suppress_tokens and logit_bias exclude all "
-    "tokens, or the model computed no numbers (NaN or infinity)"
+    "no token can be chosen for this row: its structured output, bad_words, suppress_tokens and "
+    "logit_bias exclude all tokens, or the model computed no numbers (NaN or infinity)"
 )
 _OUT_OF_MEMORY = re.compile(r"out of memory|can.t allocate|bad_alloc|not enough memory", re.I)
 
@@ -113,14 +114,23 @@ class Row:
         count = self.prompt.decoding.prompt_log_probs or 0
         self.prompt_log_probs.append(prompt_token_log_probs(logits, token_id, count))
 
-    def change_logits(self, logits: Tensor, end_ids: Collection[int]) -> None:
+    def change_logits(self, logits: Tensor, end_ids: Collection[int], grammars: Grammars) -> None:
         """Change the logits [vocabulary] of the next token in place; see `LogitsProcessor`."""
+        self._logits_processor(end_ids, grammars)(logits, self.token_ids)
+
+    def best_token(
+        self, logits: Tensor, end_ids: Collection[int], grammars: Grammars
+    ) -> int | None:
+        """Return the next token of a row that `is_masked_greedy`; see `GrammarState.best`."""
+        return self._logits_processor(end_ids, grammars).best(logits, self.token_ids)
+
+    def _logits_processor(self, end_ids: Collection[int], grammars: Grammars) -> LogitsProcessor:
         if self._processor is None:
             from packhorse.engines.common.logits import LogitsProcessor
 
             prompt = self.prompt
-            self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids)
-        self._processor(logits, self.token_ids)
+            self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids, grammars)
+        return self._processor
 
     def fail_without_token(self) -> Failure:
         """Return the failure of a row for which no token can be chosen."""

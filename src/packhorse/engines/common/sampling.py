@@ -43,6 +43,7 @@ def choose_tokens(
     decodings: Sequence[SamplingParams],
     generators: Sequence[random.Random],
     change: Callable[[int, Tensor], None] = lambda row, logits: None,
+    best: Callable[[int, Tensor], int | None] = lambda row, logits: None,
 ) -> list[int | None]:
     """Return a token id per row; None for a row whose logits are not finite.
 
@@ -53,14 +54,30 @@ def choose_tokens(
         decodings, generators: one per row; a generator advances by one number if its row samples.
         change: changes a copy of the logits [vocabulary] of a row, in float32, in place; called for
             rows whose `changes_logits` is set.
+        best: returns the token of a row by its logits [vocabulary]; called for rows whose
+            `is_masked_greedy` is set, which saves passes over the vocabulary.
     """
+    others = [row for row, decoding in enumerate(decodings) if not decoding.is_masked_greedy]
+    if len(others) < len(decodings):
+        found: dict[int, int | None] = {}
+        if others:
+            tokens = choose_tokens(
+                logits[others],
+                [decodings[row] for row in others],
+                [generators[row] for row in others],
+                lambda place, values: change(others[place], values),
+            )
+            found = dict(zip(others, tokens, strict=True))
+        return [
+            found[row] if row in found else best(row, logits[row]) for row in range(len(decodings))
+        ]
     changed = [row for row, decoding in enumerate(decodings) if decoding.changes_logits]
     if changed:
         logits = logits.to(torch.float32, copy=True)
         for row in changed:
             change(row, logits[row])
-    largest, best = logits.max(dim=-1)
-    chosen: list[int | None] = best.tolist()
+    largest, places = logits.max(dim=-1)
+    chosen: list[int | None] = places.tolist()
     for row, is_number in enumerate(largest.isfinite().tolist()):
         if not is_number:
             chosen[row] = None

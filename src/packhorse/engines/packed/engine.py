@@ -18,6 +18,7 @@ from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Prompt, SamplingParams, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
 from packhorse.engines.common.allocator import return_freed_memory
+from packhorse.engines.common.grammars import Grammars
 from packhorse.engines.common.rows import NOT_NUMBERS, Result, is_out_of_memory
 from packhorse.engines.packed.architecture import Architecture, read_architecture
 from packhorse.engines.packed.cache import KeyValueCache, bytes_per_token
@@ -76,6 +77,7 @@ class PackedEngine:
         folder: config.json and weights of a model of a known family (`decoders.FAMILIES`); no
             code in it is run.
         end_ids: Token ids that end a row.
+        tokenizer_folder: Folder of the tokenizer, for structured outputs; None if it is `folder`.
         max_context: Maximum number of prompt and generated tokens per row; lower if the cache holds
             fewer.
         quantization: "float32" (also for "auto"), or "int8": weights per output channel,
@@ -99,6 +101,7 @@ class PackedEngine:
         *,
         end_ids: tuple[int, ...],
         max_context: int,
+        tokenizer_folder: Path | None = None,
         quantization: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -119,6 +122,7 @@ class PackedEngine:
         return_freed_memory()
         token_bytes = bytes_per_token(arch, quantized=quantized)
         self._end_ids = frozenset(end_ids)
+        self._grammars = Grammars(tokenizer_folder or folder, self._end_ids)
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         self._threads = threads or usable_cores()
@@ -229,7 +233,13 @@ class PackedEngine:
                     context, shared_rows=SHARED_ROWS if self._network.shares_steps else 0,
                 )  # fmt: skip
                 self._run = Run(
-                    self._network, scheduler, self._scratches, self._end_ids, context, scoring
+                    self._network,
+                    scheduler,
+                    self._scratches,
+                    self._end_ids,
+                    self._grammars,
+                    context,
+                    scoring,
                 )
             caller = Caller(on_token)
             self._run.attach(caller)
@@ -317,6 +327,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Pa
         prepared.folder,
         end_ids=facts.eos_token_ids,
         max_context=facts.max_context,
+        tokenizer_folder=prepared.tokenizer_folder,
         quantization=config.quantization,
         device=config.device,
         threads=config.threads,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from packhorse.data import Batch, Scores, TokenLogProbs
+from packhorse.engines.common.grammars import Grammars
 from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import CallbackError, Row, diagnose, force_tokens, settle
 from packhorse.engines.common.rows import Result as Generated
@@ -56,6 +57,7 @@ class Run:
         scheduler: Scheduler; used by this run alone.
         scratches: Scratch buffers, one per thread.
         end_ids: Token ids that end a row.
+        grammars: Compiled grammars of structured outputs.
         max_context: Maximum number of prompt and generated tokens per row.
         scoring: Continuations to score, for a run with a single caller; None to generate.
     """
@@ -66,11 +68,12 @@ class Run:
         scheduler: Scheduler,
         scratches: list[Scratch],
         end_ids: frozenset[int],
+        grammars: Grammars,
         max_context: int,
         scoring: Scoring | None = None,
     ) -> None:
         self._network, self._scheduler, self._scratches = network, scheduler, scratches
-        self._end_ids, self._max_context = end_ids, max_context
+        self._end_ids, self._grammars, self._max_context = end_ids, grammars, max_context
         self.scoring = scoring
         self._queue_rows = max(1, len(scheduler.block_tables) // QUEUE_SHARE)
         self._callers: list[Caller] = []
@@ -383,7 +386,12 @@ class Run:
             torch.from_numpy(logits),
             decodings,
             [sequence.rng for sequence in sequences],
-            lambda place, values: sequences[place].row.change_logits(values, self._end_ids),
+            lambda place, values: sequences[place].row.change_logits(
+                values, self._end_ids, self._grammars
+            ),
+            lambda place, values: sequences[place].row.best_token(
+                values, self._end_ids, self._grammars
+            ),
         )
         force_tokens(chosen, [sequence.row for sequence in sequences])
         found = wanted_log_probs(chosen, decodings, logits.__getitem__)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from packhorse.config import EngineConfig
 from packhorse.data import Batch, Failure, Scores
 from packhorse.engine_protocol import EngineCapabilities, TokenCallback
+from packhorse.engines.common.grammars import Grammars
 from packhorse.engines.common.log_probs import wanted_log_probs
 from packhorse.engines.common.rows import (
     NOT_NUMBERS,
@@ -67,6 +68,7 @@ def load(prepared: PreparedModel, facts: ModelFacts, config: EngineConfig) -> Tr
         prepared.folder,
         end_ids=facts.eos_token_ids,
         max_context=facts.max_context,
+        tokenizer_folder=prepared.tokenizer_folder,
         quantization=config.quantization,
         device=config.device,
         threads=config.threads,
@@ -80,7 +82,8 @@ class TransformersEngine:
     keeps states of rows in its layers computes the rows of a batch again after another's turn.
 
     folder: config.json and weights of a causal language model; no remote code is run.
-    end_ids: token ids that end a row. max_context: prompt and generated tokens of a row (tokens).
+    end_ids: token ids that end a row. tokenizer_folder: folder of the tokenizer, for structured
+    outputs; None if it is `folder`. max_context: prompt and generated tokens of a row (tokens).
     quantization: "auto" (float32 on a CPU, float16 on a GPU), "float32", "bfloat16", "float16".
     device: "auto", "cpu" or "cuda". threads: None is all cores this process may use; it is torch's
     own setting and so holds for the whole process.
@@ -95,6 +98,7 @@ class TransformersEngine:
         *,
         end_ids: tuple[int, ...],
         max_context: int,
+        tokenizer_folder: Path | None = None,
         quantization: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -106,6 +110,7 @@ class TransformersEngine:
         found = examine(self._model, folder)
         self._prefixes = PrefixStates(self._model) if found.shares_prefixes else None
         self._end_ids = frozenset(end_ids)
+        self._grammars = Grammars(tokenizer_folder or folder, self._end_ids)
         self._turns = RLock()
         self._computed_last: PaddedBatch | None = None
         self._vocab_size, self._rule = found.vocab_size, found.rule
@@ -281,7 +286,12 @@ class TransformersEngine:
                 logits,
                 [row.prompt.decoding for row in rows],
                 [draws[row.prompt.index] for row in rows],
-                lambda place, values: rows[place].change_logits(values, self._end_ids),  # noqa: B023
+                lambda place, values: rows[place].change_logits(  # noqa: B023
+                    values, self._end_ids, self._grammars
+                ),
+                lambda place, values: rows[place].best_token(  # noqa: B023
+                    values, self._end_ids, self._grammars
+                ),
             )
             force_tokens(chosen, rows)
             found = wanted_log_probs(
