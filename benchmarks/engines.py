@@ -443,7 +443,7 @@ def accuracy(reference: Rows, found: Rows) -> str:
 
 def first_rows(benchmark: Benchmark) -> dict[str, Figures]:
     """Seconds and peak memory from a checkpoint never seen to its first token."""
-    from packhorse.models.storage import cache_root
+    from packhorse.storage.cache_folder import cache_root
 
     found: dict[str, Figures] = {}
     for file in benchmark.checkpoint.glob("*.safetensors"):  # page cache warm, for all alike

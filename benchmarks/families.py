@@ -183,7 +183,7 @@ def _packhorse(given: list[str]) -> int:
 def _import_libraries(scratch: Path) -> None:
     """Import once what every run needs, so that runs can be forked."""
     import packhorse
-    from packhorse.models.storage import cache_root
+    from packhorse.storage.cache_folder import cache_root
 
     os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "kernels"))
     os.environ.update(

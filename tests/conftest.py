@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 import tiny_models
-from packhorse.models.storage import cache_root
+from packhorse.storage.cache_folder import cache_root
 from servers import FAKE, Served, served
 
 if TYPE_CHECKING:

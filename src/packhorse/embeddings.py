@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from packhorse.errors import ModelError, model_errors
 from packhorse.models.checkpoint import require_sound_folder
-from packhorse.models.loading import load_config
 from packhorse.models.quiet import quiet_transformers
+from packhorse.models.resolved_config import load_config
 from packhorse.profiling.cores import limit_torch_threads
 from packhorse.storage.json_files import decode, read_json
 

@@ -240,7 +240,7 @@ def test_the_fingerprint_changes_with_every_file_that_decides(tiny: Tiny, name: 
     ids=str,
 )
 def test_a_config_that_asks_for_code_is_refused(tiny: Tiny, settings: dict[str, Any]) -> None:
-    from packhorse.models.loading import load_config
+    from packhorse.models.resolved_config import load_config
 
     folder = tiny("llama")
     configure(folder, **settings)

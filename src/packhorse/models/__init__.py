@@ -16,7 +16,7 @@ from packhorse.models.prepare import (
 )
 from packhorse.models.prepared import PreparedModel
 from packhorse.models.resolve import default_engine_of
-from packhorse.models.storage import cache_root
+from packhorse.storage.cache_folder import cache_root
 
 __all__ = [
     "CATALOG",

@@ -28,8 +28,9 @@ from packhorse.engine_protocol.registry import ModelKind
 from packhorse.errors import ModelError
 from packhorse.models.hashing import file_sha256, fingerprint, verify_all
 from packhorse.models.prepared import Report
-from packhorse.models.storage import cache_root, storage_errors
+from packhorse.models.storage import storage_errors
 from packhorse.storage.atomic_files import sync_folder
+from packhorse.storage.cache_folder import cache_root
 from packhorse.storage.json_files import decode, read_object
 
 FORMAT = 1

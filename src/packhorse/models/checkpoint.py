@@ -5,7 +5,6 @@ Only names, JSON and headers are read; no library is loaded unless a function sa
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from typing import Any
 from packhorse.errors import ModelError
 from packhorse.models.config_checks import (
     StoredSizes,
+    refuse_kernels,
     require_plausible,
     require_types,
     sizes_of_bytes,
     stored_sizes,
 )
-from packhorse.models.engine_support import instead_for_folder
+from packhorse.models.engine_support import CTRANSLATE2_FAMILIES, instead_for_folder
 from packhorse.models.int8_folder import is_int8_folder
 from packhorse.models.quantized_formats import quantization_method, require_known_format
 from packhorse.models.recognize import (
@@ -49,7 +49,6 @@ TOKENIZER_NAMES = VOCABULARIES | {
 
 BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
 _AGAIN = "copy or fetch it again"
-_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,37 +151,18 @@ def tokenizer_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ModelError if a config asks for a kernel of a repository, at any depth.
-
-    transformers would fetch and run it. Vision-language models have configs inside their config.
-    """
-    pending: list[tuple[str, Any]] = list(config.items())
-    while pending:
-        name, value = pending.pop()
-        names_kernel = _IMPLEMENTATION.fullmatch(name) is not None
-        if isinstance(value, dict):
-            pending += [(name if names_kernel else key, each) for key, each in value.items()]
-        elif isinstance(value, list):
-            pending += [(name, each) for each in value]
-        elif names_kernel and isinstance(value, str) and "/" in value:
-            raise ModelError(
-                f"{folder}/config.json asks for the kernel {value!r} ({name}), "
-                "and packhorse runs no code that comes with a model",
-                f"remove {name} from config.json: transformers' own code is used then",
-            )
-
-
 def require_own_class(checkpoint: Checkpoint) -> None:
-    """Raise ModelError unless transformers has its own class for the model. Imports transformers.
+    """Raise ModelError unless transformers has its own class for the model.
 
     packhorse runs no code that comes with weights. Int8 weights in the form of the packed engine
     are refused too.
     """
-    import transformers
-
     _require_usual_weights(checkpoint)
     model_type = str(checkpoint.config.get("model_type"))
+    if model_type in CTRANSLATE2_FAMILIES:
+        return  # without loading transformers, which takes a second
+    import transformers
+
     if model_type in transformers.CONFIG_MAPPING:
         _require_text_class(checkpoint.folder, model_type)
         return

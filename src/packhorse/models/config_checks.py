@@ -8,6 +8,7 @@ before any library reads the folder.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ _HINT = "config.json was changed or belongs to another model: copy or fetch it a
 _MAX_SIZE = 1 << 31
 _PACKED_PER_INTEGER = 16
 _SANE_PARTS = 10_000
+_IMPLEMENTATION = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,27 @@ def require_plausible(folder: Path, config: Mapping[str, Any], stored: StoredSiz
                 if part.get(name) is not None:
                     where = f"{folder}/config.json: {prefix}{name}"
                     require_counts(where, part[name], (least, most), reason, _HINT)
+
+
+def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError if a config asks for a kernel of a repository, at any depth.
+
+    transformers would fetch and run it. Vision-language models have configs inside their config.
+    """
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        names_kernel = _IMPLEMENTATION.fullmatch(name) is not None
+        if isinstance(value, dict):
+            pending += [(name if names_kernel else key, each) for key, each in value.items()]
+        elif isinstance(value, list):
+            pending += [(name, each) for each in value]
+        elif names_kernel and isinstance(value, str) and "/" in value:
+            raise ModelError(
+                f"{folder}/config.json asks for the kernel {value!r} ({name}), "
+                "and packhorse runs no code that comes with a model",
+                f"remove {name} from config.json: transformers' own code is used then",
+            )
 
 
 def _nested_configs(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

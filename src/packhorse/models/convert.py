@@ -27,8 +27,9 @@ from packhorse.models.ctranslate2_folder import (
     vocabulary,
 )
 from packhorse.models.engine_support import instead_for_folder
-from packhorse.models.loading import load_config, require_fitting_size
+from packhorse.models.loading import require_fitting_size
 from packhorse.models.quiet import quiet_transformers
+from packhorse.models.resolved_config import load_config
 from packhorse.models.storage import require_free_bytes
 from packhorse.tokenization.errors import tokenizer_errors
 

@@ -22,6 +22,7 @@ from packhorse.models.quantized_formats import (
     runs_on_transformers,
 )
 from packhorse.models.quiet import quiet_transformers
+from packhorse.models.resolved_config import read_config
 
 PACKED_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 PACKED_FAMILIES = (*PACKED_LLAMA_LIKE, "gpt2")
@@ -172,9 +173,11 @@ def engines_of_folder(folder: Path, refusing: str, quantization: str) -> tuple[s
 
 def config_of(place: Path) -> Any:
     """Return the transformers config of a folder or file, None if transformers cannot read it."""
-    import transformers
-
     try:
+        if place.is_dir():
+            return read_config(place)
+        import transformers
+
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(
                 place, local_files_only=True, trust_remote_code=False

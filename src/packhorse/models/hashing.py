@@ -20,8 +20,8 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from packhorse.errors import ModelError, OutputError
-from packhorse.models.storage import cache_root
 from packhorse.storage.atomic_files import write_json
+from packhorse.storage.cache_folder import cache_root
 from packhorse.storage.json_files import read_object
 
 STORED_BYTES = 1 << 20

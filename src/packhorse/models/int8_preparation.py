@@ -21,9 +21,9 @@ from packhorse.models.checkpoint import Checkpoint, require_own_class, require_u
 from packhorse.models.convert import convert_checkpoint
 from packhorse.models.ctranslate2_folder import NOTE
 from packhorse.models.facts import stated_context
-from packhorse.models.loading import load_config, load_float32, loaded_size
+from packhorse.models.loading import load_float32, loaded_size
 from packhorse.models.prepared import Report
-from packhorse.models.storage import cache_root
+from packhorse.models.resolved_config import read_config
 from packhorse.quantization.methods import AUTO, FAMILIES, PLAIN, supported_methods
 from packhorse.quantization.progress import StepProgress
 from packhorse.quantization.prompts import (
@@ -34,6 +34,7 @@ from packhorse.quantization.prompts import (
 )
 from packhorse.quantization.recipe import CODE, Recipe
 from packhorse.storage.atomic_files import write_json
+from packhorse.storage.cache_folder import cache_root
 from packhorse.storage.json_files import read_object
 from packhorse.tokenization import HuggingFaceCodec
 
@@ -272,7 +273,7 @@ def quick_preparation_bytes(checkpoint: Checkpoint) -> int:
 
     Layers are read, rounded and written one after the other, a few at a time.
     """
-    config = load_config(checkpoint.folder)
+    config = read_config(checkpoint.folder)
     size = loaded_size(checkpoint)
     layers = max(1, int(config.num_hidden_layers))
     return _LAYERS_AT_ONCE * (size.model // layers) + _LIBRARIES_BYTES

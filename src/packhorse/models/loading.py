@@ -9,13 +9,12 @@ from typing import Any
 from packhorse.errors import ModelError, model_errors
 from packhorse.models.checkpoint import (
     Checkpoint,
-    refuse_kernels,
     require_all_weights,
     require_own_class,
     stored_elements,
 )
 from packhorse.models.quiet import quiet_transformers
-from packhorse.storage.json_files import read_object
+from packhorse.models.resolved_config import load_config, read_config
 
 _AGAIN = "copy or fetch the model again"
 _SLACK = 1 << 24
@@ -44,7 +43,7 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
 
     They follow from the config and the sizes of files alone.
     """
-    config = load_config(checkpoint.folder)
+    config = read_config(checkpoint.folder)
     weights = 4 * checkpoint.weight_count
     hidden, vocabulary = config.hidden_size, config.vocab_size
     head = 4 * vocabulary * hidden
@@ -55,27 +54,6 @@ def loaded_size(checkpoint: Checkpoint) -> LoadedSize:
         channels=max(hidden, inner or 4 * hidden),
         vocabulary=vocabulary,
     )
-
-
-def load_config(folder: Path) -> Any:
-    """Return the transformers config of a folder, to be passed to `from_pretrained`.
-
-    transformers chooses the implementation of attention and experts, never the config: a config may
-    name code to fetch, or a library that is not installed.
-
-    Raises:
-        ModelError: The config asks for code to fetch, or transformers refuses it.
-    """
-    import transformers
-
-    refuse_kernels(folder, read_object(folder / "config.json"))
-    with model_errors(f"{folder}/config.json cannot be used", _AGAIN), quiet_transformers():
-        config: Any = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    config._attn_implementation = None  # noqa: SLF001 - there is no public way
-    config._experts_implementation = None  # noqa: SLF001
-    return config
 
 
 def require_fitting_size(folder: Path) -> None:

@@ -35,7 +35,6 @@ from packhorse.models.int8_preparation import (
     read_quantization_method,
     write_packed_int8,
 )
-from packhorse.models.loading import load_config
 from packhorse.models.original import Original, find_source, report_if_long
 from packhorse.models.prepared import PreparedModel, Report, model_without_files
 from packhorse.models.resolve import (
@@ -46,6 +45,7 @@ from packhorse.models.resolve import (
     check_engine,
     resolve,
 )
+from packhorse.models.resolved_config import read_config
 from packhorse.quantization.methods import AUTO, PLAIN, require_known, supported_methods
 
 _warn: Report = logging.getLogger("packhorse.models").warning
@@ -203,6 +203,8 @@ def torch_device(device: str) -> str:
     """Return `device`, with "auto" replaced by "cuda" if torch finds a GPU, else by "cpu"."""
     if device != "auto":
         return device
+    if version("torch").endswith("+cpu"):
+        return "cpu"  # without loading torch, which takes a second
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -284,7 +286,7 @@ def _prepare_int8_folder(original: Original, request: PrepareRequest, engine: st
     if own and is_int8_folder(own.config):
         return _int8_model(request, engine, own.folder, identity[-1], own.bytes_on_disk)
     entry = engine_entry(engine)
-    if own and entry.refusal and entry.function(entry.refusal)(load_config(own.folder)):
+    if own and entry.refusal and entry.function(entry.refusal)(read_config(own.folder)):
         return replace(original.prepared(request.model, PLAIN), asked_engine=engine)
     choice = choose_method(request.method, original.title, identity, request.report)
     if own and not choice.is_plain:

@@ -165,8 +165,8 @@ def stream_reference_logits(checkpoint: Checkpoint) -> ReferenceLogits | None:
     import torch
     import transformers
 
-    from packhorse.models.loading import load_config
     from packhorse.models.quiet import quiet_transformers
+    from packhorse.models.resolved_config import load_config
     from packhorse.models.safetensors_data import SafetensorsReader
 
     if checkpoint.pickled:

@@ -1,4 +1,4 @@
-"""Location of the model cache, and clear errors for a full or read-only disk."""
+"""Clear errors for a full or read-only disk of the model cache."""
 
 from __future__ import annotations
 
@@ -10,26 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from packhorse.errors import ModelError
+from packhorse.storage.cache_folder import cache_root
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 _ELSEWHERE = "set {} to a writable folder on a disk with enough space"
-
-
-def cache_root() -> Path:
-    """Return $PACKHORSE_HOME, else the user's cache folder; it may not exist yet."""
-    home = os.environ.get("PACKHORSE_HOME")
-    try:
-        if home:
-            return Path(home).expanduser().absolute()
-        import platformdirs
-
-        return Path(platformdirs.user_cache_dir("packhorse")).expanduser().absolute()
-    except (RuntimeError, KeyError) as error:  # a user id without a passwd entry, as in containers
-        raise ModelError(
-            "this user has no home folder, so there is no place for the model cache",
-            "set PACKHORSE_HOME to a folder that you may write to",
-        ) from error
 
 
 def require_free_bytes(folder: Path, needed: int) -> None:

@@ -14,7 +14,7 @@ from packhorse.models.engine_support import (
     packed_refusal,
 )
 from packhorse.models.int8_folder import is_int8_folder
-from packhorse.models.loading import load_config
+from packhorse.models.resolved_config import read_config
 from packhorse.quantization.online_hadamard import hadamard_order
 
 
@@ -111,7 +111,7 @@ def read_architecture(folder: Path, quantization: str = "auto") -> Architecture:
         ModelError: The config cannot be read.
         EngineError: This engine cannot run the model; the hint names engines that can.
     """
-    config = load_config(folder)
+    config = read_config(folder)
     family = str(config.model_type)
     is_int8_folder({"quantization_config": getattr(config, "quantization_config", None)})
     if refusal := packed_refusal(config):

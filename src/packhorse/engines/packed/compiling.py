@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numba
 from numba import njit
 
-from packhorse.models.storage import cache_root
+from packhorse.storage.cache_folder import cache_root
 
 F = TypeVar("F", bound=Callable[..., Any])
 _kernels: list[Any] = []

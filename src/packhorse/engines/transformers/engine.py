@@ -30,9 +30,10 @@ from packhorse.engines.transformers.padded_batch import PaddedBatch
 from packhorse.engines.transformers.prefix_states import PrefixState, PrefixStates
 from packhorse.engines.transformers.self_check import DAMAGED, examine
 from packhorse.errors import EngineError, ModelError, model_errors
-from packhorse.models.loading import load_config, require_fitting_size
+from packhorse.models.loading import require_fitting_size
 from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
+from packhorse.models.resolved_config import load_config
 from packhorse.profiling.cores import usable_cores
 
 if TYPE_CHECKING:
