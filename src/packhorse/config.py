@@ -44,7 +44,7 @@ QUANTIZATIONS = (
     "int16",
 )
 QUANTIZATION_METHODS = ("auto", "plain", "smooth", "rotate", "rotate-smooth")
-OUTPUT_SUFFIXES = (".jsonl", ".csv", ".parquet")
+OUTPUT_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv", ".csv.gz", ".csv.zst", ".parquet")
 
 MODEL_OPTION = {
     "help": "model to use: catalog name (see packhorse models), hub id, folder or GGUF file",

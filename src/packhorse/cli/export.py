@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from packhorse.cli import EXIT_DONE, options
-from packhorse.config import OutputConfig
+from packhorse.config import OUTPUT_SUFFIXES, OutputConfig
 from packhorse.jobs.frame import export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
-    target = arguments.to or output.with_name(f"{output.stem}.partial{output.suffix}")
+    known = (each for each in OUTPUT_SUFFIXES if output.name.lower().endswith(each))
+    length = len(max(known, key=len, default=""))
+    stem, suffix = output.name[: len(output.name) - length], output.name[-length or None :]
+    target = arguments.to or output.with_name(f"{stem}.partial{suffix if length else ''}")
     with Journal(Workspace(output).journal, read_only=True) as journal:
         counts = journal.counts()
         written = export_journal(journal, target, writing=options.read(arguments, OutputConfig))

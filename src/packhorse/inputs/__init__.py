@@ -37,6 +37,7 @@ from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
 from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import describe_ambiguity
+from packhorse.storage.compressed_files import compression_named, content_suffix, open_content
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +98,7 @@ def detect_format(path: Path) -> str:
     """
     with input_errors(path):
         _check_file(path)
-        return _detect(path, path.suffix.lower())
+        return _detect(path, content_suffix(path))
 
 
 def _detect(path: Path, suffix: str) -> str:
@@ -109,9 +110,15 @@ def _detect(path: Path, suffix: str) -> str:
             reject_json_document(path)
     elif suffix in formats:
         found = formats[suffix]
+        if found == "parquet" and compression_named(path):
+            raise InputError(
+                f"{path} is a Parquet file inside a compressed one",
+                "unpack it: Parquet files are compressed inside",
+            )
     else:
         raise InputError(
-            f"the format of {path} is unknown: its name ends in {suffix or 'nothing'}",
+            f"the format of {path} is unknown: its name ends in {suffix or 'nothing'}"
+            + (f" before {path.suffix}" if compression_named(path) else ""),
             f"end it in one of {', '.join(formats)}, or pipe JSONL or text through -",
         )
     if suffix == ".json" and _first_character(path) == b"[":
@@ -196,7 +203,7 @@ def for_model(config: InputConfig, model: str) -> InputConfig:
 def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
     """Return the quoting of a CSV or TSV input, for the journal; {} for other formats."""
     path = Path(source)
-    if path.suffix.lower() not in FORMATS["csv"].suffixes:
+    if content_suffix(path) not in FORMATS["csv"].suffixes:
         return {}
     return {"csv_quoting": "minimal" if allows_quotes(path, config.csv_quoting) else "none"}
 
@@ -312,7 +319,7 @@ def _check_file(path: Path) -> None:
 
 def _first_character(path: Path) -> bytes:
     """Return the first byte that is not white space, however long its line."""
-    with path.open("rb") as file:
+    with open_content(path) as file:
         for part in iter(partial(file.readline, 1024), b""):
             if text := part.removeprefix(lines.BYTE_ORDER_MARK).strip():
                 return text[:1]

@@ -8,10 +8,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from packhorse.errors import InputError
+from packhorse.storage.compressed_files import (
+    COMPRESSIONS,
+    Compression,
+    compression_named,
+    content_suffix,
+    open_content,
+)
 
 STDIN_SUFFIX = ".stdin"
 _HEAD_BYTES = 4096
@@ -21,20 +27,7 @@ _LINES_CHECKED = 100
 _PIPED = ("", ".jsonl", ".ndjson", ".json", ".txt")
 
 
-@dataclass(frozen=True, slots=True)
-class _Compression:
-    name: str
-    suffixes: tuple[str, ...]
-    command: str
-
-
-_COMPRESSIONS = {
-    b"\x1f\x8b\x08": _Compression("gzip", (".gz", ".gzip"), "zcat"),
-    b"BZh": _Compression("bzip2", (".bz2",), "bzcat"),
-    b"\xfd7zXZ\0": _Compression("xz", (".xz",), "xzcat"),
-    b"\x28\xb5\x2f\xfd": _Compression("zstd", (".zst", ".zstd"), "zstdcat"),
-    b"\x04\x22\x4d\x18": _Compression("lz4", (".lz4",), "lz4cat"),
-}
+_LZ4 = Compression("lz4", (".lz4",), b"\x04\x22\x4d\x18", "lz4cat")
 _PICKLE = ("a Python pickle", "write the rows as JSONL or Parquet; packhorse loads no pickle")
 _MODEL = ("a model, not rows", "the order is: packhorse run MODEL INPUT -o OUTPUT")
 _IMAGE = ("an image, not rows", "give rows of text")
@@ -117,10 +110,7 @@ def reject_foreign_content(path: Path) -> None:
     Raises:
         InputError: If the file is empty or has a known format that is no input format.
     """
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        tail = file.read(_TAIL_BYTES)
+    head, tail = _ends(path)
     if not head:
         raise InputError(f"{input_name(path)} is empty", "is it the right file?")
     what, advice = _known(path, head, tail) or ("", "")
@@ -129,10 +119,28 @@ def reject_foreign_content(path: Path) -> None:
         raise InputError(f"{input_name(path)} is {what}", advice.replace("{file}", file_word))
 
 
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """Return the first and the last bytes of the content; none of the last of a compressed file."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = file.read(_TAIL_BYTES)
+    compression = compression_named(path)
+    if compression is None or not head:
+        return head, tail
+    if not compression.begins(head):
+        raise InputError(
+            f"{path} is not compressed with {compression.name}, as its name says",
+            "rename it, or copy or download it again",
+        )
+    with open_content(path) as content:
+        return content.read(_HEAD_BYTES), b""
+
+
 def _known(path: Path, head: bytes, tail: bytes) -> tuple[str, str] | None:
-    suffix = path.suffix.lower()
-    for magic, compression in _COMPRESSIONS.items():
-        if head.startswith(magic) and (magic != b"BZh" or head[4:10] == b"1AY&SY"):
+    suffix = content_suffix(path)
+    for compression in (*COMPRESSIONS, _LZ4):
+        if compression.begins(head):
             return f"compressed with {compression.name}", _unpacking(path, compression)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         for member, what, advice in _ZIP_MEMBERS:
@@ -175,7 +183,7 @@ def _markup(suffix: str, head: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _unpacking(path: Path, compression: _Compression) -> str:
+def _unpacking(path: Path, compression: Compression) -> str:
     if path.suffix.lower() == STDIN_SUFFIX:
         return f"unpack it: {compression.command} FILE | packhorse run MODEL - -o OUTPUT"
     file = shlex.quote(str(path))
@@ -196,7 +204,7 @@ def reject_json_document(path: Path) -> None:
     Raises:
         InputError: For one JSON document over many lines, several of them, or one array.
     """
-    with path.open("rb") as file:
+    with open_content(path) as file:
         content = file.read(_DOCUMENT_BYTES)
     start = content.decode("utf-8-sig", "replace").lstrip()
     if not start.startswith(("{", "[")):

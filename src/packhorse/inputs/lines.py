@@ -23,6 +23,7 @@ from packhorse.inputs.rows import Record, Report, RowLayout
 from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
 from packhorse.openai_format.row_errors import RowError, format_value
+from packhorse.storage.compressed_files import open_content
 
 MAX_LINE_BYTES = 64 * 2**20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -120,7 +121,7 @@ def read_objects(path: Path, id_field: str = "id") -> Iterator[Record]:
 
 
 def _read(path: Path, parse: Callable[[bytes], Mapping[str, Any]]) -> Iterator[Record]:
-    with path.open("rb", buffering=_CHUNK_BYTES) as file:
+    with open_content(path, _CHUNK_BYTES) as file:
         for line in iterate_lines(file):
             read = _refuse_too_long if line.too_long else partial(parse, line.raw)
             yield Record(line.number, f"line-{line.number}", read, line.raw)

@@ -7,6 +7,7 @@ text/tab-separated-values: one line is one row. `InputConfig.csv_quoting` overri
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from packhorse.inputs.columns import find_prompt_column, is_quoted_cell
 from packhorse.inputs.rows import Record, Report, RowLayout
 from packhorse.inputs.template import Template
 from packhorse.openai_format.row_errors import RowError, format_value
+from packhorse.storage.compressed_files import content_suffix, open_content
 
 _HEADER_HINT = "the first line of a CSV file names its columns, for example: id,prompt"
 # Excel writes the separator in a line of its own before the header.
@@ -31,7 +33,7 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*', re.IGNORECASE)
 def allows_quotes(path: Path, quoting: CsvQuoting) -> bool:
     """Return whether cells of this CSV or TSV file may be quoted."""
     if quoting == "auto":
-        return path.suffix.lower() != ".tsv"
+        return content_suffix(path) != ".tsv"
     return quoting == "minimal"
 
 
@@ -69,7 +71,9 @@ def open_csv(
 
 
 def _open(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return io.TextIOWrapper(
+        open_content(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
 
 def _read_header(path: Path, records: _CsvRecords) -> list[str]:
@@ -186,7 +190,7 @@ class _CsvRecords:
             delimiter = separator[1]
         else:
             file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            delimiter = "\t" if content_suffix(path) == ".tsv" else ","
         self._reader = csv.reader(
             self._lines,
             delimiter=delimiter,

@@ -60,7 +60,7 @@ class Workspace:
 
         Raises ConfigError or OutputError.
         """
-        if self.output.suffix.lower() not in OUTPUT_SUFFIXES:
+        if not self.output.name.lower().endswith(OUTPUT_SUFFIXES):
             raise ConfigError(
                 f"the output {self.output} has no known suffix",
                 f"use one of {', '.join(OUTPUT_SUFFIXES)}",

@@ -30,6 +30,7 @@ from packhorse.openai_format.responses import (
 )
 from packhorse.outputs.columns import ERROR, TEXT, Columns, check_output_column, output_columns
 from packhorse.storage.atomic_files import atomic_file, write_json
+from packhorse.storage.compressed_files import compressed, compression_named, content_suffix
 from packhorse.storage.table_json import cell_text, json_row
 
 if TYPE_CHECKING:
@@ -140,7 +141,12 @@ def output_format(path: Path) -> OutputFormat:
     Raises:
         ConfigError: For a suffix that is not known.
     """
-    match path.suffix.lower():
+    if compression_named(path) and not path.name.lower().endswith(OUTPUT_SUFFIXES):
+        raise ConfigError(
+            f"the output {path} cannot be compressed so",
+            f"end it in one of {', '.join(OUTPUT_SUFFIXES)}",
+        )
+    match content_suffix(path):
         case ".jsonl":
             return "jsonl"
         case ".csv":
@@ -202,7 +208,7 @@ def write_output(
     kind = output_format(path)
     if openai is not None:
         check_openai_output(path)
-    with atomic_file(path) as file:
+    with atomic_file(path) as target, compressed(target, path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
         columns = output_columns(labels, output_column, kept, extra_columns)
