@@ -27,12 +27,19 @@ def zstd(data: bytes) -> bytes:
     return bytes(sink.getvalue())
 
 
+def packed(data: bytes) -> bytes:
+    """Return data compressed with gzip, the same at any time: names of tests hold it."""
+    return gzip.compress(data, mtime=0)
+
+
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd,
-    ".ZST": zstd, ".gzip": gzip.compress,
+    ".gz": packed, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd,
+    ".ZST": zstd, ".gzip": packed,
 }  # fmt: skip
 CONTENTS = {
-    "rows.jsonl": "".join(json.dumps({"id": n, "prompt": f"row {n} \u00e9"}) + "\n" for n in range(50)),
+    "rows.jsonl": "".join(
+        json.dumps({"id": n, "prompt": f"row {n} \u00e9"}) + "\n" for n in range(50)
+    ),
     "rows.csv": "id,prompt\n" + "".join(f'{n},"row {n}\nof two lines"\n' for n in range(50)),
     "semicolons.csv": "sep=;\nid;prompt\n1;one\n",
     "rows.tsv": "id\tprompt\n" + "".join(f"{n}\trow {n}\n" for n in range(50)),
@@ -68,17 +75,17 @@ def test_parts_after_each_other_are_read_whole(suffix: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_file_that_was_cut_off_is_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.txt{suffix}"
-    packed = PACKERS[suffix]("".join(f"row {n}\n" for n in range(100_000)).encode())
-    path.write_bytes(packed[: len(packed) * 2 // 3])
+    content = PACKERS[suffix]("".join(f"row {n}\n" for n in range(100_000)).encode())
+    path.write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(InputError, match=r"rows\.txt\.\w+ is damaged after [\d,]+ bytes"):
         list(read_rows(path, InputConfig()))
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt.gz"
-    packed = bytearray(gzip.compress("".join(f"row {n}\n" for n in range(9999)).encode()))
-    packed[len(packed) // 2] ^= 4
-    path.write_bytes(packed)
+    content = bytearray(packed("".join(f"row {n}\n" for n in range(9999)).encode()))
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
     with pytest.raises(InputError, match="is damaged after"):
         list(read_rows(path, InputConfig()))
 
@@ -88,12 +95,12 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     [
         ("rows.jsonl.gz", b'{"prompt": "one"}\n', "is not compressed with gzip, as its name says"),
         ("rows.jsonl.gz", b"", "is empty"),
-        ("rows.jsonl.gz", gzip.compress(b""), "is empty"),
-        ("rows.jsonl.gz", gzip.compress(gzip.compress(b'{"prompt": "one"}\n')), "compressed with"),
-        ("rows.gz", gzip.compress(b'{"prompt": "one"}\n'), "ends in nothing before .gz"),
-        ("rows.jsonl", gzip.compress(b'{"prompt": "one"}\n'), "is compressed with gzip"),
-        ("rows.parquet.gz", gzip.compress(b"PAR1"), "a Parquet file inside a compressed one"),
-        ("rows.jsonl.gz", gzip.compress(b"\xff\xfe{\0"), "is UTF-16"),
+        ("rows.jsonl.gz", packed(b""), "is empty"),
+        ("rows.jsonl.gz", packed(packed(b'{"prompt": "one"}\n')), "compressed with"),
+        ("rows.gz", packed(b'{"prompt": "one"}\n'), "ends in nothing before .gz"),
+        ("rows.jsonl", packed(b'{"prompt": "one"}\n'), "is compressed with gzip"),
+        ("rows.parquet.gz", packed(b"PAR1"), "a Parquet file inside a compressed one"),
+        ("rows.jsonl.gz", packed(b"\xff\xfe{\0"), "is UTF-16"),
         ("rows.jsonl.lz4", b"\x04\x22\x4d\x18abcd", "is compressed with lz4"),
     ],
 )  # fmt: skip
@@ -109,14 +116,14 @@ def test_files_that_are_something_else_are_refused(
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".csv.gz", ".csv.zst"])
 def test_outputs_are_compressed_by_their_name(suffix: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv.gz"
-    source.write_bytes(gzip.compress(b"id,prompt,more\na,one,1\nb,two,2\n"))
+    source.write_bytes(packed(b"id,prompt,more\na,one,1\nb,two,2\n"))
     written = {}
     for name in (f"one{suffix}", f"two{suffix}", f"plain{suffix.rpartition('.')[0]}"):
         output = tmp_path / name
         packhorse.run(
             JobConfig(
                 model="fake", input=str(source), output=output,
-                engine=packhorse.EngineConfig(engine="fake"), writing=OutputConfig(keep=("all",)),
+                engine=packhorse.EngineConfig(engine="fake"), writing=OutputConfig(keep="all"),
             )
         )  # fmt: skip
         written[name] = output.read_bytes()
@@ -133,7 +140,8 @@ def test_other_names_of_outputs_are_refused(name: str, tmp_path: Path) -> None:
     source = tmp_path / "rows.txt"
     source.write_text("one\n")
     fake = packhorse.EngineConfig(engine="fake")
-    with pytest.raises(ConfigError, match=r"\.jsonl\.gz"):
+    with pytest.raises(ConfigError) as raised:
         packhorse.run(
             JobConfig(model="fake", input=str(source), output=tmp_path / name, engine=fake)
         )
+    assert ".jsonl.gz" in raised.value.hint

@@ -144,7 +144,7 @@ def test_an_option_of_a_table_that_cannot_be_honoured(read_csv: Any, read_parque
     for row in (
         *read_csv("prompt,functions\nx,false\n"),
         *read_csv('prompt,tools\nx,"[{""type"": ""custom""}]"\n'),
-        *read_parquet({"prompt": ["x"], "response_format": [{"type": "json_object"}]}),
+        *read_parquet({"prompt": ["x"], "structured_outputs": [{"other": "x"}]}),
         *read_parquet({"messages": [MESSAGES], "documents": [["x"]]}),
     ):
         assert row.code == "unsupported_option"

@@ -227,17 +227,18 @@ def test_any_text_survives_in_order(
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("a.jsonl", "jsonl"), ("A.CSV", "csv"), ("a.b.parquet", "parquet")]
+    ("name", "expected"),
+    [("a.jsonl", "jsonl"), ("A.CSV", "csv"), ("a.b.parquet", "parquet"), ("a.jsonl.gz", "jsonl")],
 )
 def test_format(name: str, expected: str) -> None:
     assert output_format(Path(name)) == expected
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "-", "a.jsonl.gz", ".jsonl"])
+@pytest.mark.parametrize("name", ["a.txt", "a", "-", "a.jsonl.bz2", ".jsonl"])
 def test_unknown_format(name: str) -> None:
     with pytest.raises(ConfigError) as raised:
         output_format(Path(name))
-    assert ".jsonl, .csv, .parquet" in raised.value.hint
+    assert ".csv.zst, .parquet" in raised.value.hint
 
 
 def test_openai_lines_need_jsonl(tmp_path: Path) -> None:

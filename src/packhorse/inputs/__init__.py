@@ -119,7 +119,9 @@ def _detect(path: Path, suffix: str) -> str:
         raise InputError(
             f"the format of {path} is unknown: its name ends in {suffix or 'nothing'}"
             + (f" before {path.suffix}" if compression_named(path) else ""),
-            f"end it in one of {', '.join(formats)}, or pipe JSONL or text through -",
+            f"unpack it: tar -xf {shlex.quote(str(path))}"
+            if suffix in (".tar", ".tgz")
+            else f"end it in one of {', '.join(formats)}, or pipe JSONL or text through -",
         )
     if suffix == ".json" and _first_character(path) == b"[":
         raise InputError(

@@ -157,16 +157,15 @@ def compressed(file: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
     else:
         import pyarrow as pa
 
-        target = pa.PythonFile(file, "w")
-        stream = pa.CompressedOutputStream(target, compression.name)
-        buffered = io.BufferedWriter(cast(io.RawIOBase, _Writer(stream)), _BUFFER_BYTES)
-        yield cast(IO[bytes], buffered)
-        buffered.flush()
-        stream.close()
+        target = pa.PythonFile(_Writer(file), "w")  # that `file` stays open
+        with pa.CompressedOutputStream(target, compression.name) as stream:
+            buffered = io.BufferedWriter(_Writer(stream), _BUFFER_BYTES)
+            yield cast(IO[bytes], buffered)
+            buffered.flush()
 
 
 class _Writer(io.RawIOBase):
-    """A stream of pyarrow as one of Python."""
+    """Writes to another stream, which stays open when this one is closed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
