@@ -23,8 +23,8 @@ from packhorse.errors import Interrupted
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.signals import SignalGuard
 
-KILLS = 50
-KILLS_OF_THE_REAL_MODEL = 5
+KILLS = 25
+KILLS_OF_THE_REAL_MODEL = 2
 
 
 def command(model: str, source: Path, output: Path, *options: str) -> list[str]:
