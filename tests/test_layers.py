@@ -20,8 +20,7 @@ LAYERS = {
     "base": {
         "errors",
         "data",
-        "sampling_params",
-        "prompt_options",
+        "params",
         "config",
         "engine_protocol",
         "cgroups",

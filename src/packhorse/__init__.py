@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, JobConfig, OutputConfig
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.errors import Interrupted, PackhorseError
-from packhorse.prompt_options import PromptOptions
-from packhorse.structured_output import StructuredOutput, structured_output
+from packhorse.params.prompt_options import PromptOptions
+from packhorse.params.structured_output import StructuredOutput, structured_output
 
 if TYPE_CHECKING:
     from packhorse.inference.model import Model, load

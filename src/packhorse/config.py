@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from packhorse.data import SamplingParams
-from packhorse.prompt_options import PromptOptions
+from packhorse.params.prompt_options import PromptOptions
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]

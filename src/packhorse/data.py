@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-from packhorse.sampling_params import SamplingParams as SamplingParams
+from packhorse.params.sampling_params import SamplingParams as SamplingParams
 
 RowId = str | int
 """The id of a row, as in the input. A number that is not a plain integer is a `NumberId`."""
@@ -114,25 +114,37 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class ForcedTokens:
-    """Tokens that a row gets in place of the model's own when its reasoning reaches a limit.
+class ReasoningTokens:
+    """Tokens between which a row reasons, and those that end its reasoning at a limit.
 
     Attributes:
-        limit: Number of generated tokens after `start` that the model chooses itself.
-        token_ids: Tokens that follow then.
+        limit: Number of generated tokens after `start` that the model chooses itself; None for no
+            limit.
+        token_ids: Tokens that follow then, in place of the model's own.
         end: Tokens by which the model ends its reasoning; once generated, nothing is forced.
         start: Tokens by which reasoning begins, at the beginning of the output; () if the prompt
             has begun it.
     """
 
-    limit: int
+    limit: int | None
     token_ids: tuple[int, ...]
     end: tuple[int, ...]
     start: tuple[int, ...] = ()
 
+    def answer_start(self, generated: Sequence[int]) -> int | None:
+        """Return the number of tokens before the answer; None while the reasoning goes on.
+
+        An answer begins at once if the first token is not `start`.
+        """
+        begin = len(self.start)
+        if self.start and tuple(generated[:begin]) != self.start:
+            return 0
+        place = find_tokens(generated[begin:], self.end)
+        return None if place < 0 else begin + place + len(self.end)
+
     def next(self, generated: Sequence[int]) -> int | None:
         """Return the token that must follow `generated`; None if the model chooses it."""
-        if len(generated) < self.limit:
+        if self.limit is None or len(generated) < self.limit:
             return None
         begin = 0
         if self.start:
@@ -174,13 +186,14 @@ class Prompt:
         token_ids: The whole prompt, template included, unpadded.
         decoding: Final sampling parameters; max_new_tokens fits the context, and the seed is
             derived from the run's seed and the row.
-        forced: Tokens that limit the row's reasoning; only for engines that force tokens.
+        reasoning: Tokens of the row's reasoning, if it has a limit, which only engines that force
+            tokens get, or if a structured output begins after it.
     """
 
     index: int
     token_ids: tuple[int, ...]
     decoding: SamplingParams
-    forced: ForcedTokens | None = None
+    reasoning: ReasoningTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +297,36 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": function}
 
 
+def parse_json_answer(text: str, finish_reason: str | None) -> tuple[Any, str | None]:
+    """Return the JSON value of an answer, and None or why there is no value.
+
+    A number that ends at the token limit may lack digits: it is truncated too.
+
+    Returns:
+        The value; "truncated" for an answer that ends at the token limit before its JSON does, or
+            "not_json", for example if a stop string cut it.
+    """
+    is_limited = finish_reason == "length"
+    try:
+        value = json.loads(text, parse_int=_long_int, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None, "truncated" if is_limited else "not_json"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (None, "truncated") if is_limited and is_number else (value, None)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _long_int(digits: str) -> int | NumberId:
+    """Return an integer of JSON; one of thousands of digits, which Python refuses, as its text."""
+    try:
+        return int(digits)
+    except ValueError:
+        return NumberId(digits)
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The result of a row: its completion as text.
@@ -301,6 +344,7 @@ class Completion:
         reasoning_tokens: Number of tokens of reasoning and its tags; None for a model without tags.
         tool_calls: Functions to call, for rows with tools.
         content: `text` without tool calls; None if it is `text`.
+        is_json: Whether the row asked for JSON (`SamplingParams.structured_outputs`).
     """
 
     index: int
@@ -319,6 +363,17 @@ class Completion:
     reasoning_tokens: int | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     content: str | None = None
+    is_json: bool = False
+
+    @property
+    def parsed(self) -> Any:
+        """The JSON value of the text; None if there is none, for which `parsed_error` is why."""
+        return parse_json_answer(self.text, self.finish_reason)[0] if self.is_json else None
+
+    @property
+    def parsed_error(self) -> str | None:
+        """Why `parsed` is no value of the text: "truncated", "not_json" or None."""
+        return parse_json_answer(self.text, self.finish_reason)[1] if self.is_json else None
 
     @property
     def completion_tokens(self) -> int:

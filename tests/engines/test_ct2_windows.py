@@ -145,5 +145,4 @@ def test_common_beginnings_longer_than_the_window(
     ]
     refused = next(answer for answer in answers if not isinstance(answer, Completion))
     assert refused.code == "prompt_too_long"
-    named = "packed" if "Mistral" in type(model[0]).__name__ else "transformers"
-    assert f"use --engine {named}" in refused.message
+    assert "use --engine packed" in refused.message

@@ -10,7 +10,7 @@ import pytest
 
 import packhorse
 from packhorse import Completion, EngineConfig, Failure, PromptOptions
-from packhorse.data import ForcedTokens
+from packhorse.data import ReasoningTokens
 from tiny_models import ENDOFTEXT, IM_START, tiny_llama
 
 TAGS = (IM_START, ENDOFTEXT)
@@ -75,7 +75,7 @@ def test_a_row_that_does_not_reason_is_left_alone(model: packhorse.Model) -> Non
             assert ours.reasoning_tokens == 0
 
 
-def tokens_after(forced: ForcedTokens, generated: list[int], count: int) -> list[int]:
+def tokens_after(forced: ReasoningTokens, generated: list[int], count: int) -> list[int]:
     """What a model that always chooses 9 generates next."""
     for _ in range(count):
         token = forced.next(generated)
@@ -84,10 +84,10 @@ def tokens_after(forced: ForcedTokens, generated: list[int], count: int) -> list
 
 
 def test_forced_tokens() -> None:
-    forced = ForcedTokens(limit=2, token_ids=(5, 6), end=(5,))
+    forced = ReasoningTokens(limit=2, token_ids=(5, 6), end=(5,))
     assert tokens_after(forced, [], 6) == [9, 9, 5, 6, 9, 9]
     assert tokens_after(forced, [5], 4) == [5, 9, 9, 9, 9]
-    after_start = ForcedTokens(limit=1, token_ids=(5,), end=(5,), start=(7, 8))
+    after_start = ReasoningTokens(limit=1, token_ids=(5,), end=(5,), start=(7, 8))
     assert tokens_after(after_start, [], 4) == [9, 9, 9, 9]
     assert tokens_after(after_start, [7, 8], 3) == [7, 8, 9, 5, 9]
     assert tokens_after(after_start, [4, 7, 8], 3) == [4, 7, 8, 9, 5, 9]

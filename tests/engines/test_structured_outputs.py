@@ -14,11 +14,11 @@ import pytest
 from hypothesis import strategies as st
 
 import packhorse
-from packhorse.data import Completion, Request, SamplingParams
+from packhorse.data import Completion, Request, SamplingParams, parse_json_answer
 from packhorse.openai_format.request_fields import read_options
 from packhorse.openai_format.row_errors import RowError
+from packhorse.params.structured_output import StructuredOutput, structured_output
 from packhorse.profiling.run_metrics import Meter
-from packhorse.structured_output import StructuredOutput, parse_answer, structured_output
 from packhorse.tokenization import Tokenizer
 
 Tiny = Callable[[str], Path]
@@ -149,7 +149,7 @@ def test_answers_are_valid_by_random_schemas(
     structured = structured_output("json_schema", schema)
     for text in answers(model, structured, seed=seed, max_new_tokens=100):
         jsonschema.validate(json.loads(text), schema)
-        assert parse_answer(structured, text) == json.loads(text)
+        assert parse_json_answer(text, "stop") == (json.loads(text), None)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_value_that_is_no_json_is_never_taken_for_an_absent_one(tmp_path: Path
     folder = write_config(tmp_path / "model", model_type="llama")
     read_config(folder)
     kept = read_config(folder)
-    with pytest.raises(TypeError, match="id2label"):
+    with pytest.raises(ValueError, match="id2label"):
         getattr(kept, "id2label", None)
 
 

@@ -15,7 +15,7 @@ import tiny_models
 from packhorse.data import Content, Request, TokenIds
 from packhorse.errors import ConfigError
 from packhorse.inference.output_reader import MarkedCodec, read_output
-from packhorse.prompt_options import PromptOptions, parse_template_option, parse_thinking
+from packhorse.params.prompt_options import PromptOptions, parse_template_option, parse_thinking
 from packhorse.tokenization import HuggingFaceCodec, Refusal, SpecialTextNotice, Tokenizer
 
 ModelWith = Callable[[str], HuggingFaceCodec]

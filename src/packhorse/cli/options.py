@@ -22,8 +22,8 @@ from packhorse.batching import AUTO, POLICIES
 from packhorse.config import BatchingConfig, EngineConfig, InputConfig, OutputConfig
 from packhorse.data import SamplingParams
 from packhorse.engine_protocol.registry import BUILT_IN, engine_names, model_engines
-from packhorse.prompt_options import PromptOptions
-from packhorse.structured_output import StructuredOutput, structured_output
+from packhorse.params.prompt_options import PromptOptions
+from packhorse.params.structured_output import StructuredOutput, structured_output
 
 _Config = TypeVar("_Config")
 _METAVARS = {int: "N", str: "TEXT", Path: "FILE"}

@@ -28,8 +28,8 @@ from packhorse.jobs.frame import date_of
 from packhorse.jobs.manifest import versions
 from packhorse.models import cache_root, prepare_embedding_model
 from packhorse.outputs import write_json
+from packhorse.params.prompt_options import PromptOptions, prompt_settings
 from packhorse.profiling.hardware import machine
-from packhorse.prompt_options import PromptOptions, prompt_settings
 from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import make_folder
 from packhorse.storage.json_files import read_object

@@ -74,17 +74,35 @@ def refusal(config: Any) -> str | None:
 
 def _require_known_settings(config: Any, family: Family) -> None:
     """Refuse settings that transformers knows and this module does not, unless at their default."""
+    if getattr(config, "is_heterogeneous", False):
+        raise UnsupportedError("settings of single layers")
+    known = _WITHOUT_EFFECT | _READ | set(family.settings)
+    for name in changed_settings(config):
+        if name not in known:
+            value = getattr(config, name)
+            raise UnsupportedError(f"{name} {value!r} in a {config.model_type} model")
+
+
+def changed_settings(config: Any) -> list[str]:
+    """Return the settings of a family that are not at their default, except those of all configs.
+
+    Args:
+        config: A config of transformers, or one that knows its `changed_settings`.
+    """
+    known: list[str] | None = getattr(config, "changed_settings", None)
+    if known is not None:
+        return known
     from transformers import PreTrainedConfig
 
     common = PreTrainedConfig.__dataclass_fields__
     fields = getattr(type(config), "__dataclass_fields__", {})
-    known = _WITHOUT_EFFECT | _READ | set(family.settings)
-    for name, field in fields.items():
-        if name in common or name in known or isinstance(field.default, AttributeError):
-            continue
-        value = getattr(config, name, field.default)
-        if value != field.default:
-            raise UnsupportedError(f"{name} {value!r} in a {config.model_type} model")
+    return [
+        name
+        for name, field in fields.items()
+        if name not in common
+        and not isinstance(field.default, AttributeError)
+        and getattr(config, name, field.default) != field.default
+    ]
 
 
 _LLAMA_BIASES = ("attention_bias", "mlp_bias")

@@ -53,11 +53,11 @@ def rotation_frequencies(decoder: Decoder, key: str, *, is_long: bool) -> tuple[
     transformers has functions for all RoPE types but the default one, which is part of its models;
     their import takes seconds.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     every = decoder.config.rope_parameters
     settings = every[key] if key else every
     if (kind := settings["rope_type"]) != "default":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
         more: dict[str, Any] = {"layer_type": key} if key else {}
         if is_long:
             more["seq_len"] = decoder.trained_length + 1

@@ -48,9 +48,10 @@ class EngineCapabilities:
             the context.
         gives_log_probs: it supports `SamplingParams.top_log_probs`; other engines do not get rows
             that ask for it.
-        sampling_fields: fields of `packhorse.sampling_params.ENGINE_FIELDS` that it supports; rows
-            that set others fail before they reach it.
-        forces_tokens: it supports `Prompt.forced`; other engines do not get prompts with it.
+        sampling_fields: fields of `packhorse.params.sampling_params.ENGINE_FIELDS` that it
+            supports; rows that set others fail before they reach it.
+        forces_tokens: it supports limits in `Prompt.reasoning`; other engines do not get prompts
+            that have one.
         same_length_above: prompts longer than this share a batch only with prompts of the same
             length (tokens); 0 means every prompt, None no prompt.
         separate_above: prompts longer than this never share a batch with shorter ones (tokens);

@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Literal
 
 from packhorse.errors import ConfigError, EngineError, first_line
-from packhorse.sampling_params import SamplingParams
+from packhorse.params.sampling_params import SamplingParams
 
 GROUP = "packhorse.engines"
 BUILT_IN = ("transformers", "ctranslate2", "packed", "fake")
@@ -54,8 +54,9 @@ class EngineEntry:
             checkpoint. "": it loads no such folders.
         gives_logits: it implements `LogitsProvider`, which `packhorse compare` needs to score the
             reference's text.
-        sampling_fields: fields of `packhorse.sampling_params.ENGINE_FIELDS` that it supports.
-        forces_tokens: it supports `Prompt.forced`, which limits reasoning.
+        sampling_fields: fields of `packhorse.params.sampling_params.ENGINE_FIELDS` that it
+            supports.
+        forces_tokens: it supports limits in `Prompt.reasoning`.
         requirement: what `pip install` needs if the loader's module lacks a library.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packhorse.config import QUANTIZATIONS
 from packhorse.engine_protocol.registry import CTRANSLATE2, HUGGINGFACE, NO_MODEL, EngineEntry
-from packhorse.sampling_params import ENGINE_FIELDS
+from packhorse.params.sampling_params import ENGINE_FIELDS
 
 ENTRIES = (
     EngineEntry(

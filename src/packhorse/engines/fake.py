@@ -23,7 +23,7 @@ from packhorse.engine_protocol import CostRule, EngineCapabilities, TokenCallbac
 from packhorse.engine_protocol.registry import engine_entry
 from packhorse.engines.common.rows import Result, Row, answer, refuse, settle
 from packhorse.errors import EngineError
-from packhorse.sampling_params import ENGINE_FIELDS
+from packhorse.params.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel

@@ -70,7 +70,12 @@ def survey(
         rooms = [max_context - chosen.max_new_tokens for chosen in decodings]
         encoded = tokenizer.encode(window, rooms)
         for request, ids, chosen, room in zip(window, encoded, decodings, rooms, strict=True):
-            form = ids if isinstance(ids, Refusal) else tokenizer.output_format(request, ids)
+            is_structured = chosen.structured_outputs is not None
+            form = (
+                ids
+                if isinstance(ids, Refusal)
+                else tokenizer.output_format(request, ids, is_structured=is_structured)
+            )
             if isinstance(ids, Refusal) or isinstance(form, Refusal) or room < 1:
                 unusable += 1
             else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from packhorse.data import Completion, Failure, Request
-from packhorse.sampling_params import SamplingParams, single_choice
+from packhorse.params.sampling_params import SamplingParams, single_choice
 
 
 @dataclass(slots=True)

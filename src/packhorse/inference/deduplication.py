@@ -107,8 +107,8 @@ def _digest(prompt: Prompt, options: Mapping[str, Any]) -> bytes:
     """
     digest = blake2b(array("q", prompt.token_ids).tobytes(), digest_size=16)
     digest.update(repr(prompt.decoding).encode())
-    if prompt.forced is not None or options:
-        digest.update(repr((prompt.forced, sorted(options.items(), key=repr))).encode())
+    if prompt.reasoning is not None or options:
+        digest.update(repr((prompt.reasoning, sorted(options.items(), key=repr))).encode())
     return digest.digest()
 
 

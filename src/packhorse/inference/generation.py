@@ -20,8 +20,8 @@ from packhorse.data import (
     Completion,
     EngineOutput,
     Failure,
-    ForcedTokens,
     Prompt,
+    ReasoningTokens,
     Request,
     SamplingParams,
     Scores,
@@ -33,8 +33,8 @@ from packhorse.errors import EngineError
 from packhorse.inference.choices import Choices
 from packhorse.inference.deduplication import Duplicates
 from packhorse.inference.output_reader import Decoder, MarkedCodec, read_output
+from packhorse.params.sampling_params import derived_seed
 from packhorse.profiling.run_metrics import Meter
-from packhorse.sampling_params import derived_seed
 from packhorse.tokenization import Codec, OutputFormat, Refusal, Tokenizer
 from packhorse.tokenization.output_format import PLAIN_OUTPUT
 
@@ -170,7 +170,7 @@ class GenerationRun:
                 )
             if problem := row_refusal(decoding, request, capabilities):
                 ids = problem
-            form = ids if isinstance(ids, Refusal) else self._output_format(request, ids)
+            form = ids if isinstance(ids, Refusal) else self._output_format(request, ids, decoding)
             if isinstance(ids, Refusal) or isinstance(form, Refusal):
                 refusal = ids if isinstance(ids, Refusal) else form
                 assert isinstance(refusal, Refusal)
@@ -192,14 +192,12 @@ class GenerationRun:
         return prompts
 
     def _output_format(
-        self, request: Request, ids: tuple[int, ...]
-    ) -> tuple[OutputFormat, ForcedTokens | None] | Refusal:
-        """Return how the output of a row is to be read, and tokens that limit its reasoning."""
-        found = self.tokenizer.output_format(request, ids)
-        capabilities = self.engine.capabilities
-        if not isinstance(found, Refusal) and found[1] and not capabilities.forces_tokens:
-            return Refusal("unsupported_option", no_forced_tokens(capabilities.name))
-        return found
+        self, request: Request, ids: tuple[int, ...], decoding: SamplingParams
+    ) -> tuple[OutputFormat, ReasoningTokens | None] | Refusal:
+        """Return how the output of a row is to be read, and the tokens of its reasoning."""
+        is_structured = decoding.structured_outputs is not None
+        found = self.tokenizer.output_format(request, ids, is_structured=is_structured)
+        return found if isinstance(found, Refusal) else limited(found, self.engine.capabilities)
 
     def _make_outcome(self, result: EngineOutput | Failure) -> Completion | Failure:
         request, prompt = self._underway.pop(result.index)
@@ -220,7 +218,7 @@ class GenerationRun:
             index=request.index,
             id=request.id,
             key=request.key,
-            text=read.text,
+            text=text,
             token_ids=result.token_ids,
             finish_reason=read.finish_reason("stop" if was_cut else result.finish_reason),
             prompt_tokens=len(prompt.token_ids),
@@ -232,6 +230,7 @@ class GenerationRun:
             reasoning_tokens=read.reasoning_tokens,
             tool_calls=read.tool_calls,
             content=read.content,
+            is_json=bool(decoding.structured_outputs and decoding.structured_outputs.is_json),
         )
 
     def _observe_output_length(self, outcome: Completion | Failure) -> None:
@@ -395,6 +394,18 @@ def no_log_probs(engine: str) -> str:
         f"the engine {engine} does not return log-probabilities: omit logprobs, or use "
         "transformers, ctranslate2 or packed"
     )
+
+
+Read = tuple[OutputFormat, ReasoningTokens | None]
+"""How an output is read, and the tokens of its reasoning."""
+
+
+def limited(read: Read, capabilities: EngineCapabilities) -> Read | Refusal:
+    """Return `read`, or why an engine cannot limit the reasoning so."""
+    tokens = read[1]
+    if tokens is not None and tokens.limit is not None and not capabilities.forces_tokens:
+        return Refusal("unsupported_option", no_forced_tokens(capabilities.name))
+    return read
 
 
 def no_forced_tokens(engine: str) -> str:

@@ -31,8 +31,8 @@ from packhorse.inference.job_settings import check_sampling_support
 from packhorse.inference.prompts import PromptContent, requests_of
 from packhorse.models import PreparedModel, model_facts, prepare
 from packhorse.openai_format.request_fields import range_error
+from packhorse.params.prompt_options import PromptOptions
 from packhorse.profiling.run_metrics import Meter
-from packhorse.prompt_options import PromptOptions
 from packhorse.tokenization import Codec, Tokenizer
 
 T = TypeVar("T")

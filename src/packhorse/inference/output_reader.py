@@ -109,6 +109,7 @@ def output_note(outcome: Completion) -> dict[str, Any]:
         "reasoning_tokens": outcome.reasoning_tokens,
         "tool_calls": [call.to_json() for call in outcome.tool_calls] or None,
         "content": outcome.content,
+        "is_json": outcome.is_json or None,
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -295,6 +295,7 @@ def export_journal(
         openai=shape,
         labels=bool(journal.meta("labels")),
         extra_columns=journal.columns,
+        properties=journal.meta("properties"),
         kept=kept if which == "all" else None,
         output_column=output_column,
     )

@@ -224,7 +224,7 @@ class Journal:
                 float(timing.finished),
             )  # fmt: skip
         if note:
-            self.add_columns(NOTE_COLUMNS[name] for name in note if name in NOTE_COLUMNS)
+            self.add_columns(each for name in note for each in NOTE_COLUMNS.get(name, ()))
         self._store_result((*values, None if note is None else json.dumps(note)))
 
     @property

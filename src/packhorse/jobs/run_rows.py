@@ -33,11 +33,13 @@ from packhorse.jobs.journal import Journal
 from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolved_settings
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
+from packhorse.params.prompt_options import prompt_settings
+from packhorse.params.structured_output import property_types
 from packhorse.profiling.run_metrics import Meter
-from packhorse.prompt_options import prompt_settings
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 _NOTED_OPTIONS = frozenset({"top_log_probs", "prompt_log_probs", "n"})
+"""Options of rows of whose completions `completion_note` stores more than `output_note`."""
 
 
 def run(config: JobConfig, reporter: ProgressReporter | None = None) -> RunReport:
@@ -115,6 +117,8 @@ class Generation:
         tokenizer.check_options(reporter.stage)
         if tokenizer.splits_reasoning:
             journal.add_columns(["reasoning", "reasoning_tokens"])
+        if (structured := config.decoding.structured_outputs) is not None:
+            journal.set_meta("properties", property_types(structured))
         reporter.stage(f"loading {config.model}")
         with meter.stage("load"), context.loading():
             model = load_prepared(

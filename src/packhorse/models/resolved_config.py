@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from packhorse.decoders.families import changed_settings
 from packhorse.errors import model_errors
 from packhorse.models.config_checks import refuse_kernels
 from packhorse.models.quiet import quiet_transformers
@@ -22,6 +23,7 @@ from packhorse.storage.json_files import read_object
 _AGAIN = "copy or fetch the model again"
 _VALUES = "values.json"
 _INNER = "inner config"
+_CHANGED = "changed settings"
 _TEXT = "text config"
 _OPAQUE = "values of other types"
 _LEFT_OUT = ("torch_dtype", "use_return_dict", "name_or_path")
@@ -31,18 +33,23 @@ class ResolvedConfig:
     """The public values of a transformers config, as attributes; read only.
 
     A value that transformers' config does not have is an AttributeError, and one of another type
-    than those of JSON is a TypeError.
+    than those of JSON is a ValueError: transformers' functions for rotary positions then take
+    `per_layer_config`, which is such a value, for that of all layers.
+
+    Attributes:
+        changed_settings: See `packhorse.decoders.families.changed_settings`.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
         inner = dict(values)
+        self.changed_settings: list[str] = inner.pop(_CHANGED)
         self._text, self._opaque = inner.pop(_TEXT), frozenset(inner.pop(_OPAQUE))
         self._values = {name: _restored(value) for name, value in inner.items()}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
             if name in self._opaque:
-                raise TypeError(f"only a config that `load_config` returned has {name}")
+                raise ValueError(f"only a config that `load_config` returned has {name}")
             raise AttributeError(f"the config has no {name}")
         return self._values[name]
 
@@ -100,9 +107,9 @@ def _write(config: Any, target: Path) -> bool:
     try:
         with quiet_transformers():
             values = _values_of(config)
+        write_json(target / _VALUES, values)
     except ValueError:
         return False
-    write_json(target / _VALUES, values)
     return True
 
 
@@ -112,7 +119,7 @@ def _values_of(config: Any) -> dict[str, Any]:
 
     kind, text = type(config), config.get_text_config()
     others = [name for name in dir(kind) if not callable(getattr(kind, name))]
-    values: dict[str, Any] = {_TEXT: "", _OPAQUE: []}
+    values: dict[str, Any] = {_TEXT: "", _OPAQUE: [], _CHANGED: changed_settings(config)}
     for name in dict.fromkeys([*config.to_dict(), *config.attribute_map, *others]):
         if name.startswith("_") or name in _LEFT_OUT or not hasattr(config, name):
             continue
@@ -132,7 +139,7 @@ def _values_of(config: Any) -> dict[str, Any]:
 
 def _is_json(value: Any) -> bool:
     try:
-        return bool(json.loads(json.dumps(value)) == _with_lists(value))
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == _with_lists(value))
     except (TypeError, ValueError):
         return False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from packhorse.sampling_params import token_id_list
+from packhorse.params.sampling_params import token_id_list
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from packhorse.openai_format.row_errors import RowError, format_value
-from packhorse.structured_output import StructuredOutput, StructureKind, structured_output
+from packhorse.params.structured_output import StructuredOutput, StructureKind, structured_output
 
 _KINDS: dict[str, StructureKind] = {
     "json": "json_schema",

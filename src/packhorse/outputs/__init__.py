@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from packhorse.config import OUTPUT_SUFFIXES
-from packhorse.data import FinishReason, NumberId, RowId, id_to_json
+from packhorse.data import FinishReason, NumberId, RowId, id_to_json, parse_json_answer
 from packhorse.errors import ConfigError, InputError
 from packhorse.inputs.kept import KeptColumns
 from packhorse.openai_format.responses import (
@@ -31,7 +32,7 @@ from packhorse.openai_format.responses import (
 from packhorse.outputs.columns import ERROR, TEXT, Columns, check_output_column, output_columns
 from packhorse.storage.atomic_files import atomic_file, write_json
 from packhorse.storage.compressed_files import compressed, compression_named, content_suffix
-from packhorse.storage.table_json import cell_text, json_row
+from packhorse.storage.table_json import cell_text, json_row, json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +59,7 @@ _TYPES = {
     "reasoning_tokens": "int64",
     "confidence": "float64",
 }
+_MAX_FLOAT = sys.float_info.max
 _USUAL = ("text", "finish_reason")
 _CHOICE_FIELDS = (*_USUAL, "reasoning", "tool_calls")
 Value = str | int | float | None
@@ -84,6 +86,7 @@ class OutputRow:
         reasoning_tokens: Its number of tokens, tags included.
         tool_calls: Calls of tools in OpenAI's format.
         content: `text` without the calls; None if it is `text`.
+        is_json: Whether the row asked for JSON.
     """
 
     id: RowId
@@ -104,6 +107,17 @@ class OutputRow:
     reasoning_tokens: int | None = None
     tool_calls: list[dict[str, Any]] | None = None
     content: str | None = None
+    is_json: bool = False
+
+    @property
+    def parsed(self) -> Any:
+        """JSON value of the text; None if there is none."""
+        return parse_json_answer(self.text or "", self.finish_reason)[0] if self.is_json else None
+
+    @property
+    def parsed_error(self) -> str | None:
+        """Why there is no value, of a row that asked for JSON; see `parse_json_answer`."""
+        return parse_json_answer(self.text or "", self.finish_reason)[1] if self.is_json else None
 
     @property
     def choices(self) -> list[dict[str, Any]] | None:
@@ -181,6 +195,7 @@ def write_output(
     extra_columns: Sequence[str] = (),
     kept: KeptColumns | None = None,
     output_column: str = TEXT,
+    properties: Mapping[str, str] | None = None,
 ) -> int:
     """Write `rows` atomically in the format that the suffix of `path` selects.
 
@@ -196,6 +211,8 @@ def write_output(
         extra_columns: Those of `packhorse.outputs.columns.EXTRA_COLUMNS` that the output has.
         kept: Columns of the input to repeat, of as many rows.
         output_column: Name of the column of `OutputRow.text`.
+        properties: Properties of `OutputRow.parsed` that are columns of a table, and their types as
+            `packhorse.params.structured_output.property_types` returns them.
 
     Returns:
         The number of rows.
@@ -211,7 +228,7 @@ def write_output(
     with atomic_file(path) as target, compressed(target, path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        columns = output_columns(labels, output_column, kept, extra_columns)
+        columns = output_columns(labels, output_column, kept, extra_columns, properties)
         return _WRITERS[kind](file, rows, columns)
 
 
@@ -293,14 +310,17 @@ def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> 
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     # csv's own line end, "\r\n": only then do all Python versions quote both characters.
     writer = csv.writer(text)
-    own_id, *results = columns.results
+    results = _table_results(columns)
+    own_id, *others = results
     kept_names = () if columns.kept is None else columns.kept.column_names()
-    writer.writerow([own_id, *map(columns.name_of, kept_names), *results])
-    attributes = list(columns.results.values())[1:]
+    writer.writerow([own_id, *map(columns.name_of, kept_names), *others, *columns.properties])
+    attributes = list(results.values())[1:]
     count = 0
     for row, kept in _with_kept(rows, columns.kept):
         cells = [cell_text(kept.get(name)) for name in kept_names]
-        writer.writerow([str(row.id), *cells, *[getattr(row, name) for name in attributes]])
+        values = [_cell(row, name) for name in attributes]
+        properties = map(cell_text, _property_values(row, columns))
+        writer.writerow([str(row.id), *cells, *values, *properties])
         count += 1
     text.detach()  # flushes
     return count
@@ -310,10 +330,13 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    attributes = _table_results(columns)
     types = {
         name: pa.type_for_alias(_TYPES.get(attribute, "string"))
-        for name, attribute in columns.results.items()
+        for name, attribute in attributes.items()
     }
+    for name, (_, kind) in columns.properties.items():
+        types[name] = pa.type_for_alias("string" if kind in ("json", "null") else kind)
     own_id, *results = (pa.field(*each) for each in types.items())
     kept_schema, tables = pa.schema([]), None
     if columns.kept is not None:
@@ -324,15 +347,52 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns)
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         for kept, group in _groups(remaining, tables):
-            cells = (
-                [_utf8(_cell(row, name)) for row in group] for name in columns.results.values()
-            )
+            cells = [[_utf8(_cell(row, name)) for row in group] for name in attributes.values()]
+            properties = [_property_values(row, columns) for row in group]
+            cells += [[_utf8(each) for each in column] for column in zip(*properties, strict=True)]
             id_array, *arrays = map(pa.array, cells, types.values())
             kept_arrays = [] if kept is None else kept.columns
             table = pa.Table.from_arrays([id_array, *kept_arrays, *arrays], schema=schema)
             writer.write_table(table, len(group))
             count += len(group)
     return count
+
+
+def _table_results(columns: Columns) -> dict[str, str]:
+    """Return the results that are columns of a table, and the attributes that they hold."""
+    is_split = bool(columns.properties)
+    return {
+        name: attribute
+        for name, attribute in columns.results.items()
+        if not (is_split and attribute == "parsed")
+    }
+
+
+def _property_values(row: OutputRow, columns: Columns) -> list[Value | bool]:
+    """Return the values of the columns for properties.
+
+    A value of another type than that of its column is left empty; `text` has it.
+    """
+    if not columns.properties:
+        return []
+    parsed = row.parsed
+    found = parsed if isinstance(parsed, dict) else {}
+    return [_property_value(found.get(name), kind) for name, kind in columns.properties.values()]
+
+
+def _property_value(value: Any, kind: str) -> Value | bool:
+    if kind in ("json", "null"):
+        return None if value is None else json_text(value)
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if kind == "string":
+        return value if isinstance(value, str) and not isinstance(value, NumberId) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if kind == "float64":
+        return float(value) if abs(value) <= _MAX_FLOAT else None
+    is_whole = isinstance(value, int) or value.is_integer()
+    return int(value) if is_whole and -(2**63) <= value < 2**63 else None
 
 
 def _with_kept(
@@ -398,6 +458,8 @@ def _cell(row: OutputRow, name: str) -> Value:
     if name == "id":
         return str(row.id)
     value = getattr(row, name)
+    if name == "parsed" and value is not None:
+        return json_text(value)
     if isinstance(value, (list, dict)):
         return json.dumps(value, ensure_ascii=False)
     found: Value = value

@@ -23,19 +23,22 @@ RESULTS = (
 EXTRA_COLUMNS = {
     "reasoning": TEXT,
     "tool_calls": TEXT,
+    "parsed": TEXT,
+    "parsed_error": TEXT,
     "reasoning_tokens": "completion_tokens",
     "choices": "completion_tokens",
     "prompt_logprobs": "completion_tokens",
 }
 """Columns that only some jobs have -> the column that they stand after."""
 NOTE_COLUMNS = {
-    "reasoning": "reasoning",
-    "tool_calls": "tool_calls",
-    "reasoning_tokens": "reasoning_tokens",
-    "other_choices": "choices",
-    "prompt_log_probs": "prompt_logprobs",
+    "reasoning": ("reasoning",),
+    "tool_calls": ("tool_calls",),
+    "reasoning_tokens": ("reasoning_tokens",),
+    "other_choices": ("choices",),
+    "prompt_log_probs": ("prompt_logprobs",),
+    "is_json": ("parsed", "parsed_error"),
 }
-"""Field of a row's note in the journal -> the column that the output has because of it."""
+"""Field of a row's note in the journal -> the columns that the output has because of it."""
 _ATTRIBUTES = {"prompt_logprobs": "prompt_log_probs"}
 _LABELS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
 _RENAMED = "input_"
@@ -49,11 +52,14 @@ class Columns:
         results: Name of each column of the output, and the attribute of an OutputRow that it holds.
         kept: Columns of the input.
         taken: Names that a kept column must not have, the same in every format.
+        properties: Name of each column of a table for a property of `OutputRow.parsed`, and the
+            property and its type; tables then have no column `parsed`.
     """
 
     results: Mapping[str, str]
     kept: KeptColumns | None
     taken: Collection[str]
+    properties: Mapping[str, tuple[str, str]]
 
     def name_of(self, name: str) -> str:
         """Return the name in the output of a column of the input."""
@@ -73,7 +79,11 @@ def kept_name(name: str, taken: Collection[str]) -> str:
 
 
 def output_columns(
-    labels: bool, output_column: str, kept: KeptColumns | None, extra: Collection[str] = ()
+    labels: bool,
+    output_column: str,
+    kept: KeptColumns | None,
+    extra: Collection[str] = (),
+    properties: Mapping[str, str] | None = None,
 ) -> Columns:
     """Return the columns of an output; the arguments are those of `write_output`."""
     names = list(_LABELS if labels else RESULTS)
@@ -84,7 +94,21 @@ def output_columns(
     }
     if labels:
         results["label"] = TEXT
-    return Columns(results, kept, {*results, ERROR})
+    columns = _property_columns({*results, ERROR}, properties or {})
+    return Columns(results, kept, {*results, *columns, ERROR}, columns)
+
+
+def _property_columns(
+    taken: Collection[str], properties: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
+    """Return columns for properties: named as they are, after "parsed_" if the name is taken."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, kind in properties.items():
+        column = name
+        while column in taken or column in found or (column != name and column in properties):
+            column = f"parsed_{column}"
+        found[column] = name, kind
+    return found
 
 
 def check_output_column(name: str) -> None:

@@ -139,6 +139,7 @@ class BatchRows:
         ran = choice.row
         assert isinstance(ran.outcome, Finished)
         read, was_cut = read_choice(self.service.codec, choice)
+        structured = ran.prompt.decoding.structured_outputs
         return Completion(
             index=row.index,
             id=row.id,
@@ -155,6 +156,7 @@ class BatchRows:
             reasoning_tokens=read.reasoning_tokens,
             tool_calls=read.tool_calls,
             content=read.content,
+            is_json=bool(structured and structured.is_json),
         )
 
 

@@ -24,7 +24,7 @@ from packhorse.inputs import detect_format, read_rows
 from packhorse.jobs.frame import Exported, export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
-from packhorse.prompt_options import prompt_settings
+from packhorse.params.prompt_options import prompt_settings
 from packhorse.serve.batch_documents import BatchDocuments, timestamp
 from packhorse.serve.batch_rows import BatchRows
 from packhorse.serve.files import FileStore

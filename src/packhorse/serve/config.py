@@ -8,7 +8,7 @@ from pathlib import Path
 from packhorse.config import ALLOW_PICKLE_OPTION, MODEL_OPTION, BatchingConfig, EngineConfig
 from packhorse.data import SamplingParams
 from packhorse.openai_format.batch_lines import model_names
-from packhorse.prompt_options import PromptOptions
+from packhorse.params.prompt_options import PromptOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
-from packhorse.data import Content, ForcedTokens, Prompt, Request, SamplingParams, TokenIds
+from packhorse.data import Content, Prompt, ReasoningTokens, Request, SamplingParams, TokenIds
 from packhorse.errors import ConfigError, PackhorseError
-from packhorse.inference.generation import no_forced_tokens, row_refusal, with_bad_word_ids
+from packhorse.inference.generation import limited, row_decoding, row_refusal, with_bad_word_ids
 from packhorse.inference.model import check_decoding
 from packhorse.models import PreparedModel
 from packhorse.openai_format.batch_lines import check_model
 from packhorse.openai_format.row_errors import RowError
-from packhorse.prompt_options import PromptOptions
-from packhorse.sampling_params import single_choice
+from packhorse.params.prompt_options import PromptOptions
+from packhorse.params.sampling_params import single_choice
 from packhorse.serve.background import BackgroundTasks
 from packhorse.serve.errors import APIError
 from packhorse.serve.request_queue import tokens_of
@@ -57,7 +57,7 @@ class Choice:
     key: str = ""
 
 
-EncodedRow = tuple[tuple[int, ...], OutputFormat, ForcedTokens | None]
+EncodedRow = tuple[tuple[int, ...], OutputFormat, ReasoningTokens | None]
 """Token ids of a prompt, how its output is written, and tokens that limit its reasoning."""
 
 
@@ -139,14 +139,14 @@ class Service:
             )
         prompts: list[Prompt] = []
         places: list[tuple[int, int]] = []
-        for content, (ids, _, forced) in enumerate(encoded):
+        for content, (ids, _, reasoning) in enumerate(encoded):
             room = max_context - len(ids)
             chosen = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
             can_differ = not chosen.greedy
             for choice in range(decoding.n):
                 if choice == 0 or can_differ:
                     own = single_choice(chosen, choice)
-                    prompts.append(Prompt(next(self._indexes), ids, own, forced))
+                    prompts.append(Prompt(next(self._indexes), ids, own, reasoning))
                 places.append((content, len(prompts) - 1))
         self._check_num_log_probs(prompts)
         self._check_fits_queue(len(prompts), sum(map(tokens_of, prompts)))
@@ -229,7 +229,7 @@ class Service:
                 is_of_messages = each.code in ("chat_template", "no_chat_template", "bad_messages")
                 message = each.message.split(", or use --")[0]
                 raise APIError(400, code, message, param="messages" if is_of_messages else None)
-            self._check_limit_supported(each[2])
+            self._check_limit_supported(each)
             found.append(each)
         return found
 
@@ -240,9 +240,18 @@ class Service:
         with self._tokenizer() as tokenizer:
             encoded = tokenizer.encode(requests, rooms, date)
             return [
-                _with_format(tokenizer, request, ids)
+                self._with_format(tokenizer, request, ids)
                 for request, ids in zip(requests, encoded, strict=True)
             ]
+
+    def _with_format(
+        self, tokenizer: Tokenizer, request: Request, ids: tuple[int, ...] | Refusal
+    ) -> EncodedRow | Refusal:
+        if isinstance(ids, Refusal):
+            return ids
+        is_structured = row_decoding(self.decoding, request).structured_outputs is not None
+        found = tokenizer.output_format(request, ids, is_structured=is_structured)
+        return found if isinstance(found, Refusal) else (ids, *found)
 
     def _with_bad_word_ids(self, decoding: SamplingParams) -> SamplingParams:
         """Runs in a tokenizing thread."""
@@ -311,11 +320,11 @@ class Service:
                 param = wrong[0] if wrong else None
                 raise APIError(400, refusal.code, refusal.message, param=param)
 
-    def _check_limit_supported(self, forced: ForcedTokens | None) -> None:
+    def _check_limit_supported(self, row: EncodedRow) -> None:
         loaded = self.supervisor.loaded
-        if forced is not None and loaded and not loaded.batching.capabilities.forces_tokens:
-            message = no_forced_tokens(loaded.batching.capabilities.name)
-            raise APIError(400, "unsupported_option", message, param="thinking")
+        found = limited(row[1:], loaded.batching.capabilities) if loaded else row[1:]
+        if isinstance(found, Refusal):
+            raise APIError(400, found.code, found.message, param="thinking")
 
     def _check_queue_space(self, rows: int) -> None:
         """Refuses before any parsed what could not wait anyway."""
@@ -347,15 +356,6 @@ class Service:
             "too many requests wait for the engine; try again later",
             retry_after=self.retry_after(),
         )
-
-
-def _with_format(
-    tokenizer: Tokenizer, request: Request, ids: tuple[int, ...] | Refusal
-) -> EncodedRow | Refusal:
-    if isinstance(ids, Refusal):
-        return ids
-    found = tokenizer.output_format(request, ids)
-    return found if isinstance(found, Refusal) else (ids, *found)
 
 
 def _num_rows(parsed: ParsedRequest, decoding: SamplingParams) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from packhorse.batching.memory import TokenBudget
 from packhorse.calibration import Calibration
 from packhorse.config import BatchingConfig
-from packhorse.data import Batch, ForcedTokens, Prompt, SamplingParams, Timing, TokenLogProbs
+from packhorse.data import Batch, Prompt, ReasoningTokens, SamplingParams, Timing, TokenLogProbs
 from packhorse.engine_protocol import EngineCapabilities
 from packhorse.inference.model import Model
 from packhorse.serve.channel import Message
@@ -27,7 +27,7 @@ def batch_message(batch: Batch) -> Message:
             prompt.index,
             prompt.token_ids,
             asdict(prompt.decoding),
-            None if prompt.forced is None else asdict(prompt.forced),
+            None if prompt.reasoning is None else asdict(prompt.reasoning),
         ]
         for prompt in batch.prompts
     ]
@@ -40,16 +40,16 @@ def read_batch(message: Message) -> Batch:
             index,
             tuple(ids),
             SamplingParams(**decoding),
-            None if forced is None else _forced_tokens(forced),
+            None if reasoning is None else _reasoning_tokens(reasoning),
         )
-        for index, ids, decoding, forced in message["rows"]
+        for index, ids, decoding, reasoning in message["rows"]
     )
     return Batch(prompts, message["shared_prefix"])
 
 
-def _forced_tokens(values: dict[str, Any]) -> ForcedTokens:
+def _reasoning_tokens(values: dict[str, Any]) -> ReasoningTokens:
     lists = {name: tuple(values[name]) for name in ("token_ids", "end", "start")}
-    return ForcedTokens(limit=values["limit"], **lists)
+    return ReasoningTokens(limit=values["limit"], **lists)
 
 
 @dataclass(frozen=True, slots=True)

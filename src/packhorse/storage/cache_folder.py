@@ -25,7 +25,7 @@ from packhorse.storage.atomic_files import write_json
 from packhorse.storage.json_files import read_object
 
 _DIGESTS = "digests.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def cache_root() -> Path:

@@ -17,11 +17,11 @@ from datetime import datetime
 from typing import Any
 
 from packhorse.config import OnTooLong
-from packhorse.data import Content, ForcedTokens, Message, Request, TokenIds
+from packhorse.data import Content, Message, ReasoningTokens, Request, TokenIds
 from packhorse.errors import ConfigError, ModelError
 from packhorse.openai_format.messages import SYSTEM_ROLES, merge_system, read_messages
 from packhorse.openai_format.row_errors import RowError, format_value
-from packhorse.prompt_options import PromptOptions
+from packhorse.params.prompt_options import PromptOptions
 from packhorse.tokenization.codecs import ByteCodec, Codec, Refusal
 from packhorse.tokenization.huggingface import HuggingFaceCodec
 from packhorse.tokenization.notice import SpecialTextNotice
@@ -172,15 +172,18 @@ class Tokenizer:
         ]
 
     def output_format(
-        self, request: Request, ids: Sequence[int]
-    ) -> tuple[OutputFormat, ForcedTokens | None] | Refusal:
-        """Return how to read the output of a row, and the tokens that limit its reasoning.
+        self, request: Request, ids: Sequence[int], *, is_structured: bool = False
+    ) -> tuple[OutputFormat, ReasoningTokens | None] | Refusal:
+        """Return how to read the output of a row, and the tokens of its reasoning.
+
+        These tokens are None if the reasoning has no limit and no structured output follows it.
 
         Args:
             request: The row.
             ids: Its prompt, as `encode` returns it.
+            is_structured: Whether the answer is a structured output.
         """
-        return self._rules.format_of(request, ids)
+        return self._rules.format_of(request, ids, is_structured=is_structured)
 
     def _prepare(self, request: Request) -> _Prepared | Refusal:
         content = request.content

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from packhorse.data import ForcedTokens, Request
+from packhorse.data import ReasoningTokens, Request
 from packhorse.errors import ConfigError
 from packhorse.openai_format.row_errors import format_value
 from packhorse.openai_format.tool_calls import TOOL_MARKERS, ToolFormat
-from packhorse.prompt_options import PromptOptions
+from packhorse.params.prompt_options import PromptOptions
 from packhorse.tokenization.codecs import Codec, Refusal
 from packhorse.tokenization.placeholders import function_of
 
@@ -189,13 +189,16 @@ class OutputRules:
         return found
 
     def format_of(
-        self, request: Request, ids: Sequence[int]
-    ) -> tuple[OutputFormat, ForcedTokens | None] | Refusal:
-        """Return how to read the output of a row, and the tokens that limit its reasoning.
+        self, request: Request, ids: Sequence[int], *, is_structured: bool
+    ) -> tuple[OutputFormat, ReasoningTokens | None] | Refusal:
+        """Return how to read the output of a row, and the tokens of its reasoning.
+
+        These tokens are None if the reasoning has no limit and no structured output follows it.
 
         Args:
             request: The row.
             ids: Its prompt, as `encode` returns it.
+            is_structured: Whether the answer is a structured output.
         """
         if request.bare and not isinstance(self._limit(request), int):
             return PLAIN_OUTPUT, None
@@ -222,16 +225,31 @@ class OutputRules:
         )
         if request.bare:  # a text completion has no field for reasoning
             found = PLAIN_OUTPUT
-        if not isinstance(limit, int) or self.tags is None:
+        if self.tags is None:
             return found, None
-        forced = reasoning_limit(self._codec, self.tags, limit, is_open=is_open)
-        if forced is None:
+        if isinstance(limit, int):
+            tokens = reasoning_tokens(self._codec, self.tags, limit, is_open=is_open)
+            what, advice = "be limited to a number of tokens", "auto, on or off"
+        elif is_structured and (is_open or not self._closes_reasoning(ids)):
+            tokens = reasoning_tokens(self._codec, self.tags, None, is_open=is_open)
+            if tokens is None and not is_open:  # without reasoning, then
+                return found, None
+            what, advice = "come before a structured output", "off"
+        else:
+            return found, None
+        if tokens is None:
             return Refusal(
                 "unsupported_option",
-                f"this model writes {self.tags.end} in several tokens, so its reasoning cannot be "
-                "limited to a number of tokens; use thinking auto, on or off",
+                f"this model writes {self.tags.end} in several tokens, so its reasoning cannot "
+                f"{what}; use thinking {advice}",
             )
-        return found, forced
+        return found, tokens
+
+    def _closes_reasoning(self, ids: Sequence[int]) -> bool:
+        """Return whether a prompt ends after the end of the reasoning."""
+        assert self.tags is not None
+        tail = self._codec.decode(ids[-_TAIL_TOKENS:], self.tag_ids).rstrip()
+        return tail.endswith(self.tags.end)
 
     def _limit(self, request: Request) -> str | int:
         thinking: str | int = request.prompt_options.get("thinking", self._options.thinking)
@@ -333,10 +351,10 @@ def prompt_opens_reasoning(
     return tail.endswith(tags.start) or prefill.rfind(tags.start) > prefill.rfind(tags.end)
 
 
-def reasoning_limit(
-    codec: Codec, tags: ReasoningTags, limit: int, *, is_open: bool
-) -> ForcedTokens | None:
-    """Return the tokens that end the reasoning after `limit` tokens.
+def reasoning_tokens(
+    codec: Codec, tags: ReasoningTags, limit: int | None, *, is_open: bool
+) -> ReasoningTokens | None:
+    """Return the tokens of reasoning that ends after `limit` tokens, if there is a limit.
 
     None if the tags are written in tokens that may be joined with other text: whether they were
     generated could then not be told from tokens.
@@ -346,4 +364,4 @@ def reasoning_limit(
     for ids in (start, end):
         if not ids or not codec.is_single_token(ids[0]) or not codec.is_single_token(ids[-1]):
             return None
-    return ForcedTokens(limit, forced, end, () if is_open else start)
+    return ReasoningTokens(limit, forced, end, () if is_open else start)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from packhorse.structured_output import StructuredOutput, llguidance_grammar
+from packhorse.params.structured_output import StructuredOutput, llguidance_grammar
 from packhorse.tokenization.loading import load_tokenizer
 
 _KEPT = 64

@@ -25,8 +25,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from packhorse.data import ReasoningTokens
 from packhorse.engines.common.grammars import Grammars
-from packhorse.sampling_params import SamplingParams
+from packhorse.params.sampling_params import SamplingParams
 
 
 class LogitsProcessor:
@@ -37,6 +38,7 @@ class LogitsProcessor:
         prompt_ids: Token ids of the prompt.
         end_ids: The model's end tokens.
         grammars: Compiled grammars of the model, for `structured_outputs`.
+        reasoning: Tokens of the row's reasoning, after which a structured output begins.
     """
 
     def __init__(
@@ -45,8 +47,12 @@ class LogitsProcessor:
         prompt_ids: Sequence[int],
         end_ids: Collection[int],
         grammars: Grammars | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> None:
         self._decoding = decoding
+        # An answer without reasoning could not be told from the first of several start tokens.
+        self._reasoning = reasoning if reasoning and len(reasoning.start) <= 1 else None
+        self._answer_start: int | None = None
         structured = decoding.structured_outputs
         self._grammar = grammars.start(structured) if structured and grammars else None
         words = decoding.bad_word_ids
@@ -69,9 +75,16 @@ class LogitsProcessor:
             token_ids: Tokens that were generated so far.
         """
         decoding = self._decoding
-        if self._grammar is not None:
-            self._grammar.mask(logits, token_ids)
         excluded = self._suppressed + self._last_tokens_of_words(token_ids)
+        if self._grammar is not None:
+            start = self._find_answer(token_ids)
+            if start is None:
+                excluded = excluded + self._ends
+            else:
+                opening = self._opening(token_ids)
+                kept = logits[opening].clone()
+                self._grammar.mask(logits, token_ids[start:])
+                logits[opening] = kept
         if len(token_ids) < decoding.min_tokens:
             excluded = excluded + self._ends
         if excluded:
@@ -92,7 +105,30 @@ class LogitsProcessor:
     def best(self, logits: Tensor, token_ids: Sequence[int]) -> int | None:
         """Return the next token of a row that `is_masked_greedy`; see `GrammarState.best`."""
         assert self._grammar is not None
-        return self._grammar.best(logits, token_ids)
+        start = self._find_answer(token_ids)
+        if start is None:
+            logits = logits.to(torch.float32, copy=True)
+            logits[self._ends] = -torch.inf
+            largest, place = logits.max(dim=0)
+            return int(place) if bool(largest.isfinite()) else None
+        token = self._grammar.best(logits, token_ids[start:])
+        for opening in self._opening(token_ids):
+            if token is None or bool(logits[opening] > logits[token]):
+                return opening
+        return token
+
+    def _find_answer(self, token_ids: Sequence[int]) -> int | None:
+        """Return the place of the answer that the grammar describes; None in the reasoning."""
+        if self._reasoning is None:
+            return 0
+        if self._answer_start is None or len(token_ids) <= 1:
+            self._answer_start = self._reasoning.answer_start(token_ids)
+        return self._answer_start
+
+    def _opening(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the token by which the reasoning may begin now."""
+        start = () if self._reasoning is None or token_ids else self._reasoning.start
+        return list(start)
 
     def _count(self, token_ids: Sequence[int]) -> None:
         new = token_ids[self._num_counted :]

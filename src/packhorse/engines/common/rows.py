@@ -20,7 +20,7 @@ from packhorse.data import (
 )
 from packhorse.engine_protocol import LogProbsCallback, TokenCallback
 from packhorse.errors import first_line
-from packhorse.sampling_params import SamplingParams
+from packhorse.params.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,8 @@ class Row:
 
     def forced_token(self) -> int | None:
         """Return the token that must come next whatever the logits; None if the model chooses."""
-        forced = self.prompt.forced
-        return None if forced is None else forced.next(self.token_ids)
+        reasoning = self.prompt.reasoning
+        return None if reasoning is None else reasoning.next(self.token_ids)
 
     @property
     def needs_prompt_log_probs(self) -> bool:
@@ -129,7 +129,9 @@ class Row:
             from packhorse.engines.common.logits import LogitsProcessor
 
             prompt = self.prompt
-            self._processor = LogitsProcessor(prompt.decoding, prompt.token_ids, end_ids, grammars)
+            self._processor = LogitsProcessor(
+                prompt.decoding, prompt.token_ids, end_ids, grammars, prompt.reasoning
+            )
         return self._processor
 
     def fail_without_token(self) -> Failure:
@@ -215,7 +217,7 @@ def force_tokens(chosen: list[int | None], rows: Sequence[Row]) -> None:
         rows: The rows.
     """
     for place, row in enumerate(rows):
-        if row.prompt.forced is not None and chosen[place] is not None:
+        if row.prompt.reasoning is not None and chosen[place] is not None:
             forced = row.forced_token()
             chosen[place] = chosen[place] if forced is None else forced
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from packhorse.sampling_params import SamplingParams
+from packhorse.params.sampling_params import SamplingParams
 
 FIRST_CANDIDATES = 1024
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from packhorse.data import Prompt
 from packhorse.engines.common.rows import Result, Row, diagnose
-from packhorse.sampling_params import SamplingParams
+from packhorse.params.sampling_params import SamplingParams
 
 GREEDY_BELOW_TEMPERATURE = 1e-4
 CUDA_TOP_P_CANDIDATES = 8192

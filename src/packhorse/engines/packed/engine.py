@@ -38,8 +38,8 @@ from packhorse.engines.packed.tiles import BLOCK
 from packhorse.engines.packed.weights import load_weights
 from packhorse.errors import EngineError, ModelError, first_line
 from packhorse.models.reference_logits import EXACT, Tolerance, are_near, check_text, read_reference
+from packhorse.params.sampling_params import ENGINE_FIELDS
 from packhorse.profiling.cores import usable_cores
-from packhorse.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel

@@ -47,8 +47,8 @@ from packhorse.models.loading import require_fitting_size
 from packhorse.models.prepare import torch_device
 from packhorse.models.quiet import quiet_transformers
 from packhorse.models.resolved_config import load_config
+from packhorse.params.sampling_params import ENGINE_FIELDS
 from packhorse.profiling.cores import usable_cores
-from packhorse.sampling_params import ENGINE_FIELDS
 
 if TYPE_CHECKING:
     from packhorse.models import ModelFacts, PreparedModel

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any
 
-from packhorse.structured_output import StructuredOutput
+from packhorse.params.structured_output import StructuredOutput
 
 
 def token_bias(text: str) -> tuple[int, float]:

@@ -145,11 +145,56 @@ def _fault(structured: StructuredOutput) -> str:
     return " ".join(message.split())[:400]
 
 
-def parse_answer(structured: StructuredOutput, text: str) -> Any:
-    """Return the JSON value of a complete answer; None if it is no JSON."""
-    if not structured.is_json:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+COLUMN_TYPES = {"string": "string", "integer": "int64", "number": "float64", "boolean": "bool"}
+"""Types of JSON schemas -> types of columns; properties of other types are columns of JSON text."""
+
+
+def property_types(structured: StructuredOutput) -> dict[str, str]:
+    """Return the top-level properties of a JSON schema, and the types of their columns.
+
+    Types are those of COLUMN_TYPES or "json"; properties that may be null have the type of their
+    other values. Empty for other structured outputs and schemas without properties.
+    """
+    schema = json.loads(structured.definition or "{}") if structured.is_json else {}
+    root = _resolved(schema, schema)
+    properties = root.get("properties", {})
+    if not isinstance(properties, dict):
+        return {}
+    return {name: _column_type(each, schema) for name, each in properties.items()}
+
+
+def _column_type(schema: Any, root: Mapping[str, Any]) -> str:
+    schema = _resolved(schema, root)
+    alternatives = schema.get("anyOf") or schema.get("oneOf")
+    if isinstance(alternatives, list):
+        found = {_column_type(each, root) for each in alternatives} - {"null"}
+        return found.pop() if len(found) == 1 else "json"
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list):
+        names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+        kinds = {names.get(type(each), "") for each in values if each is not None}
+    else:
+        kind = schema.get("type")
+        kinds = set(kind if isinstance(kind, list) else [kind]) - {"null"}
+        if kind == "null":
+            return "null"
+    return COLUMN_TYPES.get(kinds.pop(), "json") if len(kinds) == 1 else "json"
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema after its local references."""
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(schema, dict):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return schema
+        target: Any = root
+        for name in reference[1:].split("/")[1:]:
+            key = name.replace("~1", "/").replace("~0", "~")
+            target = target.get(key) if isinstance(target, dict) else None
+        schema = target
+    return {}
+
+
+_MAX_REFERENCES = 32

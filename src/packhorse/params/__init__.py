@@ -1,0 +1,1 @@
+"""What a job or a row asks for: how prompts are made, how tokens are chosen, what answers match."""
