@@ -192,6 +192,18 @@ def test_the_python_of_the_page_of_prompts_runs(capsys: pytest.CaptureFixture[st
     assert len(lines) >= 3
 
 
+@pytest.mark.real_model
+@pytest.mark.usefixtures("demo_model_folder")
+def test_the_python_of_the_page_of_structured_output_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (code,) = code_blocks("structured-output.md", "python")
+    exec(code, {})  # noqa: S102
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if each.startswith("{"))
+    assert "'city': " in line
+    assert line.endswith("} None")
+
+
 @pytest.mark.slow
 def test_the_client_of_the_serving_page_runs() -> None:
     code = "".join(code_blocks("serving.md", "python"))
@@ -219,6 +231,7 @@ def test_every_python_block_is_run_by_a_test() -> None:
         "README.md",
         "docs/dataframes.md",
         "docs/sampling.md",
+        "docs/structured-output.md",
         "docs/prompts.md",
         "docs/serving.md",
         "docs/how-to/add-a-batching-policy.md",
