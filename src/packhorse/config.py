@@ -52,7 +52,7 @@ MODEL_OPTION = {
 }
 INPUT_OPTION = {
     "help": "file of rows: JSONL, OpenAI batch lines, CSV, TSV, Parquet, text (one prompt per "
-    "line), or - for standard input",
+    "line), also compressed (.gz, .zst, .bz2, .xz); a folder or a pattern; or - for standard input",
     "type": str,
 }
 OUTPUT_OPTION = {
@@ -321,13 +321,14 @@ class JobConfig:
 
     Attributes:
         model: A catalog name, a hub id, or a folder or GGUF file on this machine.
-        input: A .jsonl, .csv, .tsv, .parquet or .txt file, or "-" for standard input (JSONL or
-            text).
+        input: A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of such files, a pattern like
+            "data/*.csv", or "-" for standard input (JSONL or text).
         output: A .jsonl, .csv or .parquet file; its journal is in OUTPUT.packhorse/ beside it.
         retry_failed: Run rows again that failed in an earlier run.
         allow_pickle: Accept PyTorch .bin weights (read with weights_only) if there is no
             safetensors file.
         warmup_rows: Rows run once, unrecorded, before timing starts (for measurements).
+        more_inputs: Further inputs of the same format, read after the first.
     """
 
     model: str = field(metadata=MODEL_OPTION)
@@ -347,3 +348,4 @@ class JobConfig:
             "help": "run N rows unrecorded before timing starts",
         },
     )
+    more_inputs: tuple[str, ...] = ()

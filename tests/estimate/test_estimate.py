@@ -243,9 +243,16 @@ def test_an_input_that_cannot_be_read_costs_no_measuring(
     assert not (tmp_path / "home" / "calibrations").exists()
 
 
-def test_a_folder_is_no_input(config: EstimateConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a folder"):
-        estimate(replace(config, input=str(tmp_path)), silent)
+def test_a_folder_of_files_is_one_input(config: EstimateConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    with pytest.raises(InputError, match="has no file of rows"):
+        estimate(replace(config, input=str(folder)), silent)
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_bytes(Path(config.input).read_bytes().replace(b'"id"', b'"other"'))
+    one = estimate(replace(config, quantizations=("float32",)), silent)
+    both = estimate(replace(config, quantizations=("float32",), input=str(folder)), silent)
+    assert both.rows == 2 * one.rows
 
 
 def test_the_command_is_the_job_that_was_planned(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from packhorse.config import (
 from packhorse.data import Completion, Failure, Request, Timing
 from packhorse.errors import InputError
 from packhorse.inference.model import check_batching
-from packhorse.inputs import detect_format, quoting_settings
+from packhorse.inputs import Source, detect_format, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.manifest import RunReport
@@ -89,7 +89,7 @@ class Labelling:
             **quoting_settings(self._config.input, reading),
         }
 
-    def on_rows_registered(self, source: Path, journal: Journal) -> None:
+    def on_rows_registered(self, source: Source, journal: Journal) -> None:
         if detect_format(source) == "openai-batch":
             raise InputError(
                 f"{self._config.input} holds OpenAI batch lines, not texts to be labelled",

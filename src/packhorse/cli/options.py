@@ -53,7 +53,7 @@ def add(parser: Any, config: type[Any], *names: str, **changes: Mapping[str, Any
         prefix = "--no-" if field.default is True else "--"
         flags = option.get("flags", (f"{prefix}{name.replace('_', '-')}",))
         keywords |= {"dest": destination, "default": argparse.SUPPRESS}
-        parser.add_argument(*flags, required=is_required, **keywords)
+        parser.add_argument(*flags, required=option.get("required", is_required), **keywords)
         if aliases := option.get("aliases"):
             parser.add_argument(*aliases, **{**keywords, "help": argparse.SUPPRESS})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from packhorse.batching import POLICIES
@@ -30,8 +29,8 @@ from packhorse.estimate.predict import Prediction, Setting, interval, relative_e
 from packhorse.estimate.survey import survey
 from packhorse.inference.deduplication import distinct
 from packhorse.inference.model import check_decoding, load_prepared, prepare_for
-from packhorse.inputs import detect_format, for_model, read_rows
-from packhorse.jobs.frame import check_input, date_of
+from packhorse.inputs import detect_format, find_files, for_model, read_rows
+from packhorse.jobs.frame import date_of
 from packhorse.models import PreparedModel
 from packhorse.techniques.calibrations import calibrated_in_child_process
 from packhorse.techniques.grid import Combination, combinations, engine_config
@@ -146,13 +145,14 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
             prompts=config.reading.prompts,
         )
         tokenizer.check_options(report)
-        is_openai = detect_format(Path(config.input)) == "openai-batch"
+        source = find_files([config.input])
+        is_openai = detect_format(source) == "openai-batch"
         if not is_openai and not config.reading.prompts.raw_prompts:
             tokenizer.check()
         context = model.capabilities.max_context
         check_decoding(config.decoding, context)
         reading = for_model(config.reading, config.model)
-        found = survey(Path(config.input), reading, tokenizer, config.decoding, context, report)
+        found = survey(source, reading, tokenizer, config.decoding, context, report)
         report(f"running a few of {found.rows:,} rows to measure output lengths")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
     running = distinct(found.prompts) if config.batching.deduplicate else found.prompts
@@ -202,8 +202,7 @@ def _check(config: EstimateConfig) -> None:
         )
     if config.input == "-":
         raise InputError("plan cannot read standard input", "save it to a file first")
-    check_input(config.input)
-    read_rows(Path(config.input), config.reading)
+    read_rows(find_files([config.input]), config.reading)
 
 
 def _candidates(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from packhorse.config import InputConfig
 from packhorse.data import Failure, Prompt, Request, SamplingParams
 from packhorse.errors import InputError
 from packhorse.inference.generation import row_decoding, windows
-from packhorse.inputs import read_rows
+from packhorse.inputs import Source, read_rows
 from packhorse.tokenization import Refusal, Tokenizer
 
 SURVEYED_ROWS = 20_000
@@ -44,7 +43,7 @@ class Survey:
 
 
 def survey(
-    source: Path,
+    source: Source,
     reading: InputConfig,
     tokenizer: Tokenizer,
     decoding: SamplingParams,

@@ -9,6 +9,8 @@ a whole file in memory.
 
 from __future__ import annotations
 
+import glob
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +39,7 @@ from packhorse.inputs.template import Template
 from packhorse.openai_format import batch_lines
 from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import describe_ambiguity
+from packhorse.storage.atomic_files import is_there
 from packhorse.storage.compressed_files import compression_named, content_suffix, open_content
 
 if TYPE_CHECKING:
@@ -46,15 +49,106 @@ __all__ = [
     "FORMATS",
     "FieldRow",
     "Format",
+    "InputFiles",
+    "Source",
     "detect_format",
+    "files_of",
+    "find_files",
     "for_model",
     "format_value",
     "input_errors",
+    "list_files",
     "quoting_settings",
     "read_arrow",
     "read_fields",
     "read_rows",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class InputFiles:
+    """Files of one format that are read one after the other, as one input."""
+
+    paths: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        first, *others = self.paths
+        return f"{first} and {len(others)} more" if others else str(first)
+
+
+Source = Path | InputFiles
+"""An input: a file, or several."""
+
+
+def files_of(source: Source) -> tuple[Path, ...]:
+    """Return the files of an input."""
+    return source.paths if isinstance(source, InputFiles) else (source,)
+
+
+def find_files(names: Sequence[str]) -> Source:
+    """Return the input that names stand for; arguments are those of `list_files`.
+
+    Raises:
+        InputError: As `list_files`; formats of the files differ.
+    """
+    paths = list_files(names)
+    if len(paths) == 1:
+        return paths[0]
+    kinds = {detect_format(path): path for path in reversed(paths)}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{path} is {kind}" for kind, path in kinds.items())
+        raise InputError(
+            f"files of one job must have one format: {listed}",
+            "run one job per format, name the files with a pattern such as 'folder/*.jsonl', or "
+            "write one output per file with --output-dir",
+        )
+    return InputFiles(paths)
+
+
+def list_files(names: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files that names stand for: files, folders and patterns with *, ? or [].
+
+    Names are taken in their order; what a folder (with its folders) or a pattern holds is sorted by
+    path. Files of a folder whose name says that they are no rows are left out, hidden ones too, and
+    a file that was found before is not read again.
+
+    Raises:
+        InputError: There is no such file, or a folder or pattern has none.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        files = _matching(name)
+        if not files:
+            raise InputError(
+                f"there is no file {format_value(name)}",
+                "name an input file; for a single prompt, write it to a file or pipe it in with -",
+            )
+        found |= dict.fromkeys(files)
+    return tuple(found)
+
+
+def _matching(name: str) -> list[Path]:
+    path = Path(name)
+    if is_there(path) and path.is_dir():
+        known = tuple(suffix for each in FORMATS.values() for suffix in each.suffixes)
+        inside = (each for each in sorted(path.rglob("*")) if each.is_file())
+        files = [
+            each
+            for each in inside
+            if content_suffix(each) in known
+            and not any(part.startswith(".") for part in each.relative_to(path).parts)
+        ]
+        if not files:
+            raise InputError(
+                f"the folder {name} has no file of rows",
+                f"their names end in {', '.join(known)}, perhaps with .gz, .bz2, .xz or .zst",
+            )
+        return files
+    if is_there(path) or not glob.has_magic(name):
+        return [path] if is_there(path) else []
+    found = sorted(map(Path, glob.iglob(name, recursive=True)))  # noqa: PTH207 (also absolute)
+    return [path for path in found if path.is_file()]
+
 
 Opener = Callable[[Path, Template | None, InputConfig, Report], tuple[RowLayout, Iterator[Record]]]
 
@@ -86,8 +180,8 @@ _LINES_CHECKED = 100
 """Lines searched for the first JSON object."""
 
 
-def detect_format(path: Path) -> str:
-    """Return the name of the format of `path`, a key of FORMATS.
+def detect_format(source: Source) -> str:
+    """Return the name of the format of an input, a key of FORMATS.
 
     The suffix decides. A file with the suffix .stdin is spooled standard input: JSONL if its first
     line that is not blank starts with "{", else text. The first line that is a whole JSON object
@@ -96,6 +190,7 @@ def detect_format(path: Path) -> str:
     Raises:
         InputError: If the file cannot be read or its suffix is not known.
     """
+    path = files_of(source)[0]
     with input_errors(path):
         _check_file(path)
         return _detect(path, content_suffix(path))
@@ -134,20 +229,22 @@ def _detect(path: Path, suffix: str) -> str:
 
 
 def read_rows(
-    path: Path, config: InputConfig, report: Report = lambda message: None
+    source: Source, config: InputConfig, report: Report = lambda message: None
 ) -> Iterator[Request | Failure]:
-    """Yield every row of `path`, in order; a row that cannot be used is a Failure.
+    """Yield every row of an input, in order; a row that cannot be used is a Failure.
+
+    Rows of several files that have no id of their own are called FILE:line-N.
 
     Memory: one row (one batch of rows for Parquet), and about 90 bytes per row without an id, to
     tell equal rows apart.
 
     Args:
-        path: The input file.
+        source: The input.
         config: How rows become prompts.
         report: Takes a warning about the file as a whole, such as cells that look quoted.
 
     Raises:
-        InputError: If the file cannot be read. The first row is read before this function returns,
+        InputError: If a file cannot be read. The first row is read before this function returns,
             so later only a Parquet file that is damaged further in or a failing disk raises it.
         ConfigError: For the template or a combination of options, before this function returns.
     """
@@ -155,16 +252,57 @@ def read_rows(
         raise ConfigError(
             f"limit must be at least 1 row, got {config.limit}", "leave it out to read all"
         )
+    keys = RowKeys()
+    if isinstance(source, Path):
+        return _read_file(source, config, report, keys)
+    return _read_files(source.paths, config, report, keys)
+
+
+def _read_file(
+    path: Path,
+    config: InputConfig,
+    report: Report,
+    keys: RowKeys,
+    *,
+    may_be_empty: bool = False,
+) -> Iterator[Request | Failure]:
     template = _template(config)
     input_format = FORMATS[detect_format(path)]
     with input_errors(path):
         layout, records = input_format.open(path, template, config, report)
     layout = replace(layout, row_options=config.row_options, messages_format=config.messages_format)
     _check_columns(path, layout)
-    rows = _rows(path, layout, records, config.limit)
-    rows = chain([next(rows)], rows)
+    rows = _rows(path, layout, records, config.limit, keys)
+    first = next(rows, None)
+    if first is None:
+        if may_be_empty:
+            return iter(())
+        raise InputError(f"{input_name(path)} has no rows", "is it the right file?")
+    rows = chain([first], rows)
     # The columns of a table are known; JSON lines show only at the end that none has the id.
     return rows if config.id_column is None or layout.columns else _checked_ids(path, layout, rows)
+
+
+def _read_files(
+    paths: Sequence[Path], config: InputConfig, report: Report, keys: RowKeys
+) -> Iterator[Request | Failure]:
+    common = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    for path in paths:  # before rows run: a column that one lacks would end the job in its middle
+        if next(_read_file(path, config, report, RowKeys(), may_be_empty=True), None) is None:
+            report(f"{path} has no rows")
+
+    def numbered() -> Iterator[Request | Failure]:
+        index = 0
+        for path in paths:
+            name = path.absolute().relative_to(common).as_posix()
+            for row in _read_file(path, config, lambda text: None, keys, may_be_empty=True):
+                row_id = row.id if row.has_own_id else f"{name}:{row.id}"
+                yield replace(row, index=index, id=row_id)
+                index += 1
+        if not index:
+            raise InputError(f"none of the {len(paths)} files has rows", "are they the right ones?")
+
+    return islice(numbered(), config.limit)
 
 
 def read_arrow(
@@ -264,15 +402,11 @@ def read_fields(
 
 
 def _rows(
-    path: Path, layout: RowLayout, records: Iterator[Record], limit: int | None
+    path: Path, layout: RowLayout, records: Iterator[Record], limit: int | None, keys: RowKeys
 ) -> Iterator[Request | Failure]:
-    keys = RowKeys()
-    index = -1
     with input_errors(path):
         for index, record in enumerate(islice(records, limit)):
             yield parse_row(index, record, layout, keys)
-    if index < 0:
-        raise InputError(f"{input_name(path)} has no rows", "is it the right file?")
 
 
 def _checked_ids(

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b, file_digest
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packhorse.config import CsvQuoting, InputConfig, OutputConfig
 from packhorse.data import NumberId
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import FORMATS, detect_format, input_errors
+from packhorse.inputs import FORMATS, Source, detect_format, files_of, input_errors
 from packhorse.inputs.columns import missing_column_error
 from packhorse.inputs.foreign_content import input_name
 from packhorse.inputs.json_types import JsonTypes
@@ -40,17 +40,17 @@ _MAX_JSON_COLUMNS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class KeptColumns:
-    """Columns of an input file that are written to the output.
+    """Columns of an input that are written to the output.
 
     Attributes:
-        path: The input file.
+        files: The input files, one after the other.
         names: Names of the columns; None for all fields of JSON lines, which name their own.
         id_field: The field of the rows' ids. If it is called "id", it is the column "id" of the
             output and not repeated; in Parquet it is, if it is not text.
         csv_quoting, limit: As the rows were read.
     """
 
-    path: Path
+    files: tuple[Path, ...]
     names: tuple[str, ...] | None
     id_field: str = "id"
     csv_quoting: CsvQuoting = "auto"
@@ -58,7 +58,7 @@ class KeptColumns:
 
     @property
     def is_parquet(self) -> bool:
-        return detect_format(self.path) == "parquet"
+        return detect_format(self.files[0]) == "parquet"
 
     def rows(self, *, with_id: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the values of each row by name, those that are there; {} if it cannot be read.
@@ -72,15 +72,13 @@ class KeptColumns:
         if not with_id and self.id_field == "id":
             names = None if names is None else tuple(name for name in names if name != "id")
         has_all = names is None
-        if self.is_parquet:
-            rows = self._parquet_rows(names or ())
-        else:
-            rows = map(partial(_read, names=names), self._records(names or ()))
-        with input_errors(self.path):
-            for row in islice(rows, self.limit):
-                if has_all and not with_id and self.id_field == "id":
-                    row.pop("id", None)
-                yield row
+        read = self._parquet_rows if self.is_parquet else self._line_rows
+        for row in islice(
+            chain.from_iterable(read(path, names) for path in self.files), self.limit
+        ):
+            if has_all and not with_id and self.id_field == "id":
+                row.pop("id", None)
+            yield row
 
     def column_names(self) -> tuple[str, ...]:
         """Return the names of all columns; reads JSON lines once if all of theirs are kept."""
@@ -102,10 +100,9 @@ class KeptColumns:
             InputError: JSON lines have too many names.
         """
         if self.is_parquet:
-            schema = column_schema(self.path, self.names or ())
+            schema = self._parquet_schema()
             kept = [field for field in schema if not self._is_id(field.name, field.type)]
-            names = tuple(field.name for field in kept)
-            return _schema(kept), self._parquet_tables(names)
+            return _schema(kept), self._parquet_tables(_schema(kept))
         types = self._types()
         fields = {n: kind for n, kind in types.items() if not self._is_id(n, kind)}
         schema = _schema([_field(name, kind) for name, kind in fields.items()])
@@ -115,31 +112,58 @@ class KeptColumns:
 
     def digest(self) -> str:
         """Return a digest of the bytes of the input. Raises InputError."""
-        with input_errors(self.path), self.path.open("rb") as file:
-            return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+        digests = []
+        for path in self.files:
+            with input_errors(path), path.open("rb") as file:
+                digests.append(file_digest(file, lambda: blake2b(digest_size=16)).hexdigest())
+        if len(digests) == 1:
+            return digests[0]
+        return blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
-    def _records(self, names: Sequence[str]) -> Iterator[Record]:
-        template = Template(tuple(("", name) for name in names))
+    def _line_rows(self, path: Path, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+        template = Template(tuple(("", name) for name in names or ()))
         config = InputConfig(csv_quoting=self.csv_quoting)
-        open_file = FORMATS[detect_format(self.path)].open
-        return open_file(self.path, template, config, lambda message: None)[1]
+        with input_errors(path):
+            open_file = FORMATS[detect_format(path)].open
+            records = open_file(path, template, config, lambda message: None)[1]
+            yield from map(partial(_read, names=names), records)
 
-    def _parquet_rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for batch in column_batches(self.path, names):
-            if not names:
-                yield from ({} for _ in range(batch.num_rows))
-            for values in zip(*json_columns(batch), strict=True):
-                yield dict(zip(names, values, strict=True))
+    def _parquet_rows(self, path: Path, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+        with input_errors(path):
+            for batch in column_batches(path, names or ()):
+                if not names:
+                    yield from ({} for _ in range(batch.num_rows))
+                for values in zip(*json_columns(batch), strict=True):
+                    yield dict(zip(names or (), values, strict=True))
 
-    def _parquet_tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
+    def _parquet_schema(self) -> pa.Schema:
+        """Return the schema of the kept columns that all files fit. Raises InputError."""
+        import pyarrow as pa
+
+        schemas = [column_schema(path, self.names or ()) for path in self.files]
+        if len(schemas) == 1:
+            return schemas[0]
+        for path, schema in zip(self.files, schemas, strict=True):
+            try:
+                pa.unify_schemas([schemas[0], schema], promote_options="default")
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise InputError(
+                    f"columns of {path} have other types than those of {self.files[0]}: {error}",
+                    "write JSONL or CSV, name the columns to keep, or make the files alike",
+                ) from error
+        return pa.unify_schemas(schemas, promote_options="default")
+
+    def _parquet_tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         import pyarrow as pa
 
         left = self.limit
-        for batch in column_batches(self.path, names):
+        batches = (column_batches(path, schema.names) for path in self.files)
+        for batch in chain.from_iterable(batches):
             part = batch if left is None else batch.slice(0, left)
             left = None if left is None else left - part.num_rows
             if part.num_rows:
-                yield pa.Table.from_batches([part.replace_schema_metadata(None)])
+                table = pa.Table.from_batches([part.replace_schema_metadata(None)])
+                yield table if table.schema.equals(schema) else table.cast(schema)
             if left == 0:
                 return
 
@@ -147,7 +171,7 @@ class KeptColumns:
         """Return the Arrow type of each column, None for one that is written as JSON."""
         import pyarrow as pa
 
-        if self.names is not None and detect_format(self.path) != "jsonl":
+        if self.names is not None and detect_format(self.files[0]) != "jsonl":
             return dict.fromkeys(self.names, pa.string())
         types = JsonTypes()
         for row in self.rows(with_id=True):
@@ -169,22 +193,22 @@ class KeptColumns:
         number = sum(1 for _ in names)
         if number > _MAX_JSON_COLUMNS:
             raise InputError(
-                f"the rows of {input_name(self.path)} have more than {_MAX_JSON_COLUMNS:,} "
+                f"the rows of {input_name(self.files[0])} have more than {_MAX_JSON_COLUMNS:,} "
                 "different fields, too many for a table",
                 "name those to keep with --keep, or write JSONL",
             )
 
 
 def select_columns(
-    path: Path,
+    source: Source,
     reading: InputConfig,
     writing: OutputConfig,
     report: Report = lambda message: None,
 ) -> KeptColumns | None:
-    """Return the columns of `path` to keep; None if there are none.
+    """Return the columns of an input to keep; None if there are none.
 
     Args:
-        path: The input file.
+        source: The input.
         reading: How it is read.
         writing: Says which columns to keep.
         report: Takes a warning about columns that are left out.
@@ -193,6 +217,8 @@ def select_columns(
         ConfigError: For OpenAI batch lines, whose output has no columns.
         InputError: A column does not exist, or its name is not unique.
     """
+    files = files_of(source)
+    path = files[0]
     keep, kind = writing.keep, detect_format(path)
     if keep == "auto":
         is_asked_for = reading.prompt_column is not None or reading.template is not None
@@ -207,11 +233,13 @@ def select_columns(
     wanted = None if keep == "all" else (keep,) if isinstance(keep, str) else keep
     if kind != "jsonl":
         can_leave_out = writing.keep == "auto"
-        wanted = _found_in_table(path, kind, reading.csv_quoting, wanted, can_leave_out, report)
+        for path in files:  # all have the columns of the first
+            quoting = reading.csv_quoting
+            wanted = _found_in_table(path, kind, quoting, wanted, can_leave_out, report)
     elif wanted is not None:
-        wanted = _found_in_lines(path, wanted, reading.limit)
+        wanted = _found_in_lines(files, wanted, reading.limit)
     id_field = reading.id_column or "id"
-    return KeptColumns(path, wanted, id_field, reading.csv_quoting, reading.limit)
+    return KeptColumns(files, wanted, id_field, reading.csv_quoting, reading.limit)
 
 
 def _found_in_table(
@@ -243,10 +271,12 @@ def _found_in_table(
     return tuple(name for name in names if name not in doubled)
 
 
-def _found_in_lines(path: Path, names: Sequence[str], limit: int | None) -> tuple[str, ...]:
+def _found_in_lines(
+    files: tuple[Path, ...], names: Sequence[str], limit: int | None
+) -> tuple[str, ...]:
     """Return `names`; raise InputError if no line has one of them. Stops at the last one found."""
     missing, known = set(names), dict[str, None]()
-    lines = KeptColumns(path, None, id_field="", limit=limit)
+    lines = KeptColumns(files, None, id_field="", limit=limit)
     for row in lines.rows():
         known.update(dict.fromkeys(islice(row, 100)) if len(known) < 100 else {})
         missing.difference_update(row)
@@ -254,7 +284,7 @@ def _found_in_lines(path: Path, names: Sequence[str], limit: int | None) -> tupl
             return tuple(dict.fromkeys(names))
     name = next(each for each in names if each in missing)
     advice = "choose from these for --keep"
-    raise missing_column_error(path, tuple(known), name, advice, has_header=False)
+    raise missing_column_error(files[0], tuple(known), name, advice, has_header=False)
 
 
 def _read(record: Record, names: Sequence[str] | None) -> dict[str, Any]:

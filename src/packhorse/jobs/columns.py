@@ -6,14 +6,14 @@ output is written, if its digest is still the one that the journal has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from packhorse.config import InputConfig, OutputConfig
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import detect_format, format_value
+from packhorse.inputs import InputFiles, Source, detect_format, files_of, format_value
 from packhorse.inputs.foreign_content import input_name
 from packhorse.inputs.kept import KeptColumns, select_columns
 from packhorse.jobs.journal import Journal
@@ -30,8 +30,8 @@ class ChosenColumns:
     rows and columns are of one state of the file.
 
     Args:
-        source: The file that is read.
-        name: The input as the journal names it; "-" for standard input, which is in its folder.
+        source: What is read.
+        names: Its files as the journal names them; "-" for standard input, which is in its folder.
         reading, writing: Settings of the job.
         report: Takes a warning about columns that are left out.
 
@@ -41,22 +41,23 @@ class ChosenColumns:
 
     def __init__(
         self,
-        source: Path,
-        name: str,
+        source: Source,
+        names: Sequence[str],
         reading: InputConfig,
         writing: OutputConfig,
         report: Callable[[str], None],
     ) -> None:
-        if writing.output_column != TEXT and detect_format(source) == "openai-batch":
+        first = files_of(source)[0]
+        if writing.output_column != TEXT and detect_format(first) == "openai-batch":
             raise ConfigError(
-                f"{input_name(source)} contains OpenAI batch lines, and their output has no "
+                f"{input_name(first)} contains OpenAI batch lines, and their output has no "
                 f"column {format_value(writing.output_column)}",
                 "leave --output-column out",
             )
         self._kept = select_columns(source, reading, writing, report)
-        self._name = name
+        self._names = list(names)
         self._writing = writing
-        self._before = _state(source)
+        self._before = _state(files_of(source))
 
     def entry(self) -> dict[str, Any]:
         """Return the columns as the journal stores them under NAME.
@@ -66,10 +67,10 @@ class ChosenColumns:
         """
         kept = None
         if self._kept is not None:
-            kept = {**asdict(self._kept), "path": self._name, "digest": self._kept.digest()}
-            if _state(self._kept.path) != self._before:
+            kept = {**asdict(self._kept), "files": self._names, "digest": self._kept.digest()}
+            if _state(self._kept.files) != self._before:
                 raise InputError(
-                    f"{input_name(self._kept.path)} changed while it was read",
+                    f"{input_name(self._kept.files[0])} changed while it was read",
                     "run the same command again when it is complete",
                 )
         return {"output_column": self._writing.output_column, "kept": kept}
@@ -96,10 +97,11 @@ def stored_columns(
             "the job kept no columns, so its journal does not say what its input contained",
             "run the same command again with --keep: finished rows are not run again",
         )
-    digest, path = stored["kept"].pop("digest"), stored["kept"].pop("path")
+    digest, files = stored["kept"].pop("digest"), stored["kept"].pop("files")
     names = stored["kept"].pop("names")
-    source = journal.path.parent / "input.stdin" if path == "-" else Path(path)
-    kept = KeptColumns(source, None if names is None else tuple(names), **stored["kept"])
+    spooled = journal.path.parent / "input.stdin"
+    source = InputFiles(tuple(spooled if name == "-" else Path(name) for name in files))
+    kept = KeptColumns(source.paths, None if names is None else tuple(names), **stored["kept"])
     _check_digest(kept, digest)
     if keep != "auto":
         reading = InputConfig(
@@ -123,11 +125,12 @@ def _check_digest(kept: KeptColumns, digest: str) -> None:
         raise InputError(f"columns of the input are kept, but {error}", hint) from error
     if not is_same:
         raise InputError(
-            f"columns of {input_name(kept.path)} are kept, but it changed since its rows were read",
+            f"columns of {input_name(kept.files[0])} are kept, but the input changed since its "
+            "rows were read",
             hint,
         )
 
 
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _state(files: Sequence[Path]) -> list[tuple[int, int]]:
+    found = [path.stat() for path in files]
+    return [(each.st_size, each.st_mtime_ns) for each in found]

@@ -17,7 +17,15 @@ from typing import Any, Literal, Protocol
 from packhorse.config import InputConfig, OutputConfig
 from packhorse.data import Request
 from packhorse.errors import ConfigError, InputError
-from packhorse.inputs import detect_format, format_value, read_rows
+from packhorse.inputs import (
+    InputFiles,
+    Source,
+    detect_format,
+    files_of,
+    find_files,
+    format_value,
+    read_rows,
+)
 from packhorse.jobs.columns import NAME, ChosenColumns, stored_columns
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
@@ -31,7 +39,6 @@ from packhorse.outputs import (
     write_output,
 )
 from packhorse.profiling.run_metrics import Meter
-from packhorse.storage.atomic_files import is_there
 
 Exported = Literal["all", "completed", "failed"]
 
@@ -83,7 +90,7 @@ class JobHandler(Protocol):
         """Return the settings that determine results and are known before reading; flat."""
         ...
 
-    def on_rows_registered(self, source: Path, journal: Journal) -> None:
+    def on_rows_registered(self, source: Source, journal: Journal) -> None:
         """Check the input once its rows are in the journal; may raise PackhorseError."""
         ...
 
@@ -145,9 +152,9 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
         with meter.stage("read"):
             with interruption.raising():
                 source = _source(job, workspace)
-            reporter.stage(f"reading {job.input}")
+            reporter.stage(f"reading {source if isinstance(source, InputFiles) else job.input}")
             columns = ChosenColumns(
-                source, input_identity(job.input), job.reading, job.writing, reporter.stage
+                source, _names(job, source), job.reading, job.writing, reporter.stage
             )
             unit = "row" if detect_format(source) == "parquet" else "line"
             rows = interruption.checked(read_rows(source, job.reading, reporter.stage))
@@ -205,7 +212,7 @@ def _date_setting(journal: Journal, reading: InputConfig) -> tuple[dict[str, Any
 
 
 def _pending(
-    source: Path, job: Job, journal: Journal, limit: int | None = None
+    source: Source, job: Job, journal: Journal, limit: int | None = None
 ) -> Iterator[Request]:
     """Yield the rows of the input that have no result, read from the file again."""
     positions = iter(journal.pending_positions()[:limit])
@@ -222,7 +229,7 @@ def _pending(
 def _finish(
     job: Job,
     workspace: Workspace,
-    source: Path,
+    source: Source,
     journal: Journal,
     handler: JobHandler,
     resolved: dict[str, Any] | None,
@@ -309,22 +316,28 @@ def input_identity(source: str) -> str:
 def _check(job: Job, workspace: Workspace) -> None:
     """Check the job's files and columns before anything is read."""
     check_output_column(job.writing.output_column)
-    workspace.check(job.input)
-    if job.input != "-":
-        check_input(job.input)
+    names = input_names(job)
+    if len(names) > 1 and "-" in names:
+        raise ConfigError("standard input is one of several inputs", "name files, or - alone")
+    if names == ["-"]:
+        workspace.check(job.input)
+        return
+    for path in files_of(find_files(names)):
+        workspace.check(str(path))
 
 
-def check_input(source: str) -> None:
-    """Raise InputError if there is no such file."""
-    if not is_there(Path(source)):
-        raise InputError(
-            f"there is no file {format_value(source)}",
-            "name an input file; for a single prompt, write it to a file or pipe it in with -",
-        )
+def input_names(job: Job) -> list[str]:
+    """Return the inputs of a job as they were named."""
+    return [job.input, *getattr(job, "more_inputs", ())]
 
 
-def _source(job: Job, workspace: Workspace) -> Path:
-    return workspace.spool_standard_input() if job.input == "-" else Path(job.input)
+def _source(job: Job, workspace: Workspace) -> Source:
+    return workspace.spool_standard_input() if job.input == "-" else find_files(input_names(job))
+
+
+def _names(job: Job, source: Source) -> list[str]:
+    """Return the files of a source as the journal names them."""
+    return ["-"] if job.input == "-" else [str(path.absolute()) for path in files_of(source)]
 
 
 _STOPPING = "stopping: finishing rows in flight; press Ctrl-C again to stop at once"

@@ -10,6 +10,7 @@ from typing import Any
 from packhorse.batching.memory import TokenBudget
 from packhorse.config import JobConfig
 from packhorse.inference.model import Model
+from packhorse.inputs import Source, files_of
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.models import PreparedModel
 from packhorse.models.cache import library_versions
@@ -99,7 +100,7 @@ def model_identity(prepared: PreparedModel) -> dict[str, Any]:
     }
 
 
-def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> dict[str, Any]:
+def manifest(config: Any, source: Source, journal: Journal, report: RunReport) -> dict[str, Any]:
     """Return the document beside the output: counts, settings, versions, timings.
 
     Args:
@@ -108,13 +109,18 @@ def manifest(config: Any, source: Path, journal: Journal, report: RunReport) -> 
     return {
         "format": MANIFEST_FORMAT,
         **report.to_json(),
-        "input": {"path": config.input, "bytes": source.stat().st_size},
+        "input": {"path": config.input, **_sizes(source)},
         "settings": journal.meta("settings"),
         "config": _jsonable(asdict(config)),
         "sessions": journal.sessions(),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "processor": platform.processor()},
     }
+
+
+def _sizes(source: Source) -> dict[str, Any]:
+    sizes = {str(path): path.stat().st_size for path in files_of(source)}
+    return {"bytes": sum(sizes.values())} | ({"files": sizes} if len(sizes) > 1 else {})
 
 
 def versions() -> dict[str, str]:
