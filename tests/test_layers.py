@@ -30,7 +30,7 @@ LAYERS = {
     "models": {"decoders", "quantization", "models", "embeddings"},
     "running": {"engines", "calibration", "inference"},
     "jobs": {"jobs", "reports", "evaluation", "techniques"},
-    "verbs": {"compare", "assess", "quantize", "estimate", "serve", "load_test"},
+    "verbs": {"compare", "assess", "decide", "quantize", "estimate", "serve", "load_test"},
     "cli": {"cli"},
 }
 LEVEL = {folder: level for level, layer in enumerate(LAYERS.values()) for folder in layer}

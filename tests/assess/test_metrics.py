@@ -8,12 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score
 
-from packhorse.assess.metrics import (
-    Predictions,
-    brier_score,
-    classification_metrics,
-    expected_calibration_error,
-)
+from packhorse.assess.metrics import Predictions, classification_metrics
+from packhorse.evaluation.probabilities import brier_score, expected_calibration_error
 
 CLASSES = ("a", "b", "c")
 LABELS = st.lists(

@@ -23,7 +23,6 @@ from packhorse.assess.language_model import (
     score_labels,
 )
 from packhorse.assess.model_contest import run_model_contestants
-from packhorse.assess.priors import divide_out_prior, label_probabilities, mean_prior
 from packhorse.assess.prompting import (
     EXAMPLE_TOKENS,
     draw_examples,
@@ -34,6 +33,7 @@ from packhorse.assess.splits import split
 from packhorse.config import EngineConfig
 from packhorse.data import Failure, SamplingParams, Scores
 from packhorse.errors import ConfigError
+from packhorse.evaluation.probabilities import divide_out_prior, label_probabilities, mean_prior
 from packhorse.inference.model import Model
 from packhorse.inference.prompts import requests_of
 from packhorse.profiling.run_metrics import Meter

@@ -18,12 +18,12 @@ from packhorse.assess.language_model import (
     iter_label_scores,
     never_stop,
 )
-from packhorse.assess.priors import divide_out_prior
 from packhorse.assess.saved_classifier import Card, ClassicPart, ModelPart, read_card, read_fitted
 from packhorse.batching.policies import AUTO
 from packhorse.config import BatchingConfig
 from packhorse.data import Failure
 from packhorse.errors import ModelError
+from packhorse.evaluation.probabilities import divide_out_prior
 from packhorse.inference.model import Model, load_prepared, prepare_for
 from packhorse.inputs import format_value
 from packhorse.models import default_engine_of

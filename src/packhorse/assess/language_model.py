@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from packhorse.assess.metrics import Predictions
-from packhorse.assess.priors import divide_out_prior, label_probabilities
 from packhorse.assess.prompting import PromptTemplate
 from packhorse.data import Completion, Failure, SamplingParams
 from packhorse.evaluation.label_matching import is_right, normalise
+from packhorse.evaluation.probabilities import divide_out_prior, label_probabilities
 from packhorse.inference.model import Model
 from packhorse.inference.prompts import requests_of
 from packhorse.models import model_facts

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from packhorse.evaluation.probabilities import brier_score, expected_calibration_error
 from packhorse.evaluation.statistics import LEVEL, RESAMPLES, Estimate, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-BINS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,27 +118,6 @@ def balanced_accuracy(confusion: Floats) -> Floats:
     """
     hits = np.diagonal(confusion[..., :-1], axis1=-2, axis2=-1)
     return _mean_of_known(hits, confusion.sum(axis=-1))
-
-
-def expected_calibration_error(confidence: Floats, right: npt.NDArray[np.bool_]) -> float:
-    """Return sum over bins of (rows in bin / rows) |accuracy in bin - mean confidence in bin|.
-
-    BINS bins of equal width over [0, 1], open below. Source: Naeini et al. 2015; Guo et al. 2017.
-    """
-    edges = np.ceil(np.clip(confidence, 1e-12, 1.0) * BINS - 1e-9).astype(np.int64) - 1
-    gaps = np.zeros(BINS)
-    np.add.at(gaps, np.clip(edges, 0, BINS - 1), right.astype(np.float64) - confidence)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
-def brier_score(probabilities: Floats, truth: Ints) -> float:
-    """Return the mean over rows of sum over classes of (p - 1[class is the truth])^2, from 0 to 2.
-
-    Source: Brier 1950; twice the two-class form that scikit-learn gives by default.
-    """
-    wanted = np.zeros_like(probabilities)
-    wanted[np.arange(len(truth)), truth] = 1.0
-    return float(((probabilities - wanted) ** 2).sum(axis=1).mean())
 
 
 def _mean_of_known(above: Floats, below: Floats) -> Floats:

@@ -17,7 +17,6 @@ from packhorse.assess.config import AssessConfig
 from packhorse.assess.contestants import MODEL_TITLE, ContestantResult
 from packhorse.assess.language_model import generate_labels, score_labels
 from packhorse.assess.metrics import Predictions
-from packhorse.assess.priors import CONTENT_FREE, mean_prior
 from packhorse.assess.prompting import (
     PromptTemplate,
     count_prompt_tokens,
@@ -28,6 +27,7 @@ from packhorse.assess.prompting import (
 from packhorse.assess.rows import LabelledRow
 from packhorse.assess.saved_classifier import ModelPart
 from packhorse.assess.splits import Split
+from packhorse.evaluation.probabilities import CONTENT_FREE, mean_prior
 from packhorse.inference.model import Model
 
 PILOT_ROWS = 6

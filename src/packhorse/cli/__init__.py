@@ -41,6 +41,7 @@ VERBS = {
     "compare": "measure speed, memory and accuracy of techniques on your prompts and recommend one",
     "assess": "compare a language model with classic classifiers on your labelled rows",
     "classify": "label a file with a classifier that assess has saved",
+    "decide": "answer typed questions about the rows of a file, with probabilities",
     "plan": "estimate time and memory of a job and recommend a command",
     "calibrate": "measure the costs of a model on this machine",
     "status": "show the progress of a job",

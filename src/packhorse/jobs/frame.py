@@ -303,6 +303,7 @@ def export_journal(
         labels=bool(journal.meta("labels")),
         extra_columns=journal.columns,
         properties=journal.meta("properties"),
+        are_values=bool(journal.meta("are_values")),
         kept=kept if which == "all" else None,
         output_column=output_column,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packhorse.batching.memory import TokenBudget
-from packhorse.config import JobConfig
+from packhorse.config import BatchingConfig
 from packhorse.inference.model import Model
 from packhorse.inputs import Source, files_of
 from packhorse.jobs.journal import Counts, Journal
@@ -42,7 +42,9 @@ class RunReport:
         return document
 
 
-def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> dict[str, Any]:
+def resolved_settings(
+    batching: BatchingConfig, model: Model, budget: TokenBudget
+) -> dict[str, Any]:
     """Return what "auto" was resolved to."""
     capabilities = model.capabilities
     return {
@@ -56,8 +58,8 @@ def resolved_settings(config: JobConfig, model: Model, budget: TokenBudget) -> d
         "model_bytes": capabilities.model_bytes,
         "peak_bytes": capabilities.peak_bytes,
         "batching": model.batching.policy,
-        "batch_size": config.batching.batch_size,
-        "window_rows": config.batching.window_rows,
+        "batch_size": batching.batch_size,
+        "window_rows": batching.window_rows,
         "share_prefixes": model.batching.share_prefixes and capabilities.shares_prefixes,
         "deduplicate": model.batching.deduplicate,
         "token_budget": budget.to_json(),

@@ -234,7 +234,7 @@ class Generation:
         with self._shelf.kept(self._prepared.fingerprint, model) if self._shelf else model:
             check_decoding(config.decoding, model.capabilities.max_context)
             budget = model.budget(config.decoding)
-            resolved = resolved_settings(config, model, budget)
+            resolved = resolved_settings(config.batching, model, budget)
             reporter.stage(plan_line(resolved))
             notes = Notes(model.codec, config, journal)
 

@@ -196,6 +196,7 @@ def write_output(
     kept: KeptColumns | None = None,
     output_column: str = TEXT,
     properties: Mapping[str, str] | None = None,
+    are_values: bool = False,
 ) -> int:
     """Write `rows` atomically in the format that the suffix of `path` selects.
 
@@ -213,6 +214,7 @@ def write_output(
         output_column: Name of the column of `OutputRow.text`.
         properties: Properties of `OutputRow.parsed` that are columns of a table, and their types as
             `packhorse.params.structured_output.property_types` returns them.
+        are_values: The properties are the results, also in JSONL, in place of text and tokens.
 
     Returns:
         The number of rows.
@@ -228,7 +230,9 @@ def write_output(
     with atomic_file(path) as target, compressed(target, path) as file:
         if openai is not None:
             return _write_lines(file, (_openai_line(row, openai) for row in rows), "custom_id")
-        columns = output_columns(labels, output_column, kept, extra_columns, properties)
+        columns = output_columns(
+            labels, output_column, kept, extra_columns, properties, are_values=are_values
+        )
         return _WRITERS[kind](file, rows, columns)
 
 
@@ -263,6 +267,9 @@ def _jsonl_line(
         return document
     for name, attribute in attributes.items():
         document[name] = getattr(row, attribute)
+    if columns.are_values:
+        values = row.parsed or {}
+        document |= {name: values.get(key) for name, (key, _) in columns.properties.items()}
     return document
 
 
@@ -310,17 +317,13 @@ def _write_csv(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> 
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     # csv's own line end, "\r\n": only then do all Python versions quote both characters.
     writer = csv.writer(text)
-    results = _table_results(columns)
-    own_id, *others = results
     kept_names = () if columns.kept is None else columns.kept.column_names()
-    writer.writerow([own_id, *map(columns.name_of, kept_names), *others, *columns.properties])
-    attributes = list(results.values())[1:]
+    writer.writerow(["id", *map(columns.name_of, kept_names), *_table_types(columns)])
     count = 0
     for row, kept in _with_kept(rows, columns.kept):
         cells = [cell_text(kept.get(name)) for name in kept_names]
-        values = [_cell(row, name) for name in attributes]
-        properties = map(cell_text, _property_values(row, columns))
-        writer.writerow([str(row.id), *cells, *values, *properties])
+        results = (("false", "true")[e] if isinstance(e, bool) else e for e in _cells(row, columns))
+        writer.writerow([str(row.id), *cells, *results])
         count += 1
     text.detach()  # flushes
     return count
@@ -330,41 +333,53 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    attributes = _table_results(columns)
-    types = {
-        name: pa.type_for_alias(_TYPES.get(attribute, "string"))
-        for name, attribute in attributes.items()
-    }
-    for name, (_, kind) in columns.properties.items():
-        types[name] = pa.type_for_alias("string" if kind in ("json", "null") else kind)
-    own_id, *results = (pa.field(*each) for each in types.items())
+    types = {name: pa.type_for_alias(kind) for name, kind in _table_types(columns).items()}
     kept_schema, tables = pa.schema([]), None
     if columns.kept is not None:
         kept_schema, tables = columns.kept.tables()
     named = [each.with_name(columns.name_of(each.name)) for each in kept_schema]
-    schema = pa.schema([own_id, *named, *results])
+    own_id = pa.field("id", pa.string())
+    schema = pa.schema([own_id, *named, *(pa.field(*each) for each in types.items())])
     remaining = iter(rows)
     count = 0
     with pq.ParquetWriter(file, schema) as writer:
         for kept, group in _groups(remaining, tables):
-            cells = [[_utf8(_cell(row, name)) for row in group] for name in attributes.values()]
-            properties = [_property_values(row, columns) for row in group]
-            cells += [[_utf8(each) for each in column] for column in zip(*properties, strict=True)]
-            id_array, *arrays = map(pa.array, cells, types.values())
+            ids = pa.array([_utf8(str(row.id)) for row in group], pa.string())
+            cells = zip(*(map(_utf8, _cells(row, columns)) for row in group), strict=True)
+            arrays = map(pa.array, cells, types.values())
             kept_arrays = [] if kept is None else kept.columns
-            table = pa.Table.from_arrays([id_array, *kept_arrays, *arrays], schema=schema)
+            table = pa.Table.from_arrays([ids, *kept_arrays, *arrays], schema=schema)
             writer.write_table(table, len(group))
             count += len(group)
     return count
 
 
+def _table_types(columns: Columns) -> dict[str, str]:
+    """Return the columns of a table after the id and kept ones, and their types."""
+    results = {
+        name: _TYPES.get(attribute, "string") for name, attribute in _table_results(columns).items()
+    }
+    properties = {
+        name: "string" if kind in ("json", "null") else kind
+        for name, (_, kind) in columns.properties.items()
+    }
+    return {**properties, **results} if columns.are_values else {**results, **properties}
+
+
+def _cells(row: OutputRow, columns: Columns) -> list[Value | bool]:
+    """Return the values of the columns that `_table_types` names."""
+    results = [_cell(row, attribute) for attribute in _table_results(columns).values()]
+    properties = _property_values(row, columns)
+    return [*properties, *results] if columns.are_values else [*results, *properties]
+
+
 def _table_results(columns: Columns) -> dict[str, str]:
-    """Return the results that are columns of a table, and the attributes that they hold."""
+    """Return the results after the id that are columns of a table, and their attributes."""
     is_split = bool(columns.properties)
     return {
         name: attribute
         for name, attribute in columns.results.items()
-        if not (is_split and attribute == "parsed")
+        if attribute != "id" and not (is_split and attribute == "parsed")
     }
 
 

@@ -41,6 +41,7 @@ NOTE_COLUMNS = {
 """Field of a row's note in the journal -> the columns that the output has because of it."""
 _ATTRIBUTES = {"prompt_logprobs": "prompt_log_probs"}
 _LABELS = ("id", "label", "confidence", "answered_by", "error_code", "error_message")
+_VALUES = ("id", "error_code", "error_message")
 _RENAMED = "input_"
 
 
@@ -54,12 +55,15 @@ class Columns:
         taken: Names that a kept column must not have, the same in every format.
         properties: Name of each column of a table for a property of `OutputRow.parsed`, and the
             property and its type; tables then have no column `parsed`.
+        are_values: Whether the properties are the results, also in JSONL, in place of text and
+            tokens.
     """
 
     results: Mapping[str, str]
     kept: KeptColumns | None
     taken: Collection[str]
     properties: Mapping[str, tuple[str, str]]
+    are_values: bool = False
 
     def name_of(self, name: str) -> str:
         """Return the name in the output of a column of the input."""
@@ -84,9 +88,12 @@ def output_columns(
     kept: KeptColumns | None,
     extra: Collection[str] = (),
     properties: Mapping[str, str] | None = None,
+    *,
+    are_values: bool = False,
 ) -> Columns:
     """Return the columns of an output; the arguments are those of `write_output`."""
-    names = list(_LABELS if labels else RESULTS)
+    names = list(_LABELS if labels else _VALUES if are_values else RESULTS)
+    extra = () if are_values else extra
     for name in reversed([each for each in EXTRA_COLUMNS if each in extra]):
         names.insert(names.index(EXTRA_COLUMNS[name]) + 1, name)
     results = {
@@ -95,7 +102,7 @@ def output_columns(
     if labels:
         results["label"] = TEXT
     columns = _property_columns({*results, ERROR}, properties or {})
-    return Columns(results, kept, {*results, *columns, ERROR}, columns)
+    return Columns(results, kept, {*results, *columns, ERROR}, columns, are_values)
 
 
 def _property_columns(
