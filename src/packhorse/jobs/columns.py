@@ -17,7 +17,10 @@ from packhorse.inputs import detect_format, format_value
 from packhorse.inputs.foreign_content import input_name
 from packhorse.inputs.kept import KeptColumns, select_columns
 from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import DOWNLOADS
 from packhorse.outputs import TEXT
+from packhorse.storage.remote_files import copy_of
+from packhorse.storage.urls import is_url
 
 NAME = "output"
 """Name of the journal's entry about the columns of the output."""
@@ -98,7 +101,7 @@ def stored_columns(
         )
     digest, path = stored["kept"].pop("digest"), stored["kept"].pop("path")
     names = stored["kept"].pop("names")
-    source = journal.path.parent / "input.stdin" if path == "-" else Path(path)
+    source = _source(journal.path.parent, path)
     kept = KeptColumns(source, None if names is None else tuple(names), **stored["kept"])
     _check_digest(kept, digest)
     if keep != "auto":
@@ -110,6 +113,13 @@ def stored_columns(
         assert writing is not None
         return select_columns(source, reading, writing), stored["output_column"]
     return kept, stored["output_column"]
+
+
+def _source(folder: Path, name: str) -> Path:
+    """Return the file that a journal's folder or the file system has of an input."""
+    if name == "-":
+        return folder / "input.stdin"
+    return copy_of(name, folder / DOWNLOADS) if is_url(name) else Path(name)
 
 
 def _check_digest(kept: KeptColumns, digest: str) -> None:

@@ -7,7 +7,7 @@ them (`packhorse classify`). Input, output, journal, resuming, interruption and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -32,6 +32,8 @@ from packhorse.outputs import (
 )
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.atomic_files import is_there
+from packhorse.storage.remote_files import check_url, copy_of, download, named_by_url
+from packhorse.storage.urls import is_url, public_name
 
 Exported = Literal["all", "completed", "failed"]
 
@@ -67,7 +69,7 @@ class Job(Protocol):
     @property
     def input(self) -> str: ...
     @property
-    def output(self) -> Path: ...
+    def output(self) -> Path | str: ...
     @property
     def reading(self) -> InputConfig: ...
     @property
@@ -133,19 +135,20 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
     """
     reporter = reporter or Silent()
     meter = Meter()
-    workspace = Workspace(job.output)
-    _check(job, workspace)
+    workspace = Workspace.of(job.output)
+    _check(job, workspace, reporter.stage)
     date_of(job.reading.date)
     with (
         workspace.held(),
         Journal(workspace.journal) as journal,
         SignalGuard(lambda: reporter.stage(_STOPPING), journal.commit) as interruption,
+        _named(job, workspace),
     ):
         journal.check(handler.settings())
         with meter.stage("read"):
             with interruption.raising():
-                source = _source(job, workspace)
-            reporter.stage(f"reading {job.input}")
+                source = _source(job, workspace, reporter.stage)
+            reporter.stage(f"reading {public_name(job.input)}")
             columns = ChosenColumns(
                 source, input_identity(job.input), job.reading, job.writing, reporter.stage
             )
@@ -174,7 +177,10 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
             )
             resolved = handler.run(pending, journal, context)
         interruption.check()
-        return _finish(job, workspace, source, journal, handler, resolved, meter)
+        report = _finish(job, workspace, source, journal, handler, resolved, meter)
+        with interruption.raising():
+            workspace.upload(reporter.stage)
+        return report
 
 
 def date_of(text: str | None) -> datetime:
@@ -236,12 +242,13 @@ def _finish(
             "run the same command again: only those rows are run",
         )
     with meter.stage("export"):
-        written = export_journal(journal, job.output)
+        written = export_journal(journal, workspace.output)
     assert written == counts.rows
     session = meter.to_json() if resolved else None
     report = RunReport(
-        output=job.output,
+        output=workspace.output,
         manifest=workspace.manifest,
+        url=None if workspace.url is None else public_name(workspace.url),
         counts=counts,
         model=handler.identity(),
         resolved=resolved,
@@ -302,28 +309,40 @@ def export_journal(
 
 def input_identity(source: str) -> str:
     """Return the name of an input in a job's settings, independent of the working directory."""
-    return source if source == "-" else str(Path(source).absolute())
+    return public_name(source) if source == "-" or is_url(source) else str(Path(source).absolute())
 
 
-def _check(job: Job, workspace: Workspace) -> None:
+def _check(job: Job, workspace: Workspace, report: Callable[[str], None]) -> None:
     """Check the job's files and columns before anything is read."""
     check_output_column(job.writing.output_column)
     workspace.check(job.input)
     if job.input != "-":
         check_input(job.input)
+    workspace.check_target(report)
 
 
 def check_input(source: str) -> None:
-    """Raise InputError if there is no such file."""
-    if not is_there(Path(source)):
+    """Raise InputError if there is no such file, ConfigError for a URL that cannot be opened."""
+    if is_url(source):
+        check_url(source)
+    elif not is_there(Path(source)):
         raise InputError(
             f"there is no file {format_value(source)}",
             "name an input file; for a single prompt, write it to a file or pipe it in with -",
         )
 
 
-def _source(job: Job, workspace: Workspace) -> Path:
+def _source(job: Job, workspace: Workspace, report: Callable[[str], None]) -> Path:
+    if is_url(job.input):
+        return download(job.input, workspace.downloads, report)
     return workspace.spool_standard_input() if job.input == "-" else Path(job.input)
+
+
+def _named(job: Job, workspace: Workspace) -> AbstractContextManager[None]:
+    """Let errors name the URL of a remote input."""
+    if not is_url(job.input):
+        return nullcontext()
+    return named_by_url(copy_of(job.input, workspace.downloads), job.input)
 
 
 _STOPPING = "stopping: finishing rows in flight; press Ctrl-C again to stop at once"

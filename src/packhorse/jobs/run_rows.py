@@ -31,6 +31,7 @@ from packhorse.inputs import detect_format, for_model, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolved_settings
+from packhorse.jobs.workspace import Workspace
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
 from packhorse.profiling.run_metrics import Meter
@@ -72,7 +73,7 @@ class Generation:
     def on_rows_registered(self, source: Path, journal: Journal) -> None:
         is_openai = detect_format(source) == "openai-batch"
         if is_openai:
-            check_openai_output(self._config.output)
+            check_openai_output(Workspace.of(self._config.output).output)
         journal.set_meta("openai", {"model": self._config.model} if is_openai else None)
         self._started_with = (journal.meta("settings") or {}).get("engine", "")
 
