@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
+import random
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +23,7 @@ import fsspec
 import pytest
 
 import packhorse
-from packhorse import EngineConfig, JobConfig, OutputConfig, SamplingParams
+from packhorse import EngineConfig, InputConfig, JobConfig, OutputConfig, SamplingParams
 from packhorse.cli import main
 from packhorse.errors import ConfigError, InputError, JobChangedError, OutputError
 from packhorse.jobs.frame import Silent
@@ -20,6 +32,7 @@ from packhorse.storage import remote_files, retries
 from packhorse.storage.urls import base_name, digest_of_url, public_name, without_secrets
 
 FAKE = ("--engine", "fake", "--max-new-tokens", "3")
+KILLS = 6
 IN, OUT = "memory://in/rows.jsonl", "memory://out/deep/o.jsonl"
 
 
@@ -294,3 +307,323 @@ def test_verbs_with_a_remote_output(store: Any, folder: Path) -> None:
     assert main(["status", OUT]) == 0
     assert main(["export", OUT, "--to", "here.jsonl"]) == 0
     assert [row["x"] for row in rows_of((folder / "here.jsonl").read_bytes())] == [0, 1, 2, 3]
+
+
+needs_http = pytest.mark.skipif(find_spec("aiohttp") is None, reason="aiohttp is not installed")
+
+
+class FlakyHandler(http.server.BaseHTTPRequestHandler):
+    """Serves one file; cuts connections, and knows ranges, sizes and versions, as it is told.
+
+    Attributes:
+        content: The file.
+        cuts: Bytes that each of the first answers contains before its connection is cut.
+        ranges: Whether parts may be asked for.
+        tagged: Whether answers have an ETag.
+        sized: Whether answers have a length.
+        statuses: Statuses of the first requests, in place of an answer.
+        asked: Methods and ranges of all requests.
+    """
+
+    protocol_version = "HTTP/1.1"
+    content = b""
+    cuts: list[int]
+    statuses: list[int]
+    asked: list[tuple[str, str | None]]
+    ranges = tagged = sized = True
+
+    def do_HEAD(self) -> None:
+        self._answer(has_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(has_body=True)
+
+    def _answer(self, *, has_body: bool) -> None:
+        self.asked.append((self.command, self.headers["Range"]))
+        if "/rows.jsonl" not in self.path or (has_body and self.statuses):
+            status = self.statuses.pop(0) if "/rows.jsonl" in self.path else 404
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body, wanted = self.content, re.match(r"bytes=(\d+)-", self.headers["Range"] or "")
+        if self.ranges and wanted:
+            body = body[int(wanted[1]) :]
+            self.send_response(206)
+        else:
+            self.send_response(200)
+        if self.tagged:
+            self.send_header("ETag", f'"{hash(self.content)}"')
+        if self.sized:
+            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.close_connection = True
+        self.end_headers()
+        if has_body:
+            cut = self.cuts.pop(0) if self.cuts else len(body)
+            with suppress(OSError):
+                self.wfile.write(body[:cut])
+                time.sleep(0.1 if cut < len(body) else 0)  # a client drops what it has not read
+
+    def log_message(self, *given: Any) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def serving(handler: type[FlakyHandler], context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve on loopback; yield the URL of the file."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        scheme = "http" if context is None else "https"
+        try:
+            yield f"{scheme}://127.0.0.1:{server.server_port}/rows.jsonl"
+        finally:
+            server.shutdown()
+
+
+def flaky(**attributes: Any) -> type[FlakyHandler]:
+    lists: dict[str, Any] = {"cuts": [], "statuses": [], "asked": []}
+    return type("Handler", (FlakyHandler,), {**lists, **attributes})
+
+
+LARGE = lines(60_000)  # 2 MB
+
+
+@needs_http
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_download_that_is_cut_is_continued_or_repeated(
+    folder: Path, ranges: bool, tagged: bool
+) -> None:
+    is_continued = ranges and tagged  # then there may be more failures than attempts
+    cuts = [400_000, 0, 400_000, 400_000] if is_continued else [400_000, 9]
+    handler = flaky(content=LARGE, cuts=list(cuts), ranges=ranges, tagged=tagged)
+    notes = Notes()
+    with serving(handler) as url:
+        copy = remote_files.download(url, folder, notes.stage)
+    assert copy.read_bytes() == LARGE
+    assert notes.count("trying again") == len(cuts)
+    starts = [asked for method, asked in handler.asked if method == "GET" and asked]
+    assert len(starts) == (len(cuts) if tagged else 0)
+
+
+@needs_http
+def test_a_job_of_a_signed_url_shows_no_secret(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = flaky(content=lines(4), statuses=[503, 429])
+    with serving(handler) as url:
+        signed = f"{url}?X-Amz-Signature=SECRET"
+        assert main(["run", "fake", signed, "-o", "o.jsonl", "--keep", "x", *FAKE]) == 0
+        gone = signed.replace("rows", "gone")
+        assert main(["run", "fake", gone, "-o", "p.jsonl", *FAKE]) == 2
+        other = signed.replace("SECRET", "SECRET2")
+        assert main(["run", "fake", other, "-o", "o.jsonl", "--keep", "x", *FAKE]) == 0
+    shown = "".join(capsys.readouterr())
+    assert "the server answered 503" in shown
+    assert "the server answered 429" in shown
+    assert "gone.jsonl cannot be read: there is no such file" in shown
+    assert [row["x"] for row in rows_of((folder / "o.jsonl").read_bytes())] == [0, 1, 2, 3]
+    assert "SECRET" not in shown
+    for path in folder.rglob("*"):
+        assert path.is_dir() or b"SECRET" not in path.read_bytes(), path
+
+
+@needs_http
+def test_an_expired_link_is_refused_at_once_and_a_copy_still_used(folder: Path) -> None:
+    class Expired(FlakyHandler):
+        content = lines(4)
+        cuts, statuses, asked = [], [], []
+        is_expired = False
+
+        def _answer(self, *, has_body: bool) -> None:
+            if type(self).is_expired:
+                self.send_error(403)
+            else:
+                super()._answer(has_body=has_body)
+
+    with serving(Expired) as url:
+        packhorse.run(job(url, folder / "o.jsonl"))
+        Expired.is_expired = True
+        notes = Notes()
+        packhorse.run(job(url, folder / "o.jsonl"), notes)
+        assert notes.count("using the copy that was downloaded before") == 1
+        with pytest.raises(InputError, match="the server answered 403") as raised:
+            packhorse.run(job(url, folder / "p.jsonl"), notes)
+    assert "credentials" in raised.value.hint
+    assert notes.count("trying again") == 0
+
+
+@needs_http
+def test_a_file_that_changes_while_it_is_downloaded_is_refused(folder: Path) -> None:
+    class Changing(FlakyHandler):
+        content = lines(4)
+        cuts, statuses, asked = [], [], []
+
+        def do_GET(self) -> None:
+            super().do_GET()
+            type(self).content = lines(4, "new")
+
+    with serving(Changing) as url:
+        with pytest.raises(InputError, match="changed while it was downloaded"):
+            packhorse.run(job(url, folder / "o.jsonl"))
+        packhorse.run(job(url, folder / "o.jsonl"))
+
+
+@needs_http
+def test_a_server_that_is_gone(folder: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    notes = Notes()
+    with pytest.raises(InputError, match="cannot be read") as raised:
+        packhorse.run(job(f"http://127.0.0.1:{port}/rows.jsonl", folder / "o.jsonl"), notes)
+    assert "check the network" in raised.value.hint
+    assert notes.count("trying again") == 2
+
+
+needs_s3 = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("s3fs", "moto", "flask")),
+    reason="s3fs and moto[server] are not installed",
+)
+S3_IN, S3_OUT = "s3://bucket/in/rows.jsonl", "s3://bucket/out/o.jsonl"
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """Run an S3 server on loopback; yield its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the S3 server does not start"
+                time.sleep(0.1)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The file system of an S3 server with one bucket and one input."""
+    import s3fs
+
+    with s3_server() as port:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        fs = s3fs.S3FileSystem()
+        fs.mkdir("bucket")
+        fs.pipe("bucket/in/rows.jsonl", lines(60))
+        yield fs
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@needs_s3
+@pytest.mark.slow
+def test_s3_in_and_out(s3: Any, folder: Path) -> None:
+    (folder / "rows.jsonl").write_bytes(lines(60))
+    writing = OutputConfig(keep="all")
+    for output in ("o.parquet", "o.jsonl.zst", "o.csv"):
+        packhorse.run(job("rows.jsonl", folder / output, writing=writing))
+        packhorse.run(job(S3_IN, f"s3://bucket/out/{output}", writing=writing))
+        s3.invalidate_cache()
+        assert s3.cat(f"bucket/out/{output}") == (folder / output).read_bytes()
+    manifest = json.loads(s3.cat("bucket/out/o.csv.manifest.json"))
+    assert manifest["input"]["version"].startswith("ETag=")
+    parquet = job("s3://bucket/out/o.parquet", S3_OUT, reading=InputConfig(prompt_column="text"))
+    packhorse.run(parquet)
+    notes = Notes()
+    packhorse.run(parquet, notes)
+    assert notes.count("downloading") == 0
+    assert notes.count(f"{S3_OUT} is there already") == 1
+    s3.pipe("bucket/in/rows.jsonl", lines(61))
+    packhorse.run(job(S3_IN, "s3://bucket/out/o.csv", writing=writing), notes)
+    assert notes.count(f"{S3_IN} has changed") == 1
+    s3.invalidate_cache()
+    assert s3.cat("bucket/out/o.csv").count(b"\n") == 62
+
+
+@needs_s3
+@pytest.mark.slow
+def test_s3_errors(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = Notes()
+    with pytest.raises(InputError, match=r"s3://bucket/gone\.jsonl cannot be read: there is no"):
+        packhorse.run(job("s3://bucket/gone.jsonl", "o.jsonl"), notes)
+    with pytest.raises(OutputError, match=r"s3://nobucket/o\.jsonl cannot be written: there is no"):
+        packhorse.run(job(S3_IN, "s3://nobucket/o.jsonl"), notes)
+    s3.pipe("bucket/out/o.jsonl", b"precious")
+    with pytest.raises(OutputError, match="exists and was not written by a job"):
+        packhorse.run(job(S3_IN, S3_OUT), notes)
+    assert notes.count("trying again") == 0
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    type(s3).clear_instance_cache()
+    with pytest.raises(OutputError, match="cannot be written") as raised:
+        packhorse.run(job(S3_IN, "s3://bucket/new.jsonl"), notes)
+    assert "credentials" in raised.value.hint
+
+
+@needs_s3
+@pytest.mark.slow
+def test_an_s3_server_that_goes_away_after_the_rows(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*given: Any, **named: Any) -> None:
+        raise OSError(5, "Connection reset by peer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(s3), "put_file", gone)
+        with pytest.raises(OutputError, match="the finished output is"):
+            packhorse.run(job(S3_IN, S3_OUT))
+    assert packhorse.run(job(S3_IN, S3_OUT)).session is None
+    assert len(rows_of(s3.cat("bucket/out/o.jsonl"))) == 60
+
+
+@needs_s3
+@pytest.mark.slow
+def test_s3_jobs_killed_at_random_moments(s3: Any) -> None:
+    def command(name: str) -> list[str]:
+        given = ["run", "fake", S3_IN, "-o", f"s3://bucket/{name}.jsonl", "--keep", "x"]
+        options = ["--engine", "fake", "--max-new-tokens", "4", "--workers", "1"]
+        return [sys.executable, "-m", "packhorse", *given, *options, "--batch-size", "4"]
+
+    environment = {**os.environ, "PACKHORSE_FAKE_SECONDS_PER_TOKEN": "0.0005"}
+    started = time.monotonic()
+    subprocess.run(command("clean"), check=True, capture_output=True, env=environment)
+    seconds = time.monotonic() - started
+    expected, moments, kills = s3.cat("bucket/clean.jsonl"), random.Random(9), 0
+    assert len(rows_of(expected)) == 60
+    for number in range(KILLS):
+        process = subprocess.Popen(command(f"killed{number}"), env=environment,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(moments.uniform(0.3, 1.1) * seconds)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        s3.invalidate_cache()
+        if s3.exists(f"bucket/killed{number}.jsonl"):  # whole or not there
+            assert s3.cat(f"bucket/killed{number}.jsonl") == expected
+        again = subprocess.run(command(f"killed{number}"), capture_output=True, text=True,
+                               env=environment, check=False)  # fmt: skip
+        assert again.returncode == 0, again.stderr
+        s3.invalidate_cache()
+        assert s3.cat(f"bucket/killed{number}.jsonl") == expected
+    assert kills > 1

@@ -33,6 +33,8 @@ from packhorse.storage.urls import (
 
 REMOTE_EXTRA = "pip install 'packhorse[remote]'"
 _CHUNK_BYTES = 4 * 2**20
+_HTTP_PART_BYTES = 2**16
+"""aiohttp drops what it has received but not yet handed out when a connection is lost."""
 _LIBRARIES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
@@ -353,7 +355,9 @@ def _copy(fs: Any, path: str, version: Version, copy: Path) -> None:
 
 def _parts(fs: Any, path: str, version: Version, offset: int) -> Iterator[tuple[int, bytes]]:
     """Yield a remote file from an offset in parts, with the offset of each."""
+    part_bytes = _CHUNK_BYTES
     if _is_http(fs):  # one request; a server that knows no ranges sends all of it again
+        part_bytes = _HTTP_PART_BYTES
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
@@ -364,7 +368,7 @@ def _parts(fs: Any, path: str, version: Version, offset: int) -> Iterator[tuple[
         source = fs.open(path, "rb", block_size=2 * _CHUNK_BYTES)
         source.seek(offset)
     with source:
-        while data := source.read(_CHUNK_BYTES):
+        while data := source.read(part_bytes):
             yield offset, data
             offset += len(data)
 
