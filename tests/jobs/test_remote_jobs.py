@@ -7,7 +7,9 @@ import json
 import os
 import random
 import re
+import select
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -581,20 +583,96 @@ def test_s3_errors(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "credentials" in raised.value.hint
 
 
+class Network(socketserver.ThreadingTCPServer):
+    """Forwards connections to a port, and cuts them while it is down.
+
+    Attributes:
+        is_down: Whether connections are cut.
+        bytes_left: Bytes after which answers are cut once, None for never.
+        cuts: How often that happened.
+    """
+
+    daemon_threads = True
+    is_down = False
+    bytes_left: int | None = None
+    cuts = 0
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        super().__init__(("127.0.0.1", 0), Forwarding)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def passes(self, size: int) -> bool:
+        """Return whether an answer of this size arrives."""
+        if self.bytes_left is not None:
+            self.bytes_left -= size
+            if self.bytes_left < 0:
+                self.bytes_left = None
+                self.cuts += 1
+                return False
+        return not self.is_down
+
+
+class Forwarding(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        network = self.server
+        assert isinstance(network, Network)
+        with socket.create_connection(("127.0.0.1", network.target)) as server:
+            ends = {self.request: server, server: self.request}
+            while not network.is_down:
+                for end in select.select(list(ends), [], [], 0.1)[0]:
+                    with suppress(OSError):
+                        data = end.recv(2**15)
+                        if data and (end is self.request or network.passes(len(data))):
+                            ends[end].sendall(data)
+                            continue
+                    return
+
+
+@pytest.fixture
+def network(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    """A network between jobs and the S3 server."""
+    with Network(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) as network:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{network.server_address[1]}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # else botocore and s3fs try 25 times in all
+        monkeypatch.setattr(type(s3), "retries", 1)
+        type(s3).clear_instance_cache()
+        yield network
+        network.shutdown()
+
+
 @needs_s3
 @pytest.mark.slow
-def test_an_s3_server_that_goes_away_after_the_rows(
-    s3: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*given: Any, **named: Any) -> None:
-        raise OSError(5, "Connection reset by peer")
+def test_a_network_that_is_lost_before_the_upload(s3: Any, network: Network) -> None:
+    class Losing(Notes):
+        def stage(self, text: str) -> None:
+            network.is_down = network.is_down or text.startswith("uploading")
+            super().stage(text)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(type(s3), "put_file", gone)
-        with pytest.raises(OutputError, match="the finished output is"):
-            packhorse.run(job(S3_IN, S3_OUT))
+    notes = Losing()
+    with pytest.raises(OutputError, match="the finished output is") as raised:
+        packhorse.run(job(S3_IN, S3_OUT), notes)
+    assert "the same command only uploads it" in raised.value.hint
+    assert notes.count("trying again") == 2
+    assert not s3.exists("bucket/out/o.jsonl")
+    network.is_down = False
     assert packhorse.run(job(S3_IN, S3_OUT)).session is None
+    s3.invalidate_cache()
     assert len(rows_of(s3.cat("bucket/out/o.jsonl"))) == 60
+
+
+@needs_s3
+@pytest.mark.slow
+def test_a_network_that_is_lost_in_a_download(
+    s3: Any, network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.pipe("bucket/in/large.jsonl", LARGE)
+    url, notes = "s3://bucket/in/large.jsonl", Notes()
+    monkeypatch.setattr(remote_files, "_CHUNK_BYTES", 2**18)
+    network.bytes_left = 10**6
+    copy = remote_files.download(url, folder, notes.stage)
+    assert network.cuts == 1
+    assert copy.read_bytes() == LARGE
 
 
 @needs_s3
@@ -612,8 +690,12 @@ def test_s3_jobs_killed_at_random_moments(s3: Any) -> None:
     expected, moments, kills = s3.cat("bucket/clean.jsonl"), random.Random(9), 0
     assert len(rows_of(expected)) == 60
     for number in range(KILLS):
-        process = subprocess.Popen(command(f"killed{number}"), env=environment,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            command(f"killed{number}"),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(moments.uniform(0.3, 1.1) * seconds)
         kills += process.poll() is None
         process.kill()
