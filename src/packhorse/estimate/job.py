@@ -33,6 +33,8 @@ from packhorse.inference.model import check_decoding, load_prepared, prepare_for
 from packhorse.inputs import detect_format, for_model, read_rows
 from packhorse.jobs.frame import check_input, date_of
 from packhorse.models import PreparedModel
+from packhorse.storage.remote_files import local_input
+from packhorse.storage.urls import public_name
 from packhorse.techniques.calibrations import calibrated_in_child_process
 from packhorse.techniques.grid import Combination, combinations, engine_config
 from packhorse.tokenization import Tokenizer
@@ -123,7 +125,13 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
         ModelError: The model cannot be found or prepared.
         EngineError: No technique can be calibrated.
     """
-    _check(config)  # report input errors before minutes of calibration
+    with local_input(config.input, report) as source:
+        return _estimate(config, source, report)
+
+
+def _estimate(config: EstimateConfig, source: Path, report: Callable[[str], None]) -> JobEstimate:
+    """Predict the job for rows in the file `source`."""
+    _check(config, source)  # report input errors before minutes of calibration
     grid = combinations(
         config.engines,
         config.quantizations,
@@ -136,7 +144,7 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
     policy = CONTINUOUS if fastest.calibration.capabilities.max_num_seqs else PLANNED
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
-        report(f"reading {config.input}")
+        report(f"reading {public_name(config.input)}")
         model.date = date_of(config.reading.date)
         tokenizer = Tokenizer(
             model.codec,
@@ -146,13 +154,13 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
             prompts=config.reading.prompts,
         )
         tokenizer.check_options(report)
-        is_openai = detect_format(Path(config.input)) == "openai-batch"
+        is_openai = detect_format(source) == "openai-batch"
         if not is_openai and not config.reading.prompts.raw_prompts:
             tokenizer.check()
         context = model.capabilities.max_context
         check_decoding(config.decoding, context)
         reading = for_model(config.reading, config.model)
-        found = survey(Path(config.input), reading, tokenizer, config.decoding, context, report)
+        found = survey(source, reading, tokenizer, config.decoding, context, report)
         report(f"running a few of {found.rows:,} rows to measure output lengths")
         pilot = run_pilot(model, found, config.reading, config.decoding, config.pilot_seconds)
     running = distinct(found.prompts) if config.batching.deduplicate else found.prompts
@@ -169,7 +177,7 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
     share = pilot.reasoning_share
     return JobEstimate(
         model=config.model,
-        input=config.input,
+        input=public_name(config.input),
         rows=found.rows,
         unusable_rows=found.unusable,
         equal_rows=round(found.scale * (len(found.prompts) - len(running))),
@@ -194,7 +202,7 @@ def choose_recommended(
     return next(iter(lossless or serving), None)
 
 
-def _check(config: EstimateConfig) -> None:
+def _check(config: EstimateConfig, source: Path) -> None:
     check_decoding(config.decoding)
     if config.max_hours is not None and config.max_hours <= 0:
         raise ConfigError(
@@ -203,7 +211,7 @@ def _check(config: EstimateConfig) -> None:
     if config.input == "-":
         raise InputError("plan cannot read standard input", "save it to a file first")
     check_input(config.input)
-    read_rows(Path(config.input), config.reading)
+    read_rows(source, config.reading)
 
 
 def _candidates(
@@ -286,7 +294,7 @@ def _predict(
         peak_memory_bytes=calibration.loaded_bytes + expected.peak_bytes,
         command=technique.command(
             config.model,
-            config.input,
+            public_name(config.input),
             config.decoding,
             config.reading,
             allow_pickle=config.allow_pickle,

@@ -227,23 +227,15 @@ def upload(file: Path, url: str, report: Report) -> Version:
     return retried(f"{public_name(url)} cannot be written", put, report, OutputError)
 
 
-def is_uploaded(file: Path, url: str, record: Path) -> bool:
-    """Return whether a record of `upload_once` says that this file is at the URL, unchanged."""
-    try:
-        known = read_object(record)
-        fs, path = _open(url)
-        return bool(known == {"digest": _digest(file), **asdict(_version(fs, path))})
-    except Exception:  # noqa: BLE001 (then it is uploaded, which reports errors)
-        return False
-
-
 def upload_once(file: Path, url: str, record: Path, report: Report) -> None:
-    """Upload a file unless `record` says that it is there already. Raises OutputError."""
-    if is_uploaded(file, url, record):
-        report(f"{public_name(url)} is there already")
-        return
-    version = upload(file, url, report)
-    write_json(record, {"digest": _digest(file), **asdict(version)})
+    """Upload a file, unless `record` says that it is there already. Raises OutputError."""
+    fs, path = _open(url)
+    digest = _digest(file)
+    with suppress(Exception):  # then it is uploaded, which reports errors
+        if read_object(record) == {"digest": digest, **asdict(_version(fs, path))}:
+            report(f"{public_name(url)} is there already")
+            return
+    write_json(record, {"digest": digest, **asdict(upload(file, url, report))})
 
 
 def _open(url: str) -> tuple[Any, str]:

@@ -36,8 +36,8 @@ def reject_merged_url(path: Path) -> None:
     if _MERGED.match(str(path)) and not path.exists():
         raise ConfigError(
             f"{without_secrets(str(path))} is a URL that was read as the path of a file",
-            "run, classify and plan read URLs, given as a str in Python; for other commands "
-            "download the file first",
+            "run, classify, plan and compare read URLs, given as a str in Python; for other "
+            "commands download the file first",
         )
 
 
