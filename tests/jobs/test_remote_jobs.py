@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import fsspec
@@ -325,6 +326,7 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
         sized: Whether answers have a length.
         statuses: Statuses of the first requests, in place of an answer.
         asked: Methods and ranges of all requests.
+        allows_head: Whether HEAD is answered, which a signature for GET does not allow.
     """
 
     protocol_version = "HTTP/1.1"
@@ -332,10 +334,13 @@ class FlakyHandler(http.server.BaseHTTPRequestHandler):
     cuts: list[int]
     statuses: list[int]
     asked: list[tuple[str, str | None]]
-    ranges = tagged = sized = True
+    ranges = tagged = sized = allows_head = True
 
     def do_HEAD(self) -> None:
-        self._answer(has_body=False)
+        if self.allows_head:
+            self._answer(has_body=False)
+        else:
+            self.send_error(403)
 
     def do_GET(self) -> None:
         self._answer(has_body=True)
@@ -409,6 +414,63 @@ def test_a_download_that_is_cut_is_continued_or_repeated(
     assert notes.count("trying again") == len(cuts)
     starts = [asked for method, asked in handler.asked if method == "GET" and asked]
     assert len(starts) == (len(cuts) if tagged else 0)
+
+
+@needs_http
+def test_a_download_that_was_given_up_is_continued_by_the_next_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = flaky(content=LARGE, cuts=[len(LARGE), 10**6], allows_head=False)
+    monkeypatch.setattr(retries, "RETRY_SECONDS", ())
+    with serving(handler) as url:
+        with pytest.raises(InputError, match="cannot be read"):
+            remote_files.download(url, folder, print)
+        copy = remote_files.download(url, folder, print)
+    assert copy.read_bytes() == LARGE
+    assert sum(asked is not None for _, asked in handler.asked) == 1
+
+
+@needs_http
+@pytest.mark.parametrize("attributes", [{"sized": False}, {"sized": False, "tagged": False}])
+def test_a_server_that_says_little(folder: Path, attributes: dict[str, bool]) -> None:
+    notes = Notes()
+    with serving(flaky(content=lines(4), **attributes)) as url:
+        packhorse.run(job(url, folder / "o.jsonl"), notes)
+        assert notes.count("of unknown size") == 1
+        packhorse.run(job(url, folder / "o.jsonl"), notes)
+    assert len(rows_of((folder / "o.jsonl").read_bytes())) == 4
+
+
+@needs_http
+@pytest.mark.skipif(
+    which("openssl") is None, reason="openssl, which makes a certificate, is missing"
+)
+def test_certificates_are_verified(folder: Path) -> None:
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -out c -keyout k"
+    subprocess.run(made.split(), check=True, capture_output=True, cwd=folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "c", folder / "k")
+    notes = Notes()
+    with (
+        serving(flaky(content=lines(4)), context) as url,
+        pytest.raises(InputError, match="certificate verify failed"),
+    ):
+        packhorse.run(job(url, folder / "o.jsonl"), notes)
+    assert notes.count("trying again") == 0
+
+
+@needs_http
+def test_plan_and_other_verbs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(flaky(content=lines(4))) as url:
+        assert main(["plan", "fake", f"{url}?sig=SECRET", "--engines", "fake"]) == 0
+        shown = "".join(capsys.readouterr())
+        assert "4 rows" in shown
+        assert f"packhorse run fake {url} " in shown
+        assert "SECRET" not in shown
+        assert main(["load-test", "http://127.0.0.1:1", url]) == 2
+    assert "is a URL that was read as the path of a file" in capsys.readouterr().err
 
 
 @needs_http
