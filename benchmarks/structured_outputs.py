@@ -68,7 +68,7 @@ def timed(model: packhorse.Model, rows: list[Request]) -> tuple[float, dict[int,
 def main() -> None:
     given = arguments()
     schema = json.loads(given.schema.read_text()) if given.schema else SCHEMA
-    structured = packhorse.params.structured_output("json_schema", schema)
+    structured = packhorse.structured_output("json_schema", schema)
     lines = given.input.read_text(encoding="utf-8").splitlines()[: given.rows]
     parsed = map(json.loads, lines)
     texts = [row.get("prompt") or read_messages(row["messages"]) for row in parsed]

@@ -26,6 +26,7 @@ from typing import Literal
 
 from packhorse.data import SamplingParams
 from packhorse.params.prompt_options import PromptOptions
+from packhorse.storage.urls import file_or_url
 
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 CsvQuoting = Literal["auto", "minimal", "none"]
@@ -51,14 +52,16 @@ MODEL_OPTION = {
     "type": str,
 }
 INPUT_OPTION = {
-    "help": "file of rows: JSONL, OpenAI batch lines, CSV, TSV, Parquet, text (one prompt per "
-    "line), also compressed (.gz, .zst, .bz2, .xz); a folder or a pattern; or - for standard input",
+    "help": "file of rows, or its URL: JSONL, OpenAI batch lines, CSV, TSV, Parquet, text (one "
+    "prompt per line), also compressed (.gz, .zst, .bz2, .xz); a folder or a pattern; or - for "
+    "standard input",
     "type": str,
 }
 OUTPUT_OPTION = {
     "flags": ("-o", "--output"),
     "metavar": "OUTPUT",
-    "help": "write results to this .jsonl, .csv or .parquet file",
+    "help": "write results to this .jsonl, .csv or .parquet file, or upload them to this URL",
+    "type": file_or_url,
 }
 ENGINES_OPTION = {"metavar": "LIST", "help": "engines to try, with commas between them"}
 QUANTIZATIONS_OPTION = {"metavar": "LIST", "help": "number formats to try"}
@@ -321,9 +324,10 @@ class JobConfig:
 
     Attributes:
         model: A catalog name, a hub id, or a folder or GGUF file on this machine.
-        input: A .jsonl, .csv, .tsv, .parquet or .txt file, a folder of such files, a pattern like
-            "data/*.csv", or "-" for standard input (JSONL or text).
-        output: A .jsonl, .csv or .parquet file; its journal is in OUTPUT.packhorse/ beside it.
+        input: A .jsonl, .csv, .tsv, .parquet or .txt file, its URL, a folder of such files, a
+            pattern like "data/*.csv", or "-" for standard input (JSONL or text).
+        output: A .jsonl, .csv or .parquet file; its journal is in OUTPUT.packhorse/ beside it. Or
+            its URL; the journal is then in the current folder.
         retry_failed: Run rows again that failed in an earlier run.
         allow_pickle: Accept PyTorch .bin weights (read with weights_only) if there is no
             safetensors file.
@@ -333,7 +337,7 @@ class JobConfig:
 
     model: str = field(metadata=MODEL_OPTION)
     input: str = field(metadata=INPUT_OPTION)
-    output: Path = field(metadata=OUTPUT_OPTION)
+    output: Path | str = field(metadata=OUTPUT_OPTION)
     engine: EngineConfig = field(default_factory=EngineConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     decoding: SamplingParams = field(default_factory=SamplingParams)

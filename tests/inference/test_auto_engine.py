@@ -176,7 +176,7 @@ def test_a_job_goes_on_with_the_engine_of_its_journal(
     assert report.resolved is not None
     assert report.resolved["engine"] == started_with
     assert report.counts.completed == len(PROMPTS)
-    with Journal(Workspace(job.output).journal) as journal:
+    with Journal(Workspace.of(job.output).journal) as journal:
         assert journal.meta("settings")["engine"] == started_with
     with pytest.raises(JobChangedError, match=f"engine was '{started_with}'"):
         packhorse.run(replace(rest, engine=EngineConfig("fake")))

@@ -53,7 +53,7 @@ def test_ids_come_back_digit_by_digit_in_every_format(tmp_path: Path) -> None:
     path = written(tmp_path, "in.jsonl", "\n".join([*lines, '{"id": 2.50}']))
     job = job_on(path)
     packhorse.run(job)
-    found = job.output.read_text().splitlines()
+    found = Path(job.output).read_text().splitlines()
     for number, line in zip([*NUMBERS, "2.50"], found, strict=True):
         assert line.startswith(f'{{"id": {number}, ')
     for ending in ("csv", "parquet"):
@@ -62,9 +62,9 @@ def test_ids_come_back_digit_by_digit_in_every_format(tmp_path: Path) -> None:
     with (tmp_path / "out.csv").open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == [*NUMBERS, "2.50"]
     assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == [*NUMBERS, "2.50"]
-    before = job.output.read_bytes()
+    before = Path(job.output).read_bytes()
     assert packhorse.run(job).session is None
-    assert job.output.read_bytes() == before
+    assert Path(job.output).read_bytes() == before
 
 
 def test_unsigned_ids_of_parquet_are_numbers(tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_rows_without_ids_clash_with_none_and_keep_their_results(tmp_path: Path)
     job = job_on(path)
     packhorse.run(job)
     ids = ["line-2", "line-2-2", "line-3"]
-    assert [row["id"] for row in rows_of(job.output)] == ids
+    assert [row["id"] for row in rows_of(Path(job.output))] == ids
     path.write_text(first + '{"id": "x", "prompt": "c"}\n{"id": "line-3", "prompt": "d"}\n')
     report = packhorse.run(job)
     assert report.session is not None
     assert report.session["rows_completed"] == 2
-    assert [row["id"] for row in rows_of(job.output)] == [*ids[:2], "line-3-2", "x", "line-3"]
+    assert [row["id"] for row in rows_of(Path(job.output))] == [*ids[:2], "line-3-2", "x", "line-3"]
 
 
 # --- TSV -------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_a_tsv_job_is_not_continued_with_other_quoting(tmp_path: Path) -> None:
     path = written(tmp_path, "in.tsv", 'id\tprompt\n1\t"He said\n2\t so"\n')
     job = job_on(path)
     packhorse.run(job)
-    assert len(rows_of(job.output)) == 2
+    assert len(rows_of(Path(job.output))) == 2
     quoted = replace(job, reading=InputConfig(csv_quoting="minimal"))
     with pytest.raises(JobChangedError, match="csv_quoting was 'none', is 'minimal'"):
         packhorse.run(quoted)
@@ -127,7 +127,7 @@ def test_a_batch_file_of_another_model_runs_once_its_name_is_allowed(tmp_path: P
     job = job_on(path)
     report = packhorse.run(job)
     assert report.counts.failed_by_code == {"model_not_found": 1}
-    assert "--served-model-name 'gpt-4o-mini'" in rows_of(job.output)[1]["error"]["message"]
+    assert "--served-model-name 'gpt-4o-mini'" in rows_of(Path(job.output))[1]["error"]["message"]
     report = packhorse.run(replace(job, reading=InputConfig(served_model_name=("gpt-4o-mini",))))
     assert (report.counts.completed, report.counts.failed) == (2, 0)
     assert report.session is not None

@@ -54,7 +54,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_reasoning_and_calls_in_jsonl(job: JobConfig) -> None:
     report = packhorse.run(job)
-    riddle, weather, other = lines_of(job.output)
+    riddle, weather, other = lines_of(Path(job.output))
     assert (riddle["reasoning"], riddle["text"]) == ("Hm.", "A packhorse.")
     assert riddle["reasoning_tokens"] == len("<think>Hm.</think>")
     assert riddle["tool_calls"] is None
@@ -72,10 +72,10 @@ def test_reasoning_and_calls_in_jsonl(job: JobConfig) -> None:
 def test_reasoning_and_calls_in_tables(job: JobConfig) -> None:
     expected = ["id", "text", "reasoning", "tool_calls", "finish_reason", "prompt_tokens"]
     for suffix in (".csv", ".parquet"):
-        done = replace(job, output=job.output.with_suffix(suffix))
+        done = replace(job, output=Path(job.output).with_suffix(suffix))
         packhorse.run(done)
         if suffix == ".csv":
-            with done.output.open(newline="", encoding="utf-8") as file:
+            with Path(done.output).open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         else:
             rows = pyarrow.parquet.read_table(done.output).to_pylist()
@@ -90,7 +90,7 @@ def test_reasoning_and_calls_in_tables(job: JobConfig) -> None:
 def test_outputs_without_reasoning_have_no_columns_for_it(job: JobConfig) -> None:
     Path(job.input).write_text(json.dumps(ROWS[2]) + "\n")
     packhorse.run(replace(job, reading=InputConfig()))
-    (row,) = lines_of(job.output)
+    (row,) = lines_of(Path(job.output))
     assert not {"reasoning", "reasoning_tokens", "tool_calls"} & set(row)
 
 
@@ -102,7 +102,7 @@ def test_openai_batch_output(job: JobConfig) -> None:
     lines.append({"custom_id": "t", "url": "/v1/completions", "body": {"prompt": "riddle"}})
     Path(job.input).write_text("".join(json.dumps(line) + "\n" for line in lines))
     packhorse.run(job)
-    riddle, weather, text = (row["response"]["body"] for row in lines_of(job.output))
+    riddle, weather, text = (row["response"]["body"] for row in lines_of(Path(job.output)))
     message = riddle["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("Hm.", "A packhorse.")
     assert riddle["usage"]["completion_tokens_details"] == {"reasoning_tokens": 18}
@@ -119,7 +119,7 @@ def test_a_limit_per_job_and_per_row(job: JobConfig) -> None:
     Path(job.input).write_text("".join(json.dumps(row) + "\n" for row in rows))
     reading = replace(job.reading, prompts=replace(job.reading.prompts, thinking=1))
     packhorse.run(replace(job, reading=reading))
-    assert [row["reasoning"] for row in lines_of(job.output)] == ["H", "Hm", "Hm."]
+    assert [row["reasoning"] for row in lines_of(Path(job.output))] == ["H", "Hm", "Hm."]
 
 
 def test_equal_prompts_with_other_options_are_other_rows(job: JobConfig) -> None:
@@ -130,7 +130,7 @@ def test_equal_prompts_with_other_options_are_other_rows(job: JobConfig) -> None
     ]
     Path(job.input).write_text("".join(json.dumps(row) + "\n" for row in rows))
     packhorse.run(job)
-    assert [bool(row["tool_calls"]) for row in lines_of(job.output)] == [True, False, True]
+    assert [bool(row["tool_calls"]) for row in lines_of(Path(job.output))] == [True, False, True]
 
 
 def test_options_are_bound_to_the_output(job: JobConfig) -> None:

@@ -55,8 +55,8 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 def test_every_row_once_in_order_with_a_manifest_that_reconciles(job: JobConfig) -> None:
     report = packhorse.run(job)
-    assert [row["id"] for row in rows_of(job.output)] == [row["id"] for row in GOOD]
-    assert all(row["text"] for row in rows_of(job.output))
+    assert [row["id"] for row in rows_of(Path(job.output))] == [row["id"] for row in GOOD]
+    assert all(row["text"] for row in rows_of(Path(job.output)))
     manifest = json.loads(report.manifest.read_text())
     counts = manifest["counts"]
     assert counts["rows"] == 20 == counts["completed"] + counts["failed"] + counts["pending"]
@@ -67,21 +67,21 @@ def test_every_row_once_in_order_with_a_manifest_that_reconciles(job: JobConfig)
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != CONTINUOUS])
 def test_the_policy_changes_no_answer(job: JobConfig, policy: str) -> None:
     packhorse.run(job)
-    expected = job.output.read_bytes()
+    expected = Path(job.output).read_bytes()
     other = replace(
         job,
-        output=job.output.with_name("other.jsonl"),
+        output=Path(job.output).with_name("other.jsonl"),
         batching=BatchingConfig(policy=policy, batch_size=3, max_batch_tokens=100, window_rows=7),
     )
     packhorse.run(other)
-    assert other.output.read_bytes() == expected
+    assert Path(other.output).read_bytes() == expected
 
 
 def test_bad_rows_cost_one_row_each(job: JobConfig) -> None:
     bad = ['{"id": "broken", "prompt": \n', "[1, 2]\n", {"id": "empty", "prompt": ""}]
     write_lines(Path(job.input), [GOOD[0], *bad, GOOD[1]])
     report = packhorse.run(job)
-    rows = rows_of(job.output)
+    rows = rows_of(Path(job.output))
     assert [row["id"] for row in rows] == ["p0", "line-2", "line-3", "empty", "p1"]
     assert [row["error"]["code"] for row in rows[1:4]] == [
         "malformed_json", "not_an_object", "empty_prompt",
@@ -92,10 +92,10 @@ def test_bad_rows_cost_one_row_each(job: JobConfig) -> None:
 
 def test_a_second_run_has_nothing_to_do(job: JobConfig) -> None:
     packhorse.run(job)
-    before = job.output.read_bytes()
+    before = Path(job.output).read_bytes()
     report = packhorse.run(job)
     assert report.session is None
-    assert job.output.read_bytes() == before
+    assert Path(job.output).read_bytes() == before
 
 
 class StopsAfter(Silent):
@@ -112,27 +112,27 @@ class StopsAfter(Silent):
 
 @pytest.mark.parametrize("rows", [1, 7, 19])
 def test_a_crashed_run_goes_on_where_it_stopped(job: JobConfig, rows: int) -> None:
-    clean = replace(job, output=job.output.with_name("clean.jsonl"))
+    clean = replace(job, output=Path(job.output).with_name("clean.jsonl"))
     packhorse.run(clean)
     with pytest.raises(RuntimeError, match="crash"):
         packhorse.run(job, StopsAfter(rows))
-    assert not job.output.exists()
+    assert not Path(job.output).exists()
     report = packhorse.run(job)
     assert report.session is not None
     assert report.session["rows_completed"] == 20 - rows
-    assert job.output.read_bytes() == clean.output.read_bytes()
+    assert Path(job.output).read_bytes() == Path(clean.output).read_bytes()
 
 
 def test_edited_added_and_reordered_rows_are_recognised(job: JobConfig) -> None:
     packhorse.run(job)
-    old = {row["id"]: row["text"] for row in rows_of(job.output)}
+    old = {row["id"]: row["text"] for row in rows_of(Path(job.output))}
     edited = {"id": "p3", "prompt": "now something else"}
     changed = [GOOD[5], edited, {"id": "new", "prompt": "one more"}, *GOOD[10:], GOOD[0]]
     write_lines(Path(job.input), changed)
     report = packhorse.run(job)
     assert report.session is not None
     assert report.session["rows_completed"] == 2
-    rows = rows_of(job.output)
+    rows = rows_of(Path(job.output))
     assert [row["id"] for row in rows] == [row["id"] for row in changed]
     assert all(row["text"] == old[row["id"]] for row in rows if row["id"] not in ("p3", "new"))
 
@@ -140,7 +140,7 @@ def test_edited_added_and_reordered_rows_are_recognised(job: JobConfig) -> None:
 def test_equal_rows_without_ids_are_all_answered(job: JobConfig) -> None:
     write_lines(Path(job.input), [{"prompt": "same"}, {"prompt": "same"}, {"prompt": "other"}])
     packhorse.run(job)
-    rows = rows_of(job.output)
+    rows = rows_of(Path(job.output))
     assert [row["id"] for row in rows] == ["line-1", "line-2", "line-3"]
     assert rows[0]["text"] == rows[1]["text"] != rows[2]["text"]
 
@@ -158,10 +158,10 @@ def test_changed_settings_are_refused_with_the_difference(
     job: JobConfig, name: str, change: Callable[[JobConfig], JobConfig]
 ) -> None:
     packhorse.run(job)
-    before = job.output.read_bytes()
+    before = Path(job.output).read_bytes()
     with pytest.raises(JobChangedError, match=name):
         packhorse.run(change(job))
-    assert job.output.read_bytes() == before
+    assert Path(job.output).read_bytes() == before
 
 
 class RefusesToBegin(Silent):
@@ -189,10 +189,10 @@ def test_a_run_that_was_refused_before_its_first_row_binds_no_later_one(
 def test_another_input_for_the_same_output_is_refused(job: JobConfig, tmp_path: Path) -> None:
     packhorse.run(job)
     other = write_lines(tmp_path / "other.jsonl", [{"prompt": "mine"}])
-    before = job.output.read_bytes()
+    before = Path(job.output).read_bytes()
     with pytest.raises(JobChangedError, match="input was"):
         packhorse.run(replace(job, input=str(other)))
-    assert job.output.read_bytes() == before
+    assert Path(job.output).read_bytes() == before
 
 
 def test_batching_may_change_between_sessions(job: JobConfig) -> None:
@@ -296,7 +296,7 @@ def test_a_row_s_own_limit_out_of_range_costs_that_row(job: JobConfig) -> None:
 
 
 def test_two_runs_on_one_output(job: JobConfig) -> None:
-    workspace = Workspace(job.output)
+    workspace = Workspace.of(job.output)
     with workspace.held(), pytest.raises(BusyError, match="another run"):
         packhorse.run(job)
     packhorse.run(job)
@@ -305,29 +305,31 @@ def test_two_runs_on_one_output(job: JobConfig) -> None:
 def test_a_seed_makes_sampling_repeatable_and_row_order_does_not_matter(job: JobConfig) -> None:
     warm = replace(job, decoding=SamplingParams(12, temperature=1.0, seed=5))
     packhorse.run(warm)
-    expected = {row["id"]: row["text"] for row in rows_of(warm.output)}
+    expected = {row["id"]: row["text"] for row in rows_of(Path(warm.output))}
     write_lines(Path(job.input), GOOD[::-1])
-    packhorse.run(replace(warm, output=job.output.with_name("again.jsonl")))
-    again = {row["id"]: row["text"] for row in rows_of(job.output.with_name("again.jsonl"))}
+    packhorse.run(replace(warm, output=Path(job.output).with_name("again.jsonl")))
+    again = {row["id"]: row["text"] for row in rows_of(Path(job.output).with_name("again.jsonl"))}
     assert again == expected
     packhorse.run(
         replace(
-            warm, output=job.output.with_name("b.jsonl"), decoding=SamplingParams(12, 1.0, seed=6)
+            warm,
+            output=Path(job.output).with_name("b.jsonl"),
+            decoding=SamplingParams(12, 1.0, seed=6),
         )
     )
-    other = {row["id"]: row["text"] for row in rows_of(job.output.with_name("b.jsonl"))}
+    other = {row["id"]: row["text"] for row in rows_of(Path(job.output).with_name("b.jsonl"))}
     assert other != expected
 
 
 def test_stop_strings_end_a_row_and_are_not_in_its_text(job: JobConfig) -> None:
     packhorse.run(job)
-    text = rows_of(job.output)[4]["text"]
+    text = rows_of(Path(job.output))[4]["text"]
     stop = text[len(text) // 2 :][:2]
     stopped = replace(
-        job, output=job.output.with_name("s.jsonl"), decoding=SamplingParams(12, stop=(stop,))
+        job, output=Path(job.output).with_name("s.jsonl"), decoding=SamplingParams(12, stop=(stop,))
     )
     packhorse.run(stopped)
-    row = rows_of(stopped.output)[4]
+    row = rows_of(Path(stopped.output))[4]
     assert row["text"] == text[: text.index(stop)]
     assert row["finish_reason"] == "stop"
 
@@ -352,7 +354,7 @@ def test_openai_batch_lines_come_back_as_openai_batch_output(job: JobConfig) -> 
     bad = {"custom_id": "c2", "method": "POST", "url": "/v1/chat/completions", "body": {}}
     write_lines(Path(job.input), [chat, bad])
     packhorse.run(job)
-    good_row, bad_row = rows_of(job.output)
+    good_row, bad_row = rows_of(Path(job.output))
     assert good_row["custom_id"] == "c1"
     choice = good_row["response"]["body"]["choices"][0]
     assert choice["message"]["role"] == "assistant"
@@ -368,7 +370,7 @@ def test_openai_batch_lines_into_a_table_are_refused_before_a_row_runs(
     body = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
     chat = {"custom_id": "c1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     write_lines(Path(job.input), [chat])
-    output = job.output.with_suffix(ending)
+    output = Path(job.output).with_suffix(ending)
     with pytest.raises(ConfigError, match="OpenAI batch output is JSONL"):
         packhorse.run(replace(job, output=output), StopsAfter(1))
     with Journal(Workspace(output).journal, read_only=True) as journal:
@@ -389,7 +391,7 @@ def test_failures_are_forgotten_only_by_a_job_that_can_go_on(
     packhorse.run(job)
     with pytest.raises(PackhorseError):
         packhorse.run(replace(change(job), retry_failed=True))
-    with Journal(Workspace(job.output).journal, read_only=True) as journal:
+    with Journal(Workspace.of(job.output).journal, read_only=True) as journal:
         assert journal.counts().failed_by_code == {"prompt_too_long": 1}
         assert journal.counts().pending == 0
 

@@ -30,7 +30,7 @@ def job(tmp_path: Path) -> JobConfig:
 def answers(job: JobConfig, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     Path(job.input).write_text("".join(json.dumps(row) + "\n" for row in rows))
     packhorse.run(job)
-    return [json.loads(line) for line in job.output.read_text().splitlines()]
+    return [json.loads(line) for line in Path(job.output).read_text().splitlines()]
 
 
 def body(fields: dict[str, Any], url: str = "/v1/chat/completions") -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_rows_get_several_choices(job: JobConfig) -> None:
 def test_choices_do_not_depend_on_other_rows(job: JobConfig) -> None:
     row = {"id": "a", "prompt": "x", "n": 4, "temperature": 1.0, "seed": 7}
     (alone,) = answers(job, row)
-    other = replace(job, output=job.output.with_name("other.jsonl"))
+    other = replace(job, output=Path(job.output).with_name("other.jsonl"))
     beside = answers(other, *({**row, "id": f"b{i}", "seed": i} for i in range(9)), row)
     assert beside[-1] == alone
 
@@ -74,7 +74,7 @@ def test_tables_have_columns_for_what_was_asked(job: JobConfig) -> None:
     rows = [{"id": "a", "prompt": "ab", "n": 2, "prompt_logprobs": 1}, {"id": "b", "prompt": "x"}]
     Path(job.input).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for suffix in ("csv", "parquet"):
-        output = job.output.with_suffix(f".{suffix}")
+        output = Path(job.output).with_suffix(f".{suffix}")
         packhorse.run(replace(job, output=output))
         if suffix == "csv":
             with output.open(newline="") as file:
@@ -106,7 +106,7 @@ def test_echo_and_logprobs_cover_the_prompt(job: JobConfig) -> None:
     assert log_probs["token_logprobs"][0] is log_probs["top_logprobs"][0] is None
     assert all(each < 0 for each in log_probs["token_logprobs"][1:])
     assert log_probs["text_offset"] == [*range(8)]
-    other = replace(job, output=job.output.with_name("other.jsonl"))
+    other = replace(job, output=Path(job.output).with_name("other.jsonl"))
     (row,) = answers(other, body({**fields, "max_tokens": 3}, "/v1/completions"))
     (choice,) = row["response"]["body"]["choices"]
     assert choice["text"].startswith("hi there")
@@ -119,7 +119,7 @@ def test_prompt_logprobs_are_those_of_vllm(job: JobConfig) -> None:
     first, second, *_ = row["response"]["body"]["prompt_logprobs"]
     assert first is None
     assert sorted(next(iter(second.values()))) == ["decoded_token", "logprob", "rank"]
-    other = replace(job, output=job.output.with_name("other.jsonl"))
+    other = replace(job, output=Path(job.output).with_name("other.jsonl"))
     (row,) = answers(other, body({"prompt_logprobs": 0}, "/v1/completions"))
     found = row["response"]["body"]["choices"][0]["prompt_logprobs"]
     assert [each["decoded_token"] for each in found[1].values()] == ["i"]
@@ -176,7 +176,7 @@ def test_other_sampling_is_refused_on_resume(job: JobConfig) -> None:
     changed = replace(job, decoding=replace(LIMIT, min_p=0.1, logit_bias=((5, 1.0),)))
     with pytest.raises(JobChangedError, match=r"sampling was None, is .*min_p"):
         packhorse.run(changed)
-    other = replace(changed, output=job.output.with_name("other.jsonl"))
+    other = replace(changed, output=Path(job.output).with_name("other.jsonl"))
     packhorse.run(other)
     packhorse.run(other)
     with pytest.raises(JobChangedError, match="sampling was"):
@@ -196,7 +196,7 @@ def test_min_tokens_must_fit(job: JobConfig) -> None:
 def test_stop_strings_count_after_min_tokens(job: JobConfig) -> None:
     (free,) = answers(job, {"id": "a", "prompt": "x"})
     stop = free["text"][1:3]
-    other = replace(job, output=job.output.with_name("other.jsonl"))
+    other = replace(job, output=Path(job.output).with_name("other.jsonl"))
     early, late = answers(
         other,
         {"id": "a", "prompt": "x", "stop": stop},
@@ -217,10 +217,12 @@ def test_options_of_the_command_line(job: JobConfig, capsys: pytest.CaptureFixtu
     ]  # fmt: skip
     command = ["run", "fake", job.input, "-o", str(job.output), "--engine", "fake", *fields]
     assert main(command) == 0
-    (row,) = [json.loads(line) for line in job.output.read_text().splitlines()]
+    (row,) = [json.loads(line) for line in Path(job.output).read_text().splitlines()]
     assert len(row["choices"]) == 2
     assert row["text"].startswith("x")
-    settings = json.loads((job.output.parent / "out.jsonl.manifest.json").read_text())["settings"]
+    settings = json.loads((Path(job.output).parent / "out.jsonl.manifest.json").read_text())[
+        "settings"
+    ]
     assert settings["sampling"]["logit_bias"] == [[5, -100.0], [7, 2.5]]
     assert settings["sampling"]["suppress_tokens"] == [1, 2]
     for wrong in ("x", "5", "5=x"):

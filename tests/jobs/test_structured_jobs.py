@@ -58,7 +58,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_jsonl_has_the_object_and_says_what_was_truncated(job: JobConfig) -> None:
     packhorse.run(job)
-    rows = lines_of(job.output)
+    rows = lines_of(Path(job.output))
     for row in rows:
         if row["parsed_error"] is None:
             jsonschema.validate(row["parsed"], SCHEMA)
@@ -71,10 +71,10 @@ def test_jsonl_has_the_object_and_says_what_was_truncated(job: JobConfig) -> Non
 
 def test_tables_have_a_column_per_property(job: JobConfig) -> None:
     packhorse.run(job)
-    expected = [row["parsed"] for row in lines_of(job.output)]
+    expected = [row["parsed"] for row in lines_of(Path(job.output))]
     for suffix in (".csv", ".parquet"):
-        packhorse.run(replace(job, output=job.output.with_suffix(suffix)))
-    table = pyarrow.parquet.read_table(job.output.with_suffix(".parquet"))
+        packhorse.run(replace(job, output=Path(job.output).with_suffix(suffix)))
+    table = pyarrow.parquet.read_table(Path(job.output).with_suffix(".parquet"))
     types = [str(table.schema.field(name).type) for name in ("parsed_text", "age", "sure", "tags")]
     assert types == ["string", "int64", "bool", "string"]
     assert "parsed" not in table.schema.names
@@ -85,7 +85,7 @@ def test_tables_have_a_column_per_property(job: JobConfig) -> None:
         found = {name: row[name] for name in ("age", "sure")}
         found |= {"text": row["parsed_text"], "tags": json.loads(row["tags"])}
         assert found == parsed
-    with job.output.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+    with Path(job.output).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
         cells = list(csv.DictReader(file))
     for cell, parsed in zip(cells, expected, strict=True):
         if parsed is not None:
@@ -102,7 +102,7 @@ def test_a_row_with_its_own_definition(job: JobConfig) -> None:
     ]
     Path(job.input).write_text("".join(json.dumps(row) + "\n" for row in rows))
     packhorse.run(replace(job, decoding=SamplingParams(max_new_tokens=9)))
-    plain, own, bad, choice = lines_of(job.output)
+    plain, own, bad, choice = lines_of(Path(job.output))
     assert (plain["parsed"], plain["parsed_error"]) == (None, None)
     assert own["parsed"] in (True, False)
     assert bad["error"]["code"] == "bad_option"

@@ -105,7 +105,7 @@ def test_a_user_without_home_and_passwd_entry_runs_the_fake_engine(tmp_path: Pat
         env=kept, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(job.output.read_text().splitlines()) == 2
+    assert len(Path(job.output).read_text().splitlines()) == 2
 
 
 @pytest.fixture(params=["8k", "24k", "40k", "100k", "200k"])

@@ -369,9 +369,9 @@ def test_options_of_columns_may_change_between_runs(tmp_path: Path, run: Any) ->
     source = write(tmp_path / "in.jsonl", {"prompt": "x", "a": 1})
     job = job_of(source, tmp_path / "out.jsonl", OutputConfig("none"))
     packhorse.run(job)
-    (first,) = objects(job.output)
+    (first,) = objects(Path(job.output))
     report = packhorse.run(replace(job, writing=OutputConfig("all", "answer")))
-    (second,) = objects(job.output)
+    (second,) = objects(Path(job.output))
     assert report.session is None
     assert (second["answer"], second["a"]) == (first["text"], 1)
     with pytest.raises(PackhorseError, match="id_column was None, is 'a'"):
@@ -388,7 +388,7 @@ def interrupted(tmp_path: Path) -> tuple[Path, Path]:
     job = job_of(source, tmp_path / "out.jsonl", OutputConfig("all"))
     with pytest.raises(RuntimeError, match="crash"):
         packhorse.run(job, Crash())
-    return source, job.output
+    return source, Path(job.output)
 
 
 def test_export_of_an_unfinished_job_has_the_columns(tmp_path: Path) -> None:
@@ -428,9 +428,9 @@ def test_an_input_that_changes_while_it_runs_is_not_mixed_up(tmp_path: Path) -> 
 
     with pytest.raises(InputError, match="changed since its rows were read"):
         packhorse.run(job, Editor())
-    assert not job.output.exists()
+    assert not Path(job.output).exists()
     packhorse.run(job)
-    assert objects(job.output)[0]["no"] == 2
+    assert objects(Path(job.output))[0]["no"] == 2
 
 
 def test_standard_input_keeps_its_columns(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def job(model: Path, rows: list[dict[str, Any]], **reading: Any) -> JobConfig:
 
 def outcomes(config: JobConfig) -> list[Any]:
     """Error codes, or numbers of prompt tokens."""
-    rows = map(json.loads, config.output.read_text().splitlines())
+    rows = map(json.loads, Path(config.output).read_text().splitlines())
     return [row["error"]["code"] if row.get("error") else row["prompt_tokens"] for row in rows]
 
 
@@ -184,7 +184,7 @@ def test_a_job_has_one_date(model_with: ModelWith, monkeypatch: pytest.MonkeyPat
     assert datetime.fromisoformat(date).year < 2031
     with pytest.raises(JobChangedError, match="date was"):
         run(job(model, rows, date="2031-01-01"))
-    config.output.unlink()
+    Path(config.output).unlink()
     shutil.rmtree(model.parent / "out.jsonl.packhorse")
     run(job(model, rows, date="2031-01-01"))
     assert outcomes(config)[0] > first

@@ -32,6 +32,7 @@ from packhorse.inputs import Source, detect_format, quoting_settings
 from packhorse.jobs.frame import JobContext, Pending, ProgressReporter, input_identity, run_job
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.manifest import RunReport
+from packhorse.storage.urls import public_name
 
 _NOT_TEXT = "the row holds messages; a classifier needs text: name its field with --text-column"
 
@@ -49,7 +50,7 @@ class ClassifyConfig:
 
     saved: Path = field(metadata={"help": "folder that packhorse assess has saved"})
     input: str = field(metadata=INPUT_OPTION)
-    output: Path = field(metadata=OUTPUT_OPTION)
+    output: Path | str = field(metadata=OUTPUT_OPTION)
     reading: InputConfig = field(default_factory=InputConfig)
     writing: OutputConfig = field(default_factory=OutputConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
@@ -92,7 +93,8 @@ class Labelling:
     def on_rows_registered(self, source: Source, journal: Journal) -> None:
         if detect_format(source) == "openai-batch":
             raise InputError(
-                f"{self._config.input} holds OpenAI batch lines, not texts to be labelled",
+                f"{public_name(self._config.input)} holds OpenAI batch lines, not texts to be "
+                "labelled",
                 "give the texts as CSV, Parquet, JSONL or text",
             )
         journal.set_meta("openai", None)
@@ -176,7 +178,9 @@ def _with_column(config: ClassifyConfig, card: Card) -> ClassifyConfig:
     """
     reading = config.reading
     named = reading.prompt_column is not None or reading.template is not None
-    has_columns = Path(config.input).suffix.lower() not in (".txt", "") and config.input != "-"
+    has_columns = (
+        Path(public_name(config.input)).suffix.lower() not in (".txt", "") and config.input != "-"
+    )
     if named or not has_columns or not card.text_column:
         return config
     writing = config.writing

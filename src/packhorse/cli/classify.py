@@ -59,8 +59,8 @@ def _summary(report: RunReport) -> str:
         lines.append(f"memory      {report.session['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     else:
         lines.append("nothing was left to label")
-    lines.append(f"output      {report.output}")
-    lines.append(f"manifest    {report.manifest}")
+    output, manifest = report.names
+    lines += [f"output      {output}", f"manifest    {manifest}"]
     return "\n".join(lines)
 
 

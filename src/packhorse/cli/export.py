@@ -10,10 +10,11 @@ from packhorse.config import OUTPUT_SUFFIXES, OutputConfig
 from packhorse.jobs.frame import export_journal
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.workspace import Workspace
+from packhorse.storage.urls import file_or_url
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="output file of the job")
+    parser.add_argument("output", metavar="OUTPUT", type=file_or_url, help="output file of the job")
     parser.add_argument(
         "--to",
         metavar="FILE",
@@ -25,12 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output: Path = arguments.output
+    workspace = Workspace.of(arguments.output)
+    output = workspace.output
     known = (each for each in OUTPUT_SUFFIXES if output.name.lower().endswith(each))
     length = len(max(known, key=len, default=""))
     stem, suffix = output.name[: len(output.name) - length], output.name[-length or None :]
     target = arguments.to or output.with_name(f"{stem}.partial{suffix if length else ''}")
-    with Journal(Workspace(output).journal, read_only=True) as journal:
+    with Journal(workspace.journal, read_only=True) as journal:
         counts = journal.counts()
         written = export_journal(journal, target, writing=options.read(arguments, OutputConfig))
     print(f"{target}: {written:,} rows, {counts.pending:,} of them pending")

@@ -12,11 +12,12 @@ from packhorse.cli.progress import reporter_for
 from packhorse.errors import Interrupted
 from packhorse.jobs.frame import ProgressReporter
 from packhorse.jobs.manifest import RunReport
+from packhorse.storage.urls import public_name
 
 
 def run_and_report(
     job: Callable[[ProgressReporter], RunReport],
-    output: Path,
+    output: Path | str,
     summary: Callable[[RunReport], str],
     *,
     json: bool,
@@ -36,7 +37,7 @@ def run_and_report(
     except Interrupted:
         print(
             f"packhorse: {done} rows are kept; run the same command again to continue, or see\n"
-            f"  packhorse status {shlex.quote(str(output))}",
+            f"  packhorse status {shlex.quote(public_name(output))}",
             file=sys.stderr,
         )
         raise

@@ -68,7 +68,8 @@ def _run_each(config: JobConfig, arguments: argparse.Namespace) -> int:
     from packhorse.jobs.run_rows import run_each
 
     failed, unread, reports = 0, 0, []
-    jobs = run_each(config, config.output, arguments.output_suffix, reporter_for(sys.stderr))
+    suffix = arguments.output_suffix
+    jobs = run_each(config, arguments.output_dir, suffix, reporter_for(sys.stderr))
     for output, outcome in jobs:
         if isinstance(outcome, InputError):
             unread += 1

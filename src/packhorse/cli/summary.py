@@ -18,8 +18,8 @@ def run_summary(report: RunReport) -> str:
         lines += _session_lines(report.session, report.resolved)
     else:
         lines.append("nothing was left to run")
-    lines.append(f"output      {report.output}")
-    lines.append(f"manifest    {report.manifest}")
+    output, manifest = report.names
+    lines += [f"output      {output}", f"manifest    {manifest}"]
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ from packhorse.jobs.manifest import compute_format
 from packhorse.models import prepare_embedding_model
 from packhorse.profiling.run_metrics import BUSY
 from packhorse.reports.progress import StageReporter
+from packhorse.storage.urls import public_name
 from packhorse.techniques.grid import Combination, engine_config
 from packhorse.tokenization import Refusal, Tokenizer
 
@@ -123,7 +124,7 @@ class TrialEvaluator:
             flags=tuple(self._flags(runs, report)) if report else (),
             command=combination.command(
                 self.config.model,
-                self.config.input,
+                public_name(self.config.input),
                 SamplingParams(max_new_tokens=self.config.max_new_tokens),
                 self.config.reading,
                 allow_pickle=self.config.allow_pickle,

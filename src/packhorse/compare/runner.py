@@ -33,6 +33,8 @@ from packhorse.profiling.hardware import machine
 from packhorse.reports.progress import StageReporter
 from packhorse.storage.atomic_files import make_folder
 from packhorse.storage.json_files import read_object
+from packhorse.storage.remote_files import local_input
+from packhorse.storage.urls import public_name
 from packhorse.techniques.calibrations import calibrated_in_child_process
 from packhorse.techniques.grid import (
     REFERENCE_BATCHING,
@@ -94,14 +96,15 @@ def compare(config: CompareConfig, observer: StageReporter) -> Comparison:
     if config.embeddings is not None:
         read_layout(prepare_embedding_model(config.embeddings, observer.stage))
     runs = make_folder(config.output / "runs")
-    sample = take_sample(
-        Path(config.input),
-        for_model(config.reading, config.model),
-        config.sample,
-        runs / "sample.jsonl",
-        config.labels,
-        observer.stage,
-    )
+    with local_input(config.input, observer.stage) as source:
+        sample = take_sample(
+            source,
+            for_model(config.reading, config.model),
+            config.sample,
+            runs / "sample.jsonl",
+            config.labels,
+            observer.stage,
+        )
     date = _bind(config, sample, runs / "plan.json")
     observer.stage(
         f"{len(sample.requests)} of {sample.total} rows, {len(grid)} techniques, "
@@ -300,7 +303,7 @@ def _sample_facts(
     config: CompareConfig, sample: Sample, evaluator: TrialEvaluator
 ) -> dict[str, Any]:
     return {
-        "input": config.input,
+        "input": public_name(config.input),
         "rows": len(sample.requests),
         "rows_in_input": sample.total,
         "skipped": sample.skipped,

@@ -29,9 +29,11 @@ from packhorse.estimate.predict import Prediction, Setting, interval, relative_e
 from packhorse.estimate.survey import survey
 from packhorse.inference.deduplication import distinct
 from packhorse.inference.model import check_decoding, load_prepared, prepare_for
-from packhorse.inputs import detect_format, find_files, for_model, read_rows
+from packhorse.inputs import Source, detect_format, find_files, for_model, read_rows
 from packhorse.jobs.frame import date_of
 from packhorse.models import PreparedModel
+from packhorse.storage.remote_files import local_input
+from packhorse.storage.urls import is_url, public_name
 from packhorse.techniques.calibrations import calibrated_in_child_process
 from packhorse.techniques.grid import Combination, combinations, engine_config
 from packhorse.tokenization import Tokenizer
@@ -122,7 +124,17 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
         ModelError: The model cannot be found or prepared.
         EngineError: No technique can be calibrated.
     """
-    _check(config)  # report input errors before minutes of calibration
+    if config.input == "-":
+        raise InputError("plan cannot read standard input", "save it to a file first")
+    if not is_url(config.input):
+        return _estimate(config, find_files([config.input]), report)
+    with local_input(config.input, report) as source:
+        return _estimate(config, source, report)
+
+
+def _estimate(config: EstimateConfig, source: Source, report: Callable[[str], None]) -> JobEstimate:
+    """Predict the job for the rows of `source`."""
+    _check(config, source)  # report input errors before minutes of calibration
     grid = combinations(
         config.engines,
         config.quantizations,
@@ -135,7 +147,7 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
     policy = CONTINUOUS if fastest.calibration.capabilities.max_num_seqs else PLANNED
     batching = replace(config.batching, policy=policy)
     with load_prepared(fastest.prepared, fastest.engine, batching) as model:
-        report(f"reading {config.input}")
+        report(f"reading {public_name(config.input)}")
         model.date = date_of(config.reading.date)
         tokenizer = Tokenizer(
             model.codec,
@@ -145,7 +157,6 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
             prompts=config.reading.prompts,
         )
         tokenizer.check_options(report)
-        source = find_files([config.input])
         is_openai = detect_format(source) == "openai-batch"
         if not is_openai and not config.reading.prompts.raw_prompts:
             tokenizer.check()
@@ -169,7 +180,7 @@ def estimate(config: EstimateConfig, report: Callable[[str], None]) -> JobEstima
     share = pilot.reasoning_share
     return JobEstimate(
         model=config.model,
-        input=config.input,
+        input=public_name(config.input),
         rows=found.rows,
         unusable_rows=found.unusable,
         equal_rows=round(found.scale * (len(found.prompts) - len(running))),
@@ -194,15 +205,13 @@ def choose_recommended(
     return next(iter(lossless or serving), None)
 
 
-def _check(config: EstimateConfig) -> None:
+def _check(config: EstimateConfig, source: Source) -> None:
     check_decoding(config.decoding)
     if config.max_hours is not None and config.max_hours <= 0:
         raise ConfigError(
             f"max_hours must be above 0, got {config.max_hours}", "give a number of hours, e.g. 2.5"
         )
-    if config.input == "-":
-        raise InputError("plan cannot read standard input", "save it to a file first")
-    read_rows(find_files([config.input]), config.reading)
+    read_rows(source, config.reading)
 
 
 def _candidates(
@@ -285,7 +294,7 @@ def _predict(
         peak_memory_bytes=calibration.loaded_bytes + expected.peak_bytes,
         command=technique.command(
             config.model,
-            config.input,
+            public_name(config.input),
             config.decoding,
             config.reading,
             allow_pickle=config.allow_pickle,

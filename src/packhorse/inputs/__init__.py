@@ -41,6 +41,7 @@ from packhorse.openai_format.row_errors import RowError, format_value
 from packhorse.openai_format.row_options import describe_ambiguity
 from packhorse.storage.atomic_files import is_there
 from packhorse.storage.compressed_files import compression_named, content_suffix, open_content
+from packhorse.storage.urls import public_name, reject_merged_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -342,7 +343,7 @@ def for_model(config: InputConfig, model: str) -> InputConfig:
 
 def quoting_settings(source: str, config: InputConfig) -> dict[str, Any]:
     """Return the quoting of a CSV or TSV input, for the journal; {} for other formats."""
-    path = Path(source)
+    path = Path(public_name(source))
     if content_suffix(path) not in FORMATS["csv"].suffixes:
         return {}
     return {"csv_quoting": "minimal" if allows_quotes(path, config.csv_quoting) else "none"}
@@ -442,6 +443,7 @@ def _check_unicode(config: InputConfig) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.exists():
+        reject_merged_url(path)
         raise InputError(f"{path} does not exist", "check the path of the input")
     if path.is_dir():
         raise InputError(f"{path} is a folder", "name the file inside it")

@@ -17,7 +17,10 @@ from packhorse.inputs import InputFiles, Source, detect_format, files_of, format
 from packhorse.inputs.foreign_content import input_name
 from packhorse.inputs.kept import KeptColumns, select_columns
 from packhorse.jobs.journal import Journal
+from packhorse.jobs.workspace import DOWNLOADS
 from packhorse.outputs import TEXT
+from packhorse.storage.remote_files import copy_of
+from packhorse.storage.urls import is_url
 
 NAME = "output"
 """Name of the journal's entry about the columns of the output."""
@@ -99,9 +102,9 @@ def stored_columns(
         )
     digest, files = stored["kept"].pop("digest"), stored["kept"].pop("files")
     names = stored["kept"].pop("names")
-    spooled = journal.path.parent / "input.stdin"
-    source = InputFiles(tuple(spooled if name == "-" else Path(name) for name in files))
-    kept = KeptColumns(source.paths, None if names is None else tuple(names), **stored["kept"])
+    paths = tuple(_source(journal.path.parent, name) for name in files)
+    source = InputFiles(paths)
+    kept = KeptColumns(paths, None if names is None else tuple(names), **stored["kept"])
     _check_digest(kept, digest)
     if keep != "auto":
         reading = InputConfig(
@@ -112,6 +115,13 @@ def stored_columns(
         assert writing is not None
         return select_columns(source, reading, writing), stored["output_column"]
     return kept, stored["output_column"]
+
+
+def _source(folder: Path, name: str) -> Path:
+    """Return the file that a journal's folder or the file system has of an input."""
+    if name == "-":
+        return folder / "input.stdin"
+    return copy_of(name, folder / DOWNLOADS) if is_url(name) else Path(name)
 
 
 def _check_digest(kept: KeptColumns, digest: str) -> None:

@@ -7,7 +7,7 @@ them (`packhorse classify`). Input, output, journal, resuming, interruption and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -39,6 +39,8 @@ from packhorse.outputs import (
     write_output,
 )
 from packhorse.profiling.run_metrics import Meter
+from packhorse.storage.remote_files import check_url, copy_of, download, named_by_url
+from packhorse.storage.urls import is_url, public_name
 
 Exported = Literal["all", "completed", "failed"]
 
@@ -74,7 +76,7 @@ class Job(Protocol):
     @property
     def input(self) -> str: ...
     @property
-    def output(self) -> Path: ...
+    def output(self) -> Path | str: ...
     @property
     def reading(self) -> InputConfig: ...
     @property
@@ -140,19 +142,21 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
     """
     reporter = reporter or Silent()
     meter = Meter()
-    workspace = Workspace(job.output)
-    _check(job, workspace)
+    workspace = Workspace.of(job.output)
+    _check(job, workspace, reporter.stage)
     date_of(job.reading.date)
     with (
         workspace.held(),
         Journal(workspace.journal) as journal,
         SignalGuard(lambda: reporter.stage(_STOPPING), journal.commit) as interruption,
+        _named(job, workspace),
     ):
         journal.check(handler.settings())
         with meter.stage("read"):
             with interruption.raising():
-                source = _source(job, workspace)
-            reporter.stage(f"reading {source if isinstance(source, InputFiles) else job.input}")
+                source = _source(job, workspace, reporter.stage)
+            several = isinstance(source, InputFiles)
+            reporter.stage(f"reading {source if several else public_name(job.input)}")
             columns = ChosenColumns(
                 source, _names(job, source), job.reading, job.writing, reporter.stage
             )
@@ -181,7 +185,10 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
             )
             resolved = handler.run(pending, journal, context)
         interruption.check()
-        return _finish(job, workspace, source, journal, handler, resolved, meter)
+        report = _finish(job, workspace, source, journal, handler, resolved, meter)
+        with interruption.raising():
+            workspace.upload(reporter.stage)
+        return report
 
 
 def date_of(text: str | None) -> datetime:
@@ -243,12 +250,13 @@ def _finish(
             "run the same command again: only those rows are run",
         )
     with meter.stage("export"):
-        written = export_journal(journal, job.output)
+        written = export_journal(journal, workspace.output)
     assert written == counts.rows
     session = meter.to_json() if resolved else None
     report = RunReport(
-        output=job.output,
+        output=workspace.output,
         manifest=workspace.manifest,
+        url=None if workspace.url is None else public_name(workspace.url),
         counts=counts,
         model=handler.identity(),
         resolved=resolved,
@@ -311,20 +319,27 @@ def export_journal(
 
 def input_identity(source: str) -> str:
     """Return the name of an input in a job's settings, independent of the working directory."""
-    return source if source == "-" else str(Path(source).absolute())
+    return public_name(source) if source == "-" or is_url(source) else str(Path(source).absolute())
 
 
-def _check(job: Job, workspace: Workspace) -> None:
+def _check(job: Job, workspace: Workspace, report: Callable[[str], None]) -> None:
     """Check the job's files and columns before anything is read."""
     check_output_column(job.writing.output_column)
     names = input_names(job)
-    if len(names) > 1 and "-" in names:
-        raise ConfigError("standard input is one of several inputs", "name files, or - alone")
-    if names == ["-"]:
+    alone = [name for name in names if name == "-" or is_url(name)]
+    if alone and len(names) > 1:
+        what = "standard input" if alone[0] == "-" else f"the URL {public_name(alone[0])}"
+        raise ConfigError(
+            f"{what} is one of several inputs", "name files, folders or patterns, or this alone"
+        )
+    if alone:
         workspace.check(job.input)
-        return
-    for path in files_of(find_files(names)):
-        workspace.check(str(path))
+        if is_url(job.input):
+            check_url(job.input)
+    else:
+        for path in files_of(find_files(names)):
+            workspace.check(str(path))
+    workspace.check_target(report)
 
 
 def input_names(job: Job) -> list[str]:
@@ -332,13 +347,24 @@ def input_names(job: Job) -> list[str]:
     return [job.input, *getattr(job, "more_inputs", ())]
 
 
-def _source(job: Job, workspace: Workspace) -> Source:
+def _source(job: Job, workspace: Workspace, report: Callable[[str], None]) -> Source:
+    if is_url(job.input):
+        return download(job.input, workspace.downloads, report)
     return workspace.spool_standard_input() if job.input == "-" else find_files(input_names(job))
 
 
 def _names(job: Job, source: Source) -> list[str]:
     """Return the files of a source as the journal names them."""
-    return ["-"] if job.input == "-" else [str(path.absolute()) for path in files_of(source)]
+    if job.input == "-" or is_url(job.input):
+        return [input_identity(job.input)]
+    return [str(path.absolute()) for path in files_of(source)]
+
+
+def _named(job: Job, workspace: Workspace) -> AbstractContextManager[None]:
+    """Let errors name the URL of a remote input."""
+    if not is_url(job.input):
+        return nullcontext()
+    return named_by_url(copy_of(job.input, workspace.downloads), job.input)
 
 
 _STOPPING = "stopping: finishing rows in flight; press Ctrl-C again to stop at once"

@@ -14,6 +14,8 @@ from packhorse.inputs import Source, files_of
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.models import PreparedModel
 from packhorse.models.cache import library_versions
+from packhorse.storage.remote_files import version_of_copy
+from packhorse.storage.urls import is_url, public_name
 
 MANIFEST_FORMAT = 1
 
@@ -26,6 +28,7 @@ class RunReport:
         counts: All rows of the input by state.
         resolved: What "auto" was resolved to; None if there was nothing left to do.
         session: Metrics of this process, see `Meter.to_json`; None if there was nothing left to do.
+        url: Where the output was uploaded to, without secrets.
     """
 
     output: Path
@@ -34,10 +37,19 @@ class RunReport:
     model: dict[str, Any]
     resolved: dict[str, Any] | None
     session: dict[str, Any] | None
+    url: str | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Where output and manifest are: paths, or URLs."""
+        if self.url is None:
+            return str(self.output), str(self.manifest)
+        return self.url, f"{self.url}.manifest.json"
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
-        document["output"], document["manifest"] = str(self.output), str(self.manifest)
+        del document["url"]
+        document["output"], document["manifest"] = self.names
         document["counts"]["pending"] = self.counts.pending
         return document
 
@@ -111,18 +123,25 @@ def manifest(config: Any, source: Source, journal: Journal, report: RunReport) -
     return {
         "format": MANIFEST_FORMAT,
         **report.to_json(),
-        "input": {"path": config.input, **_sizes(source)},
+        "input": _input(config.input, source),
         "settings": journal.meta("settings"),
-        "config": _jsonable(asdict(config)),
+        "config": {
+            **_jsonable(asdict(config)),
+            "input": public_name(config.input),
+            "output": public_name(config.output),
+        },
         "sessions": journal.sessions(),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "processor": platform.processor()},
     }
 
 
-def _sizes(source: Source) -> dict[str, Any]:
+def _input(name: str, source: Source) -> dict[str, Any]:
     sizes = {str(path): path.stat().st_size for path in files_of(source)}
-    return {"bytes": sum(sizes.values())} | ({"files": sizes} if len(sizes) > 1 else {})
+    document: dict[str, Any] = {"path": public_name(name), "bytes": sum(sizes.values())}
+    if is_url(name):
+        document["version"] = version_of_copy(files_of(source)[0])
+    return document | ({"files": sizes} if len(sizes) > 1 else {})
 
 
 def versions() -> dict[str, str]:

@@ -50,12 +50,14 @@ from packhorse.jobs.frame import (
 )
 from packhorse.jobs.journal import Journal
 from packhorse.jobs.manifest import RunReport, model_identity, plan_line, resolved_settings
+from packhorse.jobs.workspace import Workspace
 from packhorse.models import PreparedModel, resolve_quantization
 from packhorse.outputs import check_openai_output
 from packhorse.params.prompt_options import prompt_settings
 from packhorse.params.structured_output import property_types
 from packhorse.profiling.run_metrics import Meter
 from packhorse.storage.compressed_files import compression_named
+from packhorse.storage.urls import is_url
 from packhorse.tokenization import Codec, SpecialTextNotice, Tokenizer
 
 _NOTED_OPTIONS = frozenset({"top_log_probs", "prompt_log_probs", "n"})
@@ -180,7 +182,7 @@ class Generation:
     def on_rows_registered(self, source: Source, journal: Journal) -> None:
         is_openai = detect_format(source) == "openai-batch"
         if is_openai:
-            check_openai_output(self._config.output)
+            check_openai_output(Workspace.of(self._config.output).output)
         journal.set_meta("openai", {"model": self._config.model} if is_openai else None)
         self._started_with = (journal.meta("settings") or {}).get("engine", "")
 
@@ -304,7 +306,8 @@ def settings(config: JobConfig) -> dict[str, Any]:
     engine, messages_format = config.engine, config.reading.messages_format
     quantization = resolve_quantization(engine.quantization, engine.device, engine.engine)
     names = input_names(config)
-    first = names[0] if config.input == "-" else str(files_of(find_files(names))[0])
+    is_alone = config.input == "-" or is_url(config.input)
+    first = names[0] if is_alone else str(files_of(find_files(names))[0])
     more = {"more_inputs": [input_identity(name) for name in names[1:]]} if names[1:] else {}
     return {
         "input": input_identity(config.input),

@@ -6,6 +6,11 @@ results.jsonl.packhorse/        readable by its owner only: it contains prompts 
     journal.sqlite3             rows and results
     lock                        held while a run works (an advisory lock: the system releases it)
     input.stdin                 standard input, kept so that the job can be resumed without it
+    downloads/                  copies of remote inputs
+    uploaded.json               what was uploaded, if OUTPUT is a URL
+
+Of an output that is a URL, these files are in the current folder, under the name of the output with
+a digest of the URL; results.jsonl itself only until it is uploaded.
 """
 
 from __future__ import annotations
@@ -22,18 +27,43 @@ from pathlib import Path
 from packhorse.config import OUTPUT_SUFFIXES
 from packhorse.errors import BusyError, ConfigError, InputError, OutputError
 from packhorse.storage.atomic_files import hint_for, is_there
+from packhorse.storage.remote_files import check_target, check_url, upload, upload_once
+from packhorse.storage.retries import Report
+from packhorse.storage.urls import base_name, digest_of_url, is_url, public_name
 
 SQLITE_PATH_BYTES = 504
 """The longest path of a database that SQLite opens: MAX_PATHNAME of its os_unix.c, 512, less 8 for
 the names of files beside it."""
+DOWNLOADS = "downloads"
+"""Folder of copies of remote inputs, in the folder of a job."""
 _FILE = ("file", Path.is_file)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The paths of one output."""
+    """The paths of one output.
+
+    Attributes:
+        output: The output on this machine.
+        url: Where it is uploaded once it is finished, if anywhere.
+    """
 
     output: Path
+    url: str | None = None
+
+    @classmethod
+    def of(cls, output: Path | str) -> Workspace:
+        """Return the workspace of an output, a path or a URL."""
+        if not is_url(output):
+            return cls(Path(output))
+        url = str(output)
+        stem, dot, suffixes = base_name(url).partition(".")
+        return cls(Path(f"{stem}-{digest_of_url(url)}{dot}{suffixes}"), url)
+
+    @property
+    def name(self) -> str:
+        """The output in messages."""
+        return str(self.output) if self.url is None else public_name(self.url)
 
     @property
     def folder(self) -> Path:
@@ -55,6 +85,15 @@ class Workspace:
     def spooled_input(self) -> Path:
         return self.folder / "input.stdin"
 
+    @property
+    def downloads(self) -> Path:
+        return self.folder / DOWNLOADS
+
+    @property
+    def is_uploaded(self) -> bool:
+        """Whether the output is where it belongs: its local copy is removed after the upload."""
+        return self.url is None or not is_there(self.output)
+
     def check(self, source: str) -> None:
         """Refuse outputs that cannot be written or would overwrite files of another origin.
 
@@ -62,7 +101,7 @@ class Workspace:
         """
         if not self.output.name.lower().endswith(OUTPUT_SUFFIXES):
             raise ConfigError(
-                f"the output {self.output} has no known suffix",
+                f"the output {self.name} has no known suffix",
                 f"use one of {', '.join(OUTPUT_SUFFIXES)}",
             )
         if is_there(self.output) and self.output.is_dir():
@@ -76,13 +115,52 @@ class Workspace:
                     f"the folder {folder} cannot be written to", "choose another output"
                 )
         self._check_side_files()
-        if source != "-" and _same_file(Path(source), self.output):
+        if self._is_output(source):
             raise ConfigError("the output is the input", "name another output file")
         if is_there(self.output) and not is_there(self.journal):
             raise OutputError(
                 f"{self.output} exists and was not written by a job that can be resumed",
                 "remove it or name another output",
             )
+
+    def check_target(self, report: Report) -> None:
+        """Refuse a URL that cannot be written to, or a file there that no job here has written.
+
+        Raises ConfigError or OutputError.
+        """
+        if self.url is None:
+            return
+        check_url(self.url, is_output=True)
+        if not is_there(self.journal) and check_target(self.url, report):
+            raise OutputError(
+                f"{self.name} exists and was not written by a job that can be resumed here",
+                "remove it, name another output, or run the command in the folder where it began",
+            )
+
+    def upload(self, report: Report) -> None:
+        """Upload the finished output and its manifest to the URL, and remove the local output.
+
+        Raises OutputError; the local output is kept.
+        """
+        if self.url is None:
+            return
+        try:
+            upload_once(self.output, self.url, self.folder / "uploaded.json", report)
+            upload(self.manifest, f"{self.url}.manifest.json", report)
+        except OutputError as error:
+            raise OutputError(
+                f"{error}; the finished output is {self.output.absolute()}",
+                f"{error.hint}; the same command only uploads it",
+            ) from error
+        self.output.unlink()
+
+    def _is_output(self, source: str) -> bool:
+        """Return whether an input is the output."""
+        if source == "-":
+            return False
+        if is_url(source) or self.url is not None:
+            return is_url(source) and source == self.url
+        return _same_file(Path(source), self.output)
 
     def _check_side_files(self) -> None:
         """Raise OutputError if manifest and journal cannot be written beside the output."""
@@ -128,7 +206,7 @@ class Workspace:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise BusyError(
-                f"another run is writing {self.output}", "wait for it, or name another output"
+                f"another run is writing {self.name}", "wait for it, or name another output"
             ) from None
         except OSError as error:
             raise OutputError(
