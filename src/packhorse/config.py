@@ -60,7 +60,8 @@ INPUT_OPTION = {
 OUTPUT_OPTION = {
     "flags": ("-o", "--output"),
     "metavar": "OUTPUT",
-    "help": "write results to this .jsonl, .csv or .parquet file, or upload them to this URL",
+    "help": "write results to this .jsonl, .csv or .parquet file, upload them to this URL, or "
+    "write rows to standard output as they finish (-)",
     "type": file_or_url,
 }
 ENGINES_OPTION = {"metavar": "LIST", "help": "engines to try, with commas between them"}
@@ -327,12 +328,13 @@ class JobConfig:
         input: A .jsonl, .csv, .tsv, .parquet or .txt file, its URL, a folder of such files, a
             pattern like "data/*.csv", or "-" for standard input (JSONL or text).
         output: A .jsonl, .csv or .parquet file; its journal is in OUTPUT.packhorse/ beside it. Or
-            its URL; the journal is then in the current folder.
+            its URL; the journal is then in the current folder. "-" is standard output.
         retry_failed: Run rows again that failed in an earlier run.
         allow_pickle: Accept PyTorch .bin weights (read with weights_only) if there is no
             safetensors file.
         warmup_rows: Rows run once, unrecorded, before timing starts (for measurements).
         more_inputs: Further inputs of the same format, read after the first.
+        ordered: Write rows to standard output in the order of the input, not as they finish.
     """
 
     model: str = field(metadata=MODEL_OPTION)
@@ -353,3 +355,6 @@ class JobConfig:
         },
     )
     more_inputs: tuple[str, ...] = ()
+    ordered: bool = field(
+        default=False, metadata={"help": "with -o -: write rows in the order of the input"}
+    )

@@ -60,7 +60,7 @@ def _summary(report: RunReport) -> str:
     else:
         lines.append("nothing was left to label")
     output, manifest = report.names
-    lines += [f"output      {output}", f"manifest    {manifest}"]
+    lines += [f"output      {output}"] + [f"manifest    {manifest}"] * bool(manifest)
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from packhorse.errors import ConfigError, InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    names = ("model", "input", "output", "retry_failed", "warmup_rows")
+    names = ("model", "input", "output", "ordered", "retry_failed", "warmup_rows")
     options.add(parser, JobConfig, *names, output={"required": False})
     parser.add_argument(
         "more_inputs",

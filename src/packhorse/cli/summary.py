@@ -19,7 +19,7 @@ def run_summary(report: RunReport) -> str:
     else:
         lines.append("nothing was left to run")
     output, manifest = report.names
-    lines += [f"output      {output}", f"manifest    {manifest}"]
+    lines += [f"output      {output}"] + [f"manifest    {manifest}"] * bool(manifest)
     return "\n".join(lines)
 
 

@@ -6,6 +6,8 @@ them (`packhorse classify`). Input, output, journal, resuming, interruption and 
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,10 +32,10 @@ from packhorse.jobs.columns import NAME, ChosenColumns, stored_columns
 from packhorse.jobs.journal import Counts, Journal
 from packhorse.jobs.manifest import RunReport, manifest
 from packhorse.jobs.signals import SignalGuard
+from packhorse.jobs.streamed_rows import StreamedRows, row_of
 from packhorse.jobs.workspace import Workspace
 from packhorse.outputs import (
     OpenAIOutput,
-    OutputRow,
     check_output_column,
     write_json,
     write_output,
@@ -142,7 +144,18 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
     """
     reporter = reporter or Silent()
     meter = Meter()
-    workspace = Workspace.of(job.output)
+    is_streamed = str(job.output) == "-"
+    settings = json.dumps([input_names(job), handler.settings()], default=str)
+    workspace = Workspace.streamed(settings) if is_streamed else Workspace.of(job.output)
+    report = _run_job(job, handler, reporter, meter, workspace)
+    if is_streamed:
+        workspace.remove()
+    return report
+
+
+def _run_job(
+    job: Job, handler: JobHandler, reporter: ProgressReporter, meter: Meter, workspace: Workspace
+) -> RunReport:
     _check(job, workspace, reporter.stage)
     date_of(job.reading.date)
     with (
@@ -177,7 +190,12 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
         journal.store_settings({**identity, **handler.settings(), **dated})
         if job.retry_failed:
             journal.delete_failures()
-        resolved = None
+        resolved = streamed = None
+        if workspace.is_streamed:
+            is_ordered = getattr(job, "ordered", False)
+            streamed = StreamedRows(sys.stdout.buffer, journal, is_ordered=is_ordered)
+            streamed.begin()
+            journal.on_record = streamed.row_finished
         if len(journal.pending_positions()):
             pending = partial(_pending, source, job, journal)
             context = JobContext(
@@ -185,7 +203,7 @@ def run_job(job: Job, handler: JobHandler, reporter: ProgressReporter | None = N
             )
             resolved = handler.run(pending, journal, context)
         interruption.check()
-        report = _finish(job, workspace, source, journal, handler, resolved, meter)
+        report = _finish(job, workspace, source, journal, handler, resolved, meter, streamed)
         with interruption.raising():
             workspace.upload(reporter.stage)
         return report
@@ -241,6 +259,7 @@ def _finish(
     handler: JobHandler,
     resolved: dict[str, Any] | None,
     meter: Meter,
+    streamed: StreamedRows | None,
 ) -> RunReport:
     """Write the output and its manifest, each atomically."""
     counts = journal.counts()
@@ -249,20 +268,25 @@ def _finish(
             f"{counts.pending} rows have no result: the input changed while it was read",
             "run the same command again: only those rows are run",
         )
-    with meter.stage("export"):
-        written = export_journal(journal, workspace.output)
+    if streamed is None:
+        with meter.stage("export"):
+            written = export_journal(journal, workspace.output)
+    else:
+        written = streamed.num_written
     assert written == counts.rows
     session = meter.to_json() if resolved else None
     report = RunReport(
         output=workspace.output,
         manifest=workspace.manifest,
         url=None if workspace.url is None else public_name(workspace.url),
+        is_streamed=workspace.is_streamed,
         counts=counts,
         model=handler.identity(),
         resolved=resolved,
         session=session,
     )
-    write_json(workspace.manifest, manifest(job, source, journal, report))
+    if streamed is None:
+        write_json(workspace.manifest, manifest(job, source, journal, report))
     return report
 
 
@@ -288,19 +312,7 @@ def export_journal(
     openai = journal.meta("openai")
     shape = OpenAIOutput(model=openai["model"], created=0) if openai else None
     rows = (
-        OutputRow(
-            id=record.id,
-            text=record.text,
-            finish_reason=record.finish_reason,
-            prompt_tokens=record.prompt_tokens,
-            completion_tokens=record.completion_tokens,
-            error_code=record.error_code or (None if record.finish_reason else "pending"),
-            error_message=record.error_message
-            or (None if record.finish_reason else "this row has not run yet"),
-            line=record.line,
-            chat=record.chat,
-            **(record.note or {}),
-        )
+        row_of(record)
         for record in journal.records()
         if which == "all" or (record.finish_reason if which == "completed" else record.error_code)
     )

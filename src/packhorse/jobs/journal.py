@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ from packhorse.storage.sqlite_store import SQLiteStore, damaged
 
 __all__ = ["Counts", "Journal", "Record"]
 
+_RECORDS = (
+    "SELECT rows.*, results.*"
+    " FROM rows LEFT JOIN results ON results.key = rows.key AND rows.error_code IS NULL"
+)
 _NAMED_ROWS = 5
 """Maximum number of damaged rows that a message names; of more it gives the number."""
 
@@ -47,6 +51,7 @@ class Journal:
         self._path = path
         self._unit = "line"
         self._columns: list[str] | None = None
+        self.on_record: Callable[[int], None] = lambda position: None
         if read_only:
             _check_readable(path)
         self._database = SQLiteStore(path, SCHEMA, read_only=read_only)
@@ -226,6 +231,7 @@ class Journal:
         if note:
             self.add_columns(each for name in note for each in NOTE_COLUMNS.get(name, ()))
         self._store_result((*values, None if note is None else json.dumps(note)))
+        self.on_record(outcome.index)
 
     @property
     def columns(self) -> list[str]:
@@ -335,11 +341,7 @@ class Journal:
 
         Damaged rows are left out, and OutputError is raised at the end.
         """
-        found = self._database.select(
-            "SELECT rows.*, results.*"
-            " FROM rows LEFT JOIN results ON results.key = rows.key AND rows.error_code IS NULL"
-            " ORDER BY position"
-        )
+        found = self._database.select(f"{_RECORDS} ORDER BY position")
         number, unsound = 0, []
         for number, values in enumerate(found, 1):
             row, result = values[:9], values[9:]
@@ -357,6 +359,17 @@ class Journal:
                 "run the job's command again: these rows are computed again, the others kept",
             )
         self._check_number(number)
+
+    def record_at(self, position: int) -> Record | None:
+        """Return the row at a place of the input, from 0; None if it is damaged or not there."""
+        with self._database.held() as connection:
+            query = f"{_RECORDS} WHERE rows.position = ?"
+            values = connection.execute(query, (position,)).fetchone()
+        if values is None or not is_sound(values[:9]):
+            return None
+        result = values[9:]
+        is_result_sound = result[0] is None or is_sound(result)
+        return record_of(values[:9], result) if is_result_sound else None
 
     def add_session(self, figures: dict[str, Any]) -> None:
         with self._database.transaction() as connection:

@@ -29,6 +29,7 @@ class RunReport:
         resolved: What "auto" was resolved to; None if there was nothing left to do.
         session: Metrics of this process, see `Meter.to_json`; None if there was nothing left to do.
         url: Where the output was uploaded to, without secrets.
+        is_streamed: Whether the rows went to standard output; there is no manifest then.
     """
 
     output: Path
@@ -38,17 +39,20 @@ class RunReport:
     resolved: dict[str, Any] | None
     session: dict[str, Any] | None
     url: str | None = None
+    is_streamed: bool = False
 
     @property
     def names(self) -> tuple[str, str]:
-        """Where output and manifest are: paths, or URLs."""
+        """Where output and manifest are: paths, or URLs; "-" and "" of standard output."""
+        if self.is_streamed:
+            return "-", ""
         if self.url is None:
             return str(self.output), str(self.manifest)
         return self.url, f"{self.url}.manifest.json"
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
-        del document["url"]
+        del document["url"], document["is_streamed"]
         document["output"], document["manifest"] = self.names
         document["counts"]["pending"] = self.counts.pending
         return document

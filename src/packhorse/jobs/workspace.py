@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from packhorse.config import OUTPUT_SUFFIXES
@@ -46,10 +47,12 @@ class Workspace:
     Attributes:
         output: The output on this machine.
         url: Where it is uploaded once it is finished, if anywhere.
+        is_streamed: Whether rows go to standard output and there is no output file.
     """
 
     output: Path
     url: str | None = None
+    is_streamed: bool = False
 
     @classmethod
     def of(cls, output: Path | str) -> Workspace:
@@ -59,6 +62,19 @@ class Workspace:
         url = str(output)
         stem, dot, suffixes = base_name(url).partition(".")
         return cls(Path(f"{stem}-{digest_of_url(url)}{dot}{suffixes}"), url)
+
+    @classmethod
+    def streamed(cls, settings: str) -> Workspace:
+        """Return the workspace of a job whose rows go to standard output.
+
+        It is in the current folder, the same for the same settings.
+        """
+        digest = blake2b(settings.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+        return cls(Path(f"stdout-{digest}.jsonl"), is_streamed=True)
+
+    def remove(self) -> None:
+        """Remove the journal of a job whose rows have all been written to standard output."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def name(self) -> str:

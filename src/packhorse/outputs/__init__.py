@@ -180,7 +180,7 @@ def check_openai_output(path: Path) -> None:
     Raises:
         ConfigError: If `path` does not end in .jsonl.
     """
-    if output_format(path) != "jsonl":
+    if str(path) != "-" and output_format(path) != "jsonl":
         raise ConfigError(
             f"OpenAI batch output is JSONL, but the output is {path}", "end it in .jsonl"
         )
@@ -237,11 +237,7 @@ def write_output(
 
 
 def _write_jsonl(file: IO[bytes], rows: Iterable[OutputRow], columns: Columns) -> int:
-    attributes = {
-        name: attribute
-        for name, attribute in columns.results.items()
-        if name != "id" and not attribute.startswith("error_")
-    }
+    attributes = _json_attributes(columns)
     pairs = _with_kept(rows, columns.kept)
     return _write_lines(file, (_jsonl_line(*pair, columns, attributes) for pair in pairs), "id")
 
@@ -271,6 +267,26 @@ def _jsonl_line(
         values = row.parsed or {}
         document |= {name: values.get(key) for name, (key, _) in columns.properties.items()}
     return document
+
+
+def row_as_json(row: OutputRow, kept: Mapping[str, Any], columns: Columns) -> bytes:
+    """Return a row as one line of JSONL.
+
+    Args:
+        row: The row.
+        kept: Values of its kept columns.
+        columns: Columns of the output.
+    """
+    document = _jsonl_line(row, kept, columns, _json_attributes(columns))
+    return json_row(document, exact=isinstance(row.id, NumberId))
+
+
+def _json_attributes(columns: Columns) -> dict[str, str]:
+    return {
+        name: attribute
+        for name, attribute in columns.results.items()
+        if name != "id" and not attribute.startswith("error_")
+    }
 
 
 def _openai_line(row: OutputRow, openai: OpenAIOutput) -> dict[str, Any]:
