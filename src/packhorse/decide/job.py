@@ -88,6 +88,8 @@ class DecideConfig:
     labels: Path | None = field(
         default=None,
         metadata={
+            "flags": ("--labelled",),
+            "metavar": "FILE",
             "help": "file of rows with right answers, in columns named as the questions: fits a "
             "temperature per question and reports accuracy, Brier score and calibration error",
             "default": "none",
