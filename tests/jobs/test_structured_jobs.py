@@ -205,3 +205,47 @@ def test_a_structured_output_begins_after_the_reasoning(
     for row in lines_of(tmp_path / "out.jsonl"):
         assert row["text"] in ("yes", "no"), row
         assert bool(row["reasoning_tokens"]) == opens or not opens
+
+
+def test_a_batch_file_with_tools_reasoning_and_response_format(job: JobConfig) -> None:
+    """As written for OpenAI; the tiny model has no tags of reasoning and calls no tool."""
+    message = {"role": "user", "content": "row 1"}
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    schema = {"name": "person", "strict": True, "schema": SCHEMA}
+    bodies: list[dict[str, Any]] = [
+        {"response_format": {"type": "json_schema", "json_schema": schema}, "max_tokens": 150},
+        {"response_format": {"type": "json_object"}, "max_completion_tokens": 60},
+        {"tools": [tool], "tool_choice": "auto", "max_tokens": 5},
+        {"reasoning_effort": "low", "max_tokens": 5},
+        {"response_format": {"type": "text"}, "max_tokens": 5},
+    ]
+    lines = [
+        {
+            "custom_id": f"r{n}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {
+                "model": "gpt-4o-mini",
+                "messages": [message],
+                "temperature": 1,
+                "seed": 5,
+                **body,
+            },
+        }
+        for n, body in enumerate(bodies)
+    ]
+    Path(job.input).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reading = InputConfig(served_model_name=("gpt-4o-mini",))
+    packhorse.run(replace(job, decoding=SamplingParams(max_new_tokens=9), reading=reading))
+    found = {row["custom_id"]: row for row in lines_of(Path(job.output))}
+    choices = {}
+    for name, row in found.items():
+        if row["error"] is None:
+            (choices[name],) = row["response"]["body"]["choices"]
+    assert set(choices) == {"r0", "r1", "r4"}
+    assert found["r2"]["error"]["code"] == "chat_template"  # it leaves out the tool
+    assert found["r3"]["error"]["code"] == "unsupported_option"
+    for name in ("r0", "r1"):
+        if choices[name]["finish_reason"] == "stop":
+            value = json.loads(choices[name]["message"]["content"])
+            jsonschema.validate(value, SCHEMA if name == "r0" else {"type": "object"})
