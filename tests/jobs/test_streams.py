@@ -85,6 +85,13 @@ SLOW = {
         ],
         writes="new.report/report.md",
     ),
+    "decide": Case(
+        [
+            "decide", "x", "in.jsonl", "--questions", "questions.jsonl", "-o", "new.jsonl",
+            "--engine", "fake",
+        ],
+        writes="new.jsonl",
+    ),
     "classify": Case(
         ["classify", "assessed/winner", "rows.csv", "-o", "new.jsonl"], writes="new.jsonl"
     ),
@@ -131,6 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished job and its input."""
     folder = tmp_path_factory.mktemp("streams")
     (folder / "in.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    (folder / "questions.jsonl").write_text('{"name": "q", "question": "One?"}\n')
     command = [sys.executable, "-m", "packhorse", "run", "x", "in.jsonl", "-o", "done.jsonl", *FAKE]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder

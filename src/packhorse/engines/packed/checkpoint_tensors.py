@@ -126,7 +126,7 @@ class CheckpointTensors:
         if part in ("query", "key"):
             weight, bias = self._in_head_order(weight), self._in_head_order(bias)
         if (scale := self._scale(part)) != 1:
-            weight, bias = weight * scale, bias * scale
+            weight, bias = weight.mul_(scale), bias.mul_(scale)
         return weight, bias
 
     def _name(self, part: str) -> str:
@@ -269,7 +269,7 @@ class RotatedTensors(CheckpointTensors):
     def _fold_norm_and_rotate(self, weight: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
         """Fold the norm before a projection into its weights [outputs, hidden], and rotate."""
         assert self._residual is not None
-        return self._residual.rotate_inputs(weight if norm is None else weight * norm[0])
+        return self._residual.rotate_inputs(weight if norm is None else weight.mul_(norm[0]))
 
     def _rotate_values(self, rows: Tensor) -> Tensor:
         """Rotate the outputs [heads x head size, ...] of the value projection within each head."""
