@@ -259,7 +259,7 @@ def test_a_job_goes_on_and_is_tied_to_its_questions(config: DecideConfig) -> Non
 
 @pytest.mark.slow
 def test_killed_and_continued(config: DecideConfig) -> None:
-    rows = [{"prompt": f"mail {n}"} for n in range(300)]
+    rows = [{"prompt": f"mail {n}"} for n in range(60)]
     write_lines(Path(config.input), rows)
     clean = config.output.with_name("clean.jsonl")
 
@@ -268,7 +268,7 @@ def test_killed_and_continued(config: DecideConfig) -> None:
         run = [sys.executable, "-m", "packhorse", "decide", "fake", config.input]
         return [*run, "-o", str(output), *asked]
 
-    environment = {**os.environ, "PACKHORSE_FAKE_SECONDS_PER_TOKEN": "0.05"}
+    environment = {**os.environ, "PACKHORSE_FAKE_SECONDS_PER_TOKEN": "0.02"}
     started = time.monotonic()
     subprocess.run(command(clean), check=True, capture_output=True, env=environment)
     seconds = time.monotonic() - started
